@@ -1,0 +1,50 @@
+"""Mask2Former instance segmentation on DINOv3 backbones, for COCO data.
+
+The public names below are loaded when they are first used, so that `import mask2former_dinov3` and the command line's
+`--help` load neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .evaluate import evaluate_coco
+    from .image_processing import Mask2FormerDinov3ImageProcessor
+    from .instances import Instances
+    from .model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+    from .predict import Predictor
+
+__all__ = [
+    "Instances",
+    "Mask2FormerDinov3Config",
+    "Mask2FormerDinov3ForInstanceSegmentation",
+    "Mask2FormerDinov3ImageProcessor",
+    "Predictor",
+    "evaluate_coco",
+]
+
+_MODULE_OF = {
+    "Instances": "instances",
+    "Mask2FormerDinov3Config": "model",
+    "Mask2FormerDinov3ForInstanceSegmentation": "model",
+    "Mask2FormerDinov3ImageProcessor": "image_processing",
+    "Predictor": "predict",
+    "evaluate_coco": "evaluate",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its module on first use (PEP 562)."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,165 @@
+"""Configuration of the network: everything its graph depends on, and nothing about the run that trains it."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+NECKS = ("pyramid", "plain", "none")
+BACKBONES = ("dinov3_vit", "dinov3_convnext", "swin")
+
+# Shapes of the DINOv3 ViTs (arXiv:2508.10104, table of the model family). `tiny` is ours: a ViT that a CPU trains.
+VIT_SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 3},
+    "smallplus": {
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "use_gated_mlp": True,
+        "hidden_act": "silu",
+    },
+    "large": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+}
+
+# What a preset changes in the head. The tiny ViT gets a head of its own size; the others the published one.
+HEAD_SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "hidden_dim": 128,
+        "feature_size": 128,
+        "mask_feature_size": 128,
+        "encoder_layers": 2,
+        "encoder_feedforward_dim": 512,
+        "decoder_layers": 5,
+        "dim_feedforward": 512,
+    },
+    "smallplus": {},
+    "large": {"num_queries": 200},
+}
+
+
+class Mask2FormerDinov3Config(PreTrainedConfig):
+    r"""
+    Field names are those of `transformers.Mask2FormerConfig` wherever the thing is the same.
+
+    Args:
+        backbone_config: transformers' `DINOv3ViTConfig`, `DINOv3ConvNextConfig` or `SwinConfig`, or its dict.
+        backbone_taps: four block numbers, counted from 1, whose outputs are tapped (ViT only); default: the quarters.
+        backbone_norm: the backbone's final norm on every tap, as in Meta's evaluation
+            (`get_intermediate_layers(norm=True)`); models of the original project need it off.
+        neck: "pyramid" (ViTDet, strides 4, 8, 16, 32), "plain" (all maps at stride 16) or "none" (the backbone is a
+            pyramid itself: Swin, ConvNeXt).
+        neck_channels: channels of the four maps that the neck gives; default 256 each, as in ViTDet.
+        category_ids: label -> category id of the data set the model was trained on; default 1..K.
+        backbone_source: where the backbone's weights came from (hub id or folder), None for random weights.
+        decoder_layers: as in Hugging Face's config: 10 are 9 layers and the initial prediction.
+
+    Raises ValueError, naming field, value and remedy, for what this architecture does not do.
+    """
+
+    model_type = "mask2former_dinov3"
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "backbone_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="dinov3_vit",
+            init_kwargs={**VIT_SHAPES["smallplus"], "num_register_tokens": 4, "pos_embed_rescale": None},
+        )
+    }
+    attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
+
+    backbone_config: Any = None  # a PreTrainedConfig once constructed
+    backbone_taps: Any = None  # a list of four once constructed, for a ViT
+    backbone_norm: bool = True
+    backbone_source: str | None = None
+    neck: str = "pyramid"
+    neck_channels: list[int] | tuple[int, ...] | None = None
+    category_ids: list[int] | tuple[int, ...] | None = None
+    feature_size: int = 256
+    mask_feature_size: int = 256
+    hidden_dim: int = 256
+    encoder_feedforward_dim: int = 1024
+    activation_function: str = "relu"
+    encoder_layers: int = 6
+    decoder_layers: int = 10
+    num_attention_heads: int = 8
+    dim_feedforward: int = 2048
+    enforce_input_projection: bool = False
+    num_queries: int = 100
+    no_object_weight: float = 0.1
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    train_num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_sample_ratio: float = 0.75
+    use_auxiliary_loss: bool = True
+    init_std: float = 0.02
+    init_xavier_std: float = 1.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        backbone = self.backbone_config
+        if isinstance(backbone, PreTrainedConfig) and backbone.model_type == "dinov3_vit":
+            if self.backbone_taps is None:
+                depth = backbone.num_hidden_layers
+                self.backbone_taps = [max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)]
+            if self.neck_channels is None:
+                self.neck_channels = [256] * 4
+        if self.category_ids is None:
+            self.category_ids = list(range(1, self.num_labels + 1))
+        self._check()
+
+    def _check(self) -> None:
+        model_type = getattr(self.backbone_config, "model_type", None)
+        if model_type not in BACKBONES:
+            raise ValueError(f"backbone_config: expected one of {', '.join(BACKBONES)}, got {model_type!r}")
+        if self.neck not in NECKS:
+            raise ValueError(f"neck: expected one of {', '.join(NECKS)}, got {self.neck!r}")
+        is_vit = model_type == "dinov3_vit"
+        if is_vit == (self.neck == "none"):
+            hint = "use pyramid or plain" if is_vit else "it is a pyramid itself: use none"
+            raise ValueError(f"neck: {self.neck!r} does not fit a backbone of type {model_type}; {hint}")
+        if is_vit:
+            self._check_vit()
+        if len(self.category_ids or ()) != self.num_labels:
+            raise ValueError(f"category_ids: expected {self.num_labels}, one per label, got {self.category_ids}")
+        for name in ("feature_size", "hidden_dim"):
+            if getattr(self, name) % 32 or getattr(self, name) % self.num_attention_heads:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} is not a multiple of 32 (group norm) "
+                    f"and of num_attention_heads={self.num_attention_heads}"
+                )
+        if self.decoder_layers < 1:
+            raise ValueError(f"decoder_layers: expected at least 1 (the initial prediction), got {self.decoder_layers}")
+
+    def _check_vit(self) -> None:
+        depth, taps = self.backbone_config.num_hidden_layers, list(self.backbone_taps or ())
+        if len(taps) != 4 or taps != sorted(taps) or not all(1 <= tap <= depth for tap in taps):
+            raise ValueError(f"backbone_taps: expected four rising block numbers in 1..{depth}, got {taps}")
+        if len(self.neck_channels or ()) != 4:
+            raise ValueError(f"neck_channels: expected four numbers, got {self.neck_channels}")
+        if self.backbone_config.patch_size not in (16, [16, 16], (16, 16)):
+            raise ValueError(f"backbone_config.patch_size: expected 16, got {self.backbone_config.patch_size}")
+        if self.neck == "pyramid" and self.backbone_config.hidden_size % 64:
+            raise ValueError(
+                f"backbone_config.hidden_size: the pyramid halves it and groups it by 32, so it must be a multiple "
+                f"of 64, got {self.backbone_config.hidden_size}; use neck='plain'"
+            )
+
+    @property
+    def mask_stride(self) -> int:
+        """Pixels of the input per pixel of `masks_queries_logits`: 16 with the plain neck, otherwise 4."""
+        return 16 if self.neck == "plain" else 4
+
+    @classmethod
+    def preset(cls, name: str, **kwargs: Any) -> Mask2FormerDinov3Config:
+        """A network by size: "tiny", "smallplus" or "large"; keyword arguments override its fields.
+
+        Raises ValueError for another name.
+        """
+        if name not in VIT_SHAPES:
+            raise ValueError(f"preset: expected one of {', '.join(VIT_SHAPES)}, got {name!r}")
+        backbone = AutoConfig.for_model("dinov3_vit", **VIT_SHAPES[name], num_register_tokens=4, pos_embed_rescale=None)
+        return cls(**{"backbone_config": backbone, **HEAD_SHAPES[name], **kwargs})

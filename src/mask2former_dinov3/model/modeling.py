@@ -1,0 +1,267 @@
+"""Mask2Former on a DINOv3 backbone: backbone, neck, pixel decoder, transformer decoder and criterion, composed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .backbone import build_backbone, grad_mode, load_backbone, tapped_maps, unreachable_parameters
+from .configuration import VIT_SHAPES, Mask2FormerDinov3Config
+from .deformable_attention import MultiScaleDeformableAttention
+from .loss import Mask2FormerCriterion
+from .pixel_decoder import PixelDecoder, PixelDecoderLayer
+from .pyramid import PlainNeck, SimpleFeaturePyramid
+from .transformer_decoder import DecoderLayer, MaskEmbedder, QueryPredictions, TransformerDecoder
+
+# B batch, H and W input size, Q queries, K classes, N instances of one image
+
+
+@dataclass
+class Mask2FormerDinov3Output(ModelOutput):
+    """What the model gives.
+
+    loss: scalar, the sum of `loss_dict`, when labels were given. class_queries_logits (B, Q, K+1), last class "no
+    object". masks_queries_logits (B, Q, H/s, W/s) with s = `config.mask_stride`; None in training unless asked for.
+    auxiliary_logits: on request, the same two of every layer before the last, first layer first.
+    """
+
+    loss: Tensor | None = None
+    class_queries_logits: Tensor | None = None
+    masks_queries_logits: Tensor | None = None
+    auxiliary_logits: list[dict[str, Tensor]] | None = None
+    loss_dict: dict[str, Tensor] | None = None
+
+
+class Mask2FormerHead(nn.Module):
+    """Pixel decoder and transformer decoder: four feature maps in, queries with classes and masks out."""
+
+    def __init__(self, config: Mask2FormerDinov3Config, in_channels: list[int]) -> None:
+        super().__init__()
+        self.pixel_decoder = PixelDecoder(config, in_channels)
+        self.transformer_decoder = TransformerDecoder(config)
+
+    def predict(self, feature_maps: list[Tensor], pixel_mask: Tensor | None = None) -> QueryPredictions:
+        """Predictions of all layers, masks in factored form. Arguments as in `forward`."""
+        valid = [real_pixels(x, pixel_mask) for x in feature_maps]
+        mask_features, memories = self.pixel_decoder(list(feature_maps), valid)
+        predictions: QueryPredictions = self.transformer_decoder(mask_features, memories, valid[:0:-1])
+        return predictions
+
+    def forward(
+        self, feature_maps: list[Tensor], pixel_mask: Tensor | None = None, output_auxiliary_logits: bool = False
+    ) -> Mask2FormerDinov3Output:
+        """feature_maps: four maps (B, C_i, h_i, w_i), finest first; pixel_mask (B, H, W), 1 on real pixels."""
+        return dense_output(self.predict(feature_maps, pixel_mask), auxiliary=output_auxiliary_logits)
+
+
+def real_pixels(feature_map: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """Which places of a map show a real pixel, (B, h, w) bool: a cell is padding when all its pixels are."""
+    batch, _, height, width = feature_map.shape
+    if pixel_mask is None:
+        return torch.ones(batch, height, width, dtype=torch.bool, device=feature_map.device)
+    stride = pixel_mask.shape[1] // height
+    return nn.functional.max_pool2d(pixel_mask[:, None].float(), stride)[:, 0] > 0
+
+
+def dense_output(predictions: QueryPredictions, masks: bool = True, auxiliary: bool = False) -> Mask2FormerDinov3Output:
+    """Mask products of the layers that are asked for."""
+    earlier = range(len(predictions.class_logits) - 1) if auxiliary else ()
+    return Mask2FormerDinov3Output(
+        class_queries_logits=predictions.class_logits[-1],
+        masks_queries_logits=predictions.mask_logits(-1) if masks else None,
+        auxiliary_logits=[
+            {
+                "class_queries_logits": predictions.class_logits[layer],
+                "masks_queries_logits": predictions.mask_logits(layer),
+            }
+            for layer in earlier
+        ]
+        or None,
+    )
+
+
+class Mask2FormerDinov3PreTrainedModel(PreTrainedModel):
+    """Loading, saving and the initial values of our own modules (transformers initialises its backbones itself)."""
+
+    config_class = Mask2FormerDinov3Config
+    config: Mask2FormerDinov3Config
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the reference implementation (facebookresearch/Mask2Former, modeling/)."""
+        if isinstance(module, MultiScaleDeformableAttention):
+            _init_deformable(module)
+        elif isinstance(module, DecoderLayer | PixelDecoderLayer):
+            for name, parameter in module.named_parameters():
+                if parameter.dim() > 1 and "sampling_offsets" not in name and "attention_weights" not in name:
+                    init.xavier_uniform_(parameter, gain=self.config.init_xavier_std)
+        elif isinstance(module, PixelDecoder):
+            init.normal_(module.level_embed, std=1.0)
+            for submodule in module.modules():
+                if isinstance(submodule, nn.Conv2d):
+                    init.xavier_uniform_(submodule.weight)
+                    if submodule.bias is not None:
+                        init.zeros_(submodule.bias)
+        elif isinstance(module, MaskEmbedder):
+            for layer in module:
+                if isinstance(layer, nn.Linear):  # torch's default for linear layers
+                    init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+                    bound = 1 / math.sqrt(layer.in_features)
+                    init.uniform_(layer.bias, -bound, bound)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=1.0)
+        else:
+            super()._init_weights(module)
+
+
+def _init_deformable(module: MultiScaleDeformableAttention) -> None:
+    """Point p of head a starts p pixels away in direction a (Deformable DETR, appendix A.4), weights all equal."""
+    init.zeros_(module.sampling_offsets.weight)
+    theta = torch.arange(module.num_heads) * (2 * math.pi / module.num_heads)
+    direction = torch.stack((theta.cos(), theta.sin()), dim=-1)  # (A, 2)
+    direction = direction / direction.abs().amax(-1, keepdim=True)
+    steps = torch.arange(1, module.num_points + 1.0)
+    offsets = direction[:, None, None] * steps[:, None]  # (A, 1, P, 2)
+    init.copy_(module.sampling_offsets.bias, offsets.expand(-1, module.num_levels, -1, -1).flatten())
+    init.zeros_(module.attention_weights.weight)
+    init.zeros_(module.attention_weights.bias)
+    init.xavier_uniform_(module.value_proj.weight)
+    init.zeros_(module.value_proj.bias)
+    init.xavier_uniform_(module.output_proj.weight)
+    init.zeros_(module.output_proj.bias)
+
+
+class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel):
+    """Images in, a fixed number of scored masks out.
+
+    `backbone` is the pretrained network and nothing else, `neck` makes its maps a pyramid, `head` holds the rest.
+    """
+
+    def __init__(self, config: Mask2FormerDinov3Config) -> None:
+        super().__init__(config)
+        self.backbone = build_backbone(config)
+        if config.neck == "none":
+            self.neck: nn.Module = nn.Identity()
+            channels = list(self.backbone.channels)
+        else:
+            neck = SimpleFeaturePyramid if config.neck == "pyramid" else PlainNeck
+            channels = list(config.neck_channels or ())
+            self.neck = neck(config.backbone_config.hidden_size, channels)
+        self.head = Mask2FormerHead(config, channels)
+        self.criterion = Mask2FormerCriterion(config)
+        self._backbone_frozen = False
+        for parameter in unreachable_parameters(self.backbone, config):
+            parameter.requires_grad_(False)
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: str, token: str | None = None, **config_kwargs: Any
+    ) -> Mask2FormerDinov3ForInstanceSegmentation:
+        """A new head on a backbone: a preset name (random weights), a local folder or a hub id.
+
+        config_kwargs: fields of `Mask2FormerDinov3Config`. Raises ValueError when the backbone cannot be had (see
+        `load_backbone`).
+        """
+        if backbone in VIT_SHAPES:
+            return cls(Mask2FormerDinov3Config.preset(backbone, **config_kwargs))
+        pretrained = load_backbone(backbone, token)
+        if pretrained.config.model_type != "dinov3_vit":
+            config_kwargs = {**config_kwargs, "neck": "none"}
+        model = cls(
+            Mask2FormerDinov3Config(backbone_config=pretrained.config, backbone_source=backbone, **config_kwargs)
+        )
+        model.backbone.load_state_dict(pretrained.state_dict())
+        return model
+
+    @classmethod
+    def from_mask2former(
+        cls, hf_model: PreTrainedModel, **config_kwargs: Any
+    ) -> Mask2FormerDinov3ForInstanceSegmentation:
+        """Weights of a Hugging Face `Mask2FormerForUniversalSegmentation`; see `convert.from_mask2former`."""
+        from .convert import from_mask2former  # convert builds on this class
+
+        return from_mask2former(hf_model, **config_kwargs)
+
+    def freeze_backbone(self) -> None:
+        """No gradient for the backbone, and `eval()` for it whatever `train()` says (DINOv3 jitters its positions in
+        train mode, and frozen features must not depend on the mode)."""
+        self._backbone_frozen = True
+        self.backbone.requires_grad_(False)
+        self.backbone.eval()
+
+    def train(self, mode: bool = True) -> Mask2FormerDinov3ForInstanceSegmentation:
+        """As in torch, but a frozen backbone stays in `eval()`."""
+        super().train(mode)
+        if self._backbone_frozen:
+            self.backbone.eval()
+        return self
+
+    def feature_maps(self, pixel_values: Tensor) -> list[Tensor]:
+        """The four maps that the head reads, finest first."""
+        with grad_mode(self.backbone):
+            maps = tapped_maps(self.backbone, self.config, pixel_values)
+        return list(self.neck(maps))
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: list[Tensor] | None = None,
+        class_labels: list[Tensor] | None = None,
+        pixel_mask: Tensor | None = None,
+        normalizers: Tensor | None = None,
+        output_masks: bool | None = None,
+        output_auxiliary_logits: bool = False,
+    ) -> Mask2FormerDinov3Output:
+        """pixel_values (B, 3, H, W), normalised; pixel_mask (B, H, W), 1 on real pixels (top left), 0 on padding.
+
+        mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,) int64 in 0..K-1. normalizers:
+        see `loss.loss_normalizers`; by default those of this batch. output_masks: make dense masks; by default
+        always, except in train mode with labels. Raises ValueError for sizes that are not multiples of 32.
+        """
+        _check_inputs(pixel_values, mask_labels, class_labels, pixel_mask)
+        predictions = self.head.predict(self.feature_maps(pixel_values), pixel_mask)
+        if output_masks is None:
+            output_masks = not (self.training and mask_labels is not None)
+        output = dense_output(predictions, output_masks, output_auxiliary_logits)
+        if mask_labels is not None and class_labels is not None:
+            output.loss_dict = self.criterion(predictions, mask_labels, class_labels, pixel_mask, normalizers)
+            output.loss = torch.stack(list(output.loss_dict.values())).sum()
+        return output
+
+
+def _check_inputs(
+    pixel_values: Tensor, mask_labels: list[Tensor] | None, class_labels: list[Tensor] | None, pixel_mask: Tensor | None
+) -> None:
+    """Raise ValueError for what would otherwise fail deep inside, or not fail at all."""
+    height, width = pixel_values.shape[2:]
+    for name, size in (("height", height), ("width", width)):
+        if size % 32 or size == 0:
+            below = size // 32 * 32
+            good = f"{below} and {below + 32}" if below else "32"
+            raise ValueError(
+                f"pixel_values: {name} {size} is not a multiple of 32; nearest are {good}. "
+                f"Mask2FormerDinov3ImageProcessor pads images of any size"
+            )
+    if pixel_mask is not None and pixel_mask.shape != (len(pixel_values), height, width):
+        raise ValueError(
+            f"pixel_mask: expected shape {(len(pixel_values), height, width)}, got {tuple(pixel_mask.shape)}"
+        )
+    if (mask_labels is None) != (class_labels is None):
+        raise ValueError("mask_labels and class_labels go together: give both or neither")
+    for image, (masks, classes) in enumerate(zip(mask_labels or (), class_labels or (), strict=True)):
+        if masks.shape != (len(classes), height, width):
+            raise ValueError(
+                f"mask_labels[{image}]: expected shape {(len(classes), height, width)} "
+                f"({len(classes)} class_labels on this canvas), got {tuple(masks.shape)}"
+            )

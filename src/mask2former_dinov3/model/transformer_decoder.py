@@ -1,0 +1,167 @@
+"""Transformer decoder with masked attention (Mask2Former, arXiv:2112.01527, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from .configuration import Mask2FormerDinov3Config
+from .position import sine_position_embedding
+
+# B batch, Q queries, K classes, C = hidden_dim, E = mask_feature_size, A heads, T prediction layers (= decoder_layers),
+# S tokens of one memory
+NUM_LEVELS = 3
+
+
+class QueryPredictions(NamedTuple):
+    """What the queries say after every layer, masks still in factored form.
+
+    The mask logits of layer t are `mask_embeddings[t] @ mask_features`: a product that inference needs once, and the
+    losses only at sampled points and for matched queries.
+    """
+
+    class_logits: Tensor  # (T, B, Q, K+1), last class: no object
+    mask_embeddings: Tensor  # (T, B, Q, E)
+    mask_features: Tensor  # (B, E, h, w)
+
+    def mask_logits(self, layer: int) -> Tensor:
+        """Dense mask logits of one layer, (B, Q, h, w)."""
+        return torch.einsum("bqe,behw->bqhw", self.mask_embeddings[layer], self.mask_features)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the positions added to queries and keys only (DETR, arXiv:2005.12872)."""
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(embed_dim, embed_dim)
+        self.k_proj = nn.Linear(embed_dim, embed_dim)
+        self.v_proj = nn.Linear(embed_dim, embed_dim)
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """query (B, Q, C); key, value (B, S, C); allowed (B, Q, S) bool, True where a query may look.
+
+        Every row of `allowed` must hold at least one True. Returns (B, Q, C).
+        """
+        q, k, v = (
+            project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, A, Q or S, C/A)
+            for project, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        mask = None if allowed is None else allowed[:, None]  # (B, 1, Q, S)
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        projected: Tensor = self.out_proj(output.transpose(1, 2).flatten(2))
+        return projected
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward, in this order, each followed by a norm."""
+
+    def __init__(self, config: Mask2FormerDinov3Config) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.cross_attn = Attention(width, config.num_attention_heads)
+        self.cross_attn_layer_norm = nn.LayerNorm(width)
+        self.self_attn = Attention(width, config.num_attention_heads)
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, config.dim_feedforward)
+        self.fc2 = nn.Linear(config.dim_feedforward, width)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.activation = ACT2FN[config.activation_function]
+
+    def forward(
+        self, queries: Tensor, query_position: Tensor, memory: Tensor, memory_position: Tensor, allowed: Tensor
+    ) -> Tensor:
+        """queries, query_position (B, Q, C); memory, memory_position (B, S, C); allowed (B, Q, S). -> (B, Q, C)."""
+        attended = self.cross_attn(queries + query_position, memory + memory_position, memory, allowed)
+        queries = self.cross_attn_layer_norm(queries + attended)
+        placed = queries + query_position
+        queries = self.self_attn_layer_norm(queries + self.self_attn(placed, placed, queries))
+        queries = self.final_layer_norm(queries + self.fc2(self.activation(self.fc1(queries))))
+        return queries
+
+
+class MaskEmbedder(nn.Sequential):
+    """Three-layer perceptron from a query to the weights of its mask product. (B, Q, C) -> (B, Q, E)."""
+
+    def __init__(self, hidden_dim: int, mask_feature_size: int) -> None:
+        super().__init__(
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, mask_feature_size),
+        )
+
+
+class TransformerDecoder(nn.Module):
+    """Learned queries look at the three memories in turn, each inside its own last mask."""
+
+    def __init__(self, config: Mask2FormerDinov3Config) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.queries_features = nn.Embedding(config.num_queries, width)
+        self.queries_embedder = nn.Embedding(config.num_queries, width)  # their positions
+        self.level_embed = nn.Embedding(NUM_LEVELS, width)
+        project = config.feature_size != width or config.enforce_input_projection
+        self.input_projections = nn.ModuleList(
+            nn.Conv2d(config.feature_size, width, 1) if project else nn.Identity() for _ in range(NUM_LEVELS)
+        )
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers - 1))
+        self.layernorm = nn.LayerNorm(width)
+        self.class_predictor = nn.Linear(width, config.num_labels + 1)
+        self.mask_embedder = MaskEmbedder(width, config.mask_feature_size)
+
+    def forward(self, mask_features: Tensor, memories: list[Tensor], valid: list[Tensor]) -> QueryPredictions:
+        """mask_features (B, E, h, w); memories: three maps (B, feature_size, h_i, w_i), coarsest first; valid: their
+        real pixels, (B, h_i, w_i) bool.
+        """
+        batch = mask_features.shape[0]
+        tokens, positions, attention_features = [], [], []
+        for level, memory in enumerate(memories):
+            tokens.append(
+                self.input_projections[level](memory).flatten(2).transpose(1, 2) + self.level_embed.weight[level]
+            )  # (B, S, C)
+            position = sine_position_embedding(valid[level], tokens[-1].shape[2])
+            positions.append(position.flatten(2).transpose(1, 2).to(tokens[-1].dtype))  # (B, S, C)
+            attention_features.append(_at_size(mask_features, memory.shape[2], memory.shape[3]))  # (B, E, S)
+        queries = self.queries_features.weight.expand(batch, -1, -1)  # (B, Q, C)
+        query_position = self.queries_embedder.weight.expand(batch, -1, -1)
+
+        class_logits, mask_embeddings = [], []
+        for index in range(len(self.layers) + 1):
+            normed = self.layernorm(queries)
+            class_logits.append(self.class_predictor(normed))  # (B, Q, K+1)
+            mask_embeddings.append(self.mask_embedder(normed))  # (B, Q, E)
+            if index == len(self.layers):
+                break
+            level = index % NUM_LEVELS
+            allowed = attention_mask(mask_embeddings[-1], attention_features[level], valid[level])
+            queries = self.layers[index](queries, query_position, tokens[level], positions[level], allowed)
+        return QueryPredictions(torch.stack(class_logits), torch.stack(mask_embeddings), mask_features)
+
+
+def _at_size(mask_features: Tensor, height: int, width: int) -> Tensor:
+    """Mask features on a coarser grid, (B, E, h, w) -> (B, E, height * width), without gradient.
+
+    Bilinear resizing and the mask product are both linear, so resizing the features once per level gives the same
+    attention masks as resizing every query's mask at every layer.
+    """
+    resized = F.interpolate(mask_features.detach(), size=(height, width), mode="bilinear", align_corners=False)
+    return resized.flatten(2)
+
+
+def attention_mask(mask_embeddings: Tensor, features: Tensor, valid: Tensor) -> Tensor:
+    """Where each query may look: inside its own mask (equation 1 of the paper), and never at padding.
+
+    mask_embeddings (B, Q, E); features (B, E, S); valid (B, h, w) bool with h * w = S. A query whose mask is empty
+    among the real pixels looks at all of them. Returns (B, Q, S) bool; carries no gradient.
+    """
+    real = valid.flatten(1)[:, None]  # (B, 1, S)
+    inside = (mask_embeddings.detach() @ features >= 0) & real  # (B, Q, S)
+    return torch.where(inside.any(-1, keepdim=True), inside, real)

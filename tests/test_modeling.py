@@ -1,0 +1,223 @@
+"""Shapes, padding, gradients and refusals of the whole network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForUniversalSegmentation, DINOv3ViTConfig, SwinConfig
+
+from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from mask2former_dinov3.model.modeling import real_pixels
+
+HEAD: dict[str, Any] = {
+    "feature_size": 32,
+    "mask_feature_size": 32,
+    "hidden_dim": 32,
+    "encoder_feedforward_dim": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 4,
+    "num_attention_heads": 4,
+    "dim_feedforward": 64,
+    "num_queries": 7,
+    "num_labels": 3,
+    "train_num_points": 128,
+}
+
+
+def small_model(neck: str = "pyramid", **kwargs: Any) -> Mask2FormerDinov3ForInstanceSegmentation:
+    torch.manual_seed(0)
+    backbone: DINOv3ViTConfig | SwinConfig
+    if neck == "none":
+        backbone = SwinConfig(
+            embed_dim=32,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 2, 4, 8],
+            window_size=4,
+            out_features=["stage1", "stage2", "stage3", "stage4"],
+        )
+    else:
+        backbone = DINOv3ViTConfig(
+            hidden_size=64, intermediate_size=64, num_hidden_layers=5, num_attention_heads=2, num_register_tokens=4
+        )
+        kwargs = {"backbone_taps": [1, 2, 3, 4], **kwargs}  # block 5 is behind the last tap
+    config = Mask2FormerDinov3Config(backbone_config=backbone, neck=neck, **{**HEAD, **kwargs})
+    return Mask2FormerDinov3ForInstanceSegmentation(config)
+
+
+def labels(counts: list[int], height: int = 64, width: int = 96) -> dict[str, list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "mask_labels": [
+            (torch.rand(count, height, width, generator=generator) > 0.7).to(torch.uint8) for count in counts
+        ],
+        "class_labels": [torch.randint(0, 3, (count,), generator=generator) for count in counts],
+    }
+
+
+def padded_mask(batch: int, height: int, width: int, real: tuple[int, int]) -> Tensor:
+    mask = torch.zeros(batch, height, width)
+    mask[:, : real[0], : real[1]] = 1
+    return mask
+
+
+@pytest.mark.parametrize(("neck", "stride"), [("pyramid", 4), ("plain", 16), ("none", 4)])
+def test_forward__shapes(neck: str, stride: int) -> None:
+    model = small_model(neck).eval()
+    pixel_values = torch.randn(2, 3, 64, 96)
+    maps = model.feature_maps(pixel_values)
+    strides = [16] * 4 if neck == "plain" else [4, 8, 16, 32]
+    assert [tuple(x.shape[2:]) for x in maps] == [(64 // s, 96 // s) for s in strides]
+    output = model(pixel_values, output_auxiliary_logits=True)
+    assert model.config.mask_stride == stride
+    assert output.class_queries_logits.shape == (2, 7, 4)
+    assert output.masks_queries_logits.shape == (2, 7, 64 // stride, 96 // stride)
+    assert len(output.auxiliary_logits) == 3
+    from_head = model.head(maps)
+    assert torch.equal(from_head.masks_queries_logits, output.masks_queries_logits)
+
+
+def test_forward__makes_dense_masks_in_training_only_on_request() -> None:
+    model = small_model().train()
+    pixel_values = torch.randn(1, 3, 64, 96)
+    assert model(pixel_values, **labels([2])).masks_queries_logits is None
+    assert model(pixel_values, **labels([2]), output_masks=True).masks_queries_logits is not None
+    assert model.eval()(pixel_values, **labels([2])).masks_queries_logits is not None
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("counts", [[3, 2], [0, 2], [0, 0], [9, 1]], ids=["usual", "one-empty", "empty", "too-many"])
+@pytest.mark.parametrize("neck", ["pyramid", "plain", "none"])
+def test_backward__every_trainable_parameter_learns(neck: str, counts: list[int], frozen: bool) -> None:
+    model = small_model(neck).train()
+    if frozen:
+        model.freeze_backbone()
+    loss = model(torch.randn(2, 3, 64, 96), **labels(counts), pixel_mask=padded_mask(2, 64, 96, (64, 64))).loss
+    assert torch.isfinite(loss)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{name}: no gradient"
+            assert torch.isfinite(parameter.grad).all(), f"{name}: gradient not finite"
+        else:
+            assert parameter.grad is None, f"{name}: frozen, but has a gradient"
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert ("backbone" in trained) == (not frozen)
+    if sum(counts):  # a gradient that is zero everywhere would also be "finite"
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        learned = gradients["head.transformer_decoder.mask_embedder.0.weight"]
+        assert learned is not None
+        assert learned.abs().sum() > 0
+
+
+def test_construction__freezes_what_no_loss_reaches() -> None:
+    def frozen(model: torch.nn.Module) -> set[str]:
+        return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+    normed = frozen(small_model())
+    assert "backbone.embeddings.mask_token" in normed
+    assert "backbone.norm.weight" not in normed
+    assert any(name.startswith("backbone.model.layer.4.") for name in normed)
+    assert {"backbone.norm.weight", "backbone.norm.bias"} <= frozen(small_model(backbone_norm=False))
+    assert frozen(small_model("none")) == {"backbone.swin.layernorm.weight", "backbone.swin.layernorm.bias"}
+
+
+def test_freeze_backbone__keeps_it_in_eval_and_without_graph() -> None:
+    model = small_model()
+    model.freeze_backbone()
+    model.train()
+    assert model.training
+    assert model.head.training
+    assert not any(module.training for module in model.backbone.modules())
+    pixel_values = torch.randn(1, 3, 64, 64)
+    first, second = (model.feature_maps(pixel_values) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("neck", ["pyramid", "plain", "none"])
+@pytest.mark.parametrize("real", [(64, 40), (32, 96), (17, 33)])
+def test_head__noise_in_the_padding_changes_no_real_pixel(neck: str, real: tuple[int, int]) -> None:
+    model = small_model(neck).eval()
+    pixel_mask = padded_mask(2, 64, 96, real)
+    with torch.no_grad():
+        maps = [x * 3 for x in model.feature_maps(torch.randn(2, 3, 64, 96))]
+        noisy = []
+        for feature_map in maps:
+            padding = ~real_pixels(feature_map, pixel_mask)[:, None]
+            assert padding.any()
+            noisy.append(torch.where(padding, torch.randn_like(feature_map) * 100, feature_map))
+        clean, disturbed = model.head(maps, pixel_mask), model.head(noisy, pixel_mask)
+        unmasked = model.head(noisy)
+    inside = real_pixels(clean.masks_queries_logits, pixel_mask)[:, None].expand_as(clean.masks_queries_logits)
+    assert torch.equal(clean.class_queries_logits, disturbed.class_queries_logits)
+    assert torch.equal(clean.masks_queries_logits[inside], disturbed.masks_queries_logits[inside])
+    assert not torch.allclose(clean.class_queries_logits, unmasked.class_queries_logits)
+
+
+def test_attention_mask__an_empty_query_looks_at_real_pixels_only() -> None:
+    from mask2former_dinov3.model.transformer_decoder import attention_mask
+
+    features = torch.ones(1, 2, 6)
+    embeddings = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]])  # one mask everywhere, one nowhere
+    valid = torch.tensor([[[True, True, False], [True, True, False]]])
+    allowed = attention_mask(embeddings, features, valid)
+    assert allowed.tolist() == [[[True, True, False] * 2] * 2]
+
+
+def test_save_and_load__gives_the_same_model(tmp_path: Path) -> None:
+    model = small_model(id2label={0: "a", 1: "b", 2: "c"}, category_ids=[7, 2, 90]).eval()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForUniversalSegmentation.from_pretrained(tmp_path).eval()
+    assert isinstance(loaded, Mask2FormerDinov3ForInstanceSegmentation)
+    assert AutoConfig.from_pretrained(tmp_path).category_ids == [7, 2, 90]
+    assert loaded.config.id2label == {0: "a", 1: "b", 2: "c"}
+    pixel_values = torch.randn(1, 3, 64, 64)
+    assert torch.equal(model(pixel_values).masks_queries_logits, loaded(pixel_values).masks_queries_logits)
+    assert {p.name for p in tmp_path.iterdir()} >= {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast__loss_is_close_to_float32(dtype: torch.dtype) -> None:
+    model = small_model().eval()
+    pixel_values = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        torch.manual_seed(1)
+        full = model(pixel_values, **labels([3, 2])).loss
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype):
+            half = model(pixel_values, **labels([3, 2])).loss
+    assert half.dtype == torch.float32
+    assert abs(half - full) / full < 0.02
+
+
+def test_forward__refuses_bad_input() -> None:
+    model = small_model().eval()
+    with pytest.raises(ValueError, match="height 60 is not a multiple of 32; nearest are 32 and 64"):
+        model(torch.randn(1, 3, 60, 64))
+    with pytest.raises(ValueError, match="pixel_mask: expected shape"):
+        model(torch.randn(1, 3, 64, 64), pixel_mask=torch.ones(1, 32, 32))
+    with pytest.raises(ValueError, match="go together"):
+        model(torch.randn(1, 3, 64, 96), mask_labels=labels([1])["mask_labels"])
+    with pytest.raises(ValueError, match=r"mask_labels\[0\]: expected shape \(1, 64, 64\)"):
+        model(torch.randn(1, 3, 64, 64), **labels([1]))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"neck": "adaptor"}, "pyramid, plain, none, got 'adaptor'"),
+        ({"neck": "none"}, "use pyramid or plain"),
+        ({"backbone_taps": [1, 2, 3]}, "four rising block numbers in 1..12"),
+        ({"backbone_taps": [3, 6, 9, 13]}, "four rising block numbers in 1..12"),
+        ({"hidden_dim": 100}, "hidden_dim: 100"),
+        ({"num_labels": 2, "category_ids": [1]}, "category_ids: expected 2"),
+        ({"decoder_layers": 0}, "decoder_layers"),
+        ({"backbone_config": {"model_type": "resnet"}}, "got 'resnet'"),
+    ],
+)
+def test_config__refuses_by_name(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Mask2FormerDinov3Config(**kwargs)
