@@ -1,0 +1,191 @@
+"""Training samples: a record and a random number generator in, tensors with instance masks out.
+
+B batch, N instances of one image, H and W the tensor's sides (the canvas, padded to multiples of 32).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import NamedTuple, TypedDict
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from ..errors import DatasetError
+from .coco import CocoData, ImageRecord
+from .images import read_image
+from .segmentation import Rle, Segmentation
+from .transforms import (
+    Augmentation,
+    Matrix,
+    check_canvas,
+    fit_matrix,
+    padded_size,
+    photometric,
+    rasterise_window,
+    real_size,
+    sample_matrix,
+    to_pixel_values,
+    warp_image,
+)
+
+
+class Sample(TypedDict):
+    """One image ready for the model, in Hugging Face's names."""
+
+    pixel_values: Tensor  # (3, H, W) float32, normalised, 0 in the padding
+    pixel_mask: Tensor  # (H, W) bool, True on real pixels
+    mask_labels: Tensor  # (N, H, W) uint8 0/1; instances may overlap
+    class_labels: Tensor  # (N,) int64, 0..K-1
+    image_id: int
+
+
+class Batch(TypedDict):
+    """Samples of one size together; what differs in N stays a list."""
+
+    pixel_values: Tensor  # (B, 3, H, W) float32
+    pixel_mask: Tensor  # (B, H, W) bool
+    mask_labels: list[Tensor]  # B times (N, H, W) uint8
+    class_labels: list[Tensor]  # B times (N,) int64
+    image_ids: list[int]
+
+
+class _Packed(NamedTuple):
+    """What training needs of an image record, in plain values that pickle small and fast.
+
+    segmentations: of each instance the vertices of its polygon parts (float64 x, y as bytes), or its RLE counts.
+    """
+
+    image_id: int
+    path: str
+    height: int
+    width: int
+    labels: tuple[int, ...]
+    segmentations: tuple[tuple[bytes, ...] | bytes, ...]
+
+
+class CocoInstanceDataset(Dataset[Sample]):
+    """Images with their instances, transformed; indexed by (epoch, index), or by index alone for epoch 0.
+
+    The randomness of a sample depends on (seed, epoch, index) only: not on the worker, the process, or what was asked
+    for before. Crowd regions are never targets. Records are kept in one block of bytes, so that forked workers share
+    it: Python objects would be copied page by page, as counting references writes to them.
+    """
+
+    def __init__(
+        self,
+        data: CocoData,
+        *,
+        image_height: int,
+        image_width: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        """image_height, image_width: the canvas. augmentation None: every image fitted into the canvas, nothing random.
+
+        Raises ValueError, naming the nearest good sizes, when a side of the canvas is not a multiple of 16.
+        """
+        check_canvas(image_height, image_width)
+        self.canvas = (image_height, image_width)
+        self.tensor_size = padded_size(image_height, image_width)
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.augmentation = augmentation
+        self.seed = seed
+        packed = [pickle.dumps(tuple(_pack(record)), protocol=pickle.HIGHEST_PROTOCOL) for record in data.images]
+        self._offsets = np.cumsum([0, *map(len, packed)], dtype=np.int64)
+        self._records = b"".join(packed)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        """The sample of (epoch, index). Raises DatasetError for an image unreadable or not of its stated size."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of a data set of {len(self)} images")
+        if get_worker_info() is not None:
+            cv2.setNumThreads(0)  # the workers are the parallelism; threads of each would fight over the cores
+        record = _Packed(*pickle.loads(self._records[self._offsets[index] : self._offsets[index + 1]]))
+        image = read_image(record.path)
+        if image.shape[:2] != (record.height, record.width):
+            raise DatasetError(
+                f"image {record.image_id}, {record.path}: the annotations say {record.height} x {record.width} pixels "
+                f"(height x width), the file has {image.shape[0]} x {image.shape[1]}; run check-data"
+            )
+        rng = np.random.default_rng((self.seed, epoch, index))
+        matrix = self._matrix(rng, record)
+        rows, columns = real_size(matrix, record.height, record.width, *self.canvas)
+        image = warp_image(image, matrix, rows, columns)  # (rows, columns, 3)
+        if self.augmentation is not None and self.augmentation.color_jitter > 0:
+            photometric(image, rng, self.augmentation.color_jitter)
+        pixel_values, pixel_mask = to_pixel_values(image, *self.tensor_size, self.image_mean, self.image_std)
+        mask_labels, class_labels = self._targets(record, matrix)
+        return Sample(
+            pixel_values=torch.from_numpy(pixel_values),
+            pixel_mask=torch.from_numpy(pixel_mask),
+            mask_labels=mask_labels,
+            class_labels=class_labels,
+            image_id=record.image_id,
+        )
+
+    def _matrix(self, rng: np.random.Generator, record: _Packed) -> Matrix:
+        """Where the picture goes on the canvas, (2, 3)."""
+        if self.augmentation is None:
+            return fit_matrix(record.height, record.width, *self.canvas)
+        return sample_matrix(rng, record.height, record.width, *self.canvas, self.augmentation)
+
+    def _targets(self, record: _Packed, matrix: Matrix) -> tuple[Tensor, Tensor]:
+        """Masks (N, H, W) and labels (N,) of the instances that the canvas still shows."""
+        size = (record.height, record.width)
+        shown = []
+        for label, segmentation in zip(record.labels, record.segmentations, strict=True):
+            window = rasterise_window(_unpack(segmentation, size), size, matrix, *self.canvas)
+            if window is not None:
+                shown.append((label, window))
+        masks = torch.zeros((len(shown), *self.tensor_size), dtype=torch.uint8)
+        for mask, (_, window) in zip(masks.numpy(), shown, strict=True):
+            rows, columns = window.pixels.shape
+            mask[window.top : window.top + rows, window.left : window.left + columns] = window.pixels
+        return masks, torch.tensor([label for label, _ in shown], dtype=torch.int64)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples as a batch: images stacked, masks and labels as lists (an image may have none)."""
+    return Batch(
+        pixel_values=torch.stack([sample["pixel_values"] for sample in samples]),
+        pixel_mask=torch.stack([sample["pixel_mask"] for sample in samples]),
+        mask_labels=[sample["mask_labels"] for sample in samples],
+        class_labels=[sample["class_labels"] for sample in samples],
+        image_ids=[sample["image_id"] for sample in samples],
+    )
+
+
+def _pack(record: ImageRecord) -> _Packed:
+    """A record without its crowd regions, in plain values."""
+    targets = [annotation for annotation in record.annotations if not annotation.iscrowd]
+    return _Packed(
+        record.id,
+        str(record.path),
+        record.height,
+        record.width,
+        tuple(annotation.label for annotation in targets),
+        tuple(_plain(annotation.segmentation) for annotation in targets),
+    )
+
+
+def _plain(segmentation: Segmentation) -> tuple[bytes, ...] | bytes:
+    if isinstance(segmentation, list):
+        return tuple(part.tobytes() for part in segmentation)
+    return segmentation["counts"]
+
+
+def _unpack(packed: tuple[bytes, ...] | bytes, size: tuple[int, int]) -> Segmentation:
+    if isinstance(packed, bytes):
+        return Rle(size=list(size), counts=packed)
+    return [np.frombuffer(part, dtype=np.float64).reshape(-1, 2) for part in packed]

@@ -1,0 +1,276 @@
+"""Geometry and colour of training and use: one 2x3 matrix moves the image and its instances alike.
+
+Coordinates are continuous, in pixels, with (0, 0) at the *corner* of the first pixel, as COCO's polygons have them.
+A matrix maps source coordinates to canvas coordinates and is made of a scale per axis, an optional flip and a shift of
+whole pixels (no rotation). The picture keeps its aspect, up to the rounding of its size to whole pixels, and sits in
+the top left of the canvas; what is right of it and below is padding.
+
+Legend: h, w source height and width; H, W canvas height and width; r, c height and width of the real pixels on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from .segmentation import Segmentation, Window, polygons_to_runs, rle_window, runs_window, segmentation_box
+
+Matrix = npt.NDArray[np.float64]
+"""(2, 3): canvas (x, y) = matrix[:, :2] @ source (x, y) + matrix[:, 2]."""
+
+Pixels = npt.NDArray[np.uint8]
+
+CANVAS_STEP = 16  # the patch size: a canvas is given in whole patches
+TENSOR_STEP = 32  # the coarsest stride of the model: tensors are padded to it
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """Random changes in training. Scales are relative to the fit of the whole picture into the canvas.
+
+    scale_min, scale_max: large-scale jitter (arXiv:2012.07177), uniform in between. flip: "horizontal" (left-right)
+    or "both" (left-right and up-down independently), each with probability 1/2; or "none". color_jitter: brightness,
+    contrast and saturation each change by a factor within 1 +- color_jitter; 0 leaves colours alone.
+    """
+
+    scale_min: float = 0.1
+    scale_max: float = 2.0
+    flip: Literal["horizontal", "both", "none"] = "horizontal"
+    color_jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale_min <= self.scale_max < float("inf"):
+            raise ValueError(f"expected 0 < scale_min <= scale_max, got {self.scale_min} and {self.scale_max}")
+        if self.flip not in ("horizontal", "both", "none"):
+            raise ValueError(f"expected flip to be horizontal, both or none, got {self.flip!r}")
+        if not 0 <= self.color_jitter < 1:
+            raise ValueError(f"expected color_jitter in 0..1 (1 excluded), got {self.color_jitter}")
+
+
+def check_canvas(height: int, width: int) -> None:
+    """Raise ValueError, naming the nearest good values, unless both sizes are positive multiples of 16."""
+    for name, value in (("image_height", height), ("image_width", width)):
+        if value < CANVAS_STEP or value % CANVAS_STEP:
+            below = value // CANVAS_STEP * CANVAS_STEP
+            nearest = f"{below} and {below + CANVAS_STEP}" if below >= CANVAS_STEP else str(CANVAS_STEP)
+            raise ValueError(f"{name}: {value} is not a multiple of the patch size {CANVAS_STEP}; nearest: {nearest}")
+
+
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """The tensor size (H, W) of a canvas: each side rounded up to a multiple of 32."""
+    return -(-height // TENSOR_STEP) * TENSOR_STEP, -(-width // TENSOR_STEP) * TENSOR_STEP
+
+
+def fitted_size(height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[int, int]:
+    """(r, c): the size, in whole pixels, of a height x width picture fitted into the canvas, up or down."""
+    scale = min(canvas_height / height, canvas_width / width)
+    rows, columns = _scaled_size(height, width, scale)
+    return min(rows, canvas_height), min(columns, canvas_width)
+
+
+def fit_matrix(height: int, width: int, canvas_height: int, canvas_width: int) -> Matrix:
+    """The matrix (2, 3) that maps the source's extent exactly onto the `fitted_size` in the canvas' top left."""
+    rows, columns = fitted_size(height, width, canvas_height, canvas_width)
+    return np.array([[columns / width, 0.0, 0.0], [0.0, rows / height, 0.0]])
+
+
+def sample_matrix(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    canvas_height: int,
+    canvas_width: int,
+    augmentation: Augmentation,
+) -> Matrix:
+    """A random matrix (2, 3): scale jitter, flip, and where the picture outgrows the canvas a random crop of it.
+
+    Its `real_size` says how much of the canvas is picture. With scales of 1 and no flip it equals `fit_matrix`.
+    """
+    fit = min(canvas_height / height, canvas_width / width)
+    jitter = rng.uniform(augmentation.scale_min, augmentation.scale_max)
+    rows, columns = _scaled_size(height, width, fit * jitter)
+    if jitter <= 1:  # rounding must not push the picture out of the canvas by a pixel
+        rows, columns = min(rows, canvas_height), min(columns, canvas_width)
+    flip_x, flip_y = rng.random(2) < 0.5
+    flip_x &= augmentation.flip != "none"
+    flip_y &= augmentation.flip == "both"
+    crop_x = rng.integers(0, max(columns - canvas_width, 0), endpoint=True)
+    crop_y = rng.integers(0, max(rows - canvas_height, 0), endpoint=True)
+    scale_x, scale_y = columns / width, rows / height
+    return np.array(
+        [
+            [-scale_x if flip_x else scale_x, 0.0, (columns if flip_x else 0.0) - crop_x],
+            [0.0, -scale_y if flip_y else scale_y, (rows if flip_y else 0.0) - crop_y],
+        ]
+    )
+
+
+def real_size(matrix: Matrix, height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[int, int]:
+    """(r, c): how many rows and columns of the canvas, from its top left, hold pixels of a height x width source."""
+    _, _, right, bottom = _moved_box(matrix, 0, 0, width, height)
+    rows, columns = int(np.floor(bottom + 0.5)), int(np.floor(right + 0.5))
+    return min(max(rows, 0), canvas_height), min(max(columns, 0), canvas_width)
+
+
+def warp_image(image: Pixels, matrix: Matrix, height: int, width: int) -> Pixels:
+    """The picture (h, w, 3) moved by `matrix` onto a canvas of height x width, (height, width, 3) uint8.
+
+    Enlarged bilinearly; made smaller by averaging over the area that a new pixel covers, so that nothing aliases. At
+    its border the picture is continued by its own edge pixels, and canvas pixels outside it (`real_size`) are 0:
+    padding is never mixed into a real pixel. An unmoved picture comes back bit for bit.
+    """
+    rows, columns = real_size(matrix, image.shape[0], image.shape[1], height, width)
+    if (rows, columns) == (height, width):
+        return _resample(image, matrix, rows, columns, cv2.BORDER_REPLICATE)
+    canvas = np.zeros((height, width, *image.shape[2:]), dtype=np.uint8)
+    if rows and columns:
+        canvas[:rows, :columns] = _resample(image, matrix, rows, columns, cv2.BORDER_REPLICATE)
+    return canvas
+
+
+def rasterise(segmentation: Segmentation, size: tuple[int, int], matrix: Matrix, height: int, width: int) -> Pixels:
+    """An instance moved by `matrix` as a mask (height, width) uint8 0/1; arguments as `rasterise_window`.
+
+    Under the identity matrix and the source's own size this is pycocotools' annToMask.
+    """
+    mask = np.zeros((height, width), dtype=np.uint8)
+    window = rasterise_window(segmentation, size, matrix, height, width)
+    if window is not None:
+        rows, columns = window.pixels.shape
+        mask[window.top : window.top + rows, window.left : window.left + columns] = window.pixels
+    return mask
+
+
+def rasterise_window(
+    segmentation: Segmentation, size: tuple[int, int], matrix: Matrix, height: int, width: int
+) -> Window | None:
+    """An instance of a picture of `size` (h, w) moved by `matrix`, as the mask pixels around it; None if none is left.
+
+    Polygons: the vertices are moved, then drawn by COCO's rasteriser, parts united, nothing beyond the picture's own
+    extent. RLE: the pixels are moved like the image's, and a new pixel belongs to the instance when half of it does.
+    """
+    rows, columns = real_size(matrix, size[0], size[1], height, width)
+    if rows == 0 or columns == 0:
+        return None
+    if isinstance(segmentation, list):
+        moved = [part @ matrix[:, :2].T + matrix[:, 2] for part in segmentation]  # each (P, 2)
+        # Most instances of a zoomed crop are outside it: say so before paying for the rasteriser.
+        left, top, box_width, box_height = segmentation_box(moved)
+        if left > columns or top > rows or left + box_width < 0 or top + box_height < 0:
+            return None
+        return runs_window(polygons_to_runs(moved, rows, columns), rows)
+    source = rle_window(segmentation)
+    return None if source is None else _move_window(source, matrix, rows, columns)
+
+
+def photometric(image: Pixels, rng: np.random.Generator, strength: float) -> None:
+    """Change brightness, contrast and saturation of (h, w, 3) RGB in place, each by a factor within 1 +- strength.
+
+    All three are linear in the colour, so one 3x4 colour matrix does them in one pass.
+    """
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    saturate = saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))  # grey stays as it is
+    mean_luma = float(_LUMA @ np.array(cv2.mean(image)[:3]))  # contrast turns around the picture's own mean
+    color = np.empty((3, 4))
+    color[:, :3] = brightness * contrast * saturate
+    color[:, 3] = brightness * (1 - contrast) * mean_luma
+    image[:] = cv2.transform(image, color)
+
+
+def to_pixel_values(
+    image: Pixels, height: int, width: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Real pixels (r, c, 3) as the model's input on a height x width tensor: pixel_values, pixel_mask.
+
+    pixel_values (3, height, width) float32 is (value / 255 - mean) / std per channel, exactly 0 in the padding right
+    and below; pixel_mask (height, width) bool is True on real pixels.
+    """
+    rows, columns = image.shape[:2]
+    values = np.zeros((3, height, width), dtype=np.float32)
+    for channel in range(3):
+        real = values[channel, :rows, :columns]
+        np.multiply(image[:, :, channel], np.float32(1 / (255 * std[channel])), out=real)
+        real -= np.float32(mean[channel] / std[channel])
+    mask = np.zeros((height, width), dtype=np.bool_)
+    mask[:rows, :columns] = True
+    return values, mask
+
+
+def _scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """(r, c): both sides times `scale`, rounded to whole pixels, at least 1."""
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+
+def _moved_box(matrix: Matrix, left: float, top: float, right: float, bottom: float) -> tuple[float, ...]:
+    """(left, top, right, bottom) of a box moved by `matrix`. Raises ValueError for a matrix that rotates or shears."""
+    if matrix[0, 1] or matrix[1, 0]:
+        raise ValueError(f"expected only scale, flip and shift, got a matrix that rotates: {matrix.tolist()}")
+    x = (matrix[0, 0] * left + matrix[0, 2], matrix[0, 0] * right + matrix[0, 2])
+    y = (matrix[1, 1] * top + matrix[1, 2], matrix[1, 1] * bottom + matrix[1, 2])
+    return float(min(x)), float(min(y)), float(max(x)), float(max(y))
+
+
+def _shift(x: float, y: float) -> Matrix:
+    """A shift as a (3, 3) matrix, to be multiplied from either side."""
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+
+
+def _resample(pixels: Pixels, matrix: Matrix, height: int, width: int, border: int) -> Pixels:
+    """Pixels (h, w) or (h, w, 3) moved by `matrix` to (height, width[, 3]); outside the source as `border` says."""
+    scale_x, scale_y = abs(matrix[0, 0]), abs(matrix[1, 1])
+    if scale_x >= 1 and scale_y >= 1:
+        pixels, matrix = _needed_part(pixels, matrix, height, width)
+    rows, columns = pixels.shape[:2]
+    small_rows, small_columns = _reduced(rows, scale_y), _reduced(columns, scale_x)
+    if (small_rows, small_columns) != (rows, columns):
+        # The area average brings the picture to its final scale; what is left is a flip and a shift of whole pixels.
+        pixels = np.asarray(cv2.resize(pixels, (small_columns, small_rows), interpolation=cv2.INTER_AREA), np.uint8)
+        matrix = matrix * np.array([columns / small_columns, rows / small_rows, 1.0])
+    # warpAffine counts from pixel centres, we from corners: centre = corner - 1/2 on both sides.
+    centred = (np.vstack((matrix, (0.0, 0.0, 1.0))) @ _shift(0.5, 0.5))[:2] - [[0.0, 0.0, 0.5], [0.0, 0.0, 0.5]]
+    if np.array_equal(centred, np.eye(2, 3)) and pixels.shape[:2] == (height, width):
+        return pixels.copy()
+    moved = cv2.warpAffine(pixels, centred, (width, height), flags=cv2.INTER_LINEAR, borderMode=border)
+    return np.asarray(moved, np.uint8)
+
+
+def _reduced(length: int, scale: float) -> int:
+    """Length of a side after the area average; unchanged when it is to grow."""
+    return length if scale >= 1 else max(int(length * scale + 0.5), 1)
+
+
+def _needed_part(pixels: Pixels, matrix: Matrix, height: int, width: int) -> tuple[Pixels, Matrix]:
+    """The part of the source that a height x width canvas can see, and the matrix from there.
+
+    A zoomed crop of a large picture then costs what it shows, and stays under warpAffine's 32,767 pixels a side.
+    """
+    scale = np.array([matrix[0, 0], matrix[1, 1]])
+    ends = np.array([(0, 0) - matrix[:, 2], (width, height) - matrix[:, 2]]) / scale  # (2, 2) source (x, y)
+    limits = np.array([pixels.shape[1], pixels.shape[0]])
+    # Two pixels of margin: interpolation must find the true neighbours, not a repeated edge.
+    low = np.clip(np.floor(ends.min(0)).astype(int) - 2, 0, limits - 1)
+    high = np.clip(np.ceil(ends.max(0)).astype(int) + 2, low + 1, limits)
+    part = pixels[low[1] : high[1], low[0] : high[0]]
+    return part, (np.vstack((matrix, (0.0, 0.0, 1.0))) @ _shift(float(low[0]), float(low[1])))[:2]
+
+
+def _move_window(source: Window, matrix: Matrix, rows: int, columns: int) -> Window | None:
+    """Mask pixels of the source moved by `matrix` onto a canvas of rows x columns; None if no pixel is left."""
+    height, width = source.pixels.shape
+    box = _moved_box(matrix, source.left, source.top, source.left + width, source.top + height)
+    left, top = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
+    right, bottom = min(int(np.ceil(box[2])), columns), min(int(np.ceil(box[3])), rows)
+    if left >= right or top >= bottom:
+        return None
+    local = _shift(-left, -top) @ np.vstack((matrix, (0.0, 0.0, 1.0))) @ _shift(source.left, source.top)
+    shares = _resample(
+        np.ascontiguousarray(source.pixels) * np.uint8(255), local[:2], bottom - top, right - left, cv2.BORDER_CONSTANT
+    )
+    pixels = (shares >= 128).astype(np.uint8)
+    return Window(pixels, top, left) if pixels.any() else None

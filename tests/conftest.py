@@ -1,0 +1,106 @@
+"""A toy COCO data set, drawn when a test asks for it, with what real ones bring: several classes with gaps in their
+ids, a polygon of two parts, RLE with a hole, a crowd, an image without objects, sizes that are not square."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask a hub; those on errors of the hub start processes of their own
+
+CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "bar"}]
+
+
+def rle_of(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
+    """Uncompressed COCO RLE: run lengths down the columns, zeros first."""
+    flat = mask.flatten(order="F").astype(np.int8)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff([0, *edges, flat.size]).tolist()
+    return {"size": list(mask.shape), "counts": [0, *runs] if flat[0] else runs}
+
+
+def draw_image(
+    index: int, rng: np.random.Generator
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[dict[str, Any]]]:
+    """One picture and its annotations (without ids); every fourth picture is empty."""
+    height, width = (64, 80) if index % 2 else (72, 64)
+    picture = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
+    if index % 4 == 3:
+        return picture, []
+    rows, columns = np.mgrid[:height, :width]
+    center, radius = rng.integers(20, 44, 2), int(rng.integers(8, 14))
+    distance = np.hypot(rows - center[0], columns - center[1])
+    ring = (distance < radius) & (distance > radius / 3)
+    picture[ring] = (220, 60, 60)
+    x, y = (int(value) for value in rng.integers(2, 20, 2))
+    parts = [[x, y, x + 24, y, x + 24, y + 6, x, y + 6], [x, y + 12, x + 24, y + 12, x + 24, y + 18, x, y + 18]]
+    for part in parts:
+        picture[part[1] : part[5], part[0] : part[2]] = (60, 220, 60)
+    annotations: list[dict[str, Any]] = [
+        {"category_id": 3, "segmentation": rle_of(ring), "area": int(ring.sum()), "iscrowd": 0},
+        {"category_id": 7, "segmentation": parts, "area": 288, "iscrowd": 0},
+    ]
+    if index % 4 == 2:
+        crowd = rows > height - 8
+        annotations.append({"category_id": 3, "segmentation": rle_of(crowd), "area": int(crowd.sum()), "iscrowd": 1})
+    return picture, annotations
+
+
+def write_split(folder: Path, count: int, seed: int) -> Path:
+    """`_annotations.coco.json` and its images in `folder`."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(count):
+        picture, drawn = draw_image(index, rng)
+        name = f"{index:03}.png"
+        Image.fromarray(picture).save(folder / name)
+        images.append({"id": 10 + index, "file_name": name, "height": picture.shape[0], "width": picture.shape[1]})
+        for annotation in drawn:
+            mask_box = _box(annotation["segmentation"])
+            annotations.append({"id": len(annotations) + 1, "image_id": 10 + index, "bbox": mask_box, **annotation})
+    file = folder / "_annotations.coco.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": CATEGORIES}))
+    return file
+
+
+def _box(segmentation: Any) -> list[float]:
+    """COCO's bbox (x, y, width, height)."""
+    if isinstance(segmentation, list):
+        points = np.concatenate([np.reshape(part, (-1, 2)) for part in segmentation])
+        low, high = points.min(0), points.max(0)
+        return [*map(float, low), *map(float, high - low)]
+    runs = np.repeat(np.arange(len(segmentation["counts"])) % 2, segmentation["counts"])
+    rows, columns = np.nonzero(runs.reshape(segmentation["size"], order="F"))
+    return [float(columns.min()), float(rows.min()), float(np.ptp(columns) + 1), float(np.ptp(rows) + 1)]
+
+
+@pytest.fixture(scope="session")
+def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train (6 images) and valid (4 images) in Roboflow's layout. Not to be changed: see `make_toy_dataset`."""
+    root = tmp_path_factory.mktemp("toy")
+    write_split(root / "train", 6, seed=0)
+    write_split(root / "valid", 4, seed=1)
+    return root
+
+
+@pytest.fixture
+def make_toy_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """A toy data set of one's own, to break: make(train=6, valid=4)."""
+
+    def make(train: int = 6, valid: int = 4) -> Path:
+        root = tmp_path / "toy"
+        write_split(root / "train", train, seed=0)
+        if valid:
+            write_split(root / "valid", valid, seed=1)
+        return root
+
+    return make

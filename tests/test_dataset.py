@@ -1,0 +1,157 @@
+"""Samples: shapes and kinds, randomness from (seed, epoch, index) alone, and targets that belong to their image."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from mask2former_dinov3.data.coco import CocoData, read_coco
+from mask2former_dinov3.data.dataset import CocoInstanceDataset, Sample, collate
+from mask2former_dinov3.data.images import read_image
+from mask2former_dinov3.data.layout import find_splits
+from mask2former_dinov3.data.transforms import Augmentation, fitted_size, rasterise
+from mask2former_dinov3.errors import DatasetError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def dataset_of(data: CocoData, **kwargs: Any) -> CocoInstanceDataset:
+    options: dict[str, Any] = {"image_height": 64, "image_width": 80, "image_mean": MEAN, "image_std": STD} | kwargs
+    return CocoInstanceDataset(data, **options)
+
+
+@pytest.fixture(scope="module")
+def data(toy_dataset: Path) -> CocoData:
+    return read_coco(find_splits(toy_dataset)[0]["train"])
+
+
+def equal(one: Sample, other: Sample) -> bool:
+    return all(torch.equal(torch.as_tensor(one[key]), torch.as_tensor(other[key])) for key in one)  # type: ignore[literal-required]
+
+
+def test_getitem__shapes_and_kinds(data: CocoData) -> None:
+    dataset = dataset_of(data, augmentation=Augmentation())
+    assert len(dataset) == 6
+    for index in range(6):
+        sample = dataset[0, index]
+        count = len(sample["class_labels"])
+        assert sample["pixel_values"].shape == (3, 64, 96)  # 80 is a multiple of 16, the tensor one of 32
+        assert sample["pixel_values"].dtype == torch.float32
+        assert sample["pixel_mask"].shape == (64, 96)
+        assert sample["pixel_mask"].dtype == torch.bool
+        assert sample["mask_labels"].shape == (count, 64, 96)
+        assert sample["mask_labels"].dtype == torch.uint8
+        assert sample["class_labels"].dtype == torch.int64
+        assert sample["image_id"] == 10 + index
+        assert not sample["pixel_mask"][:, 80:].any()
+        assert not sample["pixel_values"][:, ~sample["pixel_mask"]].any()
+        assert not sample["mask_labels"][:, ~sample["pixel_mask"]].any()
+        assert sample["mask_labels"].flatten(1).any(1).all()  # what left the picture is gone
+        assert sample["mask_labels"].numel() == 0 or sample["mask_labels"].max() == 1
+
+
+def test_getitem__without_augmentation_is_the_fitted_picture(data: CocoData) -> None:
+    """At the picture's own size nothing is resampled: pixels and masks as they are stored."""
+    record = data.images[1]  # 64 x 80
+    sample = dataset_of(data)[0, 1]
+    image = read_image(record.path)
+    expected = (image / 255 - MEAN) / STD
+    np.testing.assert_allclose(sample["pixel_values"][:, :, :80].permute(1, 2, 0), expected, atol=1e-5)
+    targets = [one for one in record.annotations if not one.iscrowd]
+    assert sample["class_labels"].tolist() == [one.label for one in targets]
+    for mask, one in zip(sample["mask_labels"], targets, strict=True):
+        np.testing.assert_array_equal(mask[:, :80], rasterise(one.segmentation, (64, 80), np.eye(2, 3), 64, 80))
+    rows, columns = fitted_size(72, 64, 64, 80)
+    assert dataset_of(data)[0, 0]["pixel_mask"].sum() == rows * columns
+
+
+def test_getitem__crowds_are_no_targets_and_empty_images_have_none(data: CocoData) -> None:
+    dataset = dataset_of(data)
+    assert [one.iscrowd for one in data.images[2].annotations] == [False, False, True]
+    assert dataset[2]["class_labels"].tolist() == [0, 1]
+    assert dataset[3]["mask_labels"].shape == (0, 64, 96)
+    assert dataset[3]["class_labels"].shape == (0,)
+
+
+def test_getitem__randomness_is_seed_epoch_and_index(data: CocoData) -> None:
+    dataset = dataset_of(data, augmentation=Augmentation(), seed=7)
+    first = dataset[2, 4]
+    torch.rand(3)
+    np.random.default_rng().random()
+    [dataset[0, index] for index in range(3)]
+    assert equal(dataset[2, 4], first)
+    assert equal(dataset_of(data, augmentation=Augmentation(), seed=7)[2, 4], first)
+    assert not equal(dataset[3, 4], first)
+    assert not equal(dataset_of(data, augmentation=Augmentation(), seed=8)[2, 4], first)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_getitem__workers_change_nothing(data: CocoData, workers: int) -> None:
+    dataset = dataset_of(data, augmentation=Augmentation(), seed=1)
+    keys = [[(0, 3), (0, 1)], [(1, 5), (1, 0)]]
+    loader = DataLoader(dataset, batch_sampler=keys, num_workers=workers, collate_fn=collate)
+    for batch, chosen in zip(loader, keys, strict=True):
+        direct = [dataset[key] for key in chosen]
+        assert batch["image_ids"] == [sample["image_id"] for sample in direct]
+        assert torch.equal(batch["pixel_values"], torch.stack([sample["pixel_values"] for sample in direct]))
+        assert torch.equal(batch["pixel_mask"], torch.stack([sample["pixel_mask"] for sample in direct]))
+        for masks, classes, sample in zip(batch["mask_labels"], batch["class_labels"], direct, strict=True):
+            assert torch.equal(masks, sample["mask_labels"])
+            assert torch.equal(classes, sample["class_labels"])
+
+
+def test_getitem__instances_that_overlap_keep_their_whole_masks(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset(train=2)
+    file = root / "train" / "_annotations.coco.json"
+    content = json.loads(file.read_text())
+    squares = [[4, 4, 30, 4, 30, 30, 4, 30], [10, 10, 50, 10, 50, 50, 10, 50]]
+    content["annotations"] = [
+        {"id": number, "image_id": 11, "category_id": 3, "segmentation": [square]}
+        for number, square in enumerate(squares, start=1)
+    ]
+    file.write_text(json.dumps(content))
+    sample = dataset_of(read_coco(find_splits(root)[0]["train"]))[1]
+    assert sample["mask_labels"].sum((1, 2)).tolist() == [26 * 26, 40 * 40]
+    assert sample["mask_labels"].prod(0).sum() == 20 * 20
+
+
+def test_dataset__records_are_small_and_travel_to_workers(data: CocoData) -> None:
+    """A few hundred bytes an image beside its vertices, and a copy sent to another process gives the same samples."""
+    dataset = dataset_of(data, augmentation=Augmentation())
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 600 * len(dataset) + 2000
+    assert equal(pickle.loads(sent)[1, 2], dataset[1, 2])
+
+
+def test_dataset__a_canvas_off_the_patch_grid_is_refused(data: CocoData) -> None:
+    with pytest.raises(
+        ValueError, match=r"image_height: 100 is not a multiple of the patch size 16; nearest: 96 and 112"
+    ):
+        dataset_of(data, image_height=100)
+
+
+def test_getitem__an_index_beyond_the_end(data: CocoData) -> None:
+    with pytest.raises(IndexError, match="index 6 of a data set of 6 images"):
+        dataset_of(data)[0, 6]
+
+
+def test_getitem__bad_images_are_named(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    dataset = dataset_of(read_coco(find_splits(root)[0]["train"]))
+    Image.new("RGB", (10, 12)).save(root / "train" / "001.png")
+    with pytest.raises(
+        DatasetError, match=r"image 11, .*001\.png: the annotations say 64 x 80 .* the file has 12 x 10"
+    ):
+        dataset[0, 1]
+    (root / "train" / "002.png").unlink()
+    with pytest.raises(DatasetError, match=r"002\.png: no such file"):
+        dataset[0, 2]
