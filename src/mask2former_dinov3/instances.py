@@ -1,0 +1,188 @@
+"""The found instances of one image, as the whole project hands them on: COCO RLE, label and score of each.
+
+RLE and not bitmaps, since a hundred masks of a 20-megapixel photograph are 2 GB as bitmaps and some kilobytes as RLE.
+N instances of one image, H W its own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from faster_coco_eval.core import mask as rle_codec
+from numpy.typing import ArrayLike, NDArray
+
+
+class Rle(TypedDict):
+    """COCO's compressed run-length encoding: runs down the columns, size (height, width)."""
+
+    size: list[int]
+    counts: str
+
+
+def encode_masks(masks: NDArray[Any]) -> tuple[Rle, ...]:
+    """Masks (N, H, W), non-zero inside, to N RLEs.
+
+    An array that lies in memory as (N, W, H) is encoded without a copy, since RLE runs down the columns.
+    """
+    count, height, width = masks.shape
+    if count == 0 or height * width == 0:
+        return tuple(Rle(size=[height, width], counts="") for _ in range(count))
+    inside = masks if masks.dtype == bool else masks != 0
+    columns = np.asfortranarray(inside.transpose(1, 2, 0).view(np.uint8))  # (H, W, N)
+    return tuple(Rle(size=[height, width], counts=str(rle["counts"], "ascii")) for rle in rle_codec.encode(columns))
+
+
+def mask_areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
+    """(N,) pixels of each mask, counted without decoding."""
+    if not rles or 0 in rles[0]["size"]:
+        return np.zeros(len(rles), dtype=np.int64)
+    return np.asarray(rle_codec.area([dict(rle) for rle in rles]), dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """N instances of one image of `height` x `width` pixels.
+
+    rles: one per instance, of the image's size; instances may overlap, each keeps its own full mask.
+    labels (N,) int64: 0..K-1, the model's own numbering. scores (N,) float32 in 0..1.
+    categories: (category id, name) of the data set for every label 0..K-1, or None where nobody knows them.
+    Lists are accepted for labels and scores and become arrays. Raises ValueError if lengths or sizes differ.
+    """
+
+    height: int
+    width: int
+    rles: tuple[Rle, ...]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    categories: tuple[tuple[int, str], ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rles", tuple(self.rles))
+        object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int64).reshape(-1))
+        object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float32).reshape(-1))
+        if not len(self.rles) == len(self.labels) == len(self.scores):
+            raise ValueError(
+                f"Instances: expected one mask, label and score per instance, got {len(self.rles)} masks, "
+                f"{len(self.labels)} labels and {len(self.scores)} scores"
+            )
+        for index, rle in enumerate(self.rles):
+            if list(rle["size"]) != [self.height, self.width]:
+                raise ValueError(
+                    f"Instances: mask {index} is {rle['size'][0]}x{rle['size'][1]} pixels, "
+                    f"the image {self.height}x{self.width} (height x width)"
+                )
+        if self.categories is not None and len(self) and not 0 <= self.labels.min() <= self.labels.max() < self.classes:
+            raise ValueError(
+                f"Instances: labels must be in 0..{self.classes - 1}, one per category, "
+                f"got {self.labels.min()}..{self.labels.max()}"
+            )
+
+    @classmethod
+    def from_masks(
+        cls,
+        masks: NDArray[Any],
+        labels: ArrayLike,
+        scores: ArrayLike,
+        categories: tuple[tuple[int, str], ...] | None = None,
+    ) -> Instances:
+        """Instances from bitmaps (N, H, W), non-zero inside; N may be 0 (then the shape still gives the size)."""
+        _, height, width = masks.shape
+        return cls(height, width, encode_masks(masks), np.asarray(labels), np.asarray(scores), categories)
+
+    @property
+    def classes(self) -> int:
+        """Number of categories; 0 where nobody knows them."""
+        return len(self.categories or ())
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """(N, H, W) bool, decoded anew at every call: N*H*W bytes. For one instance after another, see `mask`."""
+        masks = np.zeros((len(self), self.height, self.width), dtype=bool)
+        for index in range(len(self)):
+            masks[index] = self.mask(index)
+        return masks
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """(H, W) bool: the mask of one instance."""
+        rle = self.rles[index]
+        if self.height * self.width == 0:
+            return np.zeros((self.height, self.width), dtype=bool)
+        decoded: NDArray[np.bool_] = rle_codec.decode(dict(rle)).astype(bool)
+        return decoded
+
+    @property
+    def boxes(self) -> NDArray[np.float32]:
+        """(N, 4) x0 y0 x1 y1 in pixels, around the mask; x1, y1 are the far edges (width = x1 - x0)."""
+        if len(self) == 0:
+            return np.zeros((0, 4), dtype=np.float32)
+        boxes = np.asarray(rle_codec.toBbox([dict(rle) for rle in self.rles]), dtype=np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes
+
+    @property
+    def areas(self) -> NDArray[np.int64]:
+        """(N,) pixels of each mask, counted without decoding."""
+        return mask_areas(self.rles)
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each instance; "class 3" for label 3 where nobody knows the names."""
+        if self.categories is None:
+            return [f"class {label}" for label in self.labels]
+        return [self.categories[label][1] for label in self.labels]
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def __getitem__(self, chosen: int | slice | Sequence[int] | NDArray[Any]) -> Instances:
+        """Some of the instances: `found[0]`, `found[:5]`, `found[[2, 0]]`, `found[found.scores > 0.5]`."""
+        if not isinstance(chosen, slice):
+            chosen = np.asarray(chosen) if np.size(chosen) else np.zeros(0, dtype=int)
+        indices = np.atleast_1d(np.arange(len(self))[chosen])
+        return Instances(
+            self.height,
+            self.width,
+            tuple(self.rles[index] for index in indices),
+            self.labels[indices],
+            self.scores[indices],
+            self.categories,
+        )
+
+    def __iter__(self) -> Iterator[Instances]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        counts = {name: self.names.count(name) for name in sorted(set(self.names))}
+        return f"Instances({len(self)} in {self.height}x{self.width}: {counts})"
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """COCO results of this image, in this order, with the data set's own category ids (the label without them).
+
+        No "bbox": readers take the box from the mask. With one, pycocotools would sort masks into small, medium and
+        large by the area of their box.
+        """
+        ids = self.labels if self.categories is None else [self.categories[label][0] for label in self.labels]
+        return [
+            # str() gives the shortest decimal that reads back as the same float32: 0.9, not 0.8999999761581421.
+            {"image_id": image_id, "category_id": int(category), "segmentation": dict(rle), "score": float(str(score))}
+            for category, rle, score in zip(ids, self.rles, self.scores, strict=True)
+        ]
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections` with masks, boxes, scores, labels and, as `data["class_name"]`, names."""
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError(
+                "to_supervision needs the package supervision: pip install 'mask2former-dinov3[supervision]'"
+            ) from error
+        return supervision.Detections(
+            xyxy=self.boxes,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.labels,
+            data={"class_name": np.array(self.names, dtype=str)},
+        )

@@ -1,0 +1,202 @@
+"""The image processor: the same pixels as in training, every kind of image, Hugging Face's manners."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from mask2former_dinov3.data.coco import read_coco
+from mask2former_dinov3.data.dataset import CocoInstanceDataset
+from mask2former_dinov3.data.layout import Split
+from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.model import Mask2FormerDinov3Config
+
+
+@pytest.fixture
+def processor() -> Mask2FormerDinov3ImageProcessor:
+    return Mask2FormerDinov3ImageProcessor({"height": 112, "width": 96})
+
+
+def test_processor__gives_bit_for_bit_what_training_sees(toy_dataset: Path) -> None:
+    data = read_coco(Split("valid", toy_dataset / "valid" / "_annotations.coco.json", toy_dataset / "valid"))
+    for height, width in ((112, 96), (48, 64), (80, 240)):  # up, down, and a side that is no multiple of 32
+        processor = Mask2FormerDinov3ImageProcessor(
+            {"height": height, "width": width}, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+        )
+        dataset = CocoInstanceDataset(
+            data,
+            image_height=height,
+            image_width=width,
+            image_mean=processor.image_mean,
+            image_std=processor.image_std,
+            augmentation=None,
+            seed=0,
+        )
+        batch = processor([record.path for record in data.images])
+        for index, record in enumerate(data.images):
+            sample = dataset[0, index]
+            assert torch.equal(batch["pixel_values"][index], sample["pixel_values"])
+            assert torch.equal(batch["pixel_mask"][index], sample["pixel_mask"])
+            assert batch["original_sizes"][index] == (record.height, record.width)
+
+
+def test_processor__fits_and_pads(processor: Mask2FormerDinov3ImageProcessor) -> None:
+    batch = processor(np.full((20, 48, 3), 255, np.uint8))
+    assert batch["pixel_values"].shape == (1, 3, 128, 96)  # the canvas, padded to multiples of 32
+    assert batch["pixel_values"].dtype == torch.float32
+    real = batch["pixel_mask"][0]
+    assert real[:40].all()
+    assert not real[40:].any()
+    white = (1 - torch.tensor(processor.image_mean)) / torch.tensor(processor.image_std)
+    torch.testing.assert_close(batch["pixel_values"][0, :, :40], white[:, None, None].expand(3, 40, 96))
+    assert not batch["pixel_values"][0, :, 40:].any()
+
+
+def test_processor__an_image_gives_the_same_in_every_batch(processor: Mask2FormerDinov3ImageProcessor) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, size, dtype=np.uint8) for size in ((20, 48, 3), (300, 200, 3), (112, 96, 3))]
+    together = processor(images)
+    for index, image in enumerate(images):
+        assert torch.equal(together["pixel_values"][index], processor(image)["pixel_values"][0])
+
+
+def test_processor__takes_paths_pil_images_arrays_and_lists(
+    processor: Mask2FormerDinov3ImageProcessor, tmp_path: Path
+) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    expected = processor(rgb)["pixel_values"]
+    for given in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(rgb), [rgb], (rgb,), rgb[None]):
+        assert torch.equal(processor(given)["pixel_values"], expected)
+    transparent = Image.fromarray(np.dstack([rgb, np.zeros((30, 40), np.uint8)]))
+    assert torch.equal(processor(transparent)["pixel_values"], expected)
+    deep = Image.fromarray(rgb[..., 0].astype(np.uint16) * 257)
+    assert torch.equal(processor(deep)["pixel_values"], processor(rgb[..., [0, 0, 0]])["pixel_values"])
+    arrays = processor(rgb, return_tensors="np")
+    assert isinstance(arrays["pixel_values"], np.ndarray)
+    np.testing.assert_array_equal(arrays["pixel_values"], expected.numpy())
+
+
+def test_processor__round_trips_through_its_folder(tmp_path: Path) -> None:
+    processor = Mask2FormerDinov3ImageProcessor({"height": 160, "width": 512}, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    processor.save_pretrained(tmp_path)
+    assert (tmp_path / "preprocessor_config.json").is_file()
+    Mask2FormerDinov3Config.preset("tiny").save_pretrained(tmp_path)
+    for read in (Mask2FormerDinov3ImageProcessor, AutoImageProcessor):
+        again = read.from_pretrained(tmp_path)
+        assert type(again) is Mask2FormerDinov3ImageProcessor
+        assert again.to_dict() == processor.to_dict()
+        assert again.size == {"height": 160, "width": 512}
+        assert again.image_std == [0.4, 0.5, 0.6]
+
+
+def test_processor__never_imports_torchvision() -> None:
+    code = (
+        "import sys; sys.modules['torchvision'] = None\n"
+        "from mask2former_dinov3 import Mask2FormerDinov3ImageProcessor as P; import numpy as np\n"
+        "P({'height': 32, 'width': 32})(np.zeros((8, 8, 3), np.uint8))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_processor__says_what_it_cannot_take(processor: Mask2FormerDinov3ImageProcessor, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(DatasetError, match=r"text\.png"):
+        processor(tmp_path / "text.png")
+    with pytest.raises(DatasetError, match=r"none\.png: no such file"):
+        processor(tmp_path / "none.png")
+    wrong: list[Any] = [
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((3, 4, 4), np.uint8),
+        torch.zeros(3, 4, 4),
+    ]
+    for image in wrong:
+        with pytest.raises(ValueError, match="RGB array"):
+            processor([image])
+    with pytest.raises(ValueError, match="at least one pixel"):
+        processor(np.zeros((0, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match="at least one"):
+        processor([])
+    with pytest.raises(ValueError, match="return_tensors"):
+        processor(np.zeros((4, 4, 3), np.uint8), return_tensors="tf")
+    with pytest.raises(TypeError, match="do_resize"):
+        processor(np.zeros((4, 4, 3), np.uint8), do_resize=False)
+    with pytest.raises(ValueError, match="1000 is not a multiple"):
+        Mask2FormerDinov3ImageProcessor({"height": 1000, "width": 1024})
+    with pytest.raises(ValueError, match="size"):
+        Mask2FormerDinov3ImageProcessor({"shortest_edge": 800})
+    with pytest.raises(ValueError, match="image_std"):
+        Mask2FormerDinov3ImageProcessor(image_std=(0.0, 1.0, 1.0))
+
+
+def two_overlapping() -> SimpleNamespace:
+    """Query 0 (class 1) is surer and covers the left three quarters, query 1 (class 0) the right half."""
+    masks = torch.full((1, 2, 8, 8), -9.0)
+    masks[0, 0, :, :6] = 9
+    masks[0, 1, :, 4:] = 9
+    classes = torch.tensor([[[-9.0, 9.0, 0.0], [5.0, -9.0, 0.0]]])
+    return SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
+
+
+def test_post_process_instance_segmentation__has_the_shapes_of_hugging_face(
+    processor: Mask2FormerDinov3ImageProcessor,
+) -> None:
+    outputs = two_overlapping()
+    (flat,) = processor.post_process_instance_segmentation(outputs, target_sizes=[(32, 32)])
+    assert [info["label_id"] for info in flat["segments_info"]] == [1, 0]
+    assert [info["id"] for info in flat["segments_info"]] == [0, 1]
+    assert set(flat["segments_info"][0]) == {"id", "label_id", "was_fused", "score"}
+    assert flat["segmentation"].shape == (32, 32)
+    assert (flat["segmentation"] == 0).sum() == 32 * 24  # the better one is on top
+    assert (flat["segmentation"] == 1).sum() == 32 * 8
+    (whole,) = processor.post_process_instance_segmentation(outputs, target_sizes=[(32, 32)], return_binary_maps=True)
+    assert whole["segmentation"].dtype == torch.bool
+    assert whole["segmentation"].sum((1, 2)).tolist() == [32 * 24, 32 * 16]
+    (coco,) = processor.post_process_instance_segmentation(
+        outputs, target_sizes=[(32, 32)], return_coco_annotation=True
+    )
+    assert [rle["size"] for rle in coco["segmentation"]] == [[32, 32], [32, 32]]
+    (visible,) = processor.post_process_instance_segmentation(
+        outputs, target_sizes=[(32, 32)], overlap_mask_area_threshold=0.8
+    )
+    assert len(visible["segments_info"]) == 1
+    with pytest.raises(ValueError, match="cannot both"):
+        processor.post_process_instance_segmentation(outputs, return_binary_maps=True, return_coco_annotation=True)
+
+
+def test_post_process_instance_segmentation__without_sizes_gives_the_canvas(
+    processor: Mask2FormerDinov3ImageProcessor,
+) -> None:
+    (found,) = processor.post_process_instance_segmentation(two_overlapping())
+    assert found["segmentation"].shape == (112, 96)
+    pixel_mask = torch.zeros(1, 128, 96)
+    pixel_mask[:, :40, :80] = 1
+    (found,) = processor.post_process_instance_segmentation(two_overlapping(), pixel_mask=pixel_mask)
+    assert found["segmentation"].shape == (40, 80)
+
+
+def test_post_process_instance_segmentation__finds_nothing_without_breaking(
+    processor: Mask2FormerDinov3ImageProcessor,
+) -> None:
+    outputs, sizes = two_overlapping(), [(9, 7)]
+    (flat,) = processor.post_process_instance_segmentation(outputs, 1.0, target_sizes=sizes)
+    assert (flat["segmentation"] == -1).all()
+    assert flat["segments_info"] == []
+    (whole,) = processor.post_process_instance_segmentation(outputs, 1.0, target_sizes=sizes, return_binary_maps=True)
+    assert whole["segmentation"].shape == (0, 9, 7)
+    (coco,) = processor.post_process_instance_segmentation(
+        outputs, 1.0, target_sizes=sizes, return_coco_annotation=True
+    )
+    assert coco["segmentation"] == []

@@ -1,0 +1,120 @@
+"""Instances: RLE in, masks, boxes, COCO results and supervision's detections out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mask2former_dinov3.instances import Instances, encode_masks
+
+CATEGORIES = ((4, "fig"), (9, "date"))
+
+# pycocotools 2.0.11 decodes in a way that NumPy 2 warns of; it is a reference here, not a part of the product.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+
+
+def example(count: int = 5, height: int = 11, width: int = 17) -> tuple[np.ndarray[Any, np.dtype[np.bool_]], Instances]:
+    rng = np.random.default_rng(0)
+    masks = rng.random((count, height, width)) > 0.7
+    labels = [index % 2 for index in range(count)]
+    scores = np.linspace(0.9, 0.1, count)
+    return masks, Instances.from_masks(masks, labels, scores, CATEGORIES)
+
+
+def test_encode_masks__gives_the_rle_of_pycocotools_for_every_memory_layout() -> None:
+    masks, _ = example()
+    expected = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
+    by_columns = np.ascontiguousarray(masks.transpose(0, 2, 1)).transpose(0, 2, 1)
+    for given in (masks, by_columns, masks.astype(np.uint8) * 255, masks.astype(np.float32)):
+        for rle, reference in zip(encode_masks(given), expected, strict=True):
+            assert rle["counts"] == reference["counts"].decode()
+            assert rle["size"] == [11, 17]
+
+
+def test_instances__masks_boxes_and_areas_are_those_of_the_bitmaps() -> None:
+    masks, found = example()
+    assert found.masks.dtype == np.bool_
+    np.testing.assert_array_equal(found.masks, masks)
+    np.testing.assert_array_equal(found.areas, masks.sum((1, 2)))
+    for mask, box in zip(masks, found.boxes, strict=True):
+        rows, columns = np.nonzero(mask)
+        assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert [str(array.dtype) for array in (found.labels, found.scores, found.boxes)] == ["int64", "float32", "float32"]
+
+
+def test_instances__may_be_none_at_all() -> None:
+    found = Instances.from_masks(np.zeros((0, 8, 9), bool), [], [], CATEGORIES)
+    assert len(found) == 0
+    assert found.masks.shape == (0, 8, 9)
+    assert found.boxes.shape == (0, 4)
+    assert found.areas.shape == (0,)
+    assert found.to_coco(1) == []
+    assert list(found) == []
+    assert len(found[found.scores > 0.5]) == 0
+
+
+def test_instances__choose_by_index_slice_list_and_condition() -> None:
+    masks, found = example()
+    np.testing.assert_array_equal(found[2].masks, masks[2:3])
+    np.testing.assert_array_equal(found[-1].masks, masks[4:])
+    np.testing.assert_array_equal(found[1:3].masks, masks[1:3])
+    np.testing.assert_array_equal(found[[3, 0]].scores, found.scores[[3, 0]])
+    np.testing.assert_array_equal(found[found.scores > 0.4].masks, masks[:3])
+    np.testing.assert_array_equal(found[[True, False, False, True, False]].masks, masks[[0, 3]])
+    assert len(found[[]]) == 0
+    assert [one.names[0] for one in found] == ["fig", "date", "fig", "date", "fig"]
+    with pytest.raises(IndexError):
+        found[5]
+
+
+def test_to_coco__has_the_ids_of_the_data_set_and_reads_back() -> None:
+    masks, found = example()
+    results = json.loads(json.dumps(found.to_coco(77)))
+    assert [result["category_id"] for result in results] == [4, 9, 4, 9, 4]
+    assert {result["image_id"] for result in results} == {77}
+    for result, mask, score in zip(results, masks, found.scores, strict=True):
+        np.testing.assert_array_equal(coco_mask.decode(result["segmentation"]), mask)
+        assert np.float32(result["score"]) == score
+        assert set(result) == {"image_id", "category_id", "segmentation", "score"}
+
+
+def test_to_coco__without_categories_uses_the_labels() -> None:
+    masks, _ = example(2)
+    found = Instances.from_masks(masks, [5, 0], [1, 0.5])
+    assert [result["category_id"] for result in found.to_coco("a")] == [5, 0]
+    assert found.names == ["class 5", "class 0"]
+
+
+def test_to_supervision__hands_everything_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks, found = example()
+    module = types.ModuleType("supervision")
+    module.Detections = lambda **fields: fields  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "supervision", module)
+    detections = found.to_supervision()
+    np.testing.assert_array_equal(detections["mask"], masks)
+    np.testing.assert_array_equal(detections["xyxy"], found.boxes)
+    np.testing.assert_array_equal(detections["confidence"], found.scores)
+    np.testing.assert_array_equal(detections["class_id"], found.labels)
+    assert detections["data"]["class_name"].tolist() == found.names
+
+
+def test_to_supervision__says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match=r"pip install 'mask2former-dinov3\[supervision\]'"):
+        example()[1].to_supervision()
+
+
+def test_instances__refuse_what_does_not_belong_together() -> None:
+    masks, found = example(2)
+    with pytest.raises(ValueError, match="2 masks, 1 labels and 2 scores"):
+        Instances.from_masks(masks, [0], [1, 1])
+    with pytest.raises(ValueError, match="mask 0 is 11x17 pixels, the image 5x17"):
+        Instances(5, 17, found.rles, found.labels, found.scores)
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.1"):
+        Instances.from_masks(masks, [0, 2], [1, 1], CATEGORIES)

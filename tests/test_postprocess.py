@@ -1,0 +1,181 @@
+"""Post-processing: the contract's score, masks where they belong, memory within the budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mask2former_dinov3.postprocess import post_process
+
+
+def logits(
+    queries: int = 6, classes: int = 3, size: tuple[int, int] = (16, 24), batch: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Random class logits (B, Q, K+1) and smooth mask logits (B, Q, h', w')."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(batch, queries, 4, 6, generator=generator) * 4
+    masks = F.interpolate(coarse, size, mode="bicubic", align_corners=False)
+    return torch.randn(batch, queries, classes + 1, generator=generator), masks
+
+
+def reference(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    size: tuple[int, int],
+    canvas: tuple[int, int],
+    real: tuple[int, int],
+    top: int,
+) -> list[tuple[float, int, np.ndarray[Any, Any]]]:
+    """The contract's words, one query and class after another, for one image: (score, label, mask), best first."""
+    probabilities = class_logits.softmax(-1)[:, :-1]
+    pairs = [(float(p), query, label) for query, row in enumerate(probabilities) for label, p in enumerate(row)]
+    found = []
+    for probability, query, label in sorted(pairs, reverse=True)[:top]:
+        mask = F.interpolate(mask_logits[None, query : query + 1], canvas, mode="bilinear", align_corners=False)
+        mask = F.interpolate(mask[:, :, : real[0], : real[1]], size, mode="bilinear", align_corners=False)[0, 0]
+        if (mask > 0).any():
+            found.append((probability * float(mask.sigmoid()[mask > 0].mean()), label, (mask > 0).numpy()))
+    return sorted(found, key=lambda one: -one[0])
+
+
+@pytest.mark.parametrize("max_detections", [4, 100])
+def test_post_process__is_what_the_contract_says(max_detections: int) -> None:
+    class_logits, mask_logits = logits()
+    sizes, reals = [(50, 70), (201, 88)], [(64, 90), (64, 28)]
+    pixel_mask = torch.zeros(2, 64, 96)
+    for mask, real in zip(pixel_mask, reals, strict=True):
+        mask[: real[0], : real[1]] = 1
+    found = post_process(class_logits, mask_logits, sizes, pixel_mask, max_detections=max_detections)
+    for index, instances in enumerate(found):
+        expected = reference(
+            class_logits[index], mask_logits[index], sizes[index], (64, 96), reals[index], max_detections
+        )
+        assert len(instances) == len(expected) <= max_detections
+        assert (instances.height, instances.width) == sizes[index]
+        np.testing.assert_allclose(instances.scores, [one[0] for one in expected], atol=1e-6)
+        np.testing.assert_array_equal(instances.labels, [one[1] for one in expected])
+        np.testing.assert_array_equal(instances.masks, np.stack([one[2] for one in expected]))
+
+
+def test_post_process__one_query_can_be_kept_for_several_classes_and_is_made_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class_logits = torch.tensor([[[2.0, 1.9, -9.0, 0.0], [0.0, -9.0, -9.0, 0.0]]])
+    mask_logits = torch.ones(1, 2, 8, 8)
+    made: list[int] = []
+    interpolate = F.interpolate
+
+    def counted(values: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        made.append(len(values))
+        return interpolate(values, *arguments, **options)
+
+    monkeypatch.setattr(F, "interpolate", counted)
+    (found,) = post_process(class_logits, mask_logits, [(20, 20)], max_detections=3)
+    assert found.labels.tolist() == [0, 0, 1] or found.labels.tolist() == [0, 1, 0]
+    assert made == [2, 2]  # two queries to the canvas, two to the image
+
+
+@pytest.mark.parametrize("memory_bytes", [1, 100_000, 10**9])
+def test_post_process__gives_the_same_for_every_memory_budget(memory_bytes: int) -> None:
+    class_logits, mask_logits = logits(queries=20)
+    (one, two) = post_process(class_logits, mask_logits, [(61, 90)] * 2, memory_bytes=memory_bytes)
+    (first, second) = post_process(class_logits, mask_logits, [(61, 90)] * 2)
+    for found, expected in ((one, first), (two, second)):
+        assert found.rles == expected.rles
+        np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_post_process__holds_no_more_masks_than_the_budget_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    class_logits, mask_logits = logits(queries=50, batch=1)
+    sizes: list[int] = []
+    interpolate = F.interpolate
+
+    def recorded(values: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        result = interpolate(values, *arguments, **options)
+        sizes.append(result.nbytes)
+        return result
+
+    monkeypatch.setattr(F, "interpolate", recorded)
+    budget = 4_000_000
+    post_process(class_logits, mask_logits, [(300, 400)], max_detections=150, memory_bytes=budget)
+    assert len(sizes) > 2
+    assert max(sizes) < budget / 2  # logits of the canvas and of the image are there together
+
+
+def test_post_process__masks_lie_where_the_object_is() -> None:
+    """A step at canvas column 40 of 96 (of which 80 are real) is at column 100 of an image 200 wide."""
+    columns = torch.arange(24.0) * 4 + 2  # centres of the mask's pixels on the canvas
+    mask_logits = (columns - 40).expand(1, 1, 16, 24)
+    pixel_mask = torch.zeros(1, 64, 96, dtype=torch.bool)
+    pixel_mask[:, :60, :80] = True
+    (found,) = post_process(torch.tensor([[[9.0, -9.0]]]), mask_logits, [(150, 200)], pixel_mask)
+    assert found.boxes.tolist() == [[100, 0, 200, 150]]
+
+
+def test_post_process__drops_empty_masks_and_those_under_the_threshold() -> None:
+    class_logits = torch.tensor([[[3.0, 0.0], [2.0, 0.0], [0.5, 0.0]]])
+    mask_logits = torch.stack([torch.full((8, 8), -1.0), torch.full((8, 8), 0.4), torch.full((8, 8), 9.0)])[None]
+    (everything,) = post_process(class_logits, mask_logits, [(16, 16)])
+    assert len(everything) == 2
+    # 0.881 * 0.599 = 0.527 and 0.622 * 1.0 = 0.622: the surer class has the less sure mask.
+    np.testing.assert_allclose(everything.scores, [0.6224, 0.5273], atol=1e-4)
+    (sure,) = post_process(class_logits, mask_logits, [(16, 16)], threshold=0.6)
+    assert len(sure) == 1
+    (none,) = post_process(class_logits, mask_logits, [(16, 16)], threshold=0.99)
+    assert len(none) == 0
+    assert none.masks.shape == (0, 16, 16)
+
+
+def test_post_process__mask_threshold_moves_the_edge() -> None:
+    mask_logits = torch.linspace(-4, 4, 32).expand(1, 1, 8, 32)
+    areas = [
+        int(post_process(torch.zeros(1, 1, 2), mask_logits, [(32, 128)], mask_threshold=level)[0].areas[0])
+        for level in (0.1, 0.5, 0.9)
+    ]
+    assert areas[0] > areas[1] > areas[2]
+    assert areas[1] == 32 * 64
+
+
+def test_post_process__half_precision_logits_and_gradients_are_no_obstacle() -> None:
+    class_logits, mask_logits = logits()
+    (expected, _) = post_process(class_logits, mask_logits, [(40, 60)] * 2)
+    (found, _) = post_process(class_logits.bfloat16().requires_grad_(), mask_logits.requires_grad_(), [(40, 60)] * 2)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-2)
+    assert mask_logits.grad is None
+
+
+def test_post_process__leaves_the_logits_alone() -> None:
+    class_logits, mask_logits = logits()
+    before = class_logits.clone(), mask_logits.clone()
+    post_process(class_logits, mask_logits, [(64, 96)] * 2)
+    post_process(class_logits, mask_logits, [(16, 24)] * 2, torch.ones(2, 16, 24))
+    assert torch.equal(class_logits, before[0])
+    assert torch.equal(mask_logits, before[1])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"class_queries_logits": torch.zeros(6, 4)}, "class_queries_logits"),
+        ({"masks_queries_logits": torch.zeros(2, 3, 16, 24)}, "masks_queries_logits"),
+        ({"target_sizes": [(10, 10)]}, "target_sizes: expected 2"),
+        ({"target_sizes": [(0, 5), (5, 5)]}, "target_sizes"),
+        ({"pixel_mask": torch.ones(1, 64, 96)}, "pixel_mask: expected"),
+        ({"pixel_mask": torch.zeros(2, 64, 96)}, "top left"),
+        ({"pixel_mask": torch.ones(2, 64, 96).tril()}, "top left"),
+        ({"max_detections": 0}, "max_detections"),
+        ({"mask_threshold": 1.0}, "mask_threshold"),
+        ({"class_queries_logits": torch.full((2, 6, 4), float("nan"))}, "class_queries_logits hold NaN"),
+        ({"masks_queries_logits": torch.full((2, 6, 16, 24), float("inf"))}, "masks_queries_logits hold NaN"),
+    ],
+)
+def test_post_process__says_what_is_wrong(changed: dict[str, Any], message: str) -> None:
+    class_logits, mask_logits = logits()
+    sound = {"class_queries_logits": class_logits, "masks_queries_logits": mask_logits, "target_sizes": [(10, 10)] * 2}
+    with pytest.raises(ValueError, match=message):
+        post_process(**{**sound, **changed})
