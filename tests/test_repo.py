@@ -1,0 +1,238 @@
+"""Rules of the repository that a tool can check."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mask2former_dinov3
+from mask2former_dinov3.config import PLACEHOLDER, TrainConfig, load_config
+from mask2former_dinov3.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "mask2former_dinov3"
+SAMPLE = PACKAGE / "sample"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted(ROOT.glob("mask2former_dinov3_*_no_trainer_coco.py"))
+RECIPES = sorted(ROOT.glob("mask2former-dinov3_*_train_args.json"))
+
+# Adding an option is a visible decision: it changes this list.
+OPTIONS = """
+adam_beta1 adam_beta2 adam_epsilon backbone backbone_lr_multiplier backbone_norm checkpointing_steps color_jitter
+dataloader_num_workers dataset_name description flip freeze_backbone gradient_accumulation_steps head hub_model_id
+hub_token image_height image_width learning_rate logging_steps lr_scheduler_type max_detections max_grad_norm
+max_train_steps metric_for_best_model mixed_precision neck num_queries num_train_epochs num_warmup_steps output_dir
+per_device_eval_batch_size per_device_train_batch_size push_to_hub report_to resume_from_checkpoint save_total_limit
+scale_max scale_min seed test_annotations test_images train_annotations train_images valid_annotations valid_images
+valid_split weight_decay with_tracking
+"""
+
+
+def name_of(path: Path) -> str:
+    """`data/coco.py` -> `data.coco`; the package itself is empty."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+def imports_of(path: Path, *, at_top: bool) -> Iterator[str]:
+    """Our own modules that a file imports as it is loaded (at_top), or anywhere, as `data.coco`."""
+    names = {name_of(module) for module in MODULES}
+    package = path.relative_to(PACKAGE).parts[:-1]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if at_top else ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            source = [*base, *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                whole = ".".join([*source, alias.name])
+                yield whole if whole in names else ".".join(source)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            assert "mask2former_dinov3" not in ast.unparse(node), f"{path}: imports of our own are relative"
+
+
+def test_modules__files_and_functions_are_short() -> None:
+    long: list[str] = []
+    for path in [*MODULES, *(ROOT / "tools").glob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) > 400:
+            long.append(f"{path.name}: {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and (length := (node.end_lineno or 0) - node.lineno + 1) > 60:
+                long.append(f"{path.name}: {node.name} has {length} lines")
+    assert not long
+
+
+def test_modules__imports_run_one_way() -> None:
+    for name, imported in {name_of(path): set(imports_of(path, at_top=False)) for path in MODULES}.items():
+        inside = name.split(".")[0]
+        if inside == "model":
+            assert all(one.split(".")[0] == "model" for one in imported), (name, imported)
+        if inside == "data":
+            assert all(one.split(".")[0] in ("data", "errors") for one in imported), (name, imported)
+        if name not in ("cli", "__main__"):
+            assert not imported & {"cli", "demo", "train"}, (name, imported)
+        if name in ("instances", "postprocess", "image_processing", "results", "evaluate", "predict", "visualize"):
+            assert "config" not in imported, (name, imported)
+
+
+def test_modules__imports_make_no_circle() -> None:
+    graph = {name_of(path): set(imports_of(path, at_top=True)) for path in MODULES}
+    done = {""}  # the package itself loads its names lazily
+    while waiting := graph.keys() - done:
+        ready = {name for name in waiting if not graph[name] - done - {name}}
+        assert ready, f"imports in a circle: {sorted(waiting)}"
+        done |= ready
+
+
+def test_modules__torchvision_is_never_imported() -> None:
+    for path in [*MODULES, *(ROOT / "tests").glob("*.py"), *SCRIPTS]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert "torchvision" not in ast.unparse(node), path
+
+
+def test_modules__import_without_any_extra() -> None:
+    blocked = ["peft", "supervision", "trackio", "wandb", "onnx", "onnxruntime", "fastapi", "uvicorn", "ray"]
+    blocked += ["torchvision", "pycocotools"]
+    names = [f"mask2former_dinov3.{name_of(path)}".rstrip(".") for path in MODULES if path.name != "__main__.py"]
+    code = (
+        f"import importlib, sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
+        f"for name in {names!r}: importlib.import_module(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_package__public_names_are_a_short_list_that_loads() -> None:
+    assert mask2former_dinov3.__all__ == [
+        "Instances",
+        "Mask2FormerDinov3Config",
+        "Mask2FormerDinov3ForInstanceSegmentation",
+        "Mask2FormerDinov3ImageProcessor",
+        "Predictor",
+        "evaluate_coco",
+    ]
+    for name in mask2former_dinov3.__all__:
+        assert getattr(mask2former_dinov3, name).__name__ == name
+        assert name in dir(mask2former_dinov3)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        importlib.import_module("mask2former_dinov3").Nothing  # noqa: B018 (the access is what is tested)
+
+
+def test_tests__are_named_after_unit_and_behaviour() -> None:
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+                assert re.fullmatch(r"test_\w*[a-z0-9]__[a-z0-9]\w*", node.name), f"{path.name}: {node.name}"
+
+
+def test_train_config__options_are_counted_and_explained() -> None:
+    assert sorted(TrainConfig.model_fields) == OPTIONS.split()
+    for name, field in TrainConfig.model_fields.items():
+        assert (field.description or "").endswith("."), name
+        assert "|" not in (field.description or ""), name  # it stands in a Markdown table
+
+
+def test_launch_scripts__differ_in_one_line_and_are_short() -> None:
+    small, large = (path.read_text(encoding="utf-8").splitlines() for path in reversed(SCRIPTS))
+    assert len(small) == len(large) <= 15
+    assert sum(one != other for one, other in zip(small, large, strict=True)) == 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_launch_scripts__use_their_own_recipe(script: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    name = f"mask2former-dinov3_{script.name.split('_')[2]}_1024_train_args.json"
+    assert done.stderr.startswith(f"ConfigError: 1 error in {ROOT / name}\n  dataset_name: 'path/to/")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_recipes__load_and_say_what_they_are(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="stands for your own data; write the folder of a COCO data set"):
+        load_config(recipe)
+    config, notes = load_config(recipe, {"dataset_name": "data"})
+    assert json.loads(recipe.read_text())["dataset_name"].startswith(PLACEHOLDER)
+    assert notes == []
+    assert (config.image_height, config.image_width) == (1024, 1024)
+    assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 16
+    assert config.backbone.startswith("facebook/dinov3-")
+    assert len(config.description) > 100
+
+
+def test_recipes__are_two_and_the_demos_loads_too() -> None:
+    assert len(SCRIPTS) == len(RECIPES) == 2
+    config, _ = load_config(SAMPLE / "train_args.json", {"dataset_name": "data", "output_dir": "out"})
+    assert config.backbone == "tiny"
+    assert config.description
+
+
+def test_sample__is_small_and_attributed() -> None:
+    files = [path for path in SAMPLE.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 5_000_000
+    assert len(list((SAMPLE / "train").glob("*.png"))) == 40
+    assert len(list((SAMPLE / "valid").glob("*.png"))) == 12
+    assert "CC0" in (SAMPLE / "ATTRIBUTION.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("split", "digest"), [("train", "362b3f863b303921"), ("valid", "f06f0423b32a6781")])
+def test_sample__annotations_and_pixels_are_those_of_the_source(split: str, digest: str) -> None:
+    assert digest_of(SAMPLE / split, None) == digest
+
+
+def digest_of(folder: Path, names: set[str] | None) -> str:
+    """A hash over records, annotations and RGB pixels of the images named; the same for sample and source."""
+    coco: dict[str, Any] = json.loads((folder / "_annotations.coco.json").read_text(encoding="utf-8"))
+    images = [image for image in coco["images"] if names is None or image["file_name"] in names]
+    ids = {str(image["id"]) for image in images}
+    annotations = [one for one in coco["annotations"] if str(one["image_id"]) in ids]
+    found = hashlib.sha256(json.dumps([coco["categories"], images, annotations], sort_keys=True).encode())
+    for image in images:
+        found.update(np.asarray(Image.open(folder / image["file_name"]).convert("RGB")).tobytes())
+    return found.hexdigest()[:16]
+
+
+def test_files__none_is_above_500_kb() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    files = [ROOT / line for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
+    files += [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert not [path for path in files if path.is_file() and path.stat().st_size > 500_000]
+
+
+def test_version__is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == mask2former_dinov3.__version__
+    first = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert first is not None
+    assert first[1] == mask2former_dinov3.__version__
+
+
+def test_constraints__pin_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
+    for wanted in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        assert re.split(r"[>=\[]", wanted)[0].lower() in pinned, wanted
+    assert set(project["optional-dependencies"]) == {
+        *("dev", "export", "peft", "ray", "serve", "supervision", "trackers")
+    }
+
+
+def test_readme__table_of_files_is_the_folder() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    known = {str(path.relative_to(PACKAGE)) for path in MODULES if path.name not in ("__init__.py", "__main__.py")}
+    table = [line for line in readme.splitlines() if line.startswith("|") and ".py`" in line]
+    named = set(re.findall(r"`([\w/]+\.py)`", "\n".join(table)))
+    assert named == known, f"missing in README: {sorted(known - named)}; gone: {sorted(named - known)}"
