@@ -10,6 +10,7 @@ from torch import Tensor
 
 # N masks, P points, (H, W) the masks' size. A point is (x, y); [0, 1] spans the canvas from edge to edge, so (0, 0) is
 # the corner of the first pixel, not its centre.
+TARGETS_AT_ONCE = 16  # 64 MB of float32 at 1024 x 1024
 RandomPoints = Callable[..., Tensor]  # called as torch.rand: random(n, p, 2, device=...)
 
 
@@ -20,23 +21,21 @@ def sample_logits(logits: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_targets(masks: Tensor, points: Tensor) -> Tensor:
-    """The same for targets, which stay bytes: the four neighbours are gathered, no float copy of the masks is made.
+    """The same for targets, which are kept as bytes: only a few masks at a time are copied to float.
 
-    masks (N, H, W) bool or uint8, points (N, P, 2) or (P, 2) for the same points on all -> (N, P) float32.
+    masks (N, H, W) bool or uint8; points (N, P, 2), or (P, 2) for the same points on all. Returns (N, P) float32.
     """
-    height, width = masks.shape[1:]
-    x = points[..., 0].float() * width - 0.5  # continuous index of pixel centres
-    y = points[..., 1].float() * height - 0.5
-    left, top = x.floor(), y.floor()
-    flat = masks.flatten(1)
-    values = torch.zeros((masks.shape[0], points.shape[-2]), device=masks.device)
-    for column, weight_x in ((left, left + 1 - x), (left + 1, x - left)):
-        for row, weight_y in ((top, top + 1 - y), (top + 1, y - top)):
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            index = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).long()
-            corner = flat[:, index] if index.dim() == 1 else flat.gather(1, index)  # (N, P)
-            values += corner.float() * (weight_x * weight_y * inside)
-    return values
+    if not len(masks):
+        return torch.zeros(0, points.shape[-2], device=masks.device)
+    shared = points.dim() == 2
+    values = []
+    for start in range(0, len(masks), TARGETS_AT_ONCE):
+        part = masks[start : start + TARGETS_AT_ONCE].float()  # (n, H, W)
+        if shared:
+            values.append(sample_logits(part[None], points[None])[0])  # (n, P)
+        else:
+            values.append(sample_logits(part[:, None], points[start : start + TARGETS_AT_ONCE])[:, 0])
+    return torch.cat(values)
 
 
 @torch.no_grad()
@@ -58,7 +57,7 @@ def choose_points(
     candidates = rand(count, int(num_points * oversample), 2, device=logits.device) * extent[:, None]
     uncertain = int(num_points * importance)
     certainty = sample_logits(logits[:, None], candidates)[:, 0].abs()  # (N, P * oversample)
-    keep = certainty.topk(uncertain, dim=1, largest=False).indices  # (N, uncertain)
+    keep = certainty.topk(uncertain, dim=1, largest=False, sorted=False).indices  # (N, uncertain)
     chosen = candidates.gather(1, keep[..., None].expand(-1, -1, 2))
     anywhere = rand(count, num_points - uncertain, 2, device=logits.device) * extent[:, None]
     return torch.cat([chosen, anywhere], dim=1)

@@ -1,0 +1,54 @@
+"""The optimiser: which parameters move, at which rate, with which decay."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from .config import TrainConfig
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, backbone_lr_multiplier: float, weight_decay: float
+) -> list[dict[str, object]]:
+    """Trainable parameters in up to four groups: backbone or not, decayed or not.
+
+    As in the Mask2Former recipe (arXiv:2112.01527, section 4.1) the backbone moves at its own rate, and norms, biases
+    and embeddings (learned queries, level and token embeddings) are not decayed. Groups without parameters are left
+    out.
+    """
+    embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_token = name.rsplit(".", 1)[-1].endswith(("_token", "_tokens", "level_embed"))
+        decayed = parameter.dim() > 1 and id(parameter) not in embeddings and not is_token
+        groups.setdefault((name.startswith("backbone."), decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * (backbone_lr_multiplier if is_backbone else 1.0),
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for (is_backbone, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`."""
+    groups = parameter_groups(model, config.learning_rate, config.backbone_lr_multiplier, config.weight_decay)
+    return torch.optim.AdamW(
+        groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon
+    )
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Warm-up and course of the rate over `num_steps` optimiser steps, by transformers' names."""
+    scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+        config.lr_scheduler_type, optimizer, num_warmup_steps=config.num_warmup_steps, num_training_steps=num_steps
+    )
+    return scheduler

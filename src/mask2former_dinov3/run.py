@@ -1,0 +1,185 @@
+"""A training run as it stands: evaluated, saved, and taken up again."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from .checkpoint import RunState, find_checkpoint, load_checkpoint, rotate, save_checkpoint, save_model_folder
+from .config import TrainConfig
+from .data.coco import CocoData
+from .data.order import TrainingOrder
+from .errors import CheckpointError
+from .evaluate import evaluate_coco, predict_split
+from .image_processing import Mask2FormerDinov3ImageProcessor
+from .model import Mask2FormerDinov3ForInstanceSegmentation
+from .run_log import RunLog
+from .stopping import together
+
+logger = logging.getLogger(__name__)
+
+
+def rng_state() -> dict[str, Any]:
+    """State of torch's generators, the only ones whose past matters (the data draw from seed, epoch and image)."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Undo `rng_state`."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class Run:
+    """The parts of a run together: where it stands, how it is evaluated, saved and taken up again."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        data: dict[str, CocoData],
+        model: Mask2FormerDinov3ForInstanceSegmentation,
+        processor: Mask2FormerDinov3ImageProcessor,
+        optimizer: Any,
+        scheduler: Any,
+        order: TrainingOrder,
+        state: RunState,
+    ) -> None:
+        self.config, self.accelerator, self.data = config, accelerator, data
+        self.model, self.processor = model, processor
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.order, self.state = order, state
+        self.output_dir = Path(config.output_dir)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training images so far."""
+        return self.state.step * self.order.step_size / self.order.num_images
+
+    def load(self, resume_from: str) -> dict[str, Any]:
+        """Weights, random state and place of a checkpoint; returns the states for `load_optimisation`.
+
+        Raises CheckpointError when there is none, or when this run would not see the same images in the same steps.
+        """
+        path = find_checkpoint(resume_from, self.output_dir)
+        state, optimisation, rng_states = load_checkpoint(path, self.model)
+        for what, then, now in (
+            (
+                "images per optimiser step (batch size x accumulation x processes)",
+                state.step_size,
+                self.order.step_size,
+            ),
+            ("training images", state.num_images, self.order.num_images),
+        ):
+            if then != now:
+                raise CheckpointError(
+                    f"{path} was made with {then} {what}, this run has {now}; set them equal, or start a new run"
+                )
+        if state.step >= self.order.last_step:
+            raise CheckpointError(
+                f"{path} is at step {state.step} of {self.order.last_step}: the run is finished already"
+            )
+        if len(rng_states) == self.accelerator.num_processes:
+            set_rng_state(rng_states[self.accelerator.process_index])
+        else:
+            logger.warning("the number of processes has changed: the points of the losses are drawn anew")
+        logger.info("resuming from %s: step %d of %d", path, state.step, self.order.last_step)
+        self.state = state
+        return optimisation
+
+    def load_optimisation(self, states: dict[str, Any]) -> None:
+        """Optimiser, schedule and gradient scaler as they were."""
+        self.optimizer.load_state_dict(states["optimizer"])
+        self.scheduler.load_state_dict(states["scheduler"])
+        if self.accelerator.scaler is not None and states["scaler"]:
+            self.accelerator.scaler.load_state_dict(states["scaler"])
+
+    def is_checkpoint_step(self) -> bool:
+        """After every so many steps, or at the first step that completes an epoch."""
+        every, step = self.config.checkpointing_steps, self.state.step
+        if every == "epoch":
+            return self.order.epochs_done(step) > self.order.epochs_done(step - 1)
+        return every is not None and step % int(every) == 0
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """COCO metrics at original size on the untouched annotation file; the processes share the images."""
+        data, accelerator = self.data[split], self.accelerator
+
+        def predict() -> list[dict[str, Any]]:
+            with accelerator.autocast():
+                return predict_split(
+                    self.model,
+                    self.processor,
+                    data,
+                    batch_size=self.config.per_device_eval_batch_size,
+                    max_detections=self.config.max_detections,
+                    device=accelerator.device,
+                    rank=accelerator.process_index,
+                    world=accelerator.num_processes,
+                )
+
+        results = gather_object(together(accelerator, predict) or [])
+        metrics = together(
+            accelerator,
+            lambda: evaluate_coco(
+                data.annotations,
+                results,
+                max_detections=self.config.max_detections,
+                image_ids=[record.id for record in data.images],
+            ),
+            main_only=True,
+        )
+        shared: list[Any] = [metrics]
+        broadcast_object_list(shared)
+        return dict(shared[0])
+
+    def evaluate_and_save(self, log: RunLog) -> None:
+        """Metrics, `best/` when they are the best so far, then a checkpoint that knows of both."""
+        if "valid" in self.data:
+            metrics = self.state.last_metrics = self.evaluate("valid")
+            log.evaluation(self.state.step, self.epoch, "valid", metrics)
+            value = metrics[self.config.metric_for_best_model]
+            if self.state.best_metric is None or value > self.state.best_metric:
+                self.state.best_metric, self.state.best_step = value, self.state.step
+                self.save_folder("best")
+        self.save()
+        log.restart_clock()
+
+    def save_folder(self, name: str) -> None:
+        """A model folder in the run folder."""
+        together(
+            self.accelerator,
+            lambda: save_model_folder(self.model, self.processor, self.output_dir / name, self.state.last_metrics),
+            main_only=True,
+        )
+
+    def save(self) -> Path:
+        """A checkpoint, then the rotation of the old ones."""
+        rng_states = gather_object([rng_state()])
+        optimisation = {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+        }
+
+        def write() -> None:
+            run_config = self.config.model_dump(mode="json")
+            save_checkpoint(
+                self.output_dir, self.model, self.processor, optimisation, rng_states, self.state, run_config
+            )
+            rotate(self.output_dir, self.config.save_total_limit)
+
+        together(self.accelerator, write, main_only=True)
+        return self.output_dir / f"checkpoint-{self.state.step}"
+
+    def finish(self, log: RunLog) -> None:
+        """`last/`, and the test set if there is one."""
+        self.save_folder("last")
+        if "test" in self.data:
+            log.evaluation(self.state.step, self.epoch, "test", self.evaluate("test"))

@@ -1,0 +1,69 @@
+"""Ctrl-C and SIGTERM asked for once are a request; and what one process meets, all processes learn."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from .errors import UserError
+
+T = TypeVar("T")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """`requested` turns true on the first SIGINT or SIGTERM inside the block; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self._previous = {number: signal.signal(number, self._request) for number in SIGNALS}
+        return self
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def together(accelerator: Accelerator, job: Callable[[], T], *, main_only: bool = False) -> T | None:
+    """Run a job on every process (or on the main one) and fail on all of them if it fails on any.
+
+    Without this, the others would wait for the failed one in their next exchange. Returns the job's result (None
+    where it did not run). Raises the job's own error where it failed, UserError elsewhere.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    if accelerator.is_main_process or not main_only:
+        try:
+            result = job()
+        except Exception as caught:
+            error = caught
+    if int(total(accelerator, torch.tensor([float(error is not None)]))[0]):
+        raise error or UserError(
+            f"process {accelerator.process_index}: stopped, since another process failed (see there)"
+        )
+    return result
+
+
+def total(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
+    """Sum of a small tensor over all processes, on the CPU in float64."""
+    if accelerator.num_processes == 1:
+        return values.double().cpu()
+    summed: torch.Tensor = accelerator.reduce(values.to(accelerator.device, torch.float32), reduction="sum")
+    return summed.double().cpu()

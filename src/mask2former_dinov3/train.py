@@ -1,0 +1,238 @@
+"""The training run, top to bottom: data, model, loop, evaluation, saving."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from transformers.utils.logging import disable_progress_bar
+
+from .checkpoint import RunState, check_writable, checkpoints, write_text
+from .config import TrainConfig
+from .data.check import check_data
+from .data.coco import CocoData
+from .data.dataset import CocoInstanceDataset, collate
+from .data.layout import find_splits
+from .data.order import TrainingOrder
+from .data.transforms import Augmentation
+from .errors import CheckpointError, DatasetError, UserError
+from .model import loss_normalizers
+from .model_building import build_model, build_processor
+from .optim import build_optimizer, build_scheduler
+from .run import Run
+from .run_log import RunLog
+from .stopping import StopRequest, together, total
+
+logger = logging.getLogger(__name__)
+LOGGED = ("loss", "loss_cross_entropy", "loss_mask", "loss_dice")
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train as `config` says; returns the metrics of the last evaluation (empty without validation data).
+
+    Leaves the run folder of the contract in `config.output_dir`. Raises UserError (a ValueError) for what the user can
+    mend, KeyboardInterrupt after a stop that was asked for, with the work saved.
+    """
+    disable_progress_bar()  # of transformers, for every file it writes
+    accelerator = start_accelerator(config)
+    data = load_data(config)
+    together(accelerator, lambda: prepare_folder(config), main_only=True)
+    run, wrapped = start_run(config, accelerator, data)
+    state, last_step = run.state, run.order.last_step
+
+    log = RunLog(accelerator, run.output_dir, first_step=state.step, num_steps=last_step)
+    with log, StopRequest() as stop:
+        batches = training_batches(run)
+        wrapped.train()
+        sums, since = torch.zeros(len(LOGGED) + 1, dtype=torch.float64), state.step
+        while state.step < last_step:
+            window, normalizers, stopping = next_window(run, batches, stop)
+            if stopping:
+                path = run.save()
+                raise KeyboardInterrupt(f"stopped at step {state.step}; go on with --resume_from_checkpoint {path}")
+            sums += update(run, wrapped, window, normalizers)
+            state.step += 1
+            log.step_done(run.order.step_size)
+            finished = state.step == last_step
+            if finished or state.step % config.logging_steps == 0:
+                means = (sums / (state.step - since)).tolist()
+                values = dict(zip((*LOGGED, "grad_norm"), means, strict=True))
+                log.training(state.step, run.epoch, {**values, "lr": float(run.scheduler.get_last_lr()[0])})
+                sums, since = torch.zeros_like(sums), state.step
+            if finished or run.is_checkpoint_step():
+                run.evaluate_and_save(log)
+        run.finish(log)
+    accelerator.end_training()
+    return state.last_metrics
+
+
+def start_accelerator(config: TrainConfig) -> Accelerator:
+    """Devices, precision and tracker. Raises UserError when the precision or the tracker cannot be had here."""
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            log_with=config.report_to if config.with_tracking else None,
+            project_dir=config.output_dir,
+        )
+        if config.with_tracking:
+            flat = {k: v for k, v in config.model_dump().items() if isinstance(v, int | float | str | bool)}
+            accelerator.init_trackers("tracking", config=flat)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"mixed_precision={config.mixed_precision}, report_to={config.report_to}: not possible here: {error}; "
+            f"trackers other than tensorboard: pip install 'mask2former-dinov3[trackers]'"
+        ) from error
+    return accelerator
+
+
+def load_data(config: TrainConfig) -> dict[str, CocoData]:
+    """The splits by name. Raises DatasetError with every fault that would stop or spoil training."""
+    splits, notes = find_splits(
+        Path(config.dataset_name) if config.dataset_name else None,
+        train_annotations=config.train_annotations,
+        train_images=config.train_images,
+        valid_annotations=config.valid_annotations,
+        valid_images=config.valid_images,
+        test_annotations=config.test_annotations,
+        test_images=config.test_images,
+        valid_split=config.valid_split,
+    )
+    if "train" not in splits:
+        raise DatasetError(f"no training data in {config.dataset_name}: found only {', '.join(splits)}")
+    report = check_data(splits, notes, num_queries=config.num_queries, full=False)
+    report.raise_errors()
+    logger.info("%s", report.text(limit=5))
+    return report.data
+
+
+def prepare_folder(config: TrainConfig) -> None:
+    """The run folder with its resolved configuration. Refuses a folder that holds another run's work."""
+    output_dir = Path(config.output_dir)
+    check_writable(output_dir)
+    if config.resume_from_checkpoint is None and (checkpoints(output_dir) or (output_dir / "last").exists()):
+        raise CheckpointError(
+            f"output_dir {output_dir} holds an earlier run; go on with it by --resume_from_checkpoint latest, "
+            f"or choose another output_dir"
+        )
+    write_text(output_dir / "train_config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+
+
+def start_run(config: TrainConfig, accelerator: Accelerator, data: dict[str, CocoData]) -> tuple[Run, Any]:
+    """Everything the loop works with, at step 0 or where the checkpoint left off, and the model as it is trained."""
+    torch.manual_seed(config.seed)  # every process starts from the same weights
+    model = build_model(config, data["train"])
+    processor = build_processor(config, model)
+    order = TrainingOrder(
+        len(data["train"].images),
+        batch_size=config.per_device_train_batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        seed=config.seed,
+        last_step=0,
+    )
+    order.last_step = config.max_train_steps or -(-config.num_train_epochs * order.num_images // order.step_size)
+    optimizer = build_optimizer(model, config)
+    scheduler = build_scheduler(optimizer, config, order.last_step)
+    torch.manual_seed(config.seed + 1 + accelerator.process_index)  # from here on: the points of the losses
+    state = RunState(step_size=order.step_size, num_images=order.num_images)
+    run = Run(config, accelerator, data, model, processor, optimizer, scheduler, order, state)
+    optimisation = run.load(config.resume_from_checkpoint) if config.resume_from_checkpoint else None
+    wrapped, run.optimizer = accelerator.prepare(model, optimizer)
+    if optimisation is not None:
+        run.load_optimisation(optimisation)
+    return run, wrapped
+
+
+def training_batches(run: Run) -> Iterator[dict[str, Any]]:
+    """This process's batches from the run's step to its end."""
+    config, processor = run.config, run.processor
+    dataset = CocoInstanceDataset(
+        run.data["train"],
+        image_height=config.image_height,
+        image_width=config.image_width,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        augmentation=Augmentation(
+            scale_min=config.scale_min, scale_max=config.scale_max, flip=config.flip, color_jitter=config.color_jitter
+        ),
+        seed=config.seed,
+    )
+    run.order.first_step = run.state.step
+    loader = DataLoader(
+        dataset,
+        batch_sampler=run.order,
+        collate_fn=collate,
+        num_workers=config.dataloader_num_workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # its own, so that starting workers does not move the random points
+    )
+    return iter(loader)
+
+
+def next_window(
+    run: Run, batches: Iterator[dict[str, Any]], stop: StopRequest
+) -> tuple[list[dict[str, Any]], torch.Tensor, bool]:
+    """The batches of one optimiser step, what its losses are divided by over all processes, and whether to stop."""
+    if bool(total(run.accelerator, torch.tensor([float(stop.requested)]))[0]):
+        return [], torch.zeros(2), True
+
+    def read() -> list[dict[str, Any]]:
+        try:
+            return [next(batches) for _ in range(run.config.gradient_accumulation_steps)]
+        except DatasetError as error:  # a worker's error arrives with its traceback as text
+            raise DatasetError(str(error).rpartition("DatasetError: ")[2].strip()) from None
+
+    window = together(run.accelerator, read)
+    assert window is not None
+    model_config = run.model.config
+    labels = [classes for batch in window for classes in batch["class_labels"]]
+    local = loss_normalizers(labels, model_config.num_queries, model_config.no_object_weight)
+    return window, total(run.accelerator, local).float(), False
+
+
+def update(run: Run, wrapped: Any, window: list[dict[str, Any]], normalizers: torch.Tensor) -> torch.Tensor:
+    """One optimiser step. Returns the losses of `LOGGED` over all processes, and the gradient's norm, (5,) float64.
+
+    Raises UserError with the image ids when a loss is not finite, on all processes and before anything is changed.
+    """
+    accelerator, device = run.accelerator, run.accelerator.device
+    local = torch.zeros(len(LOGGED), device=device)
+    suspects: list[Any] = []
+    for number, batch in enumerate(window, start=1):
+        with nullcontext() if number == len(window) else accelerator.no_sync(wrapped):
+            output = wrapped(
+                pixel_values=batch["pixel_values"].to(device, non_blocking=True),
+                pixel_mask=batch["pixel_mask"].to(device, non_blocking=True),
+                mask_labels=[masks.to(device, non_blocking=True) for masks in batch["mask_labels"]],
+                class_labels=[classes.to(device, non_blocking=True) for classes in batch["class_labels"]],
+                normalizers=normalizers,
+            )
+            # The normalisers make losses add up over processes; DDP averages gradients, hence the factor.
+            accelerator.backward(output.loss * accelerator.num_processes)
+        parts = torch.stack([output.loss, *(output.loss_dict[name] for name in LOGGED[1:])]).detach()
+        if not torch.isfinite(parts).all():
+            suspects += batch["image_ids"]
+        local += parts
+    summed = total(accelerator, local)
+    if not torch.isfinite(summed).all():
+        images = gather_object(suspects)
+        raise UserError(
+            f"step {run.state.step + 1}: the loss is not finite on images {images}; nothing was changed. Look at these "
+            f"images with check-data, lower learning_rate, or use mixed_precision bf16 in place of fp16. "
+            f"Go on from the last checkpoint with --resume_from_checkpoint latest"
+        )
+    norm = accelerator.clip_grad_norm_(wrapped.parameters(), run.config.max_grad_norm or float("inf"))
+    run.optimizer.step()
+    if not accelerator.optimizer_step_was_skipped:
+        run.scheduler.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return torch.cat([summed, torch.as_tensor(norm).double().cpu().view(1)])
