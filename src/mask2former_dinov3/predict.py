@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from .checkpoint import write_text
 from .data.images import IMAGE_SUFFIXES, read_image
@@ -237,6 +238,7 @@ def load_model(
             )
     elif folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise CheckpointError(f"{name}: expected a model folder as training leaves it, or a hub id such as user/model")
+    disable_progress_bar()  # of transformers: a local file is read at once
     try:
         network, loaded = Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(name, output_loading_info=True)
         processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
