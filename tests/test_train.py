@@ -132,7 +132,7 @@ def test_resume__is_bit_for_bit_the_straight_run(toy_dataset: Path, tmp_path: Pa
 
 
 def test_interrupt__saves_and_says_how_to_resume(toy_dataset: Path, tmp_path: Path) -> None:
-    """Ctrl-C in a real process, with workers; the resumed run ends where a straight one does."""
+    """Ctrl-C in a real process with a data worker; the resumed run ends where a straight one does."""
     options = {"max_train_steps": 12, "checkpointing_steps": None, "dataloader_num_workers": 1}
     straight, run = tmp_path / "straight", tmp_path / "run"
     train(make_config(toy_dataset, straight, **options))
@@ -144,11 +144,12 @@ def test_interrupt__saves_and_says_how_to_resume(toy_dataset: Path, tmp_path: Pa
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     end = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < end:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors[-2000:]
     (saved,) = run.glob("checkpoint-*")
@@ -239,7 +240,7 @@ def test_resume__refuses_what_does_not_fit(toy_dataset: Path, tmp_path: Path) ->
     again = {"resume_from_checkpoint": "latest"}
     with pytest.raises(CheckpointError, match="finished already"):
         train(make_config(toy_dataset, run, **again, max_train_steps=1))
-    with pytest.raises(CheckpointError, match="was made with 2 images a step"):
+    with pytest.raises(CheckpointError, match="was made with 2 images per optimiser step"):
         train(make_config(toy_dataset, run, **again, gradient_accumulation_steps=2))
     with pytest.raises(CheckpointError, match="weights do not fit"):
         train(make_config(toy_dataset, run, **again, num_queries=50))

@@ -45,7 +45,7 @@ def demo(output: Path, *, say: Callable[[str], None], run: Callable[[list[str]],
     if code == 0:
         threshold, number = best_scores(evaluation / "predictions.json", valid / "_annotations.coco.json")
         code = step(
-            f"4/4 pictures of its {number} best-scored instances",
+            f"4/4 pictures of its {number} best-scored instances" if number else "4/4 pictures, but it found nothing",
             *("predict", "--model", model, valid, "--output", prediction, "--threshold", f"{threshold:.4f}"),
         )
     if code == 0:

@@ -145,7 +145,7 @@ class Run:
             metrics = self.state.last_metrics = self.evaluate("valid")
             log.evaluation(self.state.step, self.epoch, "valid", metrics)
             value = metrics[self.config.metric_for_best_model]
-            if self.state.best_metric is None or value > self.state.best_metric:
+            if self.state.best_metric is None or value >= self.state.best_metric:  # of equals the longer trained
                 self.state.best_metric, self.state.best_step = value, self.state.step
                 self.save_folder("best")
         self.save()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -39,6 +41,28 @@ class StopRequest:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def torn_down(accelerator: Accelerator) -> Iterator[None]:
+    """Close trackers and the process group after the block, however it ends.
+
+    A process group must not be freed while one of gloo's threads still drops the tensors of the last exchange: it
+    needs the interpreter's lock for that, which the freeing thread holds, and both would wait for ever (torch 2.13).
+    Sleeping lets go of the lock.
+    """
+    try:
+        yield
+    finally:
+        if accelerator.num_processes > 1:
+            time.sleep(0.5)
+        accelerator.end_training()
+
+
+def ignore_signals(worker: int) -> None:
+    """For data workers: Ctrl-C reaches the whole process group, but stopping is the main process's decision."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def together(accelerator: Accelerator, job: Callable[[], T], *, main_only: bool = False) -> T | None:

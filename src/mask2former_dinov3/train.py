@@ -29,7 +29,7 @@ from .model_building import build_model, build_processor
 from .optim import build_optimizer, build_scheduler
 from .run import Run
 from .run_log import RunLog
-from .stopping import StopRequest, together, total
+from .stopping import StopRequest, ignore_signals, together, torn_down, total
 
 logger = logging.getLogger(__name__)
 LOGGED = ("loss", "loss_cross_entropy", "loss_mask", "loss_dice")
@@ -43,12 +43,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     disable_progress_bar()  # of transformers, for every file it writes
     accelerator = start_accelerator(config)
-    data = load_data(config)
-    together(accelerator, lambda: prepare_folder(config), main_only=True)
-    run, wrapped = start_run(config, accelerator, data)
-    state, last_step = run.state, run.order.last_step
+    with torn_down(accelerator):
+        data = load_data(config)
+        together(accelerator, lambda: prepare_folder(config), main_only=True)
+        run, wrapped = start_run(config, accelerator, data)
+        if config.with_tracking:
+            flat = {k: v for k, v in config.model_dump().items() if isinstance(v, int | float | str | bool)}
+            accelerator.init_trackers("tracking", config=flat)
+        loop(run, wrapped)
+    return run.state.last_metrics
 
-    log = RunLog(accelerator, run.output_dir, first_step=state.step, num_steps=last_step)
+
+def loop(run: Run, wrapped: Any) -> None:
+    """Optimiser steps from the run's place to its end, with logging, evaluation and saving in between."""
+    config, state, last_step = run.config, run.state, run.order.last_step
+    log = RunLog(run.accelerator, run.output_dir, first_step=state.step, num_steps=last_step)
     with log, StopRequest() as stop:
         batches = training_batches(run)
         wrapped.train()
@@ -70,27 +79,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if finished or run.is_checkpoint_step():
                 run.evaluate_and_save(log)
         run.finish(log)
-    accelerator.end_training()
-    return state.last_metrics
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
-    """Devices, precision and tracker. Raises UserError when the precision or the tracker cannot be had here."""
+    """Devices, processes and precision. Raises UserError when the precision or the tracker cannot be had here."""
     try:
-        accelerator = Accelerator(
+        return Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=config.report_to if config.with_tracking else None,
             project_dir=config.output_dir,
         )
-        if config.with_tracking:
-            flat = {k: v for k, v in config.model_dump().items() if isinstance(v, int | float | str | bool)}
-            accelerator.init_trackers("tracking", config=flat)
     except (ImportError, ValueError) as error:
         raise UserError(
             f"mixed_precision={config.mixed_precision}, report_to={config.report_to}: not possible here: {error}; "
             f"trackers other than tensorboard: pip install 'mask2former-dinov3[trackers]'"
         ) from error
-    return accelerator
 
 
 def load_data(config: TrainConfig) -> dict[str, CocoData]:
@@ -171,6 +174,7 @@ def training_batches(run: Run) -> Iterator[dict[str, Any]]:
         dataset,
         batch_sampler=run.order,
         collate_fn=collate,
+        worker_init_fn=ignore_signals,
         num_workers=config.dataloader_num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, so that starting workers does not move the random points
