@@ -266,6 +266,24 @@ def test_train__refuses_faulty_data_with_the_messages_of_check_data(
     assert "gone.png" in str(caught.value)
 
 
+def test_train__bf16_stays_close_to_float32(toy_dataset: Path, tmp_path: Path) -> None:
+    runs = {name: tmp_path / name for name in ("no", "bf16")}
+    for name, run in runs.items():
+        train(make_config(toy_dataset, run, mixed_precision=name, checkpointing_steps=None))
+    full, half = (lines(run)[0]["loss"] for run in runs.values())
+    assert half != full
+    assert half == pytest.approx(full, rel=0.02)
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(runs["bf16"] / "last/model.safetensors").values())
+
+
+def test_train__says_which_precision_or_tracker_cannot_be_had(toy_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"wandb is not installed.*mask2former-dinov3\[trackers\]"):
+        train(make_config(toy_dataset, tmp_path / "run", with_tracking=True, report_to="wandb"))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="fp16 needs a GPU"):
+            train(make_config(toy_dataset, tmp_path / "run", mixed_precision="fp16"))
+
+
 def test_checkpoints__are_rotated(toy_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(make_config(toy_dataset, run, max_train_steps=4, checkpointing_steps=1, save_total_limit=2))

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.usage.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.options = rest
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.getLogger(__package__).setLevel(logging.INFO if is_main_process() else logging.ERROR)
     try:
         code: int = arguments.run(arguments)

@@ -100,7 +100,7 @@ class TrainConfig(BaseModel):
     flip: Literal["horizontal", "both", "none"] = Field(
         "horizontal", description="Random flips; `both` suits images without an up and a down."
     )
-    color_jitter: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="Strength of colour changes; 0 is off.")
+    color_jitter: Fraction = Field(0.2, description="Strength of colour changes; 0 is off.")
     # --- the optimisation
     num_train_epochs: PositiveInt = Field(50, description="Passes over the training images.")
     max_train_steps: PositiveInt | None = Field(None, description="Optimiser steps; given, it overrides the epochs.")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from .errors import UserError
 
@@ -57,6 +58,7 @@ def torn_down(accelerator: Accelerator) -> Iterator[None]:
         if accelerator.num_processes > 1:
             time.sleep(0.5)
         accelerator.end_training()
+        AcceleratorState._reset_state(reset_partial_state=True)  # or a second run could not choose its own precision
 
 
 def ignore_signals(worker: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
@@ -82,18 +84,29 @@ def loop(run: Run, wrapped: Any) -> None:
 
 
 def start_accelerator(config: TrainConfig) -> Accelerator:
-    """Devices, processes and precision. Raises UserError when the precision or the tracker cannot be had here."""
-    try:
-        return Accelerator(
+    """Devices, processes and precision. Raises UserError when the precision or the tracker cannot be had here.
+
+    accelerate itself would go on in float32, or without a tracker.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no supported trackers")  # an error below
+        accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=config.report_to if config.with_tracking else None,
             project_dir=config.output_dir,
         )
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"mixed_precision={config.mixed_precision}, report_to={config.report_to}: not possible here: {error}; "
-            f"trackers other than tensorboard: pip install 'mask2former-dinov3[trackers]'"
-        ) from error
+    fault = None
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        fault = "mixed_precision: fp16 needs a GPU, this run is on a CPU; use bf16 or no"
+    elif config.with_tracking and not accelerator.log_with:
+        fault = (
+            f"report_to: {config.report_to} is not installed; pip install 'mask2former-dinov3[trackers]' brings wandb "
+            f"and trackio, tensorboard is there already, --with_tracking false does without"
+        )
+    if fault is not None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        raise UserError(fault)
+    return accelerator
 
 
 def load_data(config: TrainConfig) -> dict[str, CocoData]:
