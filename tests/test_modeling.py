@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForUniversalSegmentation, DINOv3ViTConfig, SwinConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForUniversalSegmentation,
+    DINOv3ConvNextConfig,
+    DINOv3ViTConfig,
+    SwinConfig,
+)
 
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.model.modeling import real_pixels
@@ -78,6 +84,19 @@ def test_forward__shapes(neck: str, stride: int) -> None:
     assert len(output.auxiliary_logits) == 3
     from_head = model.head(maps)
     assert torch.equal(from_head.masks_queries_logits, output.masks_queries_logits)
+
+
+def test_forward__a_convnext_is_tapped_at_four_stages() -> None:
+    backbone = DINOv3ConvNextConfig(hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1])
+    model = Mask2FormerDinov3ForInstanceSegmentation(
+        Mask2FormerDinov3Config(backbone_config=backbone, neck="none", **HEAD)
+    )
+    maps = model.feature_maps(torch.randn(1, 3, 64, 96))
+    assert [tuple(x.shape[1:]) for x in maps] == [(32, 16, 24), (64, 8, 12), (96, 4, 6), (128, 2, 3)]
+    model(torch.randn(1, 3, 64, 96), **labels([2])).loss.backward()
+    assert not [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
 
 
 def test_forward__makes_dense_masks_in_training_only_on_request() -> None:

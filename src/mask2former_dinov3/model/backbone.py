@@ -19,10 +19,9 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from .configuration import Mask2FormerDinov3Config
+from .configuration import PYRAMID_STAGES, Mask2FormerDinov3Config
 
 # B batch, D width of the ViT, h = H/16, w = W/16
-PYRAMID_STAGES = ["stage1", "stage2", "stage3", "stage4"]
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 CLASSES: dict[str, Any] = {
     "dinov3_vit": DINOv3ViTModel,
@@ -92,7 +91,7 @@ def load_backbone(source: str, token: str | None = None) -> PreTrainedModel:
                 f"got model_type={config.model_type!r}"
             )
         if config.model_type != "dinov3_vit":
-            config.out_features = PYRAMID_STAGES
+            config.out_features = list(PYRAMID_STAGES)
         model: PreTrainedModel
         model, report = CLASSES[config.model_type].from_pretrained(
             source, config=config, token=token, output_loading_info=True

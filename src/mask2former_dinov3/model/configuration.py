@@ -9,6 +9,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 NECKS = ("pyramid", "plain", "none")
 BACKBONES = ("dinov3_vit", "dinov3_convnext", "swin")
+PYRAMID_STAGES = ("stage1", "stage2", "stage3", "stage4")  # of a backbone that is a pyramid: strides 4, 8, 16, 32
 
 # Shapes of the DINOv3 ViTs (arXiv:2508.10104, table of the model family). `tiny` is ours: a ViT that a CPU trains.
 VIT_SHAPES: dict[str, dict[str, Any]] = {
@@ -107,6 +108,8 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
                 self.backbone_taps = [max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)]
             if self.neck_channels is None:
                 self.neck_channels = [256] * 4
+        elif isinstance(backbone, PreTrainedConfig) and backbone.model_type in BACKBONES:
+            backbone.out_features = list(PYRAMID_STAGES)  # transformers' default taps the last stage alone
         if self.category_ids is None:
             self.category_ids = list(range(1, self.num_labels + 1))
         self._check()
