@@ -118,6 +118,14 @@ class _Shape:
         """x0, y0, x1, y1."""
         return self.x0, self.y0, self.x0 + self.mask.shape[1], self.y0 + self.mask.shape[0]
 
+    @property
+    def largest_part(self) -> tuple[int, int, int, int]:
+        """x0, y0, x1, y1 of the largest connected part: a label there points at something, however scattered a mask."""
+        if not len(self.contours):
+            return self.box
+        left, top, width, height = cv2.boundingRect(max(self.contours, key=cv2.contourArea))
+        return left, top, left + width, top + height
+
 
 def _enlarged(mask: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
     """A mask (h, w) of 0 and 1 at `scale`, its stairs of pixels rounded."""
@@ -190,7 +198,8 @@ def _label(
         for text in texts[index]:
             size = (math.ceil(font.getlength(text)) + 2 * pad, box_height)
             # A label much wider than its instance would seem to belong to the neighbours.
-            place = _free_place(shape, size, count, taken) if size[0] < 2.2 * shape.mask.shape[1] else None
+            x0, _, x1, _ = shape.largest_part
+            place = _free_place(shape, size, count, taken) if size[0] < 2.2 * (x1 - x0) else None
             if place is not None:
                 x, y = place
                 taken[y : y + size[1], x : x + size[0]] = True
@@ -229,7 +238,7 @@ def _free_place(
 
 def _places(shape: _Shape, size: tuple[int, int]) -> Iterable[tuple[int, int]]:
     """Where a label may go, the preferred first: on the upper edge, below, at the sides, inside."""
-    x0, y0, x1, y1 = shape.box
+    x0, y0, x1, y1 = shape.largest_part
     width, height = size
     middle_x, middle_y = (x0 + x1 - width) // 2, (y0 + y1 - height) // 2
     yield from ((x0, y0 - height), (middle_x, y0 - height), (x1 - width, y0 - height))
