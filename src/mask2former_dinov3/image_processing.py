@@ -21,12 +21,11 @@ from .data.images import read_image, to_rgb
 from .data.transforms import check_canvas, fit_matrix, fitted_size, padded_size, to_pixel_values, warp_image
 from .instances import Instances
 from .model import Mask2FormerDinov3Config
+from .model.backbone import IMAGENET
 from .postprocess import post_process
 
 ImageLike: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 CANVAS = {"height": 1024, "width": 1024}
 
 
@@ -53,8 +52,8 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
     def __init__(
         self,
         size: dict[str, int] | None = None,
-        image_mean: Sequence[float] = IMAGENET_MEAN,
-        image_std: Sequence[float] = IMAGENET_STD,
+        image_mean: Sequence[float] = IMAGENET[0],
+        image_std: Sequence[float] = IMAGENET[1],
         **kwargs: Any,
     ) -> None:
         """Raises ValueError for a canvas or a mean and std that cannot be."""
