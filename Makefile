@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: install
-	$(BIN)/mask2former-dinov3 demo --output runs/demo
+	OMP_WAIT_POLICY=passive $(BIN)/mask2former-dinov3 demo --output runs/demo
 
 test: install
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n $(TEST_WORKERS) $(TESTS)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import DINOv3ViTModel
 
 from mask2former_dinov3.checkpoint import save_model_folder
@@ -68,6 +69,18 @@ def test_build_model__starts_the_head_from_a_mask2former_folder(vit_folder: Path
     assert torch.equal(model.head.pixel_decoder.level_embed, pixel_decoder.level_embed)
     vit = DINOv3ViTModel.from_pretrained(vit_folder)
     assert torch.equal(model.backbone.norm.weight, vit.norm.weight)
+
+
+def test_build_model__refuses_a_head_of_another_kind_or_a_cut_one(vit_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="got a model of type 'dinov3_vit'"):
+        build_model(config_of(backbone="tiny", head=str(vit_folder)), DATA)
+    hf_mask2former().save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {k: v for k, v in state.items() if "mask_embedder" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(CheckpointError, match="6 weights are missing"):
+        build_model(config_of(backbone="tiny", head=str(tmp_path)), DATA)
 
 
 def test_build_model__says_which_head_cannot_be_loaded(tmp_path: Path) -> None:

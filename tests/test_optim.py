@@ -35,6 +35,18 @@ def test_parameter_groups__a_frozen_backbone_is_in_none() -> None:
     assert len(parameter_groups(model, 1e-3, 0.1, 0.05)) == 2
 
 
+def test_build_scheduler__cuts_a_warm_up_longer_than_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    options = {"dataset_name": "x", "output_dir": "y", "num_warmup_steps": 100}
+    config, _ = load_config(None, options)
+    optimizer = build_optimizer(small_model(), config)
+    scheduler = build_scheduler(optimizer, config, 40)
+    assert "100 of 40 steps, cut to 4" in caplog.text
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+    assert scheduler.get_last_lr()[0] == pytest.approx(config.learning_rate)
+
+
 @pytest.mark.parametrize(
     "name", ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 )

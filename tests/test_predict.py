@@ -16,7 +16,7 @@ from mask2former_dinov3.evaluate import evaluate_coco
 from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.predict import Predictor, find_images, load_model, predict_files
+from mask2former_dinov3.predict import Predictor, find_images, load_model, predict_files, usable_device
 from mask2former_dinov3.visualize import draw_instances
 
 
@@ -199,7 +199,7 @@ def test_load_model__says_why_not(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not valid JSON"):
+    with pytest.raises(CheckpointError, match="not a JSON object"):
         load_model(tmp_path)
 
 
@@ -213,3 +213,24 @@ def test_load_model__refuses_weights_of_another_network(model_folder: Path, tmp_
     save_file({key: value for key, value in weights.items() if key != removed}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=removed.replace(".", r"\.")):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_usable_device__names_what_is_not_there(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device: {device} cannot be used here"):
+        usable_device(device)
+
+
+@pytest.mark.parametrize("threshold", [50.0, -0.1, float("nan")])
+def test_predict_files__refuses_a_threshold_that_is_no_score(threshold: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="threshold: expected a score between 0 and 1"):
+        predict_files(tmp_path, [tmp_path], tmp_path / "out", threshold=threshold)
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.json", "[]"), ("preprocessor_config.json", "[1]")])
+def test_load_model__explains_a_broken_folder(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mask2former_dinov3"}')
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_model(tmp_path, "cpu")

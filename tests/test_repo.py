@@ -187,7 +187,7 @@ def test_sample__is_small_and_attributed() -> None:
     assert "CC0" in (SAMPLE / "ATTRIBUTION.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("split", "digest"), [("train", "362b3f863b303921"), ("valid", "f06f0423b32a6781")])
+@pytest.mark.parametrize(("split", "digest"), [("train", "bbe4cebc22989521"), ("valid", "5690e67150c7d40d")])
 def test_sample__annotations_and_pixels_are_those_of_the_source(split: str, digest: str) -> None:
     assert digest_of(SAMPLE / split, None) == digest
 
@@ -208,7 +208,8 @@ def test_files__none_is_above_500_kb() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     files = [ROOT / line for line in listed.stdout.splitlines()] if listed.returncode == 0 else []
     files += [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert not [path for path in files if path.is_file() and path.stat().st_size > 500_000]
+    large = [path for path in files if path.is_file() and path.stat().st_size > 500_000]
+    assert not [path for path in large if SAMPLE not in path.parents]  # the sample has a limit of its own
 
 
 def test_version__is_the_same_everywhere() -> None:

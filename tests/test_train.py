@@ -150,6 +150,31 @@ def test_resume__is_bit_for_bit_the_straight_run(toy_dataset: Path, tmp_path: Pa
     assert not same_weights(straight / "checkpoint-3", straight / "last")
 
 
+def test_resume__takes_a_new_learning_rate_and_says_so(
+    toy_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    train(make_config(toy_dataset, run, max_train_steps=2, lr_scheduler_type="constant"))
+    options = {"max_train_steps": 3, "lr_scheduler_type": "constant", "learning_rate": 1e-5, "weight_decay": 0.5}
+    train(make_config(toy_dataset, run, **options, resume_from_checkpoint="latest"))
+    assert "learning_rate: was 0.0005, now 1e-05" in caplog.text
+    assert lines(run)[-2]["lr"] == pytest.approx(1e-5)
+    groups = torch.load(run / "checkpoint-3" / "optimizer.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
+    assert groups[0]["lr"] == pytest.approx(1e-5)
+
+
+def test_save__needs_no_git_and_gives_others_access(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run = tmp_path / "run"
+    train(make_config(toy_dataset, run, max_train_steps=1))
+    assert "commit" not in json.loads((run / "checkpoint-1" / "state.json").read_text())["made_by"]
+    modes = {path.stat().st_mode & 0o777 for path in (run / "last").iterdir()}
+    assert len(modes) == 1
+
+
 def test_interrupt__saves_and_says_how_to_resume(toy_dataset: Path, tmp_path: Path) -> None:
     """Ctrl-C in a real process with a data worker; the resumed run ends where a straight one does."""
     options = {"max_train_steps": 12, "checkpointing_steps": None, "dataloader_num_workers": 1}
@@ -261,8 +286,12 @@ def test_resume__refuses_what_does_not_fit(toy_dataset: Path, tmp_path: Path) ->
         train(make_config(toy_dataset, run, **again, max_train_steps=1))
     with pytest.raises(CheckpointError, match="was made with 2 images per optimiser step"):
         train(make_config(toy_dataset, run, **again, gradient_accumulation_steps=2))
-    with pytest.raises(CheckpointError, match="weights do not fit"):
-        train(make_config(toy_dataset, run, **again, num_queries=50))
+    kept = (run / "train_config.json").read_text()
+    with pytest.raises(CheckpointError) as caught:
+        train(make_config(toy_dataset, run, **again, num_queries=50, freeze_backbone=True, seed=7, flip="both"))
+    for text in ("num_queries: was 100, now 50", "freeze_backbone: was None, now True", "seed: was 0, now 7", "flip: "):
+        assert text in str(caught.value)
+    assert (run / "train_config.json").read_text() == kept
     (run / "checkpoint-1" / "optimizer.pt").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="damaged"):
         train(make_config(toy_dataset, run, **again))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shutil
@@ -108,6 +107,7 @@ def _write_model(
 ) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors gives the owner alone access
     (folder / "README.md").write_text(model_card(model.config, metrics), encoding="utf-8")
     if model.config.backbone_source and model.config.backbone_config.model_type.startswith("dinov3"):
         shutil.copyfile(Path(__file__).with_name(LICENSE_FILE), folder / LICENSE_FILE)
@@ -169,6 +169,14 @@ def find_checkpoint(resume_from: str, output_dir: Path) -> Path:
     return path
 
 
+def stored_config(path: Path) -> dict[str, Any]:
+    """The options of the run that made a checkpoint. Raises CheckpointError when its state.json is damaged."""
+    try:
+        return dict(json.loads((path / "state.json").read_text(encoding="utf-8"))["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: state.json is damaged ({error}); resume from an older checkpoint-*") from error
+
+
 def load_checkpoint(
     path: Path, model: Mask2FormerDinov3ForInstanceSegmentation
 ) -> tuple[RunState, dict[str, Any], list[Any]]:
@@ -202,7 +210,11 @@ def made_by() -> dict[str, str]:
     """Versions, and the git commit when the package runs from a checkout."""
     packages = ("mask2former-dinov3", "torch", "transformers", "accelerate", "numpy")
     result = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    commit = subprocess.run(
-        ["git", "-C", os.path.dirname(__file__), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return result | ({"commit": commit.stdout.strip()} if commit.returncode == 0 else {})
+    package = Path(__file__).parent
+    if shutil.which("git") is None:
+        return result
+    words = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
+    told = subprocess.run(words, capture_output=True, text=True, check=False).stdout.split("\n")
+    # Installed into an environment inside somebody else's repository, the commit would be theirs.
+    is_ours = len(told) > 1 and Path(told[0]) / "src" == package.parent
+    return result | ({"commit": told[1]} if is_ours else {})

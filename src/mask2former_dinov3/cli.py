@@ -259,10 +259,10 @@ def run_check_data(arguments: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         report = check_data(splits, notes, num_queries=arguments.num_queries, progress=progress)
-    if arguments.json is not None:
+    print(report.text())
+    if arguments.json is not None:  # after the text, which is not lost if this fails
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(report.text())
     return 1 if report.errors else 0
 
 
@@ -273,17 +273,22 @@ def run_demo(arguments: argparse.Namespace) -> int:
     return demo(arguments.output, say=lambda text: print(text, flush=True), run=main)
 
 
+def shown(value: float) -> str:
+    """A metric as a number, or as a word where COCO has none."""
+    return "undefined" if value < 0 else f"{value:.4f}"
+
+
 def print_metrics(metrics: Mapping[str, Any]) -> None:
     """The numbers of metrics.json as a table; -1 is COCO's "nothing to measure"."""
     if not metrics:
         return
     for name in (name for name in HEADLINE if name in metrics):
         value = metrics[name]
-        print(f"{name:12} {'undefined' if value < 0 else format(value, '.4f')}")
+        print(f"{name:12} {shown(value)}")
     classes = metrics.get("per_class", {})
     if len(classes) > 1:
         width = max(map(len, classes))
-        print("per class\n" + "\n".join(f"  {name:{width}}  {value:.4f}" for name, value in classes.items()))
+        print("per class\n" + "\n".join(f"  {name:{width}}  {shown(value)}" for name, value in classes.items()))
     print(f"{metrics['detections']} detections in {metrics['images']} images, at most {metrics['max_detections']} each")
     for note in metrics.get("notes", ()):
         print(f"note: {note}")

@@ -210,10 +210,6 @@ def cross_faults(config: TrainConfig) -> list[Fault]:
     if values["scale_min"] > values["scale_max"]:
         reason = f"{values['scale_min']} is above scale_max={values['scale_max']}"
         faults.append((("scale_min", "scale_max"), reason))
-    steps = values["max_train_steps"]
-    if steps is not None and values["num_warmup_steps"] >= steps:
-        reason = f"{values['num_warmup_steps']} leaves nothing of max_train_steps={steps}"
-        faults.append((("num_warmup_steps", "max_train_steps"), reason))
     return faults
 
 

@@ -23,7 +23,7 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .checkpoint import write_text
+from .checkpoint import check_writable, write_text
 from .data.coco import CocoData, ImageRecord, read_coco
 from .data.images import read_image
 from .data.layout import Split
@@ -74,10 +74,20 @@ def evaluate_coco(
         "images": len(truth.images),
         "detections": len(results),
         "max_detections": max_detections,
-        "notes": [*truth.notes, *ceiling_notes(truth, max_detections)],
+        "notes": [*truth.notes, *coverage_notes(truth, results), *ceiling_notes(truth, max_detections)],
     }
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics
+
+
+def coverage_notes(truth: GroundTruth, results: list[dict[str, Any]]) -> list[str]:
+    """One sentence when images with objects have no result at all: perhaps the results are for other images."""
+    found = {result["image_id"] for result in results}
+    wanted = {annotation["image_id"] for annotation in truth.annotations if not annotation["iscrowd"]}
+    missed = len(wanted - found)
+    return [f"no result for {missed} of {len(wanted)} images with objects; all of theirs count as missed"] * bool(
+        missed
+    )
 
 
 def ceiling_notes(truth: GroundTruth, limit: int, reason: str = "max_detections") -> list[str]:
@@ -178,8 +188,8 @@ def evaluate_model(
     Leaves metrics.json and predictions.json in `output`, each written whole or not at all, and returns the metrics.
     """
     if predictions is not None:
+        check_writable(output)
         metrics = evaluate_coco(annotations, predictions, max_detections=max_detections)
-        output.mkdir(parents=True, exist_ok=True)
         if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
             shutil.copyfile(predictions, output / "predictions.json")
     else:
@@ -187,11 +197,11 @@ def evaluate_model(
             raise DatasetError("evaluate: give a model and the folder of the images, or a file of predictions")
         data = read_coco(Split("evaluate", Path(annotations), Path(images)))
         network, processor = load_model(model, device)
+        check_writable(output)
         start = time.perf_counter()
         results = predict_split(
             network, processor, data, batch_size=batch_size, max_detections=max_detections, progress=progress
         )
-        output.mkdir(parents=True, exist_ok=True)
         write_text(output / "predictions.json", json.dumps(results) + "\n")
         metrics = evaluate_coco(annotations, results, max_detections=max_detections)
         if network.config.num_queries < max_detections:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from transformers import Mask2FormerForUniversalSegmentation
+from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
 
 from .config import TrainConfig
 from .data.coco import CocoData
@@ -52,13 +52,19 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
 
 def _with_head(head: str, config: TrainConfig, fields: dict[str, Any]) -> Mask2FormerDinov3ForInstanceSegmentation:
     """The head of a Hugging Face Mask2Former checkpoint on the configured backbone."""
+    wanted = "expected a Hugging Face Mask2Former (hub id or local folder), or null for a head from random weights"
     try:
-        theirs = Mask2FormerForUniversalSegmentation.from_pretrained(head, token=config.hub_token)
+        kind = AutoConfig.from_pretrained(head, token=config.hub_token).model_type
+        if kind != "mask2former":
+            raise CheckpointError(f"head {head!r}: {wanted}; got a model of type {kind!r}")
+        theirs, report = Mask2FormerForUniversalSegmentation.from_pretrained(
+            head, token=config.hub_token, output_loading_info=True
+        )
     except (OSError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"head {head!r}: cannot be loaded ({error}); expected a Hugging Face Mask2Former (hub id or local folder), "
-            f"or null for a head from random weights"
-        ) from error
+        raise CheckpointError(f"head {head!r}: cannot be loaded ({error}); {wanted}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(f"head {head!r}: {len(missing)} weights are missing, e.g. {', '.join(missing[:3])}")
     if config.backbone in VIT_SHAPES:
         backbone_config = Mask2FormerDinov3Config.preset(config.backbone).backbone_config
         return Mask2FormerDinov3ForInstanceSegmentation.from_mask2former(

@@ -35,13 +35,14 @@ def model_card(config: Mask2FormerDinov3Config, metrics: dict[str, Any]) -> str:
         "",
     ]
     if "AP" in metrics:
+        at = f" after {metrics['step']} steps" if "step" in metrics else ""
         lines += [
-            "COCO metrics on the validation set, masks at original image size:",
+            f"COCO metrics on the validation set{at}, masks at original image size:",
             "",
             "| metric | value |",
             "|---|---|",
         ]
-        lines += [f"| {name} | {metrics[name]:.4f} |" for name in SHOWN if name in metrics]
+        lines += [f"| {name} | {metrics[name]:.4f} |" for name in SHOWN if metrics.get(name, -1) >= 0]
         lines += [""]
     lines += [
         "```python",

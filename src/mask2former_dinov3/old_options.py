@@ -23,8 +23,6 @@ IGNORED = {
     "use_auth_token": "log in with `hf auth login`",
 }
 
-OLD_OPTIONS = (*IGNORED, "model_name_or_path", "model")
-
 
 def translate_old_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
     """The options under today's names, a note for each old one, and the faults found on the way.

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import nn
 from transformers import get_scheduler
 
 from .config import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 def parameter_groups(
@@ -47,8 +51,19 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Warm-up and course of the rate over `num_steps` optimiser steps, by transformers' names."""
+    """Warm-up and course of the rate over `num_steps` optimiser steps, by transformers' names.
+
+    A warm-up that leaves nothing of a short run is cut to a tenth of it, and said aloud. "polynomial" ends at 0.
+    """
+    warmup = config.num_warmup_steps
+    if warmup >= num_steps:
+        warmup = num_steps // 10
+        logger.warning("num_warmup_steps: %d of %d steps, cut to %d", config.num_warmup_steps, num_steps, warmup)
     scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
-        config.lr_scheduler_type, optimizer, num_warmup_steps=config.num_warmup_steps, num_training_steps=num_steps
+        config.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=num_steps,
+        scheduler_specific_kwargs={"lr_end": 0.0} if config.lr_scheduler_type == "polynomial" else None,
     )
     return scheduler

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .instances import Instances, Rle, encode_masks, mask_areas
 
-# Without a pixel_mask nothing says how large the canvas was; masks come at a quarter of it (the config's mask stride).
+# Without a pixel_mask nothing says how large the canvas was. Masks come at a quarter of it (with the plain neck at a
+# sixteenth; the missing step of interpolation then makes edges a little smoother, nothing more).
 MASK_STRIDE = 4
 
 # What the masks made at one time may take. One mask of the original size is always made, however large.

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from .checkpoint import write_text
+from .checkpoint import check_writable, write_text
 from .data.images import IMAGE_SUFFIXES, read_image
 from .errors import CheckpointError, DatasetError
 from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list
@@ -78,6 +78,8 @@ class Predictor:
 
         An image is a path, a PIL image, or an RGB array (H, W, 3) of uint8. Masks may overlap.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         batch = as_list(images)
         found: list[Instances] = []
         for start in range(0, len(batch), batch_size):
@@ -148,11 +150,13 @@ def predict_files(
     if unknown or not save:
         raise ValueError(f"save: expected some of {', '.join(OUTPUTS)}, got {', '.join(unknown) or 'nothing'}")
     summary = PredictionSummary(output)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold: expected a score between 0 and 1, got {threshold}")
+    check_writable(output)
     files = find_images(inputs, output, summary.failed)
     if not files:
         raise DatasetError("predict: no image found\n" + "\n".join(f"  {reason}" for _, reason in summary.failed))
     predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model, device)
-    output.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     try:
@@ -221,6 +225,7 @@ def load_model(
     """
     name = str(model)
     folder = Path(model)
+    target = usable_device(device)
     if folder.is_dir():
         missing = [file for file in ("config.json", "preprocessor_config.json") if not (folder / file).is_file()]
         if missing:
@@ -230,8 +235,8 @@ def load_model(
             )
         try:
             kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        except ValueError as error:
-            raise CheckpointError(f"{name}: config.json is not valid JSON: {error}") from error
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{name}: config.json is not a JSON object: {error}") from error
         if kind != Mask2FormerDinov3Config.model_type:
             raise CheckpointError(
                 f"{name}: expected a model of type {Mask2FormerDinov3Config.model_type}, config.json says {kind!r}"
@@ -242,19 +247,26 @@ def load_model(
     try:
         network, loaded = Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(name, output_loading_info=True)
         processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()
         hint = "" if folder.is_dir() else " (no such folder, so it was taken for a hub id)"
         raise CheckpointError(f"{name}: the model cannot be loaded{hint}: {reason[0] if reason else error}") from error
     wrong = {kind: sorted(map(str, keys)) for kind, keys in loaded.items() if kind.endswith("_keys") and keys}
     if wrong:
         raise CheckpointError(f"{name}: the weights are not those of its config: {wrong}")
-    return network.to(torch.device(device) if device is not None else best_device()).eval(), processor
+    return network.to(target).eval(), processor
 
 
-def best_device() -> torch.device:
-    """A GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """A device by its name, or the GPU if there is one. Raises ValueError for one that this machine does not have."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {device} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+    return found
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,9 @@ class GroundTruth:
         return {category: reachable[category] / count for category, count in total.items()}
 
 
+_LISTS = ("images", "categories", "annotations")
+
+
 def read_ground_truth(annotations: Source | Mapping[str, Any], image_ids: Collection[Id] | None = None) -> GroundTruth:
     """A COCO annotation file, or what it holds, as it is; with `image_ids` only these images of it.
 
@@ -63,8 +66,8 @@ def read_ground_truth(annotations: Source | Mapping[str, Any], image_ids: Collec
     without a mask are left out, with a note. Raises DatasetError listing every annotation that cannot be scored.
     """
     data, name = _load(annotations, "annotations")
-    if not isinstance(data, Mapping) or any(not isinstance(data.get(key), list) for key in ("images", "categories")):
-        raise DatasetError(f"{name}: expected a COCO annotation file, an object with the lists images and categories")
+    if not isinstance(data, Mapping) or any(not isinstance(data.get(key), list) for key in _LISTS):
+        raise DatasetError(f"{name}: expected a COCO annotation file, an object with the lists {', '.join(_LISTS)}")
     faults = _Faults(name)
     images = _numbered(data["images"], "image", faults)
     categories = _numbered(data["categories"], "category", faults)
@@ -81,7 +84,10 @@ def read_ground_truth(annotations: Source | Mapping[str, Any], image_ids: Collec
     faults.raise_if_any()
     kept: list[dict[str, Any]] = []
     without_mask = 0
-    for annotation in data.get("annotations") or []:
+    for annotation in data["annotations"]:
+        if not isinstance(annotation, Mapping):
+            faults.add(f"annotations: expected objects, got {annotation!r}")
+            continue
         image_id, category_id = _as_id(annotation.get("image_id")), _as_id(annotation.get("category_id"))
         if image_id not in images or category_id not in categories:
             what = f"image {image_id}" if image_id not in images else f"category {category_id}"

@@ -10,7 +10,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from .checkpoint import RunState, find_checkpoint, load_checkpoint, rotate, save_checkpoint, save_model_folder
+from .checkpoint import (
+    RunState,
+    find_checkpoint,
+    load_checkpoint,
+    rotate,
+    save_checkpoint,
+    save_model_folder,
+    stored_config,
+)
 from .config import TrainConfig
 from .data.coco import CocoData
 from .data.order import TrainingOrder
@@ -22,6 +30,18 @@ from .run_log import RunLog
 from .stopping import together
 
 logger = logging.getLogger(__name__)
+
+# What the optimisation goes on with may change at a restart, and so may whatever does not touch the numbers; the rest
+# makes another model or other data, and the run would not be the one it says it is.
+OPTIMISATION = (
+    *("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "lr_scheduler_type", "num_warmup_steps", "num_train_epochs", "max_train_steps"),
+)
+RATES = ("initial_lr", "weight_decay", "betas", "eps")  # of a parameter group
+FIXED = (
+    *("backbone", "head", "neck", "backbone_norm", "freeze_backbone", "num_queries", "seed", "valid_split"),
+    *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter"),
+)
 
 
 def rng_state() -> dict[str, Any]:
@@ -68,6 +88,7 @@ class Run:
         Raises CheckpointError when there is none, or when this run would not see the same images in the same steps.
         """
         path = find_checkpoint(resume_from, self.output_dir)
+        self.compare_options(path)
         state, optimisation, rng_states = load_checkpoint(path, self.model)
         for what, then, now in (
             (
@@ -93,10 +114,30 @@ class Run:
         self.state = state
         return optimisation
 
+    def compare_options(self, path: Path) -> None:
+        """Say which options of the optimisation differ from those of the checkpoint.
+
+        Raises CheckpointError that lists those which must not differ.
+        """
+        then, now = stored_config(path), self.config.model_dump(mode="json")
+        changed = [name for name in (*FIXED, *OPTIMISATION) if name in then and then[name] != now[name]]
+        texts = {name: f"{name}: was {then[name]}, now {now[name]}" for name in changed}
+        fixed = [f"\n  {texts[name]}" for name in changed if name in FIXED]
+        if fixed:
+            raise CheckpointError(
+                f"{path} was made with other options; set them back, or start a new run:{''.join(fixed)}"
+            )
+        for name in changed:
+            logger.warning("resuming with another %s", texts[name])
+
     def load_optimisation(self, states: dict[str, Any]) -> None:
-        """Optimiser, schedule and gradient scaler as they were."""
+        """Optimiser, schedule and gradient scaler where they were, at the rates and decays that are configured now."""
+        configured = [{key: group[key] for key in RATES} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(states["optimizer"])
-        self.scheduler.load_state_dict(states["scheduler"])
+        self.scheduler.load_state_dict({**states["scheduler"], "base_lrs": self.scheduler.base_lrs})
+        factors = [factor(self.scheduler.last_epoch) for factor in self.scheduler.lr_lambdas]
+        for group, values, factor in zip(self.optimizer.param_groups, configured, factors, strict=True):
+            group.update(values, lr=values["initial_lr"] * factor)
         if self.accelerator.scaler is not None and states["scaler"]:
             self.accelerator.scaler.load_state_dict(states["scaler"])
 
@@ -142,7 +183,8 @@ class Run:
     def evaluate_and_save(self, log: RunLog) -> None:
         """Metrics, `best/` when they are the best so far, then a checkpoint that knows of both."""
         if "valid" in self.data:
-            metrics = self.state.last_metrics = self.evaluate("valid")
+            metrics = self.evaluate("valid")
+            self.state.last_metrics = {**metrics, "step": self.state.step}
             log.evaluation(self.state.step, self.epoch, "valid", metrics)
             value = metrics[self.config.metric_for_best_model]
             if self.state.best_metric is None or value >= self.state.best_metric:  # of equals the longer trained

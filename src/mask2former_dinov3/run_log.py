@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -95,7 +96,9 @@ class RunLog:
         if not self.accelerator.is_main_process:
             return
         elapsed = time.perf_counter() - self.started
-        line = {"step": step, "epoch": round(epoch, 4), "time": round(elapsed, 3), **values}
+        # A gradient that overflowed in fp16 is infinite, which JSON has no word for.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        line = {"step": step, "epoch": round(epoch, 4), "time": round(elapsed, 3), **finite}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         prefix = f"{values['split']}/" if "split" in values else "train/"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -16,12 +17,13 @@ from accelerate.state import AcceleratorState
 
 from .errors import UserError
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequest:
-    """`requested` turns true on the first SIGINT or SIGTERM inside the block; a second one acts at once."""
+    """`requested` turns true on the first SIGINT, SIGTERM or SIGHUP inside the block; a second one acts at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -36,6 +38,8 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        logger.warning("\nstopping: this step is finished and saved first; a second %s stops at once, unsaved", name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

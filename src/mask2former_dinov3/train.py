@@ -49,6 +49,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         data = load_data(config)
         together(accelerator, lambda: prepare_folder(config), main_only=True)
         run, wrapped = start_run(config, accelerator, data)
+        together(accelerator, lambda: write_config(config), main_only=True)
         if config.with_tracking:
             flat = {k: v for k, v in config.model_dump().items() if isinstance(v, int | float | str | bool)}
             accelerator.init_trackers("tracking", config=flat)
@@ -130,7 +131,7 @@ def load_data(config: TrainConfig) -> dict[str, CocoData]:
 
 
 def prepare_folder(config: TrainConfig) -> None:
-    """The run folder with its resolved configuration. Refuses a folder that holds another run's work."""
+    """The run folder. Refuses one that holds another run's work."""
     output_dir = Path(config.output_dir)
     check_writable(output_dir)
     if config.resume_from_checkpoint is None and (checkpoints(output_dir) or (output_dir / "last").exists()):
@@ -138,7 +139,12 @@ def prepare_folder(config: TrainConfig) -> None:
             f"output_dir {output_dir} holds an earlier run; go on with it by --resume_from_checkpoint latest, "
             f"or choose another output_dir"
         )
-    write_text(output_dir / "train_config.json", json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+
+
+def write_config(config: TrainConfig) -> None:
+    """The resolved configuration, once nothing can refuse it any more."""
+    text = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
+    write_text(Path(config.output_dir) / "train_config.json", text)
 
 
 def start_run(config: TrainConfig, accelerator: Accelerator, data: dict[str, CocoData]) -> tuple[Run, Any]:
@@ -244,8 +250,8 @@ def update(run: Run, wrapped: Any, window: list[dict[str, Any]], normalizers: to
         images = gather_object(suspects)
         raise UserError(
             f"step {run.state.step + 1}: the loss is not finite on images {images}; nothing was changed. Look at these "
-            f"images with check-data, lower learning_rate, or use mixed_precision bf16 in place of fp16. "
-            f"Go on from the last checkpoint with --resume_from_checkpoint latest"
+            f"images with check-data, lower learning_rate, or use mixed_precision bf16 in place of fp16"
+            + (". Go on with --resume_from_checkpoint latest" if checkpoints(run.output_dir) else "")
         )
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), run.config.max_grad_norm or float("inf"))
     run.optimizer.step()
