@@ -237,3 +237,9 @@ def test_readme__table_of_files_is_the_folder() -> None:
     table = [line for line in readme.splitlines() if line.startswith("|") and ".py`" in line]
     named = set(re.findall(r"`([\w/]+\.py)`", "\n".join(table)))
     assert named == known, f"missing in README: {sorted(known - named)}; gone: {sorted(named - known)}"
+
+
+def test_documents__links_lead_somewhere() -> None:
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), SAMPLE / "ATTRIBUTION.md"]:
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (document.parent / target).exists(), f"{document.name}: {target}"
