@@ -198,3 +198,21 @@ def test_evaluate_model__needs_a_model_or_predictions(toy_dataset: Path, tmp_pat
     with pytest.raises(CheckpointError, match="no config"):
         evaluate_model(tmp_path, file, file.parent, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ({"size": [64, 80], "counts": [-5, 5125]}, "negative run length"),
+        ({"size": [64, 80], "counts": [0, 10**30]}, "too large|too big"),
+        ({"size": [64, 80], "counts": "zzzz~~~~"}, "characters"),
+        ({"size": [64, 80], "counts": [0, 7]}, "cover 7 pixels"),
+        ([[1e300, 1, 5, 1, 5, 5]], "beyond 100000 pixels"),
+    ],
+)
+def test_evaluate_coco__refuses_masks_that_cannot_be(segmentation: Any, reason: str, toy_dataset: Path) -> None:
+    truth = json.loads((toy_dataset / "valid" / "_annotations.coco.json").read_text())
+    image = next(one for one in truth["images"] if one["width"] == 80)
+    result = {"image_id": image["id"], "category_id": 3, "segmentation": segmentation, "score": 0.5}
+    with pytest.raises(DatasetError, match=reason):
+        evaluate_coco(truth, [result])

@@ -16,8 +16,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from faster_coco_eval.core import mask as rle_codec
 
+from .data.segmentation import FARTHEST_VERTEX, check_runs, compress_runs, run_lengths
 from .errors import DatasetError
 
 FAULTS_SHOWN = 20
@@ -276,15 +278,19 @@ def _as_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
             raise ValueError(f"an RLE of size {list(segmentation['size'])}, the image has {[height, width]}")
         counts = segmentation["counts"]
         if isinstance(counts, str | bytes):
-            return {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
-        uncompressed = {"size": [height, width], "counts": [int(run) for run in counts]}
-        return dict(rle_codec.frPyObjects(uncompressed, height, width))
+            packed = counts.encode() if isinstance(counts, str) else counts
+            check_runs(run_lengths(packed), height, width)
+            return {"size": [height, width], "counts": packed}
+        runs = np.array([int(run) for run in counts], dtype=np.int64)
+        check_runs(runs, height, width)
+        return dict(compress_runs(runs, height, width))
     if not isinstance(segmentation, list | tuple) or isinstance(segmentation[0], str | bytes):
         raise ValueError(f"expected polygons or RLE, got {type(segmentation).__name__}")
     parts = [segmentation] if not hasattr(segmentation[0], "__len__") else segmentation
     polygons = [[float(value) for value in part] for part in parts]
-    if any(not math.isfinite(value) for polygon in polygons for value in polygon):
-        raise ValueError("a polygon with a coordinate that is not a number")
+    # COCO's code would fill the memory with the edge of such a polygon.
+    if any(not abs(value) <= FARTHEST_VERTEX for polygon in polygons for value in polygon):
+        raise ValueError(f"a polygon with a coordinate that is not a number, or beyond {FARTHEST_VERTEX:.0f} pixels")
     # Under three points there is no area, and COCO's code would take four numbers for a box.
     polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     if not polygons:
