@@ -101,15 +101,16 @@ def test_read_image__exif_orientation_is_reported_not_applied(tmp_path: Path) ->
     exif[0x0112] = 6
     path = save(tmp_path / "a.jpg", Image.new("RGB", (4, 2)), exif=exif)
     assert images.read_image(path).shape == (2, 4, 3)
-    assert images.exif_orientation(path) == 6
-    assert images.image_size(path) == (2, 4)
+    assert images.read_header(path).orientation == 6
+    header = images.read_header(path)
+    assert (header.height, header.width) == (2, 4)
 
 
 def test_exif_orientation__none_or_senseless_is_upright(tmp_path: Path) -> None:
-    assert images.exif_orientation(save(tmp_path / "a.png", Image.new("RGB", (4, 2)))) == 1
+    assert images.read_header(save(tmp_path / "a.png", Image.new("RGB", (4, 2)))).orientation == 1
     exif = Image.Exif()
     exif[0x0112] = 0
-    assert images.exif_orientation(save(tmp_path / "b.jpg", Image.new("RGB", (4, 2)), exif=exif)) == 1
+    assert images.read_header(save(tmp_path / "b.jpg", Image.new("RGB", (4, 2)), exif=exif)).orientation == 1
 
 
 def test_decode_image__equals_reading_the_file(tmp_path: Path) -> None:
@@ -149,7 +150,7 @@ def test_read_image__bad_files_are_named(
 
 def test_image_size__bad_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"none\.png: no such file"):
-        images.image_size(tmp_path / "none.png")
+        images.read_header(tmp_path / "none.png")
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs file permissions that bind this user")

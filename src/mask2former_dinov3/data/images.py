@@ -68,17 +68,6 @@ def read_header(path: Path | str) -> ImageHeader:
         return ImageHeader(image.height, image.width, orientation if known else 1)
 
 
-def image_size(path: Path | str) -> tuple[int, int]:
-    """(height, width) in pixels as stored, from the header only. Raises DatasetError as read_image."""
-    header = read_header(path)
-    return header.height, header.width
-
-
-def exif_orientation(path: Path | str) -> int:
-    """EXIF orientation 1..8 of an image file, 1 (upright) when it has none. Raises DatasetError as read_image."""
-    return read_header(path).orientation
-
-
 def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     """A Pillow image of any mode as RGB, (H, W, 3) uint8, by the table at the top of this module.
 
