@@ -16,10 +16,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 from faster_coco_eval.core import mask as rle_codec
 
-from .data.segmentation import FARTHEST_VERTEX, check_runs, compress_runs, run_lengths
+from .data.segmentation import FARTHEST_VERTEX, parse_rle
 from .errors import DatasetError
 
 FAULTS_SHOWN = 20
@@ -274,16 +273,7 @@ def _as_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Polygons (parts united) or either kind of RLE as compressed RLE of `size`, by COCO's own code."""
     height, width = size
     if isinstance(segmentation, Mapping):
-        if [int(side) for side in segmentation["size"]] != [height, width]:
-            raise ValueError(f"an RLE of size {list(segmentation['size'])}, the image has {[height, width]}")
-        counts = segmentation["counts"]
-        if isinstance(counts, str | bytes):
-            packed = counts.encode() if isinstance(counts, str) else counts
-            check_runs(run_lengths(packed), height, width)
-            return {"size": [height, width], "counts": packed}
-        runs = np.array([int(run) for run in counts], dtype=np.int64)
-        check_runs(runs, height, width)
-        return dict(compress_runs(runs, height, width))
+        return dict(parse_rle(segmentation, height, width)[0])
     if not isinstance(segmentation, list | tuple) or isinstance(segmentation[0], str | bytes):
         raise ValueError(f"expected polygons or RLE, got {type(segmentation).__name__}")
     parts = [segmentation] if not hasattr(segmentation[0], "__len__") else segmentation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def whole_number(value: object) -> int | None:
     """An id or size as an int, also where a tool wrote it as "12" or 12.0; None when it is no whole number."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, int):
-        return value
+    if isinstance(value, Integral):  # NumPy's too, in what a program hands over
+        return int(value)
     if isinstance(value, str):
         try:
             return int(value)

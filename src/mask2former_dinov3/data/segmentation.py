@@ -6,6 +6,7 @@ COCO counts an RLE column by column, from the top left: lengths of alternating r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, TypedDict
 
 import faster_coco_eval.core.mask as mask_api
@@ -134,7 +135,10 @@ def parse_segmentation(value: object, height: int, width: int) -> Segmentation:
     was expected, when it is malformed.
     """
     if isinstance(value, dict):
-        return _parse_rle(value, height, width)
+        rle, area = parse_rle(value, height, width)
+        if area == 0:
+            raise EmptyMaskError("RLE without a foreground pixel")
+        return rle
     if value is None or value == []:
         raise EmptyMaskError("no segmentation (a box alone trains no mask)")
     if not isinstance(value, list):
@@ -209,29 +213,27 @@ def _check_coverage(parts: list[Polygon], height: int, width: int) -> None:
         raise EmptyMaskError(f"polygon covers no pixel of the picture (area {area:.3g})")
 
 
-def _parse_rle(value: dict[str, object], height: int, width: int) -> Rle:
-    """An RLE object from JSON, compressed or not, as a checked compressed RLE."""
+def parse_rle(value: Mapping[str, object], height: int, width: int) -> tuple[Rle, int]:
+    """An RLE object, compressed or not, as a checked compressed RLE, and its pixels of foreground.
+
+    Raises ValueError, saying what was expected, unless it is a whole mask of height x width pixels.
+    """
     size, counts = value.get("size"), value.get("counts")
-    if not isinstance(size, list) or [whole_number(side) for side in size] != [height, width]:
-        swapped = isinstance(size, list) and [whole_number(side) for side in size] == [width, height]
+    if not isinstance(size, list | tuple) or [whole_number(side) for side in size] != [height, width]:
+        swapped = isinstance(size, list | tuple) and [whole_number(side) for side in size] == [width, height]
         hint = "; the two are swapped" if swapped else ""
         raise ValueError(f"RLE: size is {size}, expected [height, width] of the image, [{height}, {width}]{hint}")
-    if isinstance(counts, str):
-        try:
-            compressed = counts.encode("ascii")
-        except UnicodeEncodeError:
-            raise ValueError("RLE counts hold characters that the compressed form does not use") from None
+    rle = None
+    if isinstance(counts, str | bytes):
+        compressed = counts if isinstance(counts, bytes) else counts.encode()  # others than ASCII are refused below
         runs = run_lengths(compressed)
         rle = Rle(size=[height, width], counts=compressed)
-    elif isinstance(counts, list):
+    elif isinstance(counts, list | tuple | np.ndarray):
         whole = [whole_number(run) for run in counts]
         if None in whole:
             raise ValueError("RLE counts: expected whole numbers")
         runs = np.array(whole, dtype=np.int64)
-        rle = None
     else:
         raise ValueError(f"RLE: expected counts as a string or a list of numbers, got {type(counts).__name__}")
     check_runs(runs, height, width)
-    if runs[1::2].sum() == 0:
-        raise EmptyMaskError("RLE without a foreground pixel")
-    return rle or compress_runs(runs, height, width)
+    return rle or compress_runs(runs, height, width), int(runs[1::2].sum())
