@@ -9,11 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask a hub; those on errors of the hub start processes of their own
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask a hub; those on errors of the hub start processes of their own
+from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.model import (
+    Mask2FormerDinov3Config,
+    Mask2FormerDinov3ForInstanceSegmentation,
+)
 
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "bar"}]
 
@@ -104,3 +111,16 @@ def make_toy_dataset(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of random weights for the toy data set, as training saves it. Not to be changed."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = Mask2FormerDinov3Config.preset(
+        "tiny", id2label={0: "disc", 1: "bar"}, label2id={"disc": 0, "bar": 1}, category_ids=[3, 7], num_queries=8
+    )
+    Mask2FormerDinov3ForInstanceSegmentation(config).save_pretrained(folder)
+    Mask2FormerDinov3ImageProcessor({"height": 64, "width": 64}).save_pretrained(folder)
+    return folder

@@ -20,7 +20,6 @@ from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.errors import CheckpointError, DatasetError
 from mask2former_dinov3.evaluate import evaluate_coco, evaluate_model, match_categories, predict_split
 from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
-from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 
 CANVAS = {"height": 256, "width": 256}
 
@@ -143,19 +142,6 @@ def test_match_categories__lists_both_sides(toy_dataset: Path) -> None:
     more = replace(data, categories=(*data.categories, Category(9, "ring")))
     with pytest.raises(DatasetError, match="not in the model: ring; not in the annotations: none"):
         match_categories(SimpleNamespace(id2label={0: "disc", 1: "bar"}), more)
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of random weights for the toy data set, as training saves it."""
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = Mask2FormerDinov3Config.preset(
-        "tiny", id2label={0: "disc", 1: "bar"}, label2id={"disc": 0, "bar": 1}, category_ids=[3, 7], num_queries=8
-    )
-    Mask2FormerDinov3ForInstanceSegmentation(config).save_pretrained(folder)
-    Mask2FormerDinov3ImageProcessor({"height": 64, "width": 64}).save_pretrained(folder)
-    return folder
 
 
 def test_evaluate_model__leaves_metrics_and_results_that_agree(

@@ -8,29 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from mask2former_dinov3.errors import CheckpointError, DatasetError
 from mask2former_dinov3.evaluate import evaluate_coco
-from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.instances import Instances
-from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.predict import Predictor, find_images, load_model, predict_files, usable_device
 from mask2former_dinov3.visualize import draw_instances
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of random weights, as training saves it."""
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = Mask2FormerDinov3Config.preset(
-        "tiny", id2label={0: "disc", 1: "bar"}, label2id={"disc": 0, "bar": 1}, category_ids=[3, 7], num_queries=8
-    )
-    Mask2FormerDinov3ForInstanceSegmentation(config).save_pretrained(folder)
-    Mask2FormerDinov3ImageProcessor({"height": 64, "width": 64}).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
