@@ -18,11 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mask2former_dinov3.checkpoint import written_folder
 from mask2former_dinov3.config import TrainConfig, load_config
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
 from mask2former_dinov3.model_building import build_model
 from mask2former_dinov3.train import train
+from mask2former_dinov3.writing import written_folder
 
 SOURCE = Path(__file__).parents[1] / "src"
 

@@ -1,4 +1,4 @@
-"""Folders on disk: model folders and checkpoints, written whole or not at all."""
+"""Model folders and checkpoints: saved, found, rotated, loaded."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +19,7 @@ from safetensors import SafetensorError
 from .errors import CheckpointError
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_card import model_card
+from .writing import written_folder
 
 LICENSE_FILE = "DINOV3_LICENSE.md"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
@@ -37,60 +36,6 @@ class RunState:
     best_metric: float | None = None
     best_step: int | None = None
     last_metrics: dict[str, Any] = field(default_factory=dict)
-
-
-@contextmanager
-def written_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place once the block ends without an error.
-
-    Raises CheckpointError when the disk is full or the folder cannot be written; what stood at `path` is then as it
-    was.
-    """
-    temporary, old = (path.with_name(f".{path.name}.{word}") for word in ("writing", "replaced"))
-    try:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise CheckpointError(f"{path}: could not be written ({error}); {_space_left(path)}") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.rename(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: could not be written ({error}); {_space_left(path)}") from error
-
-
-def _space_left(path: Path) -> str:
-    folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
-    free = shutil.disk_usage(folder).free / 1e9
-    return f"{free:.1f} GB are free there. Make room or choose another output_dir; what was saved before is untouched"
-
-
-def check_writable(folder: Path) -> None:
-    """Raise CheckpointError now rather than after the first epoch."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"output_dir {folder}: cannot be made ({error}); choose another") from error
-    write_text(folder / ".probe", "")
-    (folder / ".probe").unlink()
 
 
 def save_model_folder(
@@ -169,23 +114,21 @@ def find_checkpoint(resume_from: str, output_dir: Path) -> Path:
     return path
 
 
-def stored_config(path: Path) -> dict[str, Any]:
-    """The options of the run that made a checkpoint. Raises CheckpointError when its state.json is damaged."""
+def read_state(path: Path) -> tuple[RunState, dict[str, Any]]:
+    """Where the run of a checkpoint stood, and its options. Raises CheckpointError when state.json is damaged."""
     try:
-        return dict(json.loads((path / "state.json").read_text(encoding="utf-8"))["config"])
+        stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return RunState(**{name: stored[name] for name in RunState.__dataclass_fields__}), dict(stored["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: state.json is damaged ({error}); resume from an older checkpoint-*") from error
 
 
-def load_checkpoint(
-    path: Path, model: Mask2FormerDinov3ForInstanceSegmentation
-) -> tuple[RunState, dict[str, Any], list[Any]]:
-    """Weights into `model`; returns the run state, the optimiser's states and the random states.
+def load_checkpoint(path: Path, model: Mask2FormerDinov3ForInstanceSegmentation) -> tuple[dict[str, Any], list[Any]]:
+    """Weights into `model`; returns the optimiser's states and the random states.
 
     Raises CheckpointError when a file is damaged or the weights are those of another network.
     """
     try:
-        stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
         loaded, report = type(model).from_pretrained(path, output_loading_info=True)
         optimisation = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
         rng_states = torch.load(path / "rng.pt", map_location="cpu", weights_only=True)
@@ -202,8 +145,7 @@ def load_checkpoint(
             f"resume with the backbone, neck, classes and num_queries of that run (its train_config.json)"
         )
     model.load_state_dict(loaded.state_dict())
-    fields = {name: stored[name] for name in RunState.__dataclass_fields__}
-    return RunState(**fields), optimisation, rng_states
+    return optimisation, rng_states
 
 
 def made_by() -> dict[str, str]:

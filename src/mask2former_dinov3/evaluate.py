@@ -23,7 +23,6 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .checkpoint import check_writable, write_text
 from .data.coco import CocoData, ImageRecord, read_coco
 from .data.images import read_image
 from .data.layout import Split
@@ -31,6 +30,7 @@ from .errors import DatasetError
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from .predict import load_model
 from .results import GroundTruth, Id, Source, read_ground_truth, read_results
+from .writing import check_writable, write_text
 
 AREAS = ("all", "small", "medium", "large")  # COCO's bounds: 32 x 32 and 96 x 96 pixels
 

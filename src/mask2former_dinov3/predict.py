@@ -20,13 +20,13 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from .checkpoint import check_writable, write_text
 from .data.images import IMAGE_SUFFIXES, read_image
 from .errors import CheckpointError, DatasetError
 from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list
 from .instances import Instances
 from .model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from .visualize import draw_instances, enlargement
+from .writing import check_writable, write_text
 
 OUTPUTS = ("overlays", "masks", "coco")
 

@@ -14,10 +14,10 @@ from .checkpoint import (
     RunState,
     find_checkpoint,
     load_checkpoint,
+    read_state,
     rotate,
     save_checkpoint,
     save_model_folder,
-    stored_config,
 )
 from .config import TrainConfig
 from .data.coco import CocoData
@@ -88,8 +88,9 @@ class Run:
         Raises CheckpointError when there is none, or when this run would not see the same images in the same steps.
         """
         path = find_checkpoint(resume_from, self.output_dir)
-        self.compare_options(path)
-        state, optimisation, rng_states = load_checkpoint(path, self.model)
+        state, options = read_state(path)
+        self.compare_options(path, options)
+        optimisation, rng_states = load_checkpoint(path, self.model)
         for what, then, now in (
             (
                 "images per optimiser step (batch size x accumulation x processes)",
@@ -114,12 +115,12 @@ class Run:
         self.state = state
         return optimisation
 
-    def compare_options(self, path: Path) -> None:
-        """Say which options of the optimisation differ from those of the checkpoint.
+    def compare_options(self, path: Path, then: dict[str, Any]) -> None:
+        """Say which options of the optimisation differ from `then`, those of the checkpoint.
 
         Raises CheckpointError that lists those which must not differ.
         """
-        then, now = stored_config(path), self.config.model_dump(mode="json")
+        now = self.config.model_dump(mode="json")
         changed = [name for name in (*FIXED, *OPTIMISATION) if name in then and then[name] != now[name]]
         texts = {name: f"{name}: was {then[name]}, now {now[name]}" for name in changed}
         fixed = [f"\n  {texts[name]}" for name in changed if name in FIXED]

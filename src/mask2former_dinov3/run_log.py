@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from .checkpoint import write_text
+from .writing import write_text
 
 
 class RunLog:

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
-from .checkpoint import RunState, check_writable, checkpoints, write_text
+from .checkpoint import RunState, checkpoints
 from .config import TrainConfig
 from .data.check import check_data
 from .data.coco import CocoData
@@ -32,6 +32,7 @@ from .optim import build_optimizer, build_scheduler
 from .run import Run
 from .run_log import RunLog
 from .stopping import StopRequest, ignore_signals, together, torn_down, total
+from .writing import check_writable, write_text
 
 logger = logging.getLogger(__name__)
 LOGGED = ("loss", "loss_cross_entropy", "loss_mask", "loss_dice")
