@@ -229,6 +229,31 @@ def test_train__not_finite_loss_names_the_images(
     assert not (run / "last").exists()
 
 
+def test_train__not_finite_gradient_stops_before_the_weights_are_spoilt(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A square root at 0 has the value 0 and no finite slope: the loss looks fine, the gradient is not."""
+
+    def poisoned(*args: Any) -> Any:
+        model = build_model(*args)
+        forward = model.forward
+        weight = model.head.transformer_decoder.class_predictor.weight
+
+        def with_a_root(**inputs: Any) -> Any:
+            output = forward(**inputs)
+            if output.loss is not None:
+                output.loss = output.loss + (weight - weight.detach()).sqrt().sum()
+            return output
+
+        monkeypatch.setattr(model, "forward", with_a_root)
+        return model
+
+    monkeypatch.setattr("mask2former_dinov3.train.build_model", poisoned)
+    with pytest.raises(UserError, match=r"step 1: the gradient is not finite on images \[1\d, 1\d\]"):
+        train(make_config(toy_dataset, tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
 def test_train__a_full_disk_leaves_what_was_saved(toy_dataset: Path, tmp_path: Path) -> None:
     """Writing fails for real: the process may not write files over 4 MB from the third step on."""
     run = tmp_path / "run"

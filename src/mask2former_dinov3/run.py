@@ -37,11 +37,11 @@ OPTIMISATION = (
     *("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("max_grad_norm", "lr_scheduler_type", "num_warmup_steps", "num_train_epochs", "max_train_steps"),
 )
-RATES = ("initial_lr", "weight_decay", "betas", "eps")  # of a parameter group
 FIXED = (
     *("backbone", "head", "neck", "backbone_norm", "freeze_backbone", "num_queries", "seed", "valid_split"),
     *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter"),
 )
+RATES = ("initial_lr", "weight_decay", "betas", "eps")  # of a parameter group
 
 
 def rng_state() -> dict[str, Any]:

@@ -226,7 +226,8 @@ def next_window(
 def update(run: Run, wrapped: Any, window: list[dict[str, Any]], normalizers: torch.Tensor) -> torch.Tensor:
     """One optimiser step. Returns the losses of `LOGGED` over all processes, and the gradient's norm, (5,) float64.
 
-    Raises UserError with the image ids when a loss is not finite, on all processes and before anything is changed.
+    Raises UserError with the image ids when a loss or the gradient is not finite, on all processes and before anything
+    is changed. (In fp16 an infinite gradient is usual now and then: the scaler passes over that step.)
     """
     accelerator, device = run.accelerator, run.accelerator.device
     local = torch.zeros(len(LOGGED), device=device)
@@ -248,15 +249,22 @@ def update(run: Run, wrapped: Any, window: list[dict[str, Any]], normalizers: to
         local += parts
     summed = total(accelerator, local)
     if not torch.isfinite(summed).all():
-        images = gather_object(suspects)
-        raise UserError(
-            f"step {run.state.step + 1}: the loss is not finite on images {images}; nothing was changed. Look at these "
-            f"images with check-data, lower learning_rate, or use mixed_precision bf16 in place of fp16"
-            + (". Go on with --resume_from_checkpoint latest" if checkpoints(run.output_dir) else "")
-        )
+        raise not_finite(run, "loss", suspects)
     norm = accelerator.clip_grad_norm_(wrapped.parameters(), run.config.max_grad_norm or float("inf"))
+    if accelerator.scaler is None and not torch.isfinite(norm):
+        raise not_finite(run, "gradient", [image for batch in window for image in batch["image_ids"]])
     run.optimizer.step()
     if not accelerator.optimizer_step_was_skipped:
         run.scheduler.step()
     run.optimizer.zero_grad(set_to_none=True)
     return torch.cat([summed, torch.as_tensor(norm).double().cpu().view(1)])
+
+
+def not_finite(run: Run, what: str, image_ids: list[Any]) -> UserError:
+    """The error for a step that must not be taken; image_ids: this process's, joined with those of the others."""
+    images = gather_object(image_ids)
+    return UserError(
+        f"step {run.state.step + 1}: the {what} is not finite on images {images}; nothing was changed. "
+        f"Look at these images with check-data, lower learning_rate, or use mixed_precision bf16 in place of fp16"
+        + (". Go on with --resume_from_checkpoint latest" if checkpoints(run.output_dir) else "")
+    )
