@@ -6,33 +6,113 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mask2former_dinov3.model import loss as loss_module
 from mask2former_dinov3.model import loss_normalizers
-from mask2former_dinov3.model.deformable_attention import deformable_attention
 from mask2former_dinov3.model.matcher import pairwise_costs
-from mask2former_dinov3.model.points import choose_points, sample_logits, sample_targets
+from mask2former_dinov3.model.points import choose_points, sample_features, sample_targets
 from test_modeling import labels, padded_mask, small_model
 
 
-def test_sample_targets__equals_grid_sample() -> None:
-    masks = (torch.rand(5, 13, 9) > 0.5).to(torch.uint8)
-    points = torch.rand(5, 400, 2) * 1.2 - 0.1  # some outside
-    expected = sample_logits(masks[:, None].float(), points)[:, 0]
+def on_a_grid(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Bilinear values by grid_sample: maps (B, C, H, W), points (B, P, 2) -> (B, C, P)."""
+    return F.grid_sample(maps, 2 * points[:, :, None] - 1, align_corners=False)[..., 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
+def test_sample_targets__equals_grid_sample(dtype: torch.dtype) -> None:
+    masks = (torch.rand(5, 13, 9) > 0.5).to(dtype)
+    points = torch.rand(400, 2) * 1.2 - 0.1  # some outside
+    expected = on_a_grid(masks[None].float(), points[None])[0]
     torch.testing.assert_close(sample_targets(masks, points), expected, atol=1e-5, rtol=0)
-    shared = sample_targets(masks, points[0])
-    torch.testing.assert_close(shared[0], expected[0], atol=1e-5, rtol=0)
-    assert sample_targets(masks[:0], points[0]).shape == (0, 400)
+    assert sample_targets(masks[:0], points).shape == (0, 400)
 
 
-def test_choose_points__keeps_the_least_certain_and_stays_on_real_pixels() -> None:
-    """Logits rise from left to right through 0 at x = 0.25: the uncertain points gather there."""
-    logits = (torch.linspace(0, 1, 64) - 0.25).expand(2, 32, 64) * 10
-    extent = torch.tensor([[0.5, 1.0], [0.5, 0.25]])
-    torch.manual_seed(0)
-    points = choose_points(logits, extent, 400, 3.0, 0.75, torch.rand)
-    assert points.shape == (2, 400, 2)
-    assert (points <= extent[:, None]).all()
-    assert ((points[:, :300, 0] - 0.25).abs() < 0.13).all()
-    assert points[:, 300:, 0].std() > 0.1  # the rest is anywhere
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_sample_features__equals_grid_sample_with_its_gradient(memory_format: torch.memory_format) -> None:
+    features = torch.randn(2, 6, 13, 9).contiguous(memory_format=memory_format).requires_grad_()
+    points = torch.rand(2, 400, 2) * 1.2 - 0.1
+    expected = on_a_grid(features, points).transpose(1, 2)
+    got = sample_features(features, points)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    weights = torch.randn_like(got)
+    (theirs,) = torch.autograd.grad((expected * weights).sum(), features)
+    (ours,) = torch.autograd.grad((got * weights).sum(), features)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_choose_points__keeps_the_least_certain_and_all_of_the_rest() -> None:
+    logits = torch.randn(3, 500)
+    columns = choose_points(logits, 400, 100)
+    assert columns.shape == (3, 200)
+    for row, chosen in zip(logits, columns, strict=True):
+        expected = row[:400].abs().argsort()[:100].tolist()
+        assert set(chosen.tolist()) == {*expected, *range(400, 500)}
+    assert choose_points(logits, 400, 400).shape == (3, 500)
+    assert choose_points(logits, 400, 0).tolist() == [list(range(400, 500))] * 3
+
+
+def test_criterion__reads_real_pixels_only() -> None:
+    """Noise in the padding of the mask features and of the targets changes no loss."""
+    model = small_model().eval()
+    pixel_mask, batch = padded_mask(2, 64, 96, (48, 64)), labels([2, 3])
+    with torch.no_grad():
+        predictions = model.head.predict(model.feature_maps(torch.randn(2, 3, 64, 96)), pixel_mask)
+    padding = torch.zeros(2, 16, 24, dtype=torch.bool)
+    padding[:, 13:] = True  # one cell of margin: a point at the last real pixel is interpolated with the next cell
+    padding[:, :, 17:] = True
+    noisy = torch.where(padding[:, None], torch.randn_like(predictions.mask_features) * 100, predictions.mask_features)
+    noisy_masks = [masks.clone() for masks in batch["mask_labels"]]
+    for masks in noisy_masks:
+        masks[:, 49:] ^= 1
+        masks[:, :, 65:] ^= 1
+    results = []
+    for features, masks in ((predictions.mask_features, batch["mask_labels"]), (noisy, noisy_masks)):
+        torch.manual_seed(0)
+        results.append(
+            model.criterion(predictions._replace(mask_features=features), masks, batch["class_labels"], pixel_mask)
+        )
+    assert results[0] == results[1]
+
+
+def test_criterion__gradients_equal_those_of_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses with a backward pass of their own, against torch's operations and autograd on the same points."""
+    model = small_model().eval()
+    batch = labels([4, 9])  # more instances than queries on the second image
+    pixel_values = torch.randn(2, 3, 64, 96)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model.zero_grad()
+        loss_dict = model(pixel_values, **batch).loss_dict
+        sum((index + 1) * value for index, value in enumerate(loss_dict.values())).backward()  # weights all different
+        found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+        return {"losses": torch.stack(list(loss_dict.values())).detach(), **found}
+
+    ours = gradients()
+    monkeypatch.setattr(loss_module._PointLosses, "apply", plain_point_losses)
+    plain = gradients()
+    assert ours.keys() == plain.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, plain[name], atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def plain_point_losses(
+    embeddings: torch.Tensor,
+    sampled: torch.Tensor,
+    targets: torch.Tensor,
+    instances: torch.Tensor,
+    candidates: int,
+    uncertain: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    cross_entropies, dices = [], []
+    for rows, wanted in zip(embeddings, instances, strict=True):
+        logits = rows @ sampled.T
+        columns = choose_points(logits, candidates, uncertain)
+        values, target = logits.gather(1, columns), targets[wanted].gather(1, columns)
+        cross_entropies.append(F.binary_cross_entropy_with_logits(values, target, reduction="none").mean(1))
+        p = values.sigmoid()
+        dices.append(1 - (2 * (p * target).sum(1) + 1) / (p.sum(1) + target.sum(1) + 1))
+    return torch.stack(cross_entropies), torch.stack(dices)
 
 
 def test_pairwise_costs__equal_their_definition() -> None:
@@ -47,14 +127,6 @@ def test_pairwise_costs__equal_their_definition() -> None:
                 p = x.sigmoid()
                 expected = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
                 torch.testing.assert_close(dice[layer, query, instance], expected, atol=1e-5, rtol=0)
-
-
-def test_deformable_attention__by_hand() -> None:
-    """One head, one point, weight 1: a sample at a pixel's centre is the pixel, between two their mean, outside 0."""
-    value = torch.arange(6.0).view(1, 6, 1, 1)  # one level of 2 x 3: 0 1 2 / 3 4 5
-    locations = torch.tensor([[0.5, 0.25], [1 / 3, 0.25], [2.0, 0.5]]).view(1, 3, 1, 1, 1, 2)
-    output = deformable_attention(value, [(2, 3)], locations, torch.ones(1, 3, 1, 1, 1))
-    torch.testing.assert_close(output.flatten(), torch.tensor([1.0, 0.5, 0.0]), atol=1e-6, rtol=0)
 
 
 def test_normalizers__two_halves_make_the_whole() -> None:

@@ -69,11 +69,17 @@ def tapped_maps(backbone: Any, config: Mask2FormerDinov3Config, pixel_values: Te
         return list(backbone(pixel_values).feature_maps)
     grid = (pixel_values.shape[2] // 16, pixel_values.shape[3] // 16)
     prefix = 1 + config.backbone_config.num_register_tokens
-    hidden_states = backbone(pixel_values, output_hidden_states=True).hidden_states  # [0] is the embedding
+    taps = list(config.backbone_taps)
+    # transformers' own forward collects the outputs of all blocks by hooks: more memory, and no single graph to compile.
+    hidden_states = backbone.embeddings(pixel_values.to(backbone.dtype))  # (B, 1+R+h*w, D)
+    rotations = backbone.rope_embeddings(pixel_values)
     maps = []
-    for tap in config.backbone_taps:
-        tokens = backbone.norm(hidden_states[tap]) if config.backbone_norm else hidden_states[tap]  # (B, 1+R+h*w, D)
-        maps.append(tokens[:, prefix:].transpose(1, 2).unflatten(2, grid))  # (B, D, h, w)
+    for number, block in enumerate(backbone.model.layer[: taps[-1]], start=1):
+        hidden_states = block(hidden_states, position_embeddings=rotations)
+        if number in taps:
+            tokens = backbone.norm(hidden_states) if config.backbone_norm else hidden_states
+            feature_map = tokens[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2)  # (B, D, h, w), channels last
+            maps += [feature_map] * taps.count(number)
     return maps
 
 

@@ -1,36 +1,62 @@
-"""Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, section 4.1) in plain PyTorch."""
+"""Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, section 4.1): one function, three bodies.
+
+A CPU takes the bag of `deformable_cpu`, a CUDA device the Triton kernels of `deformable_triton`; everything else, and
+any export, the plain form below, against which the other two are tested.
+"""
 
 from __future__ import annotations
+
+import importlib.util
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .deformable_cpu import bag_attention
 
 # B batch, S tokens of all levels, A attention heads, d channels of a head, L levels, P points per head and level
 SpatialShapes = list[tuple[int, int]]  # (h, w) of each level; the levels' tokens follow each other in S
 
 
 def deformable_attention(
-    value: Tensor, spatial_shapes: SpatialShapes, sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor, spatial_shapes: SpatialShapes, positions: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Weighted sum of bilinear samples, zero outside the map (equation 3 of the paper).
+    """Weighted sum of bilinear samples, zero outside the map (equation 3 of the paper), by the body for the device.
 
-    value (B, S, A, d); sampling_locations (B, S, A, L, P, 2): (x, y), where [0, 1] spans a level from the outer edge
-    of its first pixel to that of its last; attention_weights (B, S, A, L, P), summing to 1 over L and P.
-    Returns (B, S, A * d) in the dtype of `value`.
+    value (B, S, A, d), any float dtype; positions (B, S, A, L, P, 2): (x, y) in pixels of each level, 0 at the outer
+    edge of its first pixel and w or h at that of its last; attention_weights (B, S, A, L, P), summing to 1 over L and
+    P. The last two at least in float32: in half precision a position would be off by pixels at the far end of a large
+    map. Sums are taken in the dtype of the weights. Returns (B, S, A * d) in the dtype of `value`.
     """
+    shapes = [(int(h), int(w)) for h, w in spatial_shapes]
+    assert value.shape[1] == sum(h * w for h, w in shapes)
+    assert positions.shape[3] == len(shapes)
+    if not torch.compiler.is_exporting():
+        if value.device.type == "cpu":
+            return bag_attention(value, shapes, positions, attention_weights)
+        if value.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+            from .deformable_triton import triton_attention
+
+            return triton_attention(value, shapes, positions, attention_weights)
+    return plain_attention(value, shapes, positions, attention_weights)
+
+
+def plain_attention(
+    value: Tensor, spatial_shapes: SpatialShapes, positions: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """The same by grid_sample: the reference, and what an export holds. Arguments as in `deformable_attention`."""
     batch, _, heads, width = value.shape
-    tokens, levels, points = sampling_locations.shape[1], sampling_locations.shape[3], sampling_locations.shape[4]
-    assert levels == len(spatial_shapes)
-    grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)  # (B*A, S, L, P, 2)
+    tokens, levels, points = positions.shape[1], positions.shape[3], positions.shape[4]
     sampled = []
-    per_level = value.split([h * w for h, w in spatial_shapes], dim=1)
+    per_level = value.to(attention_weights.dtype).split([h * w for h, w in spatial_shapes], dim=1)
     for level, (h, w) in enumerate(spatial_shapes):
         level_map = per_level[level].permute(0, 2, 3, 1).reshape(batch * heads, width, h, w)
-        sampled.append(F.grid_sample(level_map, grids[:, :, level], align_corners=False))  # (B*A, d, S, P)
+        scale = positions.new_tensor([2 / w, 2 / h])
+        grid = (positions[:, :, :, level] * scale - 1).transpose(1, 2).flatten(0, 1)  # (B*A, S, P, 2) in [-1, 1]
+        sampled.append(F.grid_sample(level_map, grid, align_corners=False))  # (B*A, d, S, P)
     weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, tokens, levels * points)
     output = (torch.stack(sampled, dim=-2).flatten(-2) * weights).sum(-1)  # (B*A, d, S)
-    return output.view(batch, heads * width, tokens).transpose(1, 2)  # (B, S, A*d)
+    return output.view(batch, heads * width, tokens).transpose(1, 2).to(value.dtype)  # (B, S, A*d)
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -48,26 +74,27 @@ class MultiScaleDeformableAttention(nn.Module):
         self,
         hidden_states: Tensor,
         position_embeddings: Tensor,
-        reference_points: Tensor,
+        reference: Tensor,
         spatial_shapes: SpatialShapes,
-        valid: Tensor,
+        valid: Tensor | None,
     ) -> Tensor:
-        """hidden_states and position_embeddings (B, S, C); reference_points (B, S, L, 2) in [0, 1]; valid (B, S) bool.
+        """hidden_states and position_embeddings (B, S, C); reference (B, S, A, L, P, 2): each token's own place, in
+        pixels of each level (the same for all heads and points); valid (B, S) bool, None where nothing is padding.
 
         Values of padded tokens are zero, so padding adds nothing to any output. Returns (B, S, C).
         """
         batch, tokens, _ = hidden_states.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
         queries = hidden_states + position_embeddings
-        value = self.value_proj(hidden_states).masked_fill(~valid[..., None], 0.0)
+        value = self.value_proj(hidden_states)
+        if valid is not None:
+            value = value.masked_fill(~valid[..., None], 0.0)
         value = value.view(batch, tokens, heads, -1)  # (B, S, A, d)
         offsets = self.sampling_offsets(queries).view(batch, tokens, heads, levels, points, 2)
         weights = self.attention_weights(queries).view(batch, tokens, heads, levels * points)
-        # Positions in half precision would be off by pixels at the far end of a large map: float32 from here on.
         with torch.autocast(hidden_states.device.type, enabled=False):
-            size = torch.tensor([(w, h) for h, w in spatial_shapes], device=offsets.device, dtype=torch.float32)
-            locations = reference_points[:, :, None, :, None] + offsets.float() / size[:, None]  # (B, S, A, L, P, 2)
+            positions = reference + offsets.float()  # (B, S, A, L, P, 2)
             weights = weights.float().softmax(-1).view(batch, tokens, heads, levels, points)
-            output = deformable_attention(value.float(), spatial_shapes, locations, weights)  # (B, S, C)
-        projected: Tensor = self.output_proj(output.to(value.dtype))
+            output = deformable_attention(value, spatial_shapes, positions, weights)  # (B, S, C)
+        projected: Tensor = self.output_proj(output)
         return projected

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .configuration import Mask2FormerDinov3Config
-from .matcher import HungarianMatcher
-from .points import RandomPoints, choose_points, sample_logits, sample_targets
+from .matcher import HungarianMatcher, Matches
+from .points import RandomPoints, choose_points, sample_features, sample_targets, spread_to_features
 from .transformer_decoder import QueryPredictions
 
-# T prediction layers, B batch, Q queries, K classes, E mask channels, N instances of an image, M matched pairs
+# T prediction layers, B batch, Q queries, K classes, E mask channels, N instances of an image, M matched pairs,
+# P points that a loss reads, R points it chooses them from
 
 
 def loss_normalizers(class_labels: list[Tensor], num_queries: int, no_object_weight: float) -> Tensor:
@@ -30,15 +34,15 @@ def loss_normalizers(class_labels: list[Tensor], num_queries: int, no_object_wei
 class Mask2FormerCriterion:
     """Matching, then the weighted sum of three losses per layer. Holds no parameters.
 
-    `rand` draws the points (a stand-in for torch.rand); tests put fixed points there.
+    All instances of an image and all layers are compared at the same random points (the reference draws new ones for
+    each), so mask features and targets are sampled once per image and no mask is ever made in full. `rand` draws the
+    points (a stand-in for torch.rand); tests put fixed points there.
     """
 
     def __init__(self, config: Mask2FormerDinov3Config) -> None:
         self.config = config
         self.rand: RandomPoints = torch.rand
-        self.matcher = HungarianMatcher(
-            config.class_weight, config.mask_weight, config.dice_weight, config.train_num_points
-        )
+        self.matcher = HungarianMatcher(config.class_weight, config.mask_weight, config.dice_weight)
 
     def __call__(
         self,
@@ -61,85 +65,126 @@ class Mask2FormerCriterion:
                     class_logits=predictions.class_logits[-1:], mask_embeddings=predictions.mask_embeddings[-1:]
                 )
             features = predictions.mask_features
-            extent = real_extent(pixel_mask, features)
-            matches = self.matcher(predictions, mask_labels, class_labels, extent, self.rand)
             if normalizers is None:
                 normalizers = loss_normalizers(class_labels, self.config.num_queries, self.config.no_object_weight)
             num_masks, class_weight = normalizers.to(features.device, torch.float32).clamp(min=1.0)
-            last = len(matches) - 1
-            # Hugging Face's order (last layer first), so that injected random points meet the same layers.
+
+            num_points = self.config.train_num_points
+            uncertain = int(num_points * self.config.importance_sample_ratio)
+            candidates = int(num_points * self.config.oversample_ratio)
+            extent = real_extent(pixel_mask, features)[:, None]  # (B, 1, 2)
+            at_random, to_choose, anywhere = (
+                self.rand(len(features), count, 2, device=features.device) * extent
+                for count in (num_points, candidates, num_points - uncertain)
+            )
+            matches = self.matcher(predictions, mask_labels, class_labels, at_random)
+            class_losses = self.class_losses(predictions.class_logits, class_labels, matches)
+            mask_losses, dice_losses = _MaskLosses.apply(
+                predictions.mask_embeddings,
+                features,
+                torch.cat([to_choose, anywhere], dim=1),
+                mask_labels,
+                matches,
+                candidates,
+                uncertain,
+            )
+
             losses: dict[str, Tensor] = {}
-            for layer in (last, *range(last)):
-                suffix = "" if layer == last else f"_{layer}"
-                pairs = matches[layer]
-                mask_loss, dice_loss = self.mask_losses(
-                    predictions.mask_embeddings[layer], features, mask_labels, pairs, extent
-                )
-                class_loss = self.class_loss(predictions.class_logits[layer], class_labels, pairs)
-                losses[f"loss_cross_entropy{suffix}"] = self.config.class_weight * class_loss / class_weight
-                losses[f"loss_mask{suffix}"] = self.config.mask_weight * mask_loss / num_masks
-                losses[f"loss_dice{suffix}"] = self.config.dice_weight * dice_loss / num_masks
+            for layer in range(len(matches)):
+                suffix = "" if layer == len(matches) - 1 else f"_{layer}"
+                losses[f"loss_cross_entropy{suffix}"] = self.config.class_weight * class_losses[layer] / class_weight
+                losses[f"loss_mask{suffix}"] = self.config.mask_weight * mask_losses[layer] / num_masks
+                losses[f"loss_dice{suffix}"] = self.config.dice_weight * dice_losses[layer] / num_masks
             return losses
 
-    def class_loss(
-        self, class_logits: Tensor, class_labels: list[Tensor], pairs: list[tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        """Summed cross entropy of all queries, the unmatched ones as "no object" at its own weight.
+    def class_losses(self, class_logits: Tensor, class_labels: list[Tensor], matches: Matches) -> Tensor:
+        """Summed cross entropy of all queries of each layer, (T,); the unmatched are "no object" at its own weight.
 
-        class_logits (B, Q, K+1); pairs: per image (query indices, target indices).
+        class_logits (T, B, Q, K+1).
         """
         num_classes = class_logits.shape[-1] - 1
-        targets = torch.full(class_logits.shape[:2], num_classes, device=class_logits.device)  # (B, Q)
-        for image, (queries, instances) in enumerate(pairs):
-            targets[image, queries.to(targets.device)] = class_labels[image][instances.to(targets.device)]
+        targets = torch.full(class_logits.shape[:3], num_classes)  # (T, B, Q), on the host
+        labels = [classes.cpu() for classes in class_labels]
+        for layer, images in enumerate(matches):
+            for image, (queries, instances) in enumerate(images):
+                targets[layer, image, queries] = labels[image][instances]
         weight = torch.ones(num_classes + 1, device=class_logits.device)
         weight[-1] = self.config.no_object_weight
-        return F.cross_entropy(class_logits.flatten(0, 1), targets.flatten(), weight=weight, reduction="sum")
+        losses = F.cross_entropy(
+            class_logits.flatten(0, 2), targets.flatten().to(class_logits.device), weight=weight, reduction="none"
+        )
+        return losses.view(len(class_logits), -1).sum(1)
 
-    def mask_losses(
-        self,
+
+class _MaskLosses(torch.autograd.Function):
+    """Binary cross entropy and dice loss of the matched queries, summed over each layer: two tensors (T,).
+
+    embeddings (T, B, Q, E), features (B, E, h, w); points (B, R, 2), of which the first `candidates` compete for the
+    `uncertain` places of each mask and the rest are read by all; mask_labels B x (N, H, W) uint8 or bool.
+    One image and one layer at a time, forward and backward: logits (M, R) of more than one never exist together, and
+    what is saved grows with the P points that the losses read, not with the image. No double backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
         embeddings: Tensor,
         features: Tensor,
+        points: Tensor,
         mask_labels: list[Tensor],
-        pairs: list[tuple[Tensor, Tensor]],
-        extent: Tensor,
+        matches: Matches,
+        candidates: int,
+        uncertain: int,
     ) -> tuple[Tensor, Tensor]:
-        """Summed binary cross entropy and dice loss of the matched queries, on chosen points.
+        sums = embeddings.new_zeros(len(embeddings), 2)
+        saved: list[Tensor] = []
+        sampled = features.new_empty(points.shape[1], features.shape[1])  # (R, E), for one image after the other
+        for image, at in enumerate(points):
+            targets = sample_targets(mask_labels[image], at)  # (N, R)
+            sample_features(features[image], at, out=sampled)
+            logits = features.new_empty(len(matches[0][image][0]), len(at))  # (M, R), for one layer after the other
+            for layer, images in enumerate(matches):
+                queries, instances = (index.to(features.device) for index in images[image])  # (M,)
+                torch.mm(embeddings[layer, image, queries], sampled.T, out=logits)
+                columns = choose_points(logits, candidates, uncertain)  # (M, P)
+                values = logits.gather(1, columns)  # (M, P)
+                target = targets.take(columns + instances[:, None] * len(at))  # (M, P)
+                entropy = (F.softplus(values).sum(1) - torch.linalg.vecdot(values, target)) / values.shape[1]
+                probabilities = values.sigmoid_()
+                overlap = 2 * torch.linalg.vecdot(probabilities, target) + 1
+                total = probabilities.sum(1) + target.sum(1) + 1
+                sums[layer, 0] += entropy.sum()
+                sums[layer, 1] += (1 - overlap / total).sum()
+                saved += [queries, columns.int(), probabilities, target, overlap, total]
+        ctx.save_for_backward(embeddings, features, points, *saved)
+        return sums[:, 0], sums[:, 1]
 
-        embeddings (B, Q, E); features (B, E, h, w). Dense logits are made for matched queries only.
-        """
-        device = features.device
-        counts = [len(queries) for queries, _ in pairs]
-        if sum(counts) == 0:  # nothing to match: zero, but still a function of every parameter
-            zero = 0.0 * (embeddings.sum() + features.sum())
-            return zero, zero
-        image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))  # (M,)
-        slot = torch.cat([torch.arange(count) for count in counts])  # (M,)
-        padded = torch.zeros(len(counts), max(counts), dtype=torch.long)  # (B, max M)
-        padded[image, slot] = torch.cat([queries for queries, _ in pairs])
-        image, slot, padded = image.to(device), slot.to(device), padded.to(device)
-        chosen = embeddings.gather(1, padded[..., None].expand(-1, -1, embeddings.shape[2]))  # (B, max M, E)
-        logits = torch.einsum("bme,behw->bmhw", chosen, features)[image, slot]  # (M, h, w)
-        points = choose_points(
-            logits.detach(),
-            extent[image],
-            self.config.train_num_points,
-            self.config.oversample_ratio,
-            self.config.importance_sample_ratio,
-            self.rand,
-        )  # (M, P, 2)
-        targets = torch.cat(
-            [
-                sample_targets(masks[instances.to(device)], at)
-                for masks, (_, instances), at in zip(mask_labels, pairs, points.split(counts), strict=True)
-            ]
-        )  # (M, P)
-        values = sample_logits(logits[:, None], points)[:, 0]  # (M, P)
-        cross_entropy = F.binary_cross_entropy_with_logits(values, targets, reduction="none").mean(1).sum()
-        probabilities = values.sigmoid()
-        overlap = 2 * (probabilities * targets).sum(1)
-        dice = 1 - (overlap + 1) / (probabilities.sum(1) + targets.sum(1) + 1)
-        return cross_entropy, dice.sum()
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_entropy: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
+        embeddings, features, points, *saved = ctx.saved_tensors
+        grad_embeddings = torch.zeros_like(embeddings)
+        grad_features = torch.empty_like(features, memory_format=torch.channels_last)
+        parts = list(zip(*[iter(saved)] * 6, strict=True))
+        sampled = features.new_empty(points.shape[1], features.shape[1])  # (R, E)
+        grad_sampled = torch.empty_like(sampled)
+        for image, at in enumerate(points):
+            sample_features(features[image], at, out=sampled)
+            grad_sampled.zero_()
+            grad_logits = features.new_zeros(len(parts[0][0]) , len(at))  # (M, R)
+            for layer in range(len(embeddings)):
+                queries, columns, probabilities, target, overlap, total = parts.pop(0)
+                columns = columns.long()
+                # d dice / dp = overlap / total^2 - 2 t / total, and dp / dlogit = p (1 - p)
+                slope = torch.addcmul((overlap / total**2)[:, None], target, (-2 / total)[:, None]).mul_(grad_dice[layer])
+                slope.mul_(torch.addcmul(probabilities, probabilities, probabilities, value=-1))
+                slope.add_((probabilities - target).mul_(grad_entropy[layer] / columns.shape[1]))
+                grad_logits.scatter_(1, columns, slope)
+                grad_embeddings[layer, image, queries] = grad_logits @ sampled
+                grad_sampled.addmm_(grad_logits.T, embeddings[layer, image, queries])
+                grad_logits.scatter_(1, columns, 0.0)
+            grad_features[image] = spread_to_features(grad_sampled, at, *features.shape[2:])
+        return grad_embeddings, grad_features, None, None, None, None, None
 
 
 def real_extent(pixel_mask: Tensor | None, features: Tensor) -> Tensor:

@@ -7,17 +7,17 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .points import RandomPoints, sample_logits, sample_targets
+from .points import sample_features, sample_targets
 from .transformer_decoder import QueryPredictions
 
-# T prediction layers, B batch, Q queries, N instances of one image, P points
+# T prediction layers, B batch, Q queries, K classes, N instances of one image, P points, E mask channels
 Matches = list[list[tuple[Tensor, Tensor]]]  # [layer][image] -> (query indices, target indices), each (min(Q, N),)
 
 
 def pairwise_costs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Mean binary cross entropy and dice loss of every query with every target.
 
-    logits (T, Q, P), targets (N, P) in [0, 1] -> two tensors (T, Q, N).
+    logits (..., Q, P), targets (N, P) in [0, 1] -> two tensors (..., Q, N).
     """
     # -t log s(x) - (1 - t) log(1 - s(x)) = softplus(x) - t x, so one product with the targets is enough.
     cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - logits @ targets.T) / logits.shape[-1]
@@ -34,34 +34,32 @@ class HungarianMatcher:
     out. Costs that are not finite count as the dearest of all.
     """
 
-    def __init__(self, class_weight: float, mask_weight: float, dice_weight: float, num_points: int) -> None:
+    def __init__(self, class_weight: float, mask_weight: float, dice_weight: float) -> None:
         self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
-        self.num_points = num_points
+
+    def cost(self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        """class_logits (Q, K+1), mask_logits (Q, P), labels (N,), targets (N, P) -> cost of each pair, (Q, N)."""
+        cross_entropy, dice = pairwise_costs(mask_logits, targets)  # (Q, N)
+        class_cost = -class_logits.softmax(-1)[:, labels]  # (Q, N)
+        cost = self.mask_weight * cross_entropy + self.class_weight * class_cost + self.dice_weight * dice
+        largest = torch.finfo(cost.dtype).max
+        return torch.nan_to_num(cost, nan=largest, posinf=largest, neginf=largest)
 
     @torch.no_grad()
     def __call__(
-        self,
-        predictions: QueryPredictions,
-        mask_labels: list[Tensor],
-        class_labels: list[Tensor],
-        extent: Tensor,
-        rand: RandomPoints = torch.rand,
+        self, predictions: QueryPredictions, mask_labels: list[Tensor], class_labels: list[Tensor], points: Tensor
     ) -> Matches:
-        """mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,); extent (B, 2): real share of
-        (width, height). All layers of an image are compared at the same points.
+        """mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,); points (B, P, 2) in [0, 1]:
+        where the masks of an image are compared, in all layers. In the dtype of the predictions.
         """
-        class_logits, embeddings, features = (x.float() for x in predictions)
-        layers, batch = class_logits.shape[:2]
-        points = rand(batch, self.num_points, 2, device=features.device) * extent[:, None]  # (B, P, 2)
-        sampled = sample_logits(features, points)  # (B, E, P)
         costs = []
-        for image in range(batch):
-            targets = sample_targets(mask_labels[image], points[image])  # (N, P)
-            cross_entropy, dice = pairwise_costs(embeddings[:, image] @ sampled[image], targets)  # (T, Q, N)
-            class_cost = -class_logits[:, image].softmax(-1)[..., class_labels[image]]  # (T, Q, N)
-            cost = self.mask_weight * cross_entropy + self.class_weight * class_cost + self.dice_weight * dice
-            largest = torch.finfo(cost.dtype).max
-            costs.append(torch.nan_to_num(cost, nan=largest, posinf=largest, neginf=largest))
+        buffer = points.new_empty(points.shape[1], predictions.mask_features.shape[1])  # (P, E)
+        for image, (masks, labels, at) in enumerate(zip(mask_labels, class_labels, points, strict=True)):
+            targets = sample_targets(masks, at)  # (N, P)
+            sampled = sample_features(predictions.mask_features[image], at, out=buffer).T  # (E, P)
+            layers = zip(predictions.class_logits[:, image], predictions.mask_embeddings[:, image], strict=True)
+            # One layer at a time: the logits (Q, P) of all would not fit a CPU's cache.
+            costs.append(torch.stack([self.cost(logits, rows @ sampled, labels, targets) for logits, rows in layers]))
         host = torch.cat([cost.flatten() for cost in costs]).cpu()  # one transfer for all layers and images
         per_image = [
             block.view(cost.shape).numpy()
@@ -72,5 +70,5 @@ class HungarianMatcher:
                 (torch.from_numpy(rows), torch.from_numpy(columns))
                 for rows, columns in (linear_sum_assignment(cost[layer]) for cost in per_image)
             ]
-            for layer in range(layers)
+            for layer in range(len(predictions.class_logits))
         ]

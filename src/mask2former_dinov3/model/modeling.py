@@ -95,6 +95,7 @@ class Mask2FormerDinov3PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     _supports_sdpa = True
+    supports_gradient_checkpointing = True  # `activation_checkpointing_enable()`: each block is computed twice
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import Mask2FormerDinov3Config
 from .deformable_attention import MultiScaleDeformableAttention, SpatialShapes
@@ -12,30 +13,34 @@ from .position import sine_position_embedding
 
 # B batch, C = feature_size, S tokens of the three coarse levels, L = 3 levels
 NUM_LEVELS = 3
+NUM_POINTS = 4  # of deformable attention, per head and level
+TOKENS_AT_ONCE = 4096  # of the feed-forward part, without gradient
 
 
-def reference_points(valid_ratios: Tensor, spatial_shapes: SpatialShapes) -> Tensor:
-    """Each token's own place, expressed on every level (Deformable DETR, appendix A.4: "valid ratios").
+def reference_points(valid_ratios: Tensor, spatial_shapes: SpatialShapes, heads: int, points: int) -> Tensor:
+    """Each token's own place, in pixels of every level (Deformable DETR, appendix A.4: "valid ratios").
 
-    valid_ratios (B, L, 2): real share of (width, height) of each level. Returns (B, S, L, 2), (x, y) in [0, 1].
+    valid_ratios (B, L, 2): real share of (width, height) of each level. Returns (B, S, A, L, P, 2), (x, y), the same
+    for all heads and points: written out once here, or every layer would add over a dimension of length 2.
     """
+    size = torch.tensor([(w, h) for h, w in spatial_shapes], dtype=torch.float32, device=valid_ratios.device)  # (L, 2)
+    real = valid_ratios * size  # (B, L, 2) real pixels of each level
     per_level = []
     for level, (h, w) in enumerate(spatial_shapes):
-        real = valid_ratios[:, level] * valid_ratios.new_tensor([w, h])  # (B, 2)
-        y = torch.arange(0.5, h, device=real.device)[:, None] / real[:, 1, None, None]  # (B, h, 1)
-        x = torch.arange(0.5, w, device=real.device)[None, :] / real[:, 0, None, None]  # (B, 1, w)
+        y = torch.arange(0.5, h, device=real.device)[:, None] / real[:, level, 1, None, None]  # (B, h, 1)
+        x = torch.arange(0.5, w, device=real.device)[None, :] / real[:, level, 0, None, None]  # (B, 1, w)
         per_level.append(torch.stack(torch.broadcast_tensors(x, y), dim=-1).flatten(1, 2))  # (B, h*w, 2)
-    points = torch.cat(per_level, dim=1)  # (B, S, 2), 1.0 at the end of the real area
-    return points[:, :, None] * valid_ratios[:, None]  # (B, S, L, 2)
+    places = torch.cat(per_level, dim=1)[:, :, None] * real[:, None]  # (B, S, L, 2)
+    return places[:, :, None, :, None].expand(-1, -1, heads, -1, points, -1).contiguous()
 
 
-class PixelDecoderLayer(nn.Module):
+class PixelDecoderLayer(GradientCheckpointingLayer):
     """Deformable self-attention and feed-forward, each followed by a norm."""
 
     def __init__(self, config: Mask2FormerDinov3Config) -> None:
         super().__init__()
         width = config.feature_size
-        self.self_attn = MultiScaleDeformableAttention(width, config.num_attention_heads, NUM_LEVELS)
+        self.self_attn = MultiScaleDeformableAttention(width, config.num_attention_heads, NUM_LEVELS, NUM_POINTS)
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, config.encoder_feedforward_dim)
         self.fc2 = nn.Linear(config.encoder_feedforward_dim, width)
@@ -46,9 +51,26 @@ class PixelDecoderLayer(nn.Module):
     ) -> Tensor:
         """hidden_states (B, S, C) -> (B, S, C); the other arguments as in `MultiScaleDeformableAttention`."""
         attended = self.self_attn(hidden_states, position, reference, shapes, valid)
+        pairs = zip(_parts(hidden_states), _parts(attended), strict=True)
+        done = [self._feed_forward(*pair) for pair in pairs]
+        return done[0] if len(done) == 1 else torch.cat(done, dim=1)
+
+    def _feed_forward(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention, token by token: (B, n, C) twice -> (B, n, C)."""
         hidden_states = self.self_attn_layer_norm(hidden_states + attended)
-        hidden_states = self.final_layer_norm(hidden_states + self.fc2(F.relu(self.fc1(hidden_states))))
-        return hidden_states
+        # In place saves memory, but autograd would copy: a linear layer's output is a view.
+        wide = F.relu(self.fc1(hidden_states), inplace=not torch.is_grad_enabled())  # (B, n, feed-forward width)
+        return self.final_layer_norm(hidden_states + self.fc2(wide))
+
+
+def _parts(tokens: Tensor) -> tuple[Tensor, ...]:
+    """(B, S, C) a few tokens at a time where that is faster: on a CPU, large new arrays cost more than the arithmetic.
+
+    Whole where a gradient needs them all anyway, and where the loop would be unrolled.
+    """
+    if torch.is_grad_enabled() or tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        return (tokens,)
+    return tokens.split(TOKENS_AT_ONCE, dim=1)
 
 
 class PixelDecoder(nn.Module):
@@ -57,6 +79,7 @@ class PixelDecoder(nn.Module):
     def __init__(self, config: Mask2FormerDinov3Config, in_channels: list[int]) -> None:
         super().__init__()
         width = config.feature_size
+        self.num_heads = config.num_attention_heads
         # In the order of the encoder: stride 32 first.
         self.input_projections = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(32, width)) for channels in in_channels[:0:-1]
@@ -65,7 +88,7 @@ class PixelDecoder(nn.Module):
         self.layers = nn.ModuleList(PixelDecoderLayer(config) for _ in range(config.encoder_layers))
         self.lateral = nn.Sequential(nn.Conv2d(in_channels[0], width, 1, bias=False), nn.GroupNorm(32, width))
         self.output = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(32, width), nn.ReLU()
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(32, width), nn.ReLU(inplace=True)
         )
         self.mask_projection = nn.Conv2d(width, config.mask_feature_size, 1)
 
@@ -76,8 +99,8 @@ class PixelDecoder(nn.Module):
         influence. Returns mask_features (B, mask_feature_size, h_0, w_0) and the memories of the three coarser maps,
         coarsest first, each (B, C, h, w).
         """
-        feature_maps = [x.masked_fill(~v[:, None], 0.0) for x, v in zip(feature_maps, valid, strict=True)]
-        coarse, coarse_valid = feature_maps[:0:-1], valid[:0:-1]
+        coarse_valid = valid[:0:-1]
+        coarse = [x.masked_fill(~v[:, None], 0.0) for x, v in zip(feature_maps[:0:-1], coarse_valid, strict=True)]
         shapes = [(x.shape[2], x.shape[3]) for x in coarse]
         projected = [project(x) for project, x in zip(self.input_projections, coarse, strict=True)]
         hidden_states = torch.cat([x.flatten(2).transpose(1, 2) for x in projected], dim=1)  # (B, S, C)
@@ -92,16 +115,19 @@ class PixelDecoder(nn.Module):
         ratios = torch.stack(
             [torch.stack((v[:, 0].float().mean(1), v[:, :, 0].float().mean(1)), dim=-1) for v in coarse_valid], dim=1
         )  # (B, L, 2)
-        reference = reference_points(ratios, shapes)
+        reference = reference_points(ratios, shapes, self.num_heads, NUM_POINTS)  # (B, S, A, L, P, 2)
         valid_tokens = torch.cat([v.flatten(1) for v in coarse_valid], dim=1)  # (B, S)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position, reference, shapes, valid_tokens)
         memories = [
-            x.transpose(1, 2).unflatten(2, shape)
+            x.unflatten(1, shape).permute(0, 3, 1, 2)
             for x, shape in zip(hidden_states.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
         ]
-        fine = self.lateral(feature_maps[0])
+        projection, norm = self.lateral
+        fine_padding = ~valid[0][:, None]
+        # Without a bias, zeros before the projection are zeros behind it, where no copy of a stride-4 map is needed.
+        fine = norm(projection(feature_maps[0]).masked_fill_(fine_padding, 0.0))
         fine = fine + F.interpolate(memories[-1], size=fine.shape[2:], mode="bilinear", align_corners=False)
         # The 3x3 convolution would carry whatever the lateral norm wrote into the padding back over its edge.
-        fine = self.output(fine.masked_fill(~valid[0][:, None], 0.0))
+        fine = self.output(fine.masked_fill_(fine_padding, 0.0))
         return self.mask_projection(fine), memories

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import Mask2FormerDinov3Config
 from .position import sine_position_embedding
@@ -59,7 +60,7 @@ class Attention(nn.Module):
         return projected
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(GradientCheckpointingLayer):
     """Masked cross-attention, self-attention, feed-forward, in this order, each followed by a norm."""
 
     def __init__(self, config: Mask2FormerDinov3Config) -> None:

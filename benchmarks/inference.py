@@ -1,0 +1,104 @@
+"""One forward pass of the baseline, of ours, and of the ViT alone, the floor that neither can go below.
+
+Seconds are medians in alternation. `head_share` is the time of our head on ready feature maps, as a share of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from baseline import build_baseline, build_eomt, random_images
+from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from measure import NUM_LABELS, Row, Timed, against, alone, alternate, autocast, options, peaks, show, timed
+
+SCRIPT = "inference.py"
+
+
+def parser() -> argparse.ArgumentParser:
+    found = options("One forward pass: ours, Hugging Face's, and the ViT alone.")
+    found.add_argument("--preset", choices=("tiny", "smallplus", "large"), default="smallplus")
+    found.add_argument("--size", type=int, default=1024, help="side of the square image, pixels")
+    found.add_argument("--batch", type=int, default=1)
+    found.add_argument("--compile", action="store_true", help="torch.compile on all of them")
+    found.add_argument("--eomt", action="store_true", help="transformers' EoMT with the same ViT as well")
+    return found
+
+
+def rows(argv: Sequence[str]) -> list[Row]:
+    """What the command line asks for."""
+    args = parser().parse_args(argv)
+    if args.only:
+        return [alone(lambda: load(args)[args.only](), args)]
+    loaders = load(args)
+    seconds = alternate({name: make() for name, make in loaders.items()}, args.repeat)
+    row: Row = {"work": describe(args)} | against(seconds)
+    row |= {"floor_seconds": seconds["floor"], "head_seconds": seconds["head"]}
+    row |= {f"{side}_floors": seconds[side] / seconds["floor"] for side in ("baseline", "ours")}
+    row |= {"head_share": seconds["head"] / seconds["ours"]}
+    rates = {name: args.batch / seconds[name] for name in ("baseline", "ours", "eomt") if name in seconds}
+    row |= {f"{name}_images_per_second": rate for name, rate in rates.items()}
+    row |= {"speedup": rates["ours"] / rates["baseline"]}
+    if "eomt" in rates:
+        row |= {"eomt_seconds": seconds["eomt"], "eomt_speedup": rates["ours"] / rates["eomt"]}
+    return [row if args.no_memory else row | peaks(SCRIPT, argv)]
+
+
+def describe(args: argparse.Namespace) -> str:
+    """The work in words, for the row."""
+    parts = [f"inference {args.size}", args.preset, f"batch {args.batch}", args.dtype, args.device]
+    return ", ".join([*parts, *["compiled"] * args.compile])
+
+
+def load(args: argparse.Namespace) -> dict[str, Callable[[], Timed]]:
+    """A function for each contender that builds it; ours, its ViT and its head are parts of one model."""
+    config = Mask2FormerDinov3Config.preset(args.preset, num_labels=NUM_LABELS)
+    images = random_images(args.batch, args.size, args.device)
+    built: list[Any] = []
+
+    def ours() -> Any:
+        if not built:
+            built.append(ready(Mask2FormerDinov3ForInstanceSegmentation(config), args))
+        return built[0]
+
+    def head() -> Timed:
+        with torch.inference_mode(), autocast(args):
+            maps = ours().feature_maps(images)
+        return forward(ours().head, maps, args)
+
+    contenders: dict[str, Callable[[], Timed]] = {
+        "baseline": lambda: forward(ready(build_baseline(config), args), images, args),
+        "ours": lambda: forward(ours(), images, args),
+        "floor": lambda: forward(ours().backbone, images, args),
+        "head": head,
+    }
+    if args.eomt:
+        contenders["eomt"] = lambda: forward(ready(build_eomt(config, args.size), args), images, args)
+    return contenders
+
+
+def ready(model: Any, args: argparse.Namespace) -> Any:
+    return model.to(args.device).eval()
+
+
+def forward(model: Any, inputs: Any, args: argparse.Namespace) -> Timed:
+    """A forward pass of `model` on `inputs`."""
+    run = torch.compile(model) if args.compile else model
+
+    def once() -> None:
+        with torch.inference_mode(), autocast(args):
+            run(inputs)
+
+    return timed(once, args.device)
+
+
+def main(argv: Sequence[str]) -> None:
+    show(rows(argv), parser().parse_args(argv).json)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,64 @@
+"""What a result was measured on: hardware, versions, commit; no names of hosts, users or folders."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+
+ROOT = Path(__file__).parents[1]
+
+
+def describe_machine(device: str = "cpu") -> dict[str, Any]:
+    """Flat and ready for JSON; memory in GB (10^9 bytes); with device "cuda" the GPU's name too."""
+    found = {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": str(transformers.__version__),
+        "commit": commit(),
+    }
+    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def slug_of(machine: dict[str, Any]) -> str:
+    """The hardware as part of a file name: the GPU where there is one, else the CPU and its cores."""
+    name = machine.get("gpu") or f"{machine['cpu']} {machine['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+
+
+def cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of the working tree, with "-dirty" when files differ from it; "unknown" outside of git."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    if head is None:
+        return "unknown"
+    changed = [line for line in (_git("status", "--porcelain") or "").splitlines() if "benchmarks/results" not in line]
+    return f"{head}-dirty" if changed else head
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.rstrip() if done.returncode == 0 else None

@@ -1,0 +1,178 @@
+"""Timing in alternation, peak memory in a process of its own, and rows as a table or as JSON lines.
+
+A row is a flat dict whose keys end in their unit: _seconds, _gb (10^9 bytes), _per_second. Ratios are ours / baseline,
+a speedup is how many times as many images we handle in a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+
+HERE = Path(__file__).parent
+SIDES = ("baseline", "ours")
+NUM_LABELS = 80  # COCO's, for random weights
+OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory")  # torch on a GPU, Python, torch on a CPU
+
+Row = dict[str, Any]
+Timed = Callable[[], float]
+"""Does its work once and returns the seconds it took."""
+
+
+def options(description: str, repeat: int = 3) -> argparse.ArgumentParser:
+    """A parser with what all benchmarks have in common."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
+    parser.add_argument("--repeat", type=int, default=repeat, help="timed runs after one warm-up; 0: the warm-up only")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row in place of a table")
+    parser.add_argument("--only", choices=SIDES, help="this side alone, in this process")
+    parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure peak memory")
+    return parser
+
+
+def autocast(args: argparse.Namespace) -> torch.autocast:
+    """The precision of `--dtype` on `--device`."""
+    return torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bf16")
+
+
+def timed(work: Callable[[], object], device: str) -> Timed:
+    """`work` with a clock around it; on a GPU the clock waits for the device."""
+
+    def run() -> float:
+        _synchronize(device)
+        start = time.perf_counter()
+        work()
+        _synchronize(device)
+        return time.perf_counter() - start
+
+    return run
+
+
+def alternate(works: Mapping[str, Timed], repeat: int) -> dict[str, float]:
+    """Median seconds of each: one warm-up each, then `repeat` rounds in which every one has its turn.
+
+    A machine that slows down for a while (heat, neighbours) then slows all of them, and the ratios stand.
+    """
+    for work in works.values():
+        work()
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeat):
+        for name, work in works.items():
+            taken[name].append(work())
+    return {name: median(seconds) for name, seconds in taken.items() if seconds}
+
+
+def alone(load: Callable[[], Timed], args: argparse.Namespace) -> Row:
+    """One side in this process: seconds (None with --repeat 0), peak_gb, and how far that is above what was loaded."""
+    work = load()
+    loaded = _memory_now(args.device)
+    seconds = alternate({"work": work}, args.repeat).get("work")
+    peak = _memory_peak(args.device)
+    return {"side": args.only, "seconds": seconds, "peak_gb": peak / 1e9, "above_loaded_gb": (peak - loaded) / 1e9}
+
+
+def against(seconds: Mapping[str, float]) -> Row:
+    """The two sides' seconds and their ratio."""
+    baseline, ours = (seconds[side] for side in SIDES)
+    return {"baseline_seconds": baseline, "ours_seconds": ours, "time_ratio": ours / baseline}
+
+
+def peaks(script: str, argv: Sequence[str]) -> Row:
+    """Peak memory of each side doing its work once, each in a new process: a process's peak never falls again."""
+    row: Row = {}
+    for side in SIDES:
+        found = in_own_process(script, [*argv, "--only", side, "--repeat", "0"])
+        row |= {f"{side}_peak_gb": found["peak_gb"], f"{side}_above_loaded_gb": found["above_loaded_gb"]}
+    return row | {"memory_ratio": row["ours_peak_gb"] / row["baseline_peak_gb"]}
+
+
+def in_own_process(script: str, argv: Sequence[str], timeout: float | None = None) -> Row:
+    """The one row that `script` prints, run anew.
+
+    Raises TimeoutExpired after `timeout` seconds, MemoryError when memory ran out, RuntimeError for any other failure.
+    """
+    command = [sys.executable, str(HERE / script), *argv, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    if done.returncode == -signal.SIGKILL or any(words in done.stderr for words in OUT_OF_MEMORY):
+        raise MemoryError(f"{script}: out of memory")
+    if done.returncode:
+        raise RuntimeError(f"{script} ended with {done.returncode}: {done.stderr.strip()[-2000:]}")
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def show(rows: Sequence[Row], as_json: bool) -> None:
+    """Rows on stdout: JSON lines, a table, or, for a single row, a list of its entries."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row))
+    elif len(rows) == 1:
+        width = max(map(len, rows[0]))
+        for name, value in rows[0].items():
+            print(f"{name:<{width}}  {_text(value)}")
+    else:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        print(markdown([names, *([_text(row.get(name)) for name in names] for row in rows)]))
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns; the first line is its head."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    rows = [f"| {' | '.join(line)} |" for line in padded]
+    return "\n".join([rows[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *rows[1:]])
+
+
+def default_dataset() -> Path:
+    """Nuclei's validation images where they lie beside the repository, else the sample that the package brings."""
+    nuclei = HERE.parents[1] / "shared" / "data" / "nuclei" / "valid"
+    return nuclei if nuclei.is_dir() else sample_dataset()
+
+
+def sample_dataset() -> Path:
+    """The package's own twelve validation images."""
+    return HERE.parent / "src" / "mask2former_dinov3" / "sample" / "valid"
+
+
+def name_of(dataset: Path) -> str:
+    """The last two parts of the folder: results say nothing about whose disk it was."""
+    return "/".join(dataset.resolve().parts[-2:])
+
+
+def _text(value: Any) -> str:
+    return "—" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _memory_now(device: str) -> int:
+    """Bytes held now: resident in main memory, or allocated on the GPU."""
+    return int(torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss)
+
+
+def _memory_peak(device: str) -> int:
+    """Most bytes ever held by this process."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: on Linux a new process starts with the size of the one that launched it.
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

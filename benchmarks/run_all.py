@@ -1,0 +1,238 @@
+"""All benchmarks that have a target, as one Markdown table and one JSON file under benchmarks/results (`make bench`).
+
+Every row alternates the baseline and ours in this process; memory is measured in processes of its own. `--quick` is a
+smoke test on a tiny model and small images: its numbers mean nothing. On a GPU (`--device cuda`) other rows are run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import dataloader
+import evaluation
+import inference
+import startup
+import train_step
+from machine import describe_machine, slug_of
+from measure import HERE, Row, default_dataset, markdown, name_of, sample_dataset
+
+HEAD = ("work", "baseline", "ours", "ratio", "target", "met")
+FAILED = "failed"
+
+
+class Target(NamedTuple):
+    """What of a row is shown, and what of it is held against a limit.
+
+    baseline, ours, ratio, judged: keys of the row; limit: None where nothing is asked; least: at least, not at most.
+    """
+
+    what: str
+    unit: str
+    baseline: str | None
+    ours: str
+    ratio: str | None
+    judged: str
+    limit: float | None = None
+    least: bool = False
+
+
+class Entry(NamedTuple):
+    """One measurement: its name, the function that makes its rows, the command line, the same in small, the targets."""
+
+    work: str
+    rows: Callable[[Sequence[str]], list[Row]]
+    arguments: str
+    quick: str
+    targets: tuple[Target, ...]
+
+
+def time_at_most(limit: float | None) -> Target:
+    return Target("time", "s", "baseline_seconds", "ours_seconds", "time_ratio", "time_ratio", limit)
+
+
+def memory_at_most(limit: float | None) -> Target:
+    return Target("peak memory", "GB", "baseline_peak_gb", "ours_peak_gb", "memory_ratio", "memory_ratio", limit)
+
+
+def floors_at_most(limit: float) -> Target:
+    return Target("time / ViT alone", "", "baseline_floors", "ours_floors", "time_ratio", "ours_floors", limit)
+
+
+def speedup_at_least(limit: float | None) -> Target:
+    keys = ("baseline_images_per_second", "ours_images_per_second", "speedup", "speedup")
+    return Target("speed", "images/s", *keys, limit, least=True)
+
+
+SAME_AP = Target("AP, off pycocotools on our masks", "", "baseline_ap", "ours_ap", None, "ap_difference", 1e-6)
+ABOVE_MODEL = Target("above the loaded model", "GB", None, "ours_above_loaded_gb", None, "ours_above_loaded_gb", 1.0)
+SLOWEST = Target("slowest", "s", None, "ours_seconds", None, "ours_seconds", 0.5)
+HEAD_SHARE = Target("share of the head", "", None, "head_share", None, "head_share")
+EOMT = Target(
+    "speed, EoMT as the baseline",
+    "images/s",
+    "eomt_images_per_second",
+    "ours_images_per_second",
+    "eomt_speedup",
+    "eomt_speedup",
+)
+
+SMALL = "--preset tiny --size 64 --repeat 1"
+FROZEN = "train step 1024, backbone frozen, 10 instances"
+TINY_BATCH = "--preset tiny --size 256 --batch 8 --instances 40 --points 12544 --train-backbone"
+PLAN = (
+    Entry("inference 1024, fp32", inference.rows, "--no-memory", SMALL, (floors_at_most(2.0),)),
+    Entry("inference 512, fp32", inference.rows, "--size 512 --no-memory", SMALL, (floors_at_most(2.6),)),
+    Entry("inference 1024, bf16", inference.rows, "--dtype bf16 --no-memory", SMALL, (time_at_most(0.55),)),
+    Entry(f"{FROZEN}, fp32", train_step.rows, "", SMALL, (time_at_most(0.5), memory_at_most(0.5))),
+    Entry(
+        "train step 1024, all trained, 10 instances, fp32",
+        train_step.rows,
+        "--train-backbone",
+        SMALL,
+        (time_at_most(0.55), memory_at_most(0.67)),
+    ),
+    Entry(f"{FROZEN}, bf16", train_step.rows, "--dtype bf16 --no-memory", SMALL, (time_at_most(0.5),)),
+    Entry(
+        "train step 256, tiny, batch 8, 40 instances, all trained",
+        train_step.rows,
+        f"{TINY_BATCH} --no-memory",
+        f"{SMALL} --batch 2",
+        (time_at_most(0.25),),
+    ),
+    Entry(
+        "data path 1024, one process",
+        dataloader.rows,
+        "--no-memory --dataset DATASET",
+        "--size 64 --images 2 --repeat 1",
+        (speedup_at_least(6.0),),
+    ),
+    Entry(
+        "post-process and AP 1024, 100 detections",
+        evaluation.rows,
+        "--no-memory --dataset DATASET",
+        "--size 64 --images 2 --detections 20 --repeat 1",
+        (speedup_at_least(8.0), SAME_AP),
+    ),
+    Entry(
+        "one image 4000x3000, 200 queries",
+        evaluation.rows,
+        "--large",
+        "--size 64 --preset tiny --queries 20 --large-size 300 400",
+        (ABOVE_MODEL,),
+    ),
+    Entry("import and every --help", startup.rows, "", "--repeat 1", (SLOWEST,)),
+)
+CUDA_PLAN = tuple(
+    Entry(
+        f"inference 1024, {preset}, batch 8, bf16, {'compiled' if compiled else 'eager'}",
+        inference.rows,
+        f"--device cuda --preset {preset} --batch 8 --dtype bf16 --eomt {compiled}",
+        "--size 64 --repeat 1",
+        (speedup_at_least(None), memory_at_most(None), HEAD_SHARE, EOMT),
+    )
+    for preset in ("smallplus", "large")
+    for compiled in ("", "--compile")
+)
+
+
+def measure(entry: Entry, args: argparse.Namespace, dataset: Path) -> tuple[list[Row], list[dict[str, Any]]]:
+    """The rows of an entry and its lines of the table; a failure is a line too, and its reason goes to stderr."""
+    repeat = f"--repeat {args.repeat}" if args.repeat else ""
+    words = f"{entry.arguments} {repeat} {entry.quick if args.quick else ''}".split()
+    gc.collect()  # models of the last entry hold on to themselves in circles
+    try:
+        rows = entry.rows([str(dataset) if word == "DATASET" else word for word in words])
+        return rows, [line_of(entry.work, target, rows, args.quick) for target in entry.targets]
+    except Exception:
+        traceback.print_exc()
+        return [], [dict.fromkeys(HEAD, "—") | {"work": entry.work, "met": FAILED}]
+
+
+def line_of(work: str, target: Target, rows: list[Row], quick: bool) -> dict[str, Any]:
+    """One line of the table; of several rows the worst (commands: the slowest). A smoke test meets no target."""
+    row = max(rows, key=lambda one: float(one[target.judged]))
+    value, limit = row[target.judged], target.limit
+    met = "—"
+    if limit is not None and not quick:
+        met = "yes" if (value >= limit if target.least else value <= limit) else "no"
+    hidden = target.judged not in (target.ours, target.ratio)
+    return {
+        "work": f"{work}: {target.what}",
+        "baseline": cell(row, target.baseline, target.unit),
+        "ours": cell(row, target.ours, target.unit),
+        "ratio": cell(row, target.ratio, ""),
+        "target": "—" if limit is None else f"{'≥' if target.least else '≤'} {limit:g}",
+        "met": f"{met} ({value:.1g})" if hidden else met,
+        "value": value,
+    }
+
+
+def cell(row: Row, key: str | None, unit: str) -> str:
+    return "—" if key is None else f"{row[key]:.3g} {unit}".rstrip()
+
+
+def write(folder: Path, name: str, facts: dict[str, Any], lines: list[dict[str, Any]], rows: list[Row]) -> str:
+    """`name`.md and `name`.json in `folder`, what is known of the run first; returns the table."""
+    table = markdown([list(HEAD), *([str(line[column]) for column in HEAD] for line in lines)])
+    known = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    note = "Ratios are ours / baseline, speeds the other way round; see benchmarks/README.md.\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(f"# Benchmarks\n\n{known}\n\n{table}\n\n{note}", encoding="utf-8")
+    content = {"facts": facts, "table": lines, "rows": rows}
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return table
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description="All benchmarks that have a target, as one table.", allow_abbrev=False)
+    found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    found.add_argument("--quick", action="store_true", help="a smoke test in a minute, on the bundled sample")
+    found.add_argument("--repeat", type=int, help="timed runs of each; default: 3, or 5 for the short ones")
+    found.add_argument("--dataset", type=Path, help="folder of a COCO data set; default: nuclei, or the sample")
+    found.add_argument("--output", type=Path, default=HERE / "results", help="folder of the results")
+    return found
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The command without its folders, which are this machine's own business."""
+    switches = [f"--device {args.device}"] * (args.device != "cpu") + ["--quick"] * args.quick
+    return " ".join(["python benchmarks/run_all.py", *switches, *([f"--repeat {args.repeat}"] * bool(args.repeat))])
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parser().parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: torch finds no GPU here", file=sys.stderr)
+        return 1
+    dataset = args.dataset or (sample_dataset() if args.quick else default_dataset())
+    machine = describe_machine(args.device)
+    date = datetime.date.today().isoformat()
+    facts = {"date": date, **machine, "data set": name_of(dataset), "command": command_of(args)}
+    if args.quick:
+        facts |= {"smoke test": "a tiny model and small images throughout, the numbers mean nothing"}
+    name = f"{slug_of(machine)}_{date}{'_quick' if args.quick else ''}"
+    lines: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    table = ""
+    for entry in CUDA_PLAN if args.device == "cuda" else PLAN:
+        print(f"{entry.work} …", file=sys.stderr, flush=True)
+        found, added = measure(entry, args, dataset)
+        rows += found
+        lines += added
+        table = write(args.output, name, facts, lines, rows)  # after each: a run that is killed keeps what it has
+    print(table)
+    return int(any(line["met"] == FAILED for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

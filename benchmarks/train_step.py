@@ -1,0 +1,118 @@
+"""One training step (zero_grad, forward with labels, backward) of the baseline and of ours, on random images and boxes.
+
+Seconds are medians in alternation; peak memory is that of a process which does one step. `--growth` measures both over
+the number of instances and the size of the image instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baseline import build_baseline, random_images
+from growth import measure_growth, write_growth
+from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from measure import NUM_LABELS, SIDES, Row, Timed, against, alone, alternate, autocast, options, peaks, show, timed
+
+SCRIPT = "train_step.py"
+
+
+def parser() -> argparse.ArgumentParser:
+    found = options("One training step: seconds and peak memory, ours and Hugging Face's.")
+    found.add_argument("--preset", choices=("tiny", "smallplus", "large"), default="smallplus")
+    found.add_argument("--size", type=int, default=1024, help="side of the square image, pixels")
+    found.add_argument("--batch", type=int, default=1)
+    found.add_argument("--instances", type=int, default=10, help="of each image")
+    found.add_argument("--points", type=int, default=12544, help="of matching and mask loss")
+    found.add_argument("--train-backbone", action="store_true", help="default: frozen")
+    found.add_argument("--compile", action="store_true", help="torch.compile on both sides")
+    found.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, ours only")
+    found.add_argument("--growth", action="store_true", help="over instances (at --size) and over sizes (10 instances)")
+    found.add_argument("--output", type=Path, help="JSON file for the rows of --growth")
+    found.add_argument("--plot", type=Path, help="PNG file for a picture of --growth")
+    found.add_argument("--cap", type=float, default=600, help="seconds that one point of --growth may take")
+    return found
+
+
+def rows(argv: Sequence[str]) -> list[Row]:
+    """What the command line asks for."""
+    args = parser().parse_args(argv)
+    if args.only:
+        return [alone(lambda: load(args.only, args), args)]
+    if args.growth:
+        return measure_growth(SCRIPT, argv, args.size, args.cap)
+    row = {"work": describe(args)} | against(alternate({side: load(side, args) for side in SIDES}, args.repeat))
+    return [row if args.no_memory else row | peaks(SCRIPT, argv)]
+
+
+def describe(args: argparse.Namespace) -> str:
+    """The work in words, for the row."""
+    parts = [
+        f"train step {args.size}, {args.preset}, batch {args.batch}, {args.instances} instances an image",
+        f"{args.points} points, {'all trained' if args.train_backbone else 'backbone frozen'}",
+        f"{args.dtype}, {args.device}",
+    ]
+    return ", ".join([*parts, *["compiled"] * args.compile, *["checkpointing"] * args.checkpointing])
+
+
+def load(side: str, args: argparse.Namespace) -> Timed:
+    """Model and batch of one side, ready to make steps."""
+    torch.manual_seed(0)
+    config = Mask2FormerDinov3Config.preset(args.preset, num_labels=NUM_LABELS, train_num_points=args.points)
+    model: Any
+    if side == "baseline":
+        model = build_baseline(config, args.train_backbone)
+    else:
+        model = Mask2FormerDinov3ForInstanceSegmentation(config)
+        if not args.train_backbone:
+            model.freeze_backbone()
+        if args.checkpointing:
+            model.activation_checkpointing_enable()
+    model = model.to(args.device).train()
+    forward = torch.compile(model) if args.compile else model
+    batch = make_batch(args, torch.float32 if side == "baseline" else torch.uint8)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        with autocast(args):
+            loss = forward(**batch).loss
+        loss.backward()
+
+    return timed(step, args.device)
+
+
+def make_batch(args: argparse.Namespace, mask_type: torch.dtype) -> dict[str, Any]:
+    """Random images, boxes of a quarter by a fifth of the side as masks, random classes; the same for both sides."""
+    generator = torch.Generator().manual_seed(0)
+    masks = [boxes(args.instances, args.size, generator).to(args.device, mask_type) for _ in range(args.batch)]
+    shape = (args.instances,)
+    classes = [torch.randint(NUM_LABELS, shape, generator=generator).to(args.device) for _ in range(args.batch)]
+    images = random_images(args.batch, args.size, args.device)
+    return {"pixel_values": images, "mask_labels": masks, "class_labels": classes}
+
+
+def boxes(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """(count, size, size) uint8."""
+    masks = torch.zeros(count, size, size, dtype=torch.uint8)
+    for mask in masks:
+        top, left = torch.randint(size - size // 4, (2,), generator=generator).tolist()
+        mask[top : top + size // 4, left : left + size // 5] = 1
+    return masks
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parser().parse_args(argv)
+    found = rows(argv)
+    show(found, args.json)
+    if args.growth and not args.only:
+        write_growth(found, args.output, args.plot)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

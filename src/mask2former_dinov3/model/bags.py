@@ -1,0 +1,35 @@
+"""Weighted sums of table rows, and their transpose, by the library's bag kernel."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# G bags of k entries each, R rows of a table, d channels
+
+
+def bag(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """What each bag holds: sum over k of weights[g, k] * rows[index[g, k]].
+
+    rows (R, d); index (G, k) int32 or int64; weights (G, k) -> (G, d).
+    """
+    return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+
+
+class TransposedBags:
+    """The way back, from bags to the rows they hold, in a fixed order: no atomic additions, no array (G, k, d).
+
+    Sorted by row, what one row gets is itself a bag: of all bags that hold it. Sorted once, it serves several weights.
+    """
+
+    def __init__(self, index: Tensor, rows: int) -> None:
+        """index (G, k) into a table of `rows` rows."""
+        held, self.order = torch.sort(index.flatten())
+        self.first = torch.searchsorted(held, torch.arange(rows, dtype=held.dtype, device=held.device))
+        self.bag = torch.div(self.order, index.shape[1], rounding_mode="floor")
+
+    def __call__(self, bags: Tensor, weights: Tensor) -> Tensor:
+        """bags (G, d), weights (G, k) -> (R, d): sum over all (g, k) with index[g, k] = r of weights[g, k] * bags[g]."""
+        share = weights.flatten().index_select(0, self.order)
+        return F.embedding_bag(self.bag, bags, self.first, mode="sum", per_sample_weights=share)

@@ -1,0 +1,158 @@
+"""The benchmarks run, name what they measured, and compare like with like. No test asserts on a speed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of the benchmarks folder, which is no package: script("baseline")."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def numbers_of(row: dict[str, Any]) -> list[float]:
+    return [value for value in row.values() if isinstance(value, int | float)]
+
+
+def parameters_of(*modules: torch.nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def test_run_all__quick_writes_every_row_with_finite_numbers(tmp_path: Path, script: Any) -> None:
+    command = [sys.executable, str(BENCHMARKS / "run_all.py"), "--quick", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (table,), (raw,) = tmp_path.glob("*_quick.md"), tmp_path.glob("*_quick.json")
+    content = json.loads(raw.read_text())
+    expected = [f"{entry.work}: {target.what}" for entry in script("run_all").PLAN for target in entry.targets]
+    assert [line["work"] for line in content["table"]] == expected
+    assert all(math.isfinite(line["value"]) for line in content["table"])
+    assert all(math.isfinite(number) for row in content["rows"] for number in numbers_of(row))
+    text = table.read_text()
+    assert all(f"| {work} " in text for work in expected)
+    assert content["facts"]["data set"] == "sample/valid"
+    assert {"cpu", "cores", "memory_gb", "python", "torch", "transformers", "commit", "command"} <= set(
+        content["facts"]
+    )
+    for private in (str(BENCHMARKS.parent), str(tmp_path), str(Path.home())):
+        assert private not in text + raw.read_text()
+
+
+@pytest.mark.parametrize("preset", ["tiny", "smallplus", "large"])
+def test_build_baseline__has_the_sizes_of_our_preset(preset: str, script: Any) -> None:
+    config = Mask2FormerDinov3Config.preset(preset, num_labels=80)
+    with torch.device("meta"):
+        theirs = script("baseline").build_baseline(config)
+        ours: Any = Mask2FormerDinov3ForInstanceSegmentation(config)
+    level = theirs.model.pixel_level_module
+    assert parameters_of(level.encoder.vit) == parameters_of(ours.backbone)
+    assert parameters_of(level.encoder.scales, level.encoder.projections) == parameters_of(ours.neck)
+    head = (level.decoder, theirs.model.transformer_module, theirs.class_predictor)
+    assert parameters_of(*head) == parameters_of(ours.head)
+    assert parameters_of(theirs) == parameters_of(ours)
+
+
+@pytest.mark.parametrize("train_backbone", [False, True])
+def test_build_baseline__gives_our_shapes_and_trains_what_it_should(train_backbone: bool, script: Any) -> None:
+    config = Mask2FormerDinov3Config.preset("tiny", num_labels=3, num_queries=7)
+    theirs = script("baseline").build_baseline(config, train_backbone).eval()
+    ours = Mask2FormerDinov3ForInstanceSegmentation(config).eval()
+    pixel_values = torch.zeros(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, got = ours(pixel_values), theirs(pixel_values)
+        maps = theirs.model.pixel_level_module.encoder(pixel_values).feature_maps
+        assert [x.shape for x in maps] == [x.shape for x in ours.feature_maps(pixel_values)]
+    assert got.class_queries_logits.shape == expected.class_queries_logits.shape
+    assert got.masks_queries_logits.shape == expected.masks_queries_logits.shape
+    vit = theirs.model.pixel_level_module.encoder.vit
+    assert all(parameter.requires_grad is train_backbone for parameter in vit.parameters())
+
+
+def test_inference__measures_every_contender(script: Any) -> None:
+    words = "--preset tiny --size 64 --repeat 1 --dtype bf16 --eomt --no-memory"
+    (row,) = script("inference").rows(words.split())
+    assert {"baseline_seconds", "ours_seconds", "floor_seconds", "eomt_seconds", "head_share"} <= set(row)
+    assert all(math.isfinite(number) and number > 0 for number in numbers_of(row))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # pycocotools'
+def test_evaluation__ap_is_that_of_pycocotools_on_our_masks(toy_dataset: Path, script: Any) -> None:
+    """The toy set has several classes, a crowd and an image without objects."""
+    words = "--size 128 --detections 30 --repeat 1 --no-memory --dataset"
+    (row,) = script("evaluation").rows([*words.split(), str(toy_dataset / "valid")])
+    assert row["ours_ap"] > 0.05
+    assert row["baseline_ap"] > 0.05
+    assert row["ap_difference"] < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # pycocotools'
+def test_dataloader__reads_every_image_both_ways(toy_dataset: Path, script: Any) -> None:
+    words = "--size 64 --repeat 1 --no-memory --dataset"
+    (row,) = script("dataloader").rows([*words.split(), str(toy_dataset / "valid")])
+    assert row["work"].endswith("4 images")
+    assert all(math.isfinite(number) and number > 0 for number in numbers_of(row))
+
+
+def test_alternate__warms_up_then_takes_turns_and_gives_medians(script: Any) -> None:
+    order: list[str] = []
+    seconds = {"a": iter([9.0, 1.0, 5.0, 2.0]), "b": iter([9.0, 4.0, 3.0, 8.0])}
+
+    def run(name: str) -> float:
+        order.append(name)
+        return next(seconds[name])
+
+    works = {name: partial(run, name) for name in seconds}
+    assert script("measure").alternate(works, 3) == {"a": 2.0, "b": 4.0}
+    assert order == ["a", "b"] * 4
+
+
+@pytest.mark.parametrize(("value", "met"), [(0.4, "yes"), (0.6, "no")])
+def test_line_of__says_whether_the_target_is_met(value: float, met: str, script: Any) -> None:
+    run_all = script("run_all")
+    target = run_all.time_at_most(0.5)
+    rows = [{"baseline_seconds": 2.0, "ours_seconds": 2 * value, "time_ratio": value}]
+    line = run_all.line_of("work", target, rows, quick=False)
+    assert (line["baseline"], line["ratio"], line["met"]) == ("2 s", f"{value:.3g}", met)
+    assert run_all.line_of("work", target, rows, quick=True)["met"] == "—"
+    opposite = target._replace(least=True)
+    assert run_all.line_of("work", opposite, rows, quick=False)["met"] == {"yes": "no", "no": "yes"}[met]
+
+
+def test_growth__picture_leaves_out_points_without_numbers(tmp_path: Path, script: Any) -> None:
+    rows = [
+        {"axis": axis, "instances": 10, "size": size, "side": side, "seconds": size / 100, "peak_gb": size / 1000}
+        for axis in ("instances", "size")
+        for side in ("baseline", "ours")
+        for size in (256, 1536)
+    ]
+    rows[-1] = {"axis": "size", "instances": 10, "size": 1536, "side": "ours", "note": "out of memory"}
+    panels = script("growth").panels_of(rows)
+    assert panels[1][1].lines == {"baseline": [(256.0, 0.256), (1536.0, 1.536)], "ours": [(256.0, 0.256)]}
+    script("plot").draw_panels(panels, tmp_path / "growth.png")
+    with Image.open(tmp_path / "growth.png") as picture:
+        assert picture.size == (920, 600)
+
+
+@pytest.mark.parametrize("highest", [0.003, 1.0, 7.3, 200.0, 1536.0])
+def test_ticks_of__reach_the_highest_value_in_few_steps(highest: float, script: Any) -> None:
+    ticks = script("plot").ticks_of(highest)
+    assert ticks[0] == 0
+    assert ticks[-2] < highest <= ticks[-1]
+    assert 3 <= len(ticks) <= 7
