@@ -14,7 +14,20 @@ import torch
 
 from baseline import build_baseline, build_eomt, random_images
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-from measure import NUM_LABELS, Row, Timed, against, alone, alternate, autocast, options, peaks, show, timed
+from measure import (
+    NUM_LABELS,
+    Row,
+    Timed,
+    against,
+    alone,
+    alternate,
+    autocast,
+    contestants,
+    options,
+    peaks,
+    show,
+    timed,
+)
 
 SCRIPT = "inference.py"
 
@@ -34,8 +47,9 @@ def rows(argv: Sequence[str]) -> list[Row]:
     args = parser().parse_args(argv)
     if args.only:
         return [alone(lambda: load(args)[args.only](), args)]
-    loaders = load(args)
-    seconds = alternate({name: make() for name, make in loaders.items()}, args.repeat)
+    names = ["baseline", "ours", "floor", "head", *["eomt"] * args.eomt]
+    with contestants(SCRIPT, argv, names) as works:
+        seconds = alternate(works, args.repeat)
     row: Row = {"work": describe(args)} | against(seconds)
     row |= {"floor_seconds": seconds["floor"], "head_seconds": seconds["head"]}
     row |= {f"{side}_floors": seconds[side] / seconds["floor"] for side in ("baseline", "ours")}
@@ -70,15 +84,13 @@ def load(args: argparse.Namespace) -> dict[str, Callable[[], Timed]]:
             maps = ours().feature_maps(images)
         return forward(ours().head, maps, args)
 
-    contenders: dict[str, Callable[[], Timed]] = {
+    return {
         "baseline": lambda: forward(ready(build_baseline(config), args), images, args),
         "ours": lambda: forward(ours(), images, args),
         "floor": lambda: forward(ours().backbone, images, args),
         "head": head,
+        "eomt": lambda: forward(ready(build_eomt(config, args.size), args), images, args),
     }
-    if args.eomt:
-        contenders["eomt"] = lambda: forward(ready(build_eomt(config, args.size), args), images, args)
-    return contenders
 
 
 def ready(model: Any, args: argparse.Namespace) -> Any:

@@ -13,7 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,8 +23,11 @@ from typing import Any
 import psutil
 import torch
 
+from mask2former_dinov3.memory import keep_freed_memory
+
 HERE = Path(__file__).parent
 SIDES = ("baseline", "ours")
+PARTS = ("floor", "head", "eomt")  # what inference.py times beside them
 NUM_LABELS = 80  # COCO's, for random weights
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory")  # torch on a GPU, Python, torch on a CPU
 
@@ -38,8 +43,12 @@ def options(description: str, repeat: int = 3) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
     parser.add_argument("--repeat", type=int, default=repeat, help="timed runs after one warm-up; 0: the warm-up only")
     parser.add_argument("--json", action="store_true", help="one JSON object a row in place of a table")
-    parser.add_argument("--only", choices=SIDES, help="this side alone, in this process")
+    parser.add_argument("--only", choices=[*SIDES, *PARTS], help="this one alone, in this process")
     parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure peak memory")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # a run for every line on stdin
+    parser.add_argument(
+        "--plain-allocator", action="store_true", help="ours without what our commands tell the C library"
+    )
     return parser
 
 
@@ -77,11 +86,44 @@ def alternate(works: Mapping[str, Timed], repeat: int) -> dict[str, float]:
 
 def alone(load: Callable[[], Timed], args: argparse.Namespace) -> Row:
     """One side in this process: seconds (None with --repeat 0), peak_gb, and how far that is above what was loaded."""
+    if args.only != "baseline" and not args.plain_allocator:
+        keep_freed_memory()  # as our commands do
     work = load()
+    if args.serve:
+        for _ in sys.stdin:
+            print(work(), flush=True)
+        return {}
     loaded = _memory_now(args.device)
     seconds = alternate({"work": work}, args.repeat).get("work")
     peak = _memory_peak(args.device)
     return {"side": args.only, "seconds": seconds, "peak_gb": peak / 1e9, "above_loaded_gb": (peak - loaded) / 1e9}
+
+
+@contextmanager
+def contestants(script: str, argv: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, Timed]]:
+    """Each of `names` loaded in a process of its own, where it waits for its turns: nobody runs on another's memory."""
+    processes = {}
+    try:
+        for name in names:
+            command = [sys.executable, str(HERE / script), *argv, "--only", name, "--serve"]
+            processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+        def turn(name: str) -> float:
+            process = processes[name]
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            if not answer:
+                raise RuntimeError(f"{script}: {name} ended with {process.wait()}")
+            return float(answer)
+
+        yield {name: partial(turn, name) for name in names}
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.communicate()
 
 
 def against(seconds: Mapping[str, float]) -> Row:

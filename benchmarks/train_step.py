@@ -18,7 +18,21 @@ from torch import Tensor
 from baseline import build_baseline, random_images
 from growth import measure_growth, write_growth
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-from measure import NUM_LABELS, SIDES, Row, Timed, against, alone, alternate, autocast, options, peaks, show, timed
+from measure import (
+    NUM_LABELS,
+    SIDES,
+    Row,
+    Timed,
+    against,
+    alone,
+    alternate,
+    autocast,
+    contestants,
+    options,
+    peaks,
+    show,
+    timed,
+)
 
 SCRIPT = "train_step.py"
 
@@ -47,7 +61,8 @@ def rows(argv: Sequence[str]) -> list[Row]:
         return [alone(lambda: load(args.only, args), args)]
     if args.growth:
         return measure_growth(SCRIPT, argv, args.size, args.cap)
-    row = {"work": describe(args)} | against(alternate({side: load(side, args) for side in SIDES}, args.repeat))
+    with contestants(SCRIPT, argv, SIDES) as works:
+        row = {"work": describe(args)} | against(alternate(works, args.repeat))
     return [row if args.no_memory else row | peaks(SCRIPT, argv)]
 
 

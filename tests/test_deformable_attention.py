@@ -41,7 +41,10 @@ def test_bag_attention__equals_the_plain_form_with_its_gradients(
 ) -> None:
     monkeypatch.setattr(deformable_cpu, "TOKENS_AT_ONCE", 16)
     inputs = made_inputs(tokens=tokens)
-    expected, got = plain_attention(inputs[0], SHAPES, *inputs[1:]), deformable_attention(inputs[0], SHAPES, *inputs[1:])
+    expected, got = (
+        plain_attention(inputs[0], SHAPES, *inputs[1:]),
+        deformable_attention(inputs[0], SHAPES, *inputs[1:]),
+    )
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
     grad = torch.randn_like(expected)
     theirs, ours = (torch.autograd.grad(output, inputs, grad) for output in (expected, got))

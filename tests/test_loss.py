@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mask2former_dinov3.model import bags, loss_normalizers
 from mask2former_dinov3.model import loss as loss_module
-from mask2former_dinov3.model import loss_normalizers
-from mask2former_dinov3.model.matcher import pairwise_costs
-from mask2former_dinov3.model.points import choose_points, sample_features, sample_targets
+from mask2former_dinov3.model import points as points_module
+from mask2former_dinov3.model.matcher import Matches, pairwise_costs
+from mask2former_dinov3.model.points import choose_points, sample_features, sample_targets, spread_to_features
 from test_modeling import labels, padded_mask, small_model
 
 
@@ -28,16 +29,19 @@ def test_sample_targets__equals_grid_sample(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_sample_features__equals_grid_sample_with_its_gradient(memory_format: torch.memory_format) -> None:
+def test_sample_features__equals_grid_sample_with_its_gradient(
+    memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points_module, "POINTS_AT_ONCE", 100)
+    monkeypatch.setattr(bags, "ROWS_AT_ONCE", 50)
     features = torch.randn(2, 6, 13, 9).contiguous(memory_format=memory_format).requires_grad_()
-    points = torch.rand(2, 400, 2) * 1.2 - 0.1
+    points = torch.rand(2, 450, 2) * 1.2 - 0.1
     expected = on_a_grid(features, points).transpose(1, 2)
-    got = sample_features(features, points)
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
-    weights = torch.randn_like(got)
-    (theirs,) = torch.autograd.grad((expected * weights).sum(), features)
-    (ours,) = torch.autograd.grad((got * weights).sum(), features)
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    got = sample_features(features[1].detach(), points[1], out=torch.empty(450, 6))
+    torch.testing.assert_close(got, expected[1], atol=1e-5, rtol=0)
+    grad = torch.randn_like(expected)
+    (theirs,) = torch.autograd.grad(expected, features, grad)
+    torch.testing.assert_close(spread_to_features(grad[1], points[1], 13, 9), theirs[1], atol=1e-4, rtol=0)
 
 
 def test_choose_points__keeps_the_least_certain_and_all_of_the_rest() -> None:
@@ -89,30 +93,39 @@ def test_criterion__gradients_equal_those_of_the_plain_form(monkeypatch: pytest.
         return {"losses": torch.stack(list(loss_dict.values())).detach(), **found}
 
     ours = gradients()
-    monkeypatch.setattr(loss_module._PointLosses, "apply", plain_point_losses)
+    monkeypatch.setattr(loss_module._MaskLosses, "apply", plain_mask_losses)
     plain = gradients()
     assert ours.keys() == plain.keys()
     for name, value in ours.items():
-        torch.testing.assert_close(value, plain[name], atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(value, plain[name], atol=1e-4, rtol=1e-4)
 
 
-def plain_point_losses(
+def plain_mask_losses(
     embeddings: torch.Tensor,
-    sampled: torch.Tensor,
-    targets: torch.Tensor,
-    instances: torch.Tensor,
+    features: torch.Tensor,
+    points: torch.Tensor,
+    mask_labels: list[torch.Tensor],
+    matches: Matches,
     candidates: int,
     uncertain: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    cross_entropies, dices = [], []
-    for rows, wanted in zip(embeddings, instances, strict=True):
-        logits = rows @ sampled.T
-        columns = choose_points(logits, candidates, uncertain)
-        values, target = logits.gather(1, columns), targets[wanted].gather(1, columns)
-        cross_entropies.append(F.binary_cross_entropy_with_logits(values, target, reduction="none").mean(1))
-        p = values.sigmoid()
-        dices.append(1 - (2 * (p * target).sum(1) + 1) / (p.sum(1) + target.sum(1) + 1))
-    return torch.stack(cross_entropies), torch.stack(dices)
+    """The same in torch's own operations, from dense logits and grid_sample."""
+    sums = []
+    for layer, images in enumerate(matches):
+        cross_entropy, dice = embeddings.new_zeros(()), embeddings.new_zeros(())
+        for image, (queries, instances) in enumerate(images):
+            dense = torch.einsum("qe,ehw->qhw", embeddings[layer, image, queries], features[image])
+            logits = on_a_grid(dense[None], points[image][None])[0]
+            columns = choose_points(logits.detach(), candidates, uncertain)
+            masks = mask_labels[image][instances].float()
+            target = on_a_grid(masks[None], points[image][None])[0].gather(1, columns)
+            values = logits.gather(1, columns)
+            cross_entropy = cross_entropy + F.binary_cross_entropy_with_logits(values, target) * len(queries)
+            p = values.sigmoid()
+            dice = dice + (1 - (2 * (p * target).sum(1) + 1) / (p.sum(1) + target.sum(1) + 1)).sum()
+        sums.append(torch.stack((cross_entropy, dice)))
+    both = torch.stack(sums)
+    return both[:, 0], both[:, 1]
 
 
 def test_pairwise_costs__equal_their_definition() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .memory import keep_freed_memory
 
 PROGRAM = "mask2former-dinov3"
 SAVEABLE = ("overlays", "masks", "coco")
@@ -188,6 +189,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             complain(f"note: {note}")
     from .train import train
 
+    keep_freed_memory()
     metrics = train(config)
     if is_main_process():
         print("last evaluation" if metrics else "no validation data, so no AP")
@@ -206,6 +208,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         arguments.usage.error("--predictions is scored in place of --model and --images; give one or the other")
     from .evaluate import evaluate_model
 
+    keep_freed_memory()
     metrics = evaluate_model(
         arguments.model,
         arguments.annotations,
@@ -226,6 +229,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
     """The verb `predict`; 1 when an input could not be read, after all others are done."""
     from .predict import predict_files
 
+    keep_freed_memory()
     summary = predict_files(
         arguments.model,
         arguments.inputs,

@@ -70,7 +70,7 @@ def tapped_maps(backbone: Any, config: Mask2FormerDinov3Config, pixel_values: Te
     grid = (pixel_values.shape[2] // 16, pixel_values.shape[3] // 16)
     prefix = 1 + config.backbone_config.num_register_tokens
     taps = list(config.backbone_taps)
-    # transformers' own forward collects the outputs of all blocks by hooks: more memory, and no single graph to compile.
+    # transformers' own forward collects the outputs of all blocks by hooks: more memory, and no one graph to compile.
     hidden_states = backbone.embeddings(pixel_values.to(backbone.dtype))  # (B, 1+R+h*w, D)
     rotations = backbone.rope_embeddings(pixel_values)
     maps = []

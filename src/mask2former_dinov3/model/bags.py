@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 # G bags of k entries each, R rows of a table, d channels
+ROWS_AT_ONCE = (
+    16384  # on a CPU: a few MB, which it has at hand, where new memory for all rows would cost more than the sums
+)
 
 
 def bag(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -29,7 +35,26 @@ class TransposedBags:
         self.first = torch.searchsorted(held, torch.arange(rows, dtype=held.dtype, device=held.device))
         self.bag = torch.div(self.order, index.shape[1], rounding_mode="floor")
 
-    def __call__(self, bags: Tensor, weights: Tensor) -> Tensor:
-        """bags (G, d), weights (G, k) -> (R, d): sum over all (g, k) with index[g, k] = r of weights[g, k] * bags[g]."""
+    def __call__(self, bags: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Sums over all (g, k) with index[g, k] = r of weights[g, k] * bags[g], for some rows r after the others.
+
+        bags (G, d), weights (G, k). Yields (rows, sums (rows, d)) until all rows have been.
+        """
         share = weights.flatten().index_select(0, self.order)
-        return F.embedding_bag(self.bag, bags, self.first, mode="sum", per_sample_weights=share)
+        rows = len(self.first)
+        if bags.device.type != "cpu" or torch.compiler.is_compiling():
+            yield slice(0, rows), F.embedding_bag(self.bag, bags, self.first, mode="sum", per_sample_weights=share)
+            return
+        edges = [*self.first[::ROWS_AT_ONCE].tolist(), len(share)]
+        for number, (start, end) in enumerate(itertools.pairwise(edges)):
+            some = slice(number * ROWS_AT_ONCE, min((number + 1) * ROWS_AT_ONCE, rows))
+            yield (
+                some,
+                F.embedding_bag(
+                    self.bag[start:end],
+                    bags,
+                    self.first[some] - start,
+                    mode="sum",
+                    per_sample_weights=share[start:end],
+                ),
+            )

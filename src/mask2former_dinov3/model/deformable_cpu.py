@@ -7,10 +7,10 @@ outside the map needs no test: clamped onto the ring, it reads zeros and has no 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -102,7 +102,9 @@ class _BagAttention(torch.autograd.Function):
                     bag(rows, index.view(-1, columns), share.view(-1, columns))
                     for index, share in zip(_rows(at, table), shares, strict=True)
                 ]  # (n*A, d) each
-                output[image, part] = corners[0].add_(corners[1]).add_(corners[2]).add_(corners[3]).view(-1, heads * channels)
+                output[image, part] = (
+                    corners[0].add_(corners[1]).add_(corners[2]).add_(corners[3]).view(-1, heads * channels)
+                )
         ctx.save_for_backward(cells, positions, weights)
         ctx.table = table
         return output
@@ -113,21 +115,23 @@ class _BagAttention(torch.autograd.Function):
         cells, positions, weights = ctx.saved_tensors
         table: _Table = ctx.table
         grad_positions, grad_weights = torch.empty_like(positions), torch.empty_like(weights)
-        grad_cells = torch.empty_like(cells)
+        grad_cells = torch.zeros_like(cells)
+        upper_left = torch.empty(grad_weights[0].flatten(1).shape, dtype=torch.int32, device=cells.device)  # (S, K)
+        shares = weights.new_empty(4, *upper_left.shape)
         for image in range(len(cells)):
             grad = grad_output[image].unflatten(1, (table.heads, -1))  # (S, A, d)
             rows = cells[image].flatten(0, 1)  # (R*A, d)
-            upper_left, shares = [], []
             for part in _parts(len(grad)):
                 at = _corners(positions[image, part].flatten(1, 3), table)
                 weight = weights[image, part].flatten(1)  # (n, K)
                 along_weight, along_x, along_y = _slopes(rows, grad[part], at, table)
                 grad_weights[image, part] = along_weight.view_as(grad_weights[image, part])
-                along = torch.stack((along_x, along_y), dim=-1).mul_(weight[..., None])  # (n, K, 2)
-                grad_positions[image, part] = along.view_as(grad_positions[image, part])
-                upper_left.append(at.cell)
-                shares.append(torch.stack(_corner_weights(at, weight)))
-            _scatter(grad, torch.cat(upper_left), torch.cat(shares, dim=1), table, out=grad_cells[image])
+                grad_positions[image, part, ..., 0] = along_x.mul_(weight).view_as(grad_weights[image, part])
+                grad_positions[image, part, ..., 1] = along_y.mul_(weight).view_as(grad_weights[image, part])
+                upper_left[part] = at.cell
+                for share, values in zip(shares, _corner_weights(at, weight), strict=True):
+                    share[part] = values
+            _scatter(grad, upper_left, shares, table, grad_cells[image])
         grad_value = torch.cat([inner.flatten(1, 2) for inner in _inner(grad_cells, table)], dim=1)  # (B, S, A, d)
         return grad_value, None, grad_positions, grad_weights
 
@@ -192,22 +196,18 @@ def _slopes(rows: Tensor, grad: Tensor, at: _Corners, table: _Table) -> tuple[Te
 def _scatter(grad: Tensor, upper_left: Tensor, shares: Tensor, table: _Table, out: Tensor) -> None:
     """Gradient of the table: every bag's gradient, times its shares, added to the rows it read.
 
-    grad (S, A, d), upper_left (S, K), shares (4, S, K), out (R, A, d). Sorted by the upper left cell, what one row
-    gets is a bag as well; the other three corners follow in the same order, each a fixed distance away.
+    grad (S, A, d), upper_left (S, K), shares (4, S, K), out (R, A, d). One sort by the upper left corner serves all
+    four: the others are a fixed number of rows away, in each level.
     """
     columns = shares.shape[2] // table.heads
     back = TransposedBags(upper_left.view(-1, columns), table.cells * table.heads)
-
-    def gather(share: Tensor) -> Tensor:
-        return back(grad.flatten(0, 1), share.view(-1, columns)).view_as(out)
-
-    torch.add(gather(shares[0]), _shifted(gather(shares[1]), 1), out=out)
-    lower = gather(shares[2]).add_(_shifted(gather(shares[3]), 1))
-    for start, (h, w) in zip(table.starts, table.shapes, strict=True):
-        level = slice(start, start + (h + 4) * (w + 2))
-        out[level].add_(_shifted(lower[level], w + 2))
-
-
-def _shifted(cells: Tensor, by: int) -> Tensor:
-    """(R, A, d) moved `by` cells on; what falls off the end was in the ring."""
-    return F.pad(cells[:-by], (0, 0, 0, 0, by, 0))
+    sums = out.flatten(0, 1)  # (R*A, d)
+    levels = list(itertools.pairwise([0, *(start * table.heads for start in table.starts[1:]), len(sums)]))
+    for corner, share in enumerate(shares):
+        for rows, part in back(grad.flatten(0, 1), share.view(-1, columns)):
+            for (first, last), (_, w) in zip(levels, table.shapes, strict=True):
+                start, stop = max(rows.start, first), min(rows.stop, last)
+                step = (corner % 2 + corner // 2 * (w + 2)) * table.heads
+                stop = min(stop, len(sums) - step)  # behind the last row there is only ring
+                if start < stop:
+                    sums[start + step : stop + step] += part[start - rows.start : stop - rows.start]

@@ -171,12 +171,14 @@ class _MaskLosses(torch.autograd.Function):
         for image, at in enumerate(points):
             sample_features(features[image], at, out=sampled)
             grad_sampled.zero_()
-            grad_logits = features.new_zeros(len(parts[0][0]) , len(at))  # (M, R)
+            grad_logits = features.new_zeros(len(parts[0][0]), len(at))  # (M, R)
             for layer in range(len(embeddings)):
                 queries, columns, probabilities, target, overlap, total = parts.pop(0)
                 columns = columns.long()
                 # d dice / dp = overlap / total^2 - 2 t / total, and dp / dlogit = p (1 - p)
-                slope = torch.addcmul((overlap / total**2)[:, None], target, (-2 / total)[:, None]).mul_(grad_dice[layer])
+                slope = torch.addcmul((overlap / total**2)[:, None], target, (-2 / total)[:, None]).mul_(
+                    grad_dice[layer]
+                )
                 slope.mul_(torch.addcmul(probabilities, probabilities, probabilities, value=-1))
                 slope.add_((probabilities - target).mul_(grad_entropy[layer] / columns.shape[1]))
                 grad_logits.scatter_(1, columns, slope)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import Mask2FormerDinov3Config
@@ -14,7 +15,7 @@ from .position import sine_position_embedding
 # B batch, C = feature_size, S tokens of the three coarse levels, L = 3 levels
 NUM_LEVELS = 3
 NUM_POINTS = 4  # of deformable attention, per head and level
-TOKENS_AT_ONCE = 4096  # of the feed-forward part, without gradient
+TOKENS_AT_ONCE = 4096  # in the feed-forward part, on a CPU
 
 
 def reference_points(valid_ratios: Tensor, spatial_shapes: SpatialShapes, heads: int, points: int) -> Tensor:
@@ -51,26 +52,21 @@ class PixelDecoderLayer(GradientCheckpointingLayer):
     ) -> Tensor:
         """hidden_states (B, S, C) -> (B, S, C); the other arguments as in `MultiScaleDeformableAttention`."""
         attended = self.self_attn(hidden_states, position, reference, shapes, valid)
-        pairs = zip(_parts(hidden_states), _parts(attended), strict=True)
-        done = [self._feed_forward(*pair) for pair in pairs]
-        return done[0] if len(done) == 1 else torch.cat(done, dim=1)
+        if hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._feed_forward(hidden_states, attended)
+        # On a CPU new memory costs more than arithmetic, and the wide activations would need a lot of it: some tokens
+        # at a time, and computed again in the backward pass, this is faster than all of them once.
+        some = max(1, TOKENS_AT_ONCE // len(hidden_states))
+        pairs = zip(hidden_states.split(some, dim=1), attended.split(some, dim=1), strict=True)
+        done = [checkpoint(self._feed_forward, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+        return torch.cat(done, dim=1)
 
     def _feed_forward(self, hidden_states: Tensor, attended: Tensor) -> Tensor:
         """What follows the attention, token by token: (B, n, C) twice -> (B, n, C)."""
         hidden_states = self.self_attn_layer_norm(hidden_states + attended)
         # In place saves memory, but autograd would copy: a linear layer's output is a view.
-        wide = F.relu(self.fc1(hidden_states), inplace=not torch.is_grad_enabled())  # (B, n, feed-forward width)
+        wide = F.relu(self.fc1(hidden_states), inplace=not torch.is_grad_enabled())  # (B, n, encoder_feedforward_dim)
         return self.final_layer_norm(hidden_states + self.fc2(wide))
-
-
-def _parts(tokens: Tensor) -> tuple[Tensor, ...]:
-    """(B, S, C) a few tokens at a time where that is faster: on a CPU, large new arrays cost more than the arithmetic.
-
-    Whole where a gradient needs them all anyway, and where the loop would be unrolled.
-    """
-    if torch.is_grad_enabled() or tokens.device.type != "cpu" or torch.compiler.is_compiling():
-        return (tokens,)
-    return tokens.split(TOKENS_AT_ONCE, dim=1)
 
 
 class PixelDecoder(nn.Module):
@@ -127,7 +123,7 @@ class PixelDecoder(nn.Module):
         fine_padding = ~valid[0][:, None]
         # Without a bias, zeros before the projection are zeros behind it, where no copy of a stride-4 map is needed.
         fine = norm(projection(feature_maps[0]).masked_fill_(fine_padding, 0.0))
-        fine = fine + F.interpolate(memories[-1], size=fine.shape[2:], mode="bilinear", align_corners=False)
+        fine += F.interpolate(memories[-1], size=fine.shape[2:], mode="bilinear", align_corners=False)
         # The 3x3 convolution would carry whatever the lateral norm wrote into the padding back over its edge.
         fine = self.output(fine.masked_fill_(fine_padding, 0.0))
         return self.mask_projection(fine), memories

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from .bags import TransposedBags, bag
 
-# E mask channels, N masks, M rows of logits, P points, H x W the masks' size. A point is (x, y); [0, 1] spans the canvas
-# from edge to edge, so (0, 0) is the corner of the first pixel, not its centre.
+# E mask channels, N masks, M rows of logits, P points, H x W the masks' size. A point is (x, y); [0, 1] spans the
+# canvas from edge to edge, so (0, 0) is the corner of the first pixel, not its centre.
 # On a CPU new memory costs more than arithmetic: what is small enough is taken from what was just given back.
-POINTS_AT_ONCE, ROWS_AT_ONCE = 8192, 4
+POINTS_AT_ONCE = 8192
 RandomPoints = Callable[..., Tensor]  # called as torch.rand: random(n, p, 2, device=...)
 
 
@@ -49,12 +49,14 @@ def sample_features(features: Tensor, points: Tensor, out: Tensor) -> Tensor:
 def spread_to_features(grad: Tensor, points: Tensor, height: int, width: int) -> Tensor:
     """The gradient of `sample_features`: grad (P, E), points (P, 2) -> (E, height, width), channels last in memory."""
     index, weight = corners(points, height, width)
-    rows = TransposedBags(index, height * width)(grad, weight)  # (h*w, E)
-    return rows.view(height, width, -1).permute(2, 0, 1)
+    sums = grad.new_empty(height * width, grad.shape[1])
+    for rows, part in TransposedBags(index, len(sums))(grad, weight):
+        sums[rows] = part
+    return sums.view(height, width, -1).permute(2, 0, 1)
 
 
 def sample_targets(masks: Tensor, points: Tensor) -> Tensor:
-    """`sample_features` for targets, which stay bytes. masks (N, H, W) bool or uint8, points (P, 2) -> (N, P) float32."""
+    """The same for targets, which stay bytes. masks (N, H, W) bool or uint8, points (P, 2) -> (N, P) float32."""
     pixels = masks.flatten(1).view(torch.uint8)
     values = torch.zeros(len(masks), len(points), device=masks.device)
     for some, target in zip(points.split(POINTS_AT_ONCE), values.split(POINTS_AT_ONCE, dim=1), strict=True):
@@ -76,23 +78,11 @@ def choose_points(logits: Tensor, candidates: int, uncertain: int) -> Tensor:
     are kept, the rest are kept all. Returns columns (M, uncertain + P - candidates), in no order.
     """
     columns = torch.empty(len(logits), uncertain + logits.shape[1] - candidates, dtype=torch.long, device=logits.device)
-    if logits.device.type == "cpu":
-        _smallest(logits[:, :candidates], columns[:, :uncertain])
+    if logits.device.type == "cpu":  # NumPy's partition is twice as fast on one core as topk is on two
+        for row, kept in zip(logits[:, :candidates].numpy(), columns[:, :uncertain].numpy(), strict=True):
+            kept[:] = np.argpartition(np.abs(row), min(uncertain, candidates - 1))[:uncertain]
     else:
         certainty = logits[:, :candidates].abs()
         columns[:, :uncertain] = certainty.topk(uncertain, dim=1, largest=False, sorted=False).indices
     columns[:, uncertain:] = torch.arange(candidates, logits.shape[1], device=logits.device)
     return columns
-
-
-def _smallest(values: Tensor, out: Tensor) -> None:
-    """Into out (M, k): where the k smallest |values| of each row (M, n) stand. Ten times as fast as topk on a CPU."""
-    source, target, k = values.numpy(), out.numpy(), out.shape[1]
-
-    def some(start: int) -> None:
-        rows = slice(start, start + ROWS_AT_ONCE)
-        target[rows] = np.argpartition(np.abs(source[rows]), min(k, source.shape[1] - 1), axis=1)[:, :k]
-
-    starts = range(0, len(source), ROWS_AT_ONCE)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy lets go of the interpreter's lock meanwhile
-        list(pool.map(some, starts))

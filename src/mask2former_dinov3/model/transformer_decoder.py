@@ -76,10 +76,13 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.activation_function]
 
     def forward(
-        self, queries: Tensor, query_position: Tensor, memory: Tensor, memory_position: Tensor, allowed: Tensor
+        self, queries: Tensor, query_position: Tensor, memory: Tensor, placed_memory: Tensor, allowed: Tensor
     ) -> Tensor:
-        """queries, query_position (B, Q, C); memory, memory_position (B, S, C); allowed (B, Q, S). -> (B, Q, C)."""
-        attended = self.cross_attn(queries + query_position, memory + memory_position, memory, allowed)
+        """queries, query_position (B, Q, C); memory, without and with its position (B, S, C); allowed (B, Q, S).
+
+        Returns (B, Q, C).
+        """
+        attended = self.cross_attn(queries + query_position, placed_memory, memory, allowed)
         queries = self.cross_attn_layer_norm(queries + attended)
         placed = queries + query_position
         queries = self.self_attn_layer_norm(queries + self.self_attn(placed, placed, queries))
@@ -123,13 +126,13 @@ class TransformerDecoder(nn.Module):
         real pixels, (B, h_i, w_i) bool.
         """
         batch = mask_features.shape[0]
-        tokens, positions, attention_features = [], [], []
+        tokens, placed, attention_features = [], [], []
         for level, memory in enumerate(memories):
             tokens.append(
                 self.input_projections[level](memory).flatten(2).transpose(1, 2) + self.level_embed.weight[level]
             )  # (B, S, C)
             position = sine_position_embedding(valid[level], tokens[-1].shape[2])
-            positions.append(position.flatten(2).transpose(1, 2).to(tokens[-1].dtype))  # (B, S, C)
+            placed.append(tokens[-1] + position.flatten(2).transpose(1, 2).to(tokens[-1].dtype))  # (B, S, C)
             attention_features.append(_at_size(mask_features, memory.shape[2], memory.shape[3]))  # (B, E, S)
         queries = self.queries_features.weight.expand(batch, -1, -1)  # (B, Q, C)
         query_position = self.queries_embedder.weight.expand(batch, -1, -1)
@@ -143,7 +146,7 @@ class TransformerDecoder(nn.Module):
                 break
             level = index % NUM_LEVELS
             allowed = attention_mask(mask_embeddings[-1], attention_features[level], valid[level])
-            queries = self.layers[index](queries, query_position, tokens[level], positions[level], allowed)
+            queries = self.layers[index](queries, query_position, tokens[level], placed[level], allowed)
         return QueryPredictions(torch.stack(class_logits), torch.stack(mask_embeddings), mask_features)
 
 
