@@ -79,7 +79,7 @@ def load(name: str, args: argparse.Namespace) -> Timed:
 
 def our_dataset(args: argparse.Namespace, augmentation: Augmentation | None) -> CocoInstanceDataset:
     data = read_coco(Split("valid", args.dataset / "_annotations.coco.json", args.dataset))
-    del data.images[args.images :]
+    del data.images[args.images or len(data.images) :]
     mean, std = IMAGENET
     return CocoInstanceDataset(
         data,

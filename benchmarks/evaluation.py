@@ -30,7 +30,20 @@ from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3F
 from mask2former_dinov3.postprocess import post_process
 from mask2former_dinov3.predict import Predictor
 from mask2former_dinov3.results import read_ground_truth, read_results
-from measure import SIDES, Row, Timed, alone, alternate, default_dataset, in_own_process, name_of, options, peaks, show
+from measure import (
+    SIDES,
+    Row,
+    Timed,
+    alone,
+    alternate,
+    contestants,
+    default_dataset,
+    in_own_process,
+    name_of,
+    options,
+    peaks,
+    show,
+)
 
 SCRIPT = "evaluation.py"
 
@@ -56,10 +69,12 @@ def rows(argv: Sequence[str]) -> list[Row]:
     if args.only:
         return [alone(lambda: Contender(args.only, args), args)]
     contenders = {side: Contender(side, args) for side in SIDES}
-    works: dict[str, Timed] = dict(contenders)
     ours = contenders["ours"]
     images = len(ours.image_ids)
-    rate = {side: images / seconds for side, seconds in alternate(works, args.repeat).items()}
+    with contestants(SCRIPT, argv, SIDES) as works:
+        rate = {side: images / seconds for side, seconds in alternate(works, args.repeat).items()}
+    for contender in contenders.values():
+        contender()  # here for its AP, not for its time
     start = time.perf_counter()
     whole = evaluate_coco(ours.coco.dataset, ours.results, max_detections=args.detections, image_ids=ours.image_ids)
     whole_seconds = time.perf_counter() - start

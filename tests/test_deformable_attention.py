@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ def made_inputs(
 
 
 @pytest.mark.parametrize("body", [plain_attention, deformable_attention])
-def test_deformable_attention__by_hand(body: type[plain_attention]) -> None:
+def test_deformable_attention__by_hand(body: Callable[..., Tensor]) -> None:
     """One head, one point, weight 1: a sample at a pixel's centre is the pixel, between two their mean, outside 0."""
     value = torch.arange(6.0).view(1, 6, 1, 1)  # one level of 2 x 3: 0 1 2 / 3 4 5
     positions = torch.tensor([[1.5, 0.5], [1.0, 0.5], [6.0, 1.0], [0.0, 0.5]]).view(1, 4, 1, 1, 1, 2)
@@ -92,3 +94,16 @@ def test_bag_attention__half_precision_values_are_summed_in_float32(dtype: torch
     assert output.dtype == dtype
     exact = plain_attention(half.float(), SHAPES, positions, weights)
     torch.testing.assert_close(output, exact.to(dtype), atol=1e-5, rtol=torch.finfo(dtype).eps)
+
+
+def test_deformable_attention__an_export_holds_the_plain_form() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, value: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
+            return deformable_attention(value, SHAPES, positions, weights)
+
+    inputs = tuple(x.detach() for x in made_inputs(torch.float32))
+    program = torch.export.export(Module(), inputs)
+    operators = {str(node.target) for node in program.graph.nodes}
+    assert any("grid_sampler" in name for name in operators)
+    assert not any("embedding" in name for name in operators)
+    torch.testing.assert_close(program.module()(*inputs), deformable_attention(inputs[0], SHAPES, *inputs[1:]))

@@ -66,9 +66,9 @@ def test_criterion__reads_real_pixels_only() -> None:
     padding[:, :, 17:] = True
     noisy = torch.where(padding[:, None], torch.randn_like(predictions.mask_features) * 100, predictions.mask_features)
     noisy_masks = [masks.clone() for masks in batch["mask_labels"]]
-    for masks in noisy_masks:
-        masks[:, 49:] ^= 1
-        masks[:, :, 65:] ^= 1
+    for noisy_mask in noisy_masks:
+        noisy_mask[:, 49:] ^= 1
+        noisy_mask[:, :, 65:] ^= 1
     results = []
     for features, masks in ((predictions.mask_features, batch["mask_labels"]), (noisy, noisy_masks)):
         torch.manual_seed(0)

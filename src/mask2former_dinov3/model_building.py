@@ -39,6 +39,8 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
     pretrained = model.config.backbone_source is not None
     if config.freeze_backbone if config.freeze_backbone is not None else pretrained:
         model.freeze_backbone()
+    if config.gradient_checkpointing:
+        model.activation_checkpointing_enable()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
         "model: %.1f M parameters, %.1f M trained; backbone %s (%s)",

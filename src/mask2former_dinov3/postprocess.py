@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .instances import Instances, Rle, encode_masks, mask_areas
+from .model.bags import bag
 
 # Without a pixel_mask nothing says how large the canvas was. Masks come at a quarter of it (with the plain neck at a
 # sixteenth; the missing step of interpolation then makes edges a little smoother, nothing more).
 MASK_STRIDE = 4
 
 # What the masks made at one time may take. One mask of the original size is always made, however large.
-MEMORY_BYTES = 256 * 2**20
+MEMORY_BYTES = 32 * 2**20
 
 
 @torch.no_grad()
@@ -114,32 +115,52 @@ class _Resizer:
     ) -> None:
         """canvas, real, size: (height, width) of the padded input, its real part, the image itself; level: a logit."""
         self.canvas, self.real, self.size, self.level = canvas, real, size, level
-        # At one time: float32 on the canvas and its cropped copy; at the image's size the logits in float32 and three
-        # of one byte (the mask, its columns, those on the host).
-        one = 4 * (math.prod(canvas) + math.prod(real)) + 7 * math.prod(size)
-        self.chunk = max(1, memory_bytes // one)
+        self.memory_bytes = memory_bytes
 
     def __call__(self, mask_logits: Tensor, queries: Tensor) -> tuple[list[Rle], Tensor, Tensor]:
         """mask_logits (Q, h', w') and the n wanted of them: RLEs, mean sigmoid (n,), area (n,) on the same device."""
+        height, width = mask_logits.shape[1:]
+        (rows, columns), device = self.size, mask_logits.device
+        down = _taps(height, self.canvas[0], self.real[0], rows, device)
+        along = _taps(width, self.canvas[1], self.real[1], columns, device)
+        # At one time: float32 with the rows resized, twice, then the logits and two of one byte.
+        one = 4 * (height * width + 2 * rows * width) + 6 * rows * columns
         rles: list[Rle] = []
         sums = []
-        for some in queries.split(self.chunk):
-            logits = mask_logits[some, None].float()  # (n, 1, h', w')
-            if logits.shape[2:] != self.canvas:
-                logits = F.interpolate(logits, self.canvas, mode="bilinear", align_corners=False)
-            logits = logits[:, :, : self.real[0], : self.real[1]]
-            if self.real != self.size:
-                logits = F.interpolate(logits, self.size, mode="bilinear", align_corners=False)
-            masks = logits[:, 0] > self.level  # (n, H, W)
+        for some in queries.split(max(1, self.memory_bytes // one)):
+            logits = _resample(mask_logits[some].float(), *down).transpose(1, 2)  # (n, w', H)
+            logits = _resample(logits, *along)  # (n, W, H), as RLE runs down the columns
+            masks = logits > self.level
             # Outside the mask -inf, whose sigmoid is 0: on a CPU three times as fast as a product with the mask.
-            sums.append(F.threshold(logits[:, 0], self.level, -math.inf, inplace=True).sigmoid_().sum((1, 2)))
-            columns = masks.transpose(1, 2).contiguous().cpu().numpy()  # (n, W, H): RLE runs down the columns
-            rles.extend(encode_masks(np.swapaxes(columns, 1, 2)))
-            del logits, masks, columns  # before the next chunk is made, or two of them would be there
-        areas = torch.from_numpy(mask_areas(rles)).to(queries.device)
+            sums.append(F.threshold(logits, self.level, -math.inf, inplace=True).sigmoid_().sum((1, 2)))
+            rles.extend(encode_masks(np.swapaxes(masks.cpu().numpy(), 1, 2)))
+            del logits, masks  # before the next chunk is made, or two of them would be there
+        areas = torch.from_numpy(mask_areas(rles)).to(device)
         if not sums:
-            return [], torch.zeros(0, device=queries.device), areas
+            return [], torch.zeros(0, device=device), areas
         return rles, torch.cat(sums) / areas.clamp(min=1), areas
+
+
+def _taps(length: int, canvas: int, real: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """One axis from logits to the canvas, cropped, to the image: which logits each place reads, and their weights.
+
+    Both steps are bilinear, so together they are linear: what they make of each single logit gives the weights, and
+    nothing of the canvas's size has to be made. At most two logits for each of two canvas pixels: four.
+    Returns index (size, 4) int32 and weight (size, 4) float32.
+    """
+    each = torch.eye(length, device=device)[None]  # (1, length, length)
+    each = F.interpolate(each, canvas, mode="linear", align_corners=False)[..., :real]
+    each = F.interpolate(each, size, mode="linear", align_corners=False)[0]  # (length, size)
+    weight, index = each.topk(min(4, length), dim=0)
+    return index.T.int(), weight.T.contiguous()
+
+
+def _resample(logits: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """logits (n, length, m), index and weight (size, 4) -> (n, size, m)."""
+    count, length, width = logits.shape
+    first = torch.arange(count, dtype=torch.int32, device=logits.device)[:, None, None] * length
+    bags = bag(logits.flatten(0, 1), (index + first).flatten(0, 1), weight.repeat(count, 1))
+    return bags.view(count, len(index), width)
 
 
 def _canvas_and_real_size(
@@ -185,7 +206,8 @@ def _check(
     if not 0 < mask_threshold < 1:
         raise ValueError(f"mask_threshold: expected a probability between 0 and 1, got {mask_threshold}")
     for name, logits in (("class", class_queries_logits), ("masks", masks_queries_logits)):
-        if not bool(logits.isfinite().all()):
+        # A sum is finite if all its terms are, unless they are huge: cheap, and enough nearly always.
+        if not bool(logits.sum(dtype=torch.float32).isfinite()) and not bool(logits.isfinite().all()):
             raise ValueError(
                 f"{name}_queries_logits hold NaN or infinity: the model's weights are broken, or its numbers leave "
                 f"the range of {logits.dtype}; run it in float32, or take an earlier checkpoint"

@@ -26,7 +26,9 @@ def bag_attention(value: Tensor, spatial_shapes: list[tuple[int, int]], position
     """As `deformable_attention.deformable_attention`."""
     heads, points = value.shape[2], positions.shape[4]
     table = _table(spatial_shapes, heads, points, positions)
-    output: Tensor = _BagAttention.apply(value.to(weights.dtype), table, positions, weights)
+    output: Tensor = _BagAttention.apply(  # type: ignore[no-untyped-call]
+        value.to(weights.dtype), table, positions, weights
+    )
     return output.to(value.dtype)
 
 
@@ -183,7 +185,9 @@ def _slopes(rows: Tensor, grad: Tensor, at: _Corners, table: _Table) -> tuple[Te
 
     def product(index: Tensor) -> Tensor:
         """<grad, row> of every column, (n, K): what `embedding_bag` itself calls for its weights (mode 0 is a sum)."""
-        along = torch.ops.aten._embedding_bag_per_sample_weights_backward(bags, rows, index.flatten(), first, bag_of, 0)
+        along: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            bags, rows, index.flatten(), first, bag_of, 0
+        )
         return along.view_as(at.x)
 
     upper_left, upper_right, lower_left, lower_right = (product(index) for index in _rows(at, table))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ class Mask2FormerCriterion:
             )
             matches = self.matcher(predictions, mask_labels, class_labels, at_random)
             class_losses = self.class_losses(predictions.class_logits, class_labels, matches)
-            mask_losses, dice_losses = _MaskLosses.apply(
+            mask_losses, dice_losses = _MaskLosses.apply(  # type: ignore[no-untyped-call]
                 predictions.mask_embeddings,
                 features,
                 torch.cat([to_choose, anywhere], dim=1),
@@ -102,18 +103,21 @@ class Mask2FormerCriterion:
 
         class_logits (T, B, Q, K+1).
         """
-        num_classes = class_logits.shape[-1] - 1
-        targets = torch.full(class_logits.shape[:3], num_classes)  # (T, B, Q), on the host
-        labels = [classes.cpu() for classes in class_labels]
-        for layer, images in enumerate(matches):
-            for image, (queries, instances) in enumerate(images):
-                targets[layer, image, queries] = labels[image][instances]
-        weight = torch.ones(num_classes + 1, device=class_logits.device)
+        layers, batch, queries, columns = class_logits.shape
+        device, num_classes = class_logits.device, columns - 1
+        starts = [0, *itertools.accumulate(len(labels) for labels in class_labels)]
+        matched = [
+            torch.stack(((layer * batch + image) * queries + own, starts[image] + instances))
+            for layer, images in enumerate(matches)
+            for image, (own, instances) in enumerate(images)
+        ]
+        place, label = torch.cat(matched, dim=1).to(device)  # (pairs,) into (T*B*Q,) and into the labels of all images
+        targets = torch.full((layers * batch * queries,), num_classes, device=device)
+        targets[place] = torch.cat(class_labels).to(device)[label]
+        weight = torch.ones(columns, device=device)
         weight[-1] = self.config.no_object_weight
-        losses = F.cross_entropy(
-            class_logits.flatten(0, 2), targets.flatten().to(class_logits.device), weight=weight, reduction="none"
-        )
-        return losses.view(len(class_logits), -1).sum(1)
+        losses = F.cross_entropy(class_logits.flatten(0, 2), targets, weight=weight, reduction="none")
+        return losses.view(layers, -1).sum(1)
 
 
 class _MaskLosses(torch.autograd.Function):
@@ -138,13 +142,17 @@ class _MaskLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         sums = embeddings.new_zeros(len(embeddings), 2)
         saved: list[Tensor] = []
+        per_image = list(zip(*matches, strict=True))  # [image][layer] -> (query indices, target indices)
+        counts = [len(queries) for layers in per_image for queries, _ in layers]
+        indices = torch.cat([torch.stack(pair) for layers in per_image for pair in layers], dim=1).to(features.device)
+        pairs = iter(indices.split(counts, dim=1))  # (2, M) of each layer of each image, uploaded together
         sampled = features.new_empty(points.shape[1], features.shape[1])  # (R, E), for one image after the other
         for image, at in enumerate(points):
             targets = sample_targets(mask_labels[image], at)  # (N, R)
             sample_features(features[image], at, out=sampled)
-            logits = features.new_empty(len(matches[0][image][0]), len(at))  # (M, R), for one layer after the other
-            for layer, images in enumerate(matches):
-                queries, instances = (index.to(features.device) for index in images[image])  # (M,)
+            logits = features.new_empty(len(per_image[image][0][0]), len(at))  # (M, R), for one layer after the other
+            for layer in range(len(matches)):
+                queries, instances = next(pairs)
                 torch.mm(embeddings[layer, image, queries], sampled.T, out=logits)
                 columns = choose_points(logits, candidates, uncertain)  # (M, P)
                 values = logits.gather(1, columns)  # (M, P)
@@ -176,10 +184,8 @@ class _MaskLosses(torch.autograd.Function):
                 queries, columns, probabilities, target, overlap, total = parts.pop(0)
                 columns = columns.long()
                 # d dice / dp = overlap / total^2 - 2 t / total, and dp / dlogit = p (1 - p)
-                slope = torch.addcmul((overlap / total**2)[:, None], target, (-2 / total)[:, None]).mul_(
-                    grad_dice[layer]
-                )
-                slope.mul_(torch.addcmul(probabilities, probabilities, probabilities, value=-1))
+                slope = torch.addcmul((overlap / total**2)[:, None], target, (-2 / total)[:, None])
+                slope.mul_(grad_dice[layer]).mul_(torch.addcmul(probabilities, probabilities, probabilities, value=-1))
                 slope.add_((probabilities - target).mul_(grad_entropy[layer] / columns.shape[1]))
                 grad_logits.scatter_(1, columns, slope)
                 grad_embeddings[layer, image, queries] = grad_logits @ sampled

@@ -66,7 +66,8 @@ class PixelDecoderLayer(GradientCheckpointingLayer):
         hidden_states = self.self_attn_layer_norm(hidden_states + attended)
         # In place saves memory, but autograd would copy: a linear layer's output is a view.
         wide = F.relu(self.fc1(hidden_states), inplace=not torch.is_grad_enabled())  # (B, n, encoder_feedforward_dim)
-        return self.final_layer_norm(hidden_states + self.fc2(wide))
+        done: Tensor = self.final_layer_norm(hidden_states + self.fc2(wide))
+        return done
 
 
 class PixelDecoder(nn.Module):
@@ -121,8 +122,9 @@ class PixelDecoder(nn.Module):
         ]
         projection, norm = self.lateral
         fine_padding = ~valid[0][:, None]
-        # Without a bias, zeros before the projection are zeros behind it, where no copy of a stride-4 map is needed.
-        fine = norm(projection(feature_maps[0]).masked_fill_(fine_padding, 0.0))
+        # Without a bias, zeros before the projection are zeros behind it. Not in place: torch 2.13 compiles the gradient
+        # of a convolution wrongly when its output is filled in place.
+        fine = norm(projection(feature_maps[0]).masked_fill(fine_padding, 0.0))
         fine += F.interpolate(memories[-1], size=fine.shape[2:], mode="bilinear", align_corners=False)
         # The 3x3 convolution would carry whatever the lateral norm wrote into the padding back over its edge.
         fine = self.output(fine.masked_fill_(fine_padding, 0.0))

@@ -24,7 +24,8 @@ def corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """
     x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5
     left, top = x.floor(), y.floor()
-    rows, columns = [], []  # (pixel, share) of the two rows and the two columns
+    rows: list[tuple[Tensor, Tensor]] = []  # (pixel, share) of the two rows, and of the two columns
+    columns: list[tuple[Tensor, Tensor]] = []
     for start, place, length, pairs in ((left, x, width, columns), (top, y, height, rows)):
         for pixel in (start, start + 1):
             inside = (pixel >= 0) & (pixel < length)

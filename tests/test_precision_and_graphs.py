@@ -1,0 +1,180 @@
+"""Mixed precision over many steps, one graph for torch.compile, gradient checkpointing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mask2former_dinov3.config import load_config
+from mask2former_dinov3.data.coco import read_coco
+from mask2former_dinov3.data.layout import find_splits
+from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
+from mask2former_dinov3.model_building import build_model
+from test_modeling import labels, padded_mask, small_model
+
+
+def mean_of_50_losses(dtype: torch.dtype | None) -> float:
+    """A small model trained for 50 steps on random images; every loss and gradient is finite."""
+    model = small_model().train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    pixel_values, batch = torch.randn(2, 3, 64, 96, generator=generator), labels([3, 2])
+    pixel_mask = padded_mask(2, 64, 96, (64, 80))
+    torch.manual_seed(1)
+    losses: list[float] = []
+    for step in range(50):
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = model(pixel_values, **batch, pixel_mask=pixel_mask).loss
+        assert loss.dtype == torch.float32
+        assert torch.isfinite(loss), f"step {step}"
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert torch.isfinite(norm), f"step {step}"
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    return sum(losses) / len(losses)
+
+
+def test_mixed_precision__trains_50_steps_close_to_float32() -> None:
+    full = mean_of_50_losses(None)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert abs(mean_of_50_losses(dtype) - full) / full < 0.02, dtype
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, within torch
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_compile__pixels_to_predictions_are_one_graph(train: bool) -> None:
+    model = small_model()
+    model.freeze_backbone()  # in train mode DINOv3 jitters its positions, and two calls would differ
+    model.train(train)
+
+    def predict(pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
+        return tuple(model.head.predict(model.feature_maps(pixel_values), pixel_mask))
+
+    inputs = torch.randn(2, 3, 64, 96), padded_mask(2, 64, 96, (64, 80))
+    compiled = torch.compile(predict, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(train):
+        for got, expected in zip(compiled(*inputs), predict(*inputs), strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    if train:
+        gradients = []
+        for function in (compiled, predict):
+            model.zero_grad()
+            class_logits, embeddings, features = function(*inputs)
+            (class_logits.square().sum() + (embeddings.square().sum() + features.square().sum())).backward()
+            gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        assert gradients[0].keys() == gradients[1].keys()
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradient, gradients[1][name], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compile__a_trained_backbone_is_in_the_graph() -> None:
+    model = small_model().train()
+    compiled = torch.compile(
+        lambda pixels: tuple(model.head.predict(model.feature_maps(pixels))), fullgraph=True, backend="aot_eager"
+    )
+    torch.stack([output.square().sum() for output in compiled(torch.randn(1, 3, 64, 64))]).sum().backward()
+    gradient = model.backbone.model.layer[0].mlp.up_proj.weight.grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+
+
+def saved_bytes(model: Mask2FormerDinov3ForInstanceSegmentation, **inputs: Any) -> tuple[int, dict[str, Tensor]]:
+    """What autograd keeps of one forward pass, parameters aside, and the gradients after it."""
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    torch.manual_seed(0)
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(**inputs).loss
+    loss.backward()
+    return sum(kept.values()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_gradient_checkpointing__same_gradients_from_less_memory() -> None:
+    model = small_model().train()
+    inputs = {"pixel_values": torch.randn(2, 3, 64, 96), **labels([3, 2])}
+    plain, gradients = saved_bytes(model, **inputs)
+    model.activation_checkpointing_enable()
+    for part in (model.backbone, model.head.pixel_decoder, model.head.transformer_decoder):
+        assert any(getattr(module, "gradient_checkpointing", False) for module in part.modules())
+    less, again = saved_bytes(model, **inputs)
+    assert less < 0.8 * plain
+    assert gradients.keys() == again.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(again[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_frozen_backbone__keeps_nothing_of_it() -> None:
+    model = small_model().train()
+    inputs = {"pixel_values": torch.randn(2, 3, 64, 96), **labels([3, 2])}
+    trained, _ = saved_bytes(model, **inputs)
+    model.freeze_backbone()
+    frozen, gradients = saved_bytes(model, **inputs)
+    assert frozen < 0.8 * trained
+    assert not any(name.startswith("backbone.") for name in gradients)
+
+
+def test_criterion__what_is_kept_grows_with_matched_instances() -> None:
+    """Not with queries times layers: twice the queries change nothing, twice the instances at most double it."""
+
+    def kept(queries: int, instances: int) -> int:
+        model = small_model(num_queries=queries).train()
+        pixel_values, batch = torch.randn(1, 3, 64, 96), labels([instances])
+        found = model.head.predict(model.feature_maps(pixel_values))
+        predictions = [tensor.detach().requires_grad_() for tensor in found]
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            if all(tensor is not own for own in predictions) and tensor.shape[:1] == (instances,):
+                sizes[id(tensor)] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model.criterion(type(found)(*predictions), batch["mask_labels"], batch["class_labels"])
+        return sum(sizes.values())
+
+    base = kept(20, 5)
+    assert base > 0
+    assert kept(40, 5) == base
+    assert kept(20, 10) == 2 * base
+
+
+def test_build_model__the_option_switches_checkpointing_on(toy_dataset: Any) -> None:
+    splits, _ = find_splits(toy_dataset)
+    data = read_coco(splits["train"])
+    for value in (False, True):
+        config, _ = load_config(
+            None,
+            {
+                "dataset_name": str(toy_dataset),
+                "backbone": "tiny",
+                "output_dir": "out",
+                "gradient_checkpointing": value,
+            },
+        )
+        model = build_model(config, data)
+        assert any(getattr(m, "gradient_checkpointing", False) for m in model.modules()) == value
+
+
+def test_keep_freed_memory__is_had_on_linux_and_harmless_elsewhere() -> None:
+    code = (
+        "import sys, mask2former_dinov3.memory as memory; kept = memory.keep_freed_memory();"
+        "memory.sys = type('Sys', (), {'platform': 'win32'}); assert not memory.keep_freed_memory(); print(kept)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("True", "False")
