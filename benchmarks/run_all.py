@@ -10,6 +10,7 @@ import argparse
 import datetime
 import gc
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -198,6 +199,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     found.add_argument("--quick", action="store_true", help="a smoke test in a minute, on the bundled sample")
     found.add_argument("--repeat", type=int, help="timed runs of each; default: 3, or 5 for the short ones")
+    found.add_argument("--rows", default="", help="only those whose name holds this text, in a file of their own")
     found.add_argument("--dataset", type=Path, help="folder of a COCO data set; default: nuclei, or the sample")
     found.add_argument("--output", type=Path, default=HERE / "results", help="folder of the results")
     return found
@@ -206,6 +208,7 @@ def parser() -> argparse.ArgumentParser:
 def command_of(args: argparse.Namespace) -> str:
     """The command without its folders, which are this machine's own business."""
     switches = [f"--device {args.device}"] * (args.device != "cpu") + ["--quick"] * args.quick
+    switches += [f"--rows '{args.rows}'"] * bool(args.rows)
     return " ".join(["python benchmarks/run_all.py", *switches, *([f"--repeat {args.repeat}"] * bool(args.repeat))])
 
 
@@ -220,11 +223,12 @@ def main(argv: Sequence[str]) -> int:
     facts = {"date": date, **machine, "data set": name_of(dataset), "command": command_of(args)}
     if args.quick:
         facts |= {"smoke test": "a tiny model and small images throughout, the numbers mean nothing"}
-    name = f"{slug_of(machine)}_{date}{'_quick' if args.quick else ''}"
+    part = "".join(f"_{word}" for word in re.findall(r"\w+", args.rows))
+    name = f"{slug_of(machine)}_{date}{part}{'_quick' if args.quick else ''}"
     lines: list[dict[str, Any]] = []
     rows: list[Row] = []
     table = ""
-    for entry in CUDA_PLAN if args.device == "cuda" else PLAN:
+    for entry in (one for one in (CUDA_PLAN if args.device == "cuda" else PLAN) if args.rows in one.work):
         print(f"{entry.work} …", file=sys.stderr, flush=True)
         found, added = measure(entry, args, dataset)
         rows += found

@@ -122,8 +122,8 @@ class PixelDecoder(nn.Module):
         ]
         projection, norm = self.lateral
         fine_padding = ~valid[0][:, None]
-        # Without a bias, zeros before the projection are zeros behind it. Not in place: torch 2.13 compiles the gradient
-        # of a convolution wrongly when its output is filled in place.
+        # Without a bias, zeros before the projection are zeros behind it. Not in place: torch 2.13 compiles the
+        # gradient of a convolution wrongly when its output is filled in place.
         fine = norm(projection(feature_maps[0]).masked_fill(fine_padding, 0.0))
         fine += F.interpolate(memories[-1], size=fine.shape[2:], mode="bilinear", align_corners=False)
         # The 3x3 convolution would carry whatever the lateral norm wrote into the padding back over its edge.
