@@ -123,7 +123,8 @@ class TrainConfig(BaseModel):
         None, description="Precision of the forward pass; null leaves it to `accelerate launch`."
     )
     gradient_checkpointing: bool = Field(
-        False, description="Compute every block twice to store less: about a third more time for much less memory."
+        False,
+        description="Compute every block a second time in the backward pass to store less: slower, with less memory.",
     )
     # --- evaluation, checkpoints, logs
     per_device_eval_batch_size: PositiveInt = Field(2, description="Images per process in evaluation.")
