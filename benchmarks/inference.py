@@ -23,7 +23,7 @@ from measure import (
     alternate,
     autocast,
     contestants,
-    options,
+    model_options,
     peaks,
     show,
     timed,
@@ -33,11 +33,7 @@ SCRIPT = "inference.py"
 
 
 def parser() -> argparse.ArgumentParser:
-    found = options("One forward pass: ours, Hugging Face's, and the ViT alone.")
-    found.add_argument("--preset", choices=("tiny", "smallplus", "large"), default="smallplus")
-    found.add_argument("--size", type=int, default=1024, help="side of the square image, pixels")
-    found.add_argument("--batch", type=int, default=1)
-    found.add_argument("--compile", action="store_true", help="torch.compile on all of them")
+    found = model_options("One forward pass: ours, Hugging Face's, and the ViT alone.")
     found.add_argument("--eomt", action="store_true", help="transformers' EoMT with the same ViT as well")
     return found
 

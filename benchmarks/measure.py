@@ -52,6 +52,16 @@ def options(description: str, repeat: int = 3) -> argparse.ArgumentParser:
     return parser
 
 
+def model_options(description: str) -> argparse.ArgumentParser:
+    """`options`, and which model on which images."""
+    parser = options(description)
+    parser.add_argument("--preset", choices=("tiny", "smallplus", "large"), default="smallplus")
+    parser.add_argument("--size", type=int, default=1024, help="side of the square image, pixels")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="torch.compile on all sides")
+    return parser
+
+
 def autocast(args: argparse.Namespace) -> torch.autocast:
     """The precision of `--dtype` on `--device`."""
     return torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bf16")

@@ -28,7 +28,7 @@ from measure import (
     alternate,
     autocast,
     contestants,
-    options,
+    model_options,
     peaks,
     show,
     timed,
@@ -38,14 +38,10 @@ SCRIPT = "train_step.py"
 
 
 def parser() -> argparse.ArgumentParser:
-    found = options("One training step: seconds and peak memory, ours and Hugging Face's.")
-    found.add_argument("--preset", choices=("tiny", "smallplus", "large"), default="smallplus")
-    found.add_argument("--size", type=int, default=1024, help="side of the square image, pixels")
-    found.add_argument("--batch", type=int, default=1)
+    found = model_options("One training step: seconds and peak memory, ours and Hugging Face's.")
     found.add_argument("--instances", type=int, default=10, help="of each image")
     found.add_argument("--points", type=int, default=12544, help="of matching and mask loss")
     found.add_argument("--train-backbone", action="store_true", help="default: frozen")
-    found.add_argument("--compile", action="store_true", help="torch.compile on both sides")
     found.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, ours only")
     found.add_argument("--growth", action="store_true", help="over instances (at --size) and over sizes (10 instances)")
     found.add_argument("--output", type=Path, help="JSON file for the rows of --growth")

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # G bags of k entries each, R rows of a table, d channels
-ROWS_AT_ONCE = (
-    16384  # on a CPU: a few MB, which it has at hand, where new memory for all rows would cost more than the sums
-)
+# On a CPU new memory for all rows would cost more than the sums; a few MB it has at hand.
+ROWS_AT_ONCE = 16384
 
 
 def bag(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -48,13 +47,5 @@ class TransposedBags:
         edges = [*self.first[::ROWS_AT_ONCE].tolist(), len(share)]
         for number, (start, end) in enumerate(itertools.pairwise(edges)):
             some = slice(number * ROWS_AT_ONCE, min((number + 1) * ROWS_AT_ONCE, rows))
-            yield (
-                some,
-                F.embedding_bag(
-                    self.bag[start:end],
-                    bags,
-                    self.first[some] - start,
-                    mode="sum",
-                    per_sample_weights=share[start:end],
-                ),
-            )
+            held, first = self.bag[start:end], self.first[some] - start
+            yield some, F.embedding_bag(held, bags, first, mode="sum", per_sample_weights=share[start:end])

@@ -16,6 +16,7 @@ from .deformable_cpu import bag_attention
 
 # B batch, S tokens of all levels, A attention heads, d channels of a head, L levels, P points per head and level
 SpatialShapes = list[tuple[int, int]]  # (h, w) of each level; the levels' tokens follow each other in S
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # it comes with torch for CUDA on Linux
 
 
 def deformable_attention(
@@ -34,7 +35,7 @@ def deformable_attention(
     if not torch.compiler.is_exporting():
         if value.device.type == "cpu":
             return bag_attention(value, shapes, positions, attention_weights)
-        if value.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        if value.device.type == "cuda" and HAS_TRITON:
             from .deformable_triton import triton_attention
 
             return triton_attention(value, shapes, positions, attention_weights)

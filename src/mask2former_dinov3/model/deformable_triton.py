@@ -138,9 +138,7 @@ def _forward_kernel(
         h, w = heights[level], widths[level]
         for point in range(P):
             sample = first_bag * (L * P) + bag * (L * P) + (level * P + point)
-            x = tl.load(positions + 2 * sample, mask=live, other=-2.0)
-            y = tl.load(positions + 2 * sample + 1, mask=live, other=-2.0)
-            column, row, x, y = _cell(x, y, h, w)
+            column, row, x, y = _cell(positions + 2 * sample, live, h, w)
             at, inside = _corners(column, row, h, w, channel, A, CHANNELS)
             row0, row1, row2, row3 = _rows(value + first_row * CHANNELS, at, inside)
             weight = tl.load(weights + sample, mask=live, other=0.0)
@@ -190,9 +188,7 @@ def _backward_kernel(
         h, w = heights[level], widths[level]
         for point in range(P):
             sample = first_bag * (L * P) + bag * (L * P) + (level * P + point)
-            x = tl.load(positions + 2 * sample, mask=live, other=-2.0)
-            y = tl.load(positions + 2 * sample + 1, mask=live, other=-2.0)
-            column, row, x, y = _cell(x, y, h, w)
+            column, row, x, y = _cell(positions + 2 * sample, live, h, w)
             at, inside = _corners(column, row, h, w, channel, A, CHANNELS)
             weight = tl.load(weights + sample, mask=live, other=0.0)
             if grad_positions is not None or grad_weights is not None:
@@ -224,8 +220,13 @@ def _bags(source_tokens: int, tokens: int, A: tl.constexpr, N: tl.constexpr) -> 
 
 
 @triton.jit
-def _cell(x: tl.tensor, y: tl.tensor, h: int, w: int) -> tl.tuple:
-    """Column and row of the upper left corner of positions, and the way from its centre right and down; (N,) each."""
+def _cell(position: tl.tensor, live: tl.tensor, h: int, w: int) -> tl.tuple:
+    """Column and row of the upper left corner of positions, and the way from its centre right and down; (N,) each.
+
+    position: where the x of each is stored, its y behind it.
+    """
+    x = tl.load(position, mask=live, other=-2.0)
+    y = tl.load(position + 1, mask=live, other=-2.0)
     # Two pixels out no corner is in the map: the bounds change nothing but that integers do not overflow.
     x = tl.clamp(x - 0.5, -2.0, w + 1.0, propagate_nan=tl.PropagateNan.ALL)
     y = tl.clamp(y - 0.5, -2.0, h + 1.0, propagate_nan=tl.PropagateNan.ALL)
