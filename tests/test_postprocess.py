@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former_dinov3 import postprocess
+from mask2former_dinov3 import postprocess, resize_masks
 from mask2former_dinov3.postprocess import post_process
 
 
@@ -68,17 +68,16 @@ def test_post_process__one_query_can_be_kept_for_several_classes_and_is_made_onc
 ) -> None:
     class_logits = torch.tensor([[[2.0, 1.9, -9.0, 0.0], [0.0, -9.0, -9.0, 0.0]]])
     mask_logits = torch.ones(1, 2, 8, 8)
-    made: list[int] = []
-    resample = postprocess._resample
+    made: list[list[int]] = []
 
-    def counted(values: Tensor, *taps: Tensor) -> Tensor:
-        made.append(len(values))
-        return resample(values, *taps)
+    def recorded(logits: Tensor, queries: Tensor, *rest: Any) -> resize_masks.Masks:
+        made.append(queries.tolist())
+        return resize_masks.resize_masks(logits, queries, *rest)
 
-    monkeypatch.setattr(postprocess, "_resample", counted)
+    monkeypatch.setattr(postprocess, "resize_masks", recorded)
     (found,) = post_process(class_logits, mask_logits, [(20, 20)], max_detections=3)
     assert found.labels.tolist() == [0, 0, 1] or found.labels.tolist() == [0, 1, 0]
-    assert made == [2, 2]  # two queries, their rows and their columns
+    assert made == [[0, 1]]
 
 
 @pytest.mark.parametrize("memory_bytes", [1, 100_000, 10**9])
@@ -91,21 +90,20 @@ def test_post_process__gives_the_same_for_every_memory_budget(memory_bytes: int)
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
 
 
-def test_post_process__holds_no_more_masks_than_the_budget_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_post_process__holds_no_more_pixels_than_the_budget_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     class_logits, mask_logits = logits(queries=50, batch=1)
-    sizes: list[int] = []
-    resample = postprocess._resample
+    made: list[int] = []
+    borders_of_blocks = resize_masks.borders_of_blocks
 
-    def recorded(values: Tensor, *taps: Tensor) -> Tensor:
-        result = resample(values, *taps)
-        sizes.append(result.nbytes)
-        return result
+    def recorded(inside: Any, *rest: Any) -> Any:
+        made.append(inside.size)
+        return borders_of_blocks(inside, *rest)
 
-    monkeypatch.setattr(postprocess, "_resample", recorded)
+    monkeypatch.setattr(resize_masks, "borders_of_blocks", recorded)
     budget = 4_000_000
     post_process(class_logits, mask_logits, [(300, 400)], max_detections=150, memory_bytes=budget)
-    assert len(sizes) > 2
-    assert max(sizes) < budget
+    assert len(made) > 2
+    assert max(made) * 4 < budget  # a float32 each
 
 
 def test_post_process__masks_lie_where_the_object_is() -> None:

@@ -83,7 +83,16 @@ def test_modules__imports_run_one_way() -> None:
             assert all(one.split(".")[0] in ("data", "errors") for one in imported), (name, imported)
         if name not in ("cli", "__main__"):
             assert not imported & {"cli", "demo", "train"}, (name, imported)
-        if name in ("instances", "postprocess", "image_processing", "results", "evaluate", "predict", "visualize"):
+        if name in (
+            "instances",
+            "resize_masks",
+            "postprocess",
+            "image_processing",
+            "results",
+            "evaluate",
+            "predict",
+            "visualize",
+        ):
             assert "config" not in imported, (name, imported)
 
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from pycocotools import mask as coco_mask
 
+from mask2former_dinov3.data.rle import compress, decompress, run_lengths, whole_mask_areas
 from mask2former_dinov3.data.segmentation import (
     EmptyMaskError,
     Rle,
@@ -17,7 +18,6 @@ from mask2former_dinov3.data.segmentation import (
     parse_segmentation,
     polygons_to_runs,
     rle_window,
-    run_lengths,
     segmentation_area,
     segmentation_box,
 )
@@ -57,6 +57,31 @@ def test_rle_window__equals_the_coco_api_for_any_mask(mask: npt.NDArray[np.uint8
 def test_compress_runs__is_the_inverse_of_run_lengths(mask: npt.NDArray[np.uint8]) -> None:
     rle = encode(mask)
     assert compress_runs(run_lengths(rle["counts"]), *mask.shape) == rle
+
+
+def test_rle__many_masks_at_once_are_as_one_by_one() -> None:
+    masks = [*random_masks(), np.zeros((3, 4), np.uint8), np.ones((5, 2), np.uint8)]
+    counts = [encode(mask)["counts"] for mask in masks]
+    runs, number = decompress(counts)
+    one_by_one = [run_lengths(one) for one in counts]
+    np.testing.assert_array_equal(runs, np.concatenate(one_by_one))
+    np.testing.assert_array_equal(number, [len(one) for one in one_by_one])
+    assert compress(runs, number) == counts
+    np.testing.assert_array_equal(whole_mask_areas(counts, [mask.size for mask in masks]), [m.sum() for m in masks])
+    assert whole_mask_areas([], []).shape == (0,)
+    assert compress(*decompress([])) == []
+
+
+@pytest.mark.parametrize("counts", [b"", b"5", b"1P", b"1\x00", b"XO0", b"10"])
+def test_whole_mask_areas__one_bad_mask_among_good_ones_is_refused(counts: bytes) -> None:
+    good = encode(np.eye(3, dtype=np.uint8))["counts"]
+    with pytest.raises(ValueError, match="RLE counts"):
+        whole_mask_areas([good, counts, good], [9, 9, 9])
+
+
+def test_decompress__a_number_cannot_go_on_in_the_next_mask() -> None:
+    with pytest.raises(ValueError, match="cut short"):
+        decompress([b"1P", b"1"])
 
 
 def test_rle_window__of_an_empty_mask_is_none() -> None:

@@ -16,9 +16,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from faster_coco_eval.core import mask as rle_codec
 
-from .data.segmentation import FARTHEST_VERTEX, parse_rle
+from .data.rle import whole_mask_areas
+from .data.segmentation import FARTHEST_VERTEX, compressed_rle, parse_rle
 from .errors import DatasetError
 
 FAULTS_SHOWN = 20
@@ -83,7 +86,7 @@ def read_ground_truth(annotations: Source | Mapping[str, Any], image_ids: Collec
         elif _as_id(image.get("id")) in wanted:
             sizes[images[_as_id(image["id"])]] = (int(size[0]), int(size[1]))
     faults.raise_if_any()
-    kept: list[dict[str, Any]] = []
+    found: list[_Entry] = []
     without_mask = 0
     for annotation in data["annotations"]:
         if not isinstance(annotation, Mapping):
@@ -98,9 +101,9 @@ def read_ground_truth(annotations: Source | Mapping[str, Any], image_ids: Collec
                 without_mask += 1
                 continue
             number, category = images[image_id], categories[category_id]
-            scored = _scored(annotation, sizes[number], f"annotation {annotation.get('id')}", faults)
-            kept.append({"id": len(kept) + 1, "image_id": number, "category_id": category, **scored})
-    faults.raise_if_any()
+            fields = {"image_id": number, "category_id": category}
+            found.append(_Entry(f"annotation {annotation.get('id')}", annotation, fields, sizes[number]))
+    kept = _scored(found, faults)
     return GroundTruth(
         name=name,
         images={key: number for key, number in images.items() if key in wanted},
@@ -127,7 +130,7 @@ def read_results(predictions: Source | Iterable[Mapping[str, Any]], truth: Groun
     data = list(data)
     faults = _Faults(name)
     with_boxes = bool(data) and isinstance(data[0], Mapping) and _is_box(data[0].get("bbox"))
-    kept: list[dict[str, Any]] = []
+    found: list[_Entry] = []
     for index, entry in enumerate(data):
         where = f"entry {index}"
         missing = _missing_keys(entry)
@@ -152,12 +155,10 @@ def read_results(predictions: Source | Iterable[Mapping[str, Any]], truth: Groun
             given.pop("area", None)
             if with_boxes and _is_box(entry.get("bbox")):
                 given["area"] = float(entry["bbox"][2]) * float(entry["bbox"][3])
-        scored = _scored(given, truth.sizes[number], where, faults)
-        category = truth.categories[category_id]
-        kept.append({"id": len(kept) + 1, "image_id": number, "category_id": category, **scored, "score": score})
-        kept[-1]["iscrowd"] = 0
-    faults.raise_if_any()
-    return kept
+        given["iscrowd"] = 0
+        fields = {"image_id": number, "category_id": truth.categories[category_id], "score": score}
+        found.append(_Entry(where, given, fields, truth.sizes[number]))
+    return _scored(found, faults)
 
 
 class _Faults:
@@ -255,25 +256,63 @@ def _is_box(box: Any) -> bool:
         return False
 
 
-def _scored(entry: Mapping[str, Any], size: tuple[int, int], where: str, faults: _Faults) -> dict[str, Any]:
-    """segmentation (compressed RLE), area, bbox and iscrowd of an annotation or result of an image of this size."""
+@dataclass(frozen=True)
+class _Entry:
+    """An annotation or a result on its way: where it is found, what is to be scored, our fields for it, its image."""
+
+    where: str
+    given: Mapping[str, Any]
+    fields: dict[str, Any]
+    size: tuple[int, int]
+
+
+def _scored(entries: list[_Entry], faults: _Faults) -> list[dict[str, Any]]:
+    """The fields of every entry with id, segmentation (compressed RLE), area, bbox and iscrowd. Raises every fault."""
+    readable: list[tuple[_Entry, Any]] = []
+    for entry in entries:
+        try:
+            readable.append((entry, _as_rle(entry.given["segmentation"], entry.size)))
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            faults.add(_unreadable(entry, error))
+    areas = _areas(readable, faults)
+    faults.raise_if_any()
+    boxes = np.asarray(rle_codec.toBbox([rle for _, rle in readable]) if readable else []).reshape(-1, 4)
+    scored: list[dict[str, Any]] = []
+    for (entry, rle), mask_area, mask_box in zip(readable, areas.tolist(), boxes.tolist(), strict=True):
+        area = _number(entry.given, "area")
+        measures = {
+            "area": float(mask_area) if area is None else area,
+            "bbox": [float(value) for value in entry.given["bbox"]] if _is_box(entry.given.get("bbox")) else mask_box,
+            "iscrowd": int(bool(_number(entry.given, "iscrowd"))),
+        }
+        scored.append({"id": len(scored) + 1, **entry.fields, "segmentation": rle, **measures})
+    return scored
+
+
+def _areas(readable: list[tuple[_Entry, Any]], faults: _Faults) -> npt.NDArray[np.int64]:
+    """Pixels of every mask, (N,); RLEs that do not cover their image are added to the faults."""
     try:
-        rle = _as_rle(entry["segmentation"], size)
-        mask_area = float(rle_codec.area(rle))  # also finds counts that do not fill the image
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        faults.add(f"{where}: the segmentation cannot be read ({error})")
-        return {}
-    area = _number(entry, "area")
-    box = [float(value) for value in (entry["bbox"] if _is_box(entry.get("bbox")) else rle_codec.toBbox(rle))]
-    crowd = int(bool(_number(entry, "iscrowd")))
-    return {"segmentation": rle, "area": mask_area if area is None else area, "bbox": box, "iscrowd": crowd}
+        pixels = [math.prod(entry.size) for entry, _ in readable]
+        return whole_mask_areas([rle["counts"] for _, rle in readable], pixels)
+    except ValueError:
+        for entry, rle in readable:  # one by one, to say which and why
+            try:
+                parse_rle(rle, *entry.size)
+            except ValueError as error:
+                faults.add(_unreadable(entry, error))
+        assert faults.reasons
+        return np.zeros(len(readable), dtype=np.int64)
+
+
+def _unreadable(entry: _Entry, error: Exception) -> str:
+    return f"{entry.where}: the segmentation cannot be read ({error})"
 
 
 def _as_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Polygons (parts united) or either kind of RLE as compressed RLE of `size`, by COCO's own code."""
     height, width = size
     if isinstance(segmentation, Mapping):
-        return dict(parse_rle(segmentation, height, width)[0])
+        return dict(compressed_rle(segmentation, height, width))
     if not isinstance(segmentation, list | tuple) or isinstance(segmentation[0], str | bytes):
         raise ValueError(f"expected polygons or RLE, got {type(segmentation).__name__}")
     parts = [segmentation] if not hasattr(segmentation[0], "__len__") else segmentation

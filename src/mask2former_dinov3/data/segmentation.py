@@ -1,7 +1,6 @@
 """The shape of one instance as COCO stores it: polygon parts, or a run-length code (RLE).
 
-COCO counts an RLE column by column, from the top left: lengths of alternating runs, the first one background. Stored
-`counts` are the compressed form (bytes of printable characters, six bits each; maskApi.c of the COCO API, rleToString).
+What the runs of an RLE mean and how they are stored: `rle.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .annotation_file import whole_number
+from .rle import compress, run_lengths
 
 Polygon = npt.NDArray[np.float64]
 """One part of an instance: its vertices (P, 2) as (x, y) in pixels; (0, 0) is the corner of the first pixel."""
@@ -37,32 +37,6 @@ class Window(NamedTuple):
     left: int
 
 
-def run_lengths(counts: bytes) -> npt.NDArray[np.int64]:
-    """The lengths (R,) of the runs in compressed `counts`, background first. Raises ValueError when malformed.
-
-    Vectorised rleFrString of maskApi.c: groups of characters with 5 bits each, lowest first, a sixth bit for "more
-    follows"; from the fourth run on a value is the difference to the run two before.
-    """
-    characters = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    if characters.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    if characters.min() < 0 or characters.max() > 63:
-        raise ValueError("RLE counts hold characters that the compressed form does not use")
-    ends = np.flatnonzero(characters & 32 == 0)
-    if ends.size == 0 or ends[-1] != characters.size - 1:
-        raise ValueError("RLE counts are cut short in the middle of a number")
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    digits = ends - starts + 1
-    if digits.max() > 10:
-        raise ValueError("RLE counts hold a number beyond any image size")
-    shifts = 5 * (np.arange(characters.size) - np.repeat(starts, digits))
-    values = np.add.reduceat((characters & 31) << shifts, starts)
-    values -= np.where(characters[ends] & 16, np.int64(1) << (5 * digits), 0)  # two's complement of the group's bits
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
-
-
 def check_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> None:
     """Raise ValueError unless `runs` (R,) are whole, not negative, and fill height x width pixels exactly."""
     if runs.size and runs.min() < 0:
@@ -74,8 +48,7 @@ def check_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> None:
 
 def compress_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> Rle:
     """Runs (R,), already checked, as a compressed RLE."""
-    rle = mask_api.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-    return Rle(size=[height, width], counts=bytes(rle["counts"]))
+    return Rle(size=[height, width], counts=compress(runs, np.array([runs.size]))[0])
 
 
 def runs_window(runs: npt.NDArray[np.int64], height: int) -> Window | None:
@@ -218,22 +191,27 @@ def parse_rle(value: Mapping[str, object], height: int, width: int) -> tuple[Rle
 
     Raises ValueError, saying what was expected, unless it is a whole mask of height x width pixels.
     """
+    rle = compressed_rle(value, height, width)
+    runs = run_lengths(rle["counts"])
+    check_runs(runs, height, width)
+    return rle, int(runs[1::2].sum())
+
+
+def compressed_rle(value: Mapping[str, object], height: int, width: int) -> Rle:
+    """The same without looking into counts that are compressed already: for many of them, see `whole_mask_areas`."""
     size, counts = value.get("size"), value.get("counts")
     if not isinstance(size, list | tuple) or [whole_number(side) for side in size] != [height, width]:
         swapped = isinstance(size, list | tuple) and [whole_number(side) for side in size] == [width, height]
         hint = "; the two are swapped" if swapped else ""
         raise ValueError(f"RLE: size is {size}, expected [height, width] of the image, [{height}, {width}]{hint}")
-    rle = None
     if isinstance(counts, str | bytes):
-        compressed = counts if isinstance(counts, bytes) else counts.encode()  # others than ASCII are refused below
-        runs = run_lengths(compressed)
-        rle = Rle(size=[height, width], counts=compressed)
-    elif isinstance(counts, list | tuple | np.ndarray):
-        whole = [whole_number(run) for run in counts]
-        if None in whole:
-            raise ValueError("RLE counts: expected whole numbers")
-        runs = np.array(whole, dtype=np.int64)
-    else:
+        # Characters other than ASCII are refused when the runs are read.
+        return Rle(size=[height, width], counts=counts if isinstance(counts, bytes) else counts.encode())
+    if not isinstance(counts, list | tuple | np.ndarray):
         raise ValueError(f"RLE: expected counts as a string or a list of numbers, got {type(counts).__name__}")
+    whole = [whole_number(run) for run in counts]
+    if None in whole:
+        raise ValueError("RLE counts: expected whole numbers")
+    runs = np.array(whole, dtype=np.int64)
     check_runs(runs, height, width)
-    return rle or compress_runs(runs, height, width), int(runs[1::2].sum())
+    return compress_runs(runs, height, width)

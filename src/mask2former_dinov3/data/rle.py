@@ -1,0 +1,112 @@
+"""COCO's run-length code (RLE) of masks, read and written for many masks at once.
+
+An RLE counts column by column, from the top left: lengths of alternating runs, the first one background. Stored
+`counts` are the compressed form (printable characters of six bits each; maskApi.c of the COCO API, rleToString).
+
+N masks, R runs, C characters of all of them, one mask after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers: TypeAlias = npt.NDArray[np.int64]
+
+CUT_SHORT = "RLE counts are cut short in the middle of a number"
+
+
+def run_lengths(counts: bytes) -> Numbers:
+    """The runs (R,) of one mask in compressed `counts`, background first. Raises ValueError when malformed."""
+    values, _ = _values(counts)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def decompress(counts: Sequence[bytes]) -> tuple[Numbers, Numbers]:
+    """The runs (R,) of many masks, one mask after the other, and how many each has (N,). ValueError if malformed."""
+    values, ends = _values(b"".join(counts))
+    borders = np.cumsum([len(one) for one in counts], dtype=np.int64)
+    filled = np.array([len(one) > 0 for one in counts], dtype=bool)
+    if not np.isin(borders[filled] - 1, ends).all():
+        raise ValueError(CUT_SHORT)
+    number = np.diff(np.searchsorted(ends, borders), prepend=0)  # (N,)
+    place = _place(number)
+    mask = np.repeat(np.arange(len(number)), number)
+    runs = values.copy()
+    for chosen in (place & 1 == 1, (place & 1 == 0) & (place > 0)):
+        sums = np.cumsum(values[chosen])
+        first = np.flatnonzero(np.diff(mask[chosen], prepend=-1))  # where another mask begins
+        before = np.concatenate(([0], sums))[first]
+        runs[chosen] = sums - np.repeat(before, np.diff(first, append=len(sums)))
+    return runs, number
+
+
+def compress(runs: Numbers, number: Numbers) -> list[bytes]:
+    """Compressed counts of N masks: the inverse of `decompress`. runs (R,), not negative; number (N,), none 0."""
+    if not len(number):
+        return []
+    values = runs.copy()
+    values[2:] -= np.where(_place(number)[2:] > 2, runs[:-2], 0)
+    groups = []  # (R,) each: the first character of every run, then the second where there is one, ...
+    digits = np.zeros(len(values), dtype=np.int64)
+    more = np.ones(len(values), dtype=bool)
+    while more.any():
+        digits += more
+        low = values & 31
+        values >>= 5
+        more &= np.where(low & 16, values != -1, values != 0)
+        groups.append((low + 32 * more + 48).astype(np.uint8))
+    used = np.arange(len(groups)) < digits[:, None]  # (R, longest)
+    characters = np.stack(groups, axis=1)[used].tobytes()
+    ends = np.cumsum(np.add.reduceat(digits, np.cumsum(number) - number)).tolist()
+    return [characters[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def whole_mask_areas(counts: Sequence[bytes], pixels: Sequence[int]) -> Numbers:
+    """Pixels inside each mask, (N,). ValueError unless each is well-formed and covers the `pixels` of its image."""
+    runs, number = decompress(counts)
+    if not (number > 0).all() or (runs < 0).any():
+        raise ValueError("RLE counts hold a negative run length, or no run at all")
+    if not np.array_equal(_sums(runs, number), pixels):
+        raise ValueError("RLE counts do not cover their image")
+    return _sums(np.where(_place(number) & 1, runs, 0), number)
+
+
+def _values(counts: bytes) -> tuple[Numbers, Numbers]:
+    """What the groups of characters say, (R,), and where each ends, (R,).
+
+    A group has 5 bits a character, lowest first, a sixth bit for "more follows"; from a mask's fourth group on it is
+    the difference to the run two before.
+    """
+    characters = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
+    if characters.size == 0:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    if characters.min() < 0 or characters.max() > 63:
+        raise ValueError("RLE counts hold characters that the compressed form does not use")
+    ends = np.flatnonzero(characters & 32 == 0)
+    if ends.size == 0 or ends[-1] != characters.size - 1:
+        raise ValueError(CUT_SHORT)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    digits = ends - starts + 1
+    if digits.max() > 10:
+        raise ValueError("RLE counts hold a number beyond any image size")
+    shifts = 5 * (np.arange(characters.size) - np.repeat(starts, digits))
+    values = np.add.reduceat((characters & 31) << shifts, starts)
+    values -= np.where(characters[ends] & 16, np.int64(1) << (5 * digits), 0)  # two's complement of the group's bits
+    return values, ends
+
+
+def _place(number: Numbers) -> Numbers:
+    """(R,) the place of each run within its mask, from 0."""
+    return np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
+
+
+def _sums(runs: Numbers, number: Numbers) -> Numbers:
+    """(N,) the runs of each mask added up; none has 0 of them."""
+    sums = np.add.reduceat(runs, np.cumsum(number) - number) if len(number) else np.zeros(0, dtype=np.int64)
+    return np.asarray(sums, dtype=np.int64)
