@@ -19,7 +19,7 @@ from mask2former_dinov3.data.dataset import CocoInstanceDataset, collate
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.data.transforms import Augmentation
 from mask2former_dinov3.model.backbone import IMAGENET
-from measure import Row, Timed, alone, alternate, default_dataset, name_of, options, peaks, show, timed
+from measure import Row, Timed, alone, alternate, contestants, default_dataset, name_of, options, peaks, show, timed
 
 SCRIPT = "dataloader.py"
 EPOCHS = 4  # of --workers
@@ -43,8 +43,8 @@ def rows(argv: Sequence[str]) -> list[Row]:
         return [growth_of_workers(args)]
     images = len(read_annotations(args.dataset).imgs)
     images = min(images, args.images or images)
-    works = {name: load(name, args) for name in ("baseline", "ours", "augmented")}
-    rate = {name: images / seconds for name, seconds in alternate(works, args.repeat).items()}
+    with contestants(SCRIPT, argv, ["baseline", "ours", "augmented"]) as works:
+        rate = {name: images / seconds for name, seconds in alternate(works, args.repeat).items()}
     row = {
         "work": f"data path {args.size}, {name_of(args.dataset)}, {images} images",
         "baseline_images_per_second": rate["baseline"],

@@ -27,7 +27,7 @@ from mask2former_dinov3.memory import keep_freed_memory
 
 HERE = Path(__file__).parent
 SIDES = ("baseline", "ours")
-PARTS = ("floor", "head", "eomt")  # what inference.py times beside them
+PARTS = ("floor", "head", "eomt", "augmented")  # what inference.py and dataloader.py time beside them
 NUM_LABELS = 80  # COCO's, for random weights
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory")  # torch on a GPU, Python, torch on a CPU
 

@@ -102,6 +102,13 @@ PLAN = (
         SMALL,
         (time_at_most(0.55), memory_at_most(0.67)),
     ),
+    Entry(
+        "train step 1024, all trained, 10 instances, fp32, ours with gradient checkpointing",
+        train_step.rows,
+        "--train-backbone --checkpointing",
+        SMALL,
+        (time_at_most(None), memory_at_most(None)),
+    ),
     Entry(f"{FROZEN}, bf16", train_step.rows, "--dtype bf16 --no-memory", SMALL, (time_at_most(0.5),)),
     Entry(
         "train step 256, tiny, batch 8, 40 instances, all trained",
@@ -142,6 +149,18 @@ CUDA_PLAN = tuple(
         (speedup_at_least(None), memory_at_most(None), HEAD_SHARE, EOMT),
     )
     for preset in ("smallplus", "large")
+    for compiled in ("", "--compile")
+) + tuple(
+    Entry(
+        f"train step 1024, {preset}, batch 8, {'all trained' if trained else 'backbone frozen'}, bf16, "
+        f"{'compiled' if compiled else 'eager'}",
+        train_step.rows,
+        f"--device cuda --preset {preset} --batch 8 --dtype bf16 {trained} {compiled}",
+        "--size 64 --repeat 1",
+        (time_at_most(None), memory_at_most(None)),
+    )
+    for preset in ("smallplus", "large")
+    for trained in ("", "--train-backbone")
     for compiled in ("", "--compile")
 )
 
