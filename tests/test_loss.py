@@ -53,6 +53,8 @@ def test_choose_points__keeps_the_least_certain_and_all_of_the_rest() -> None:
         assert set(chosen.tolist()) == {*expected, *range(400, 500)}
     assert choose_points(logits, 400, 400).shape == (3, 500)
     assert choose_points(logits, 400, 0).tolist() == [list(range(400, 500))] * 3
+    for same in (torch.zeros(2, 500), torch.full((2, 500), float("nan"))):  # equal ones: any of them
+        assert all(len(set(row)) == 200 for row in choose_points(same, 400, 100).tolist())
 
 
 def test_criterion__reads_real_pixels_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
+from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation, transformer_decoder
+from mask2former_dinov3.model.transformer_decoder import attention_mask
 
 TOLERANCE = 1e-4
 
@@ -123,6 +125,76 @@ def test_criterion__gives_the_same_matching_and_losses(sizes: list[int], monkeyp
     for name, value in expected_dict.items():
         torch.testing.assert_close(got.loss_dict[name], value, atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(got.loss, expected.loss.squeeze(), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_from_mask2former__at_1024_every_layer_is_the_same_behind_the_same_attention_and_matching(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At this size some logit is always so close to 0 that rounding decides what a query sees, and whom it answers for.
+
+    So what Hugging Face's model decided there is put into ours; all numbers in between are compared.
+    """
+    theirs = hf_mask2former()
+    ours = Mask2FormerDinov3ForInstanceSegmentation.from_mask2former(theirs).eval()
+    pixel_values = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(4))
+    masks, classes = made_labels([7], 1024, 1024)
+    blocked: list[Tensor] = []  # (B * heads, Q, S) of every decoder layer
+    matches: list[Any] = []
+    match: Callable[..., Any] = theirs.criterion.matcher.forward
+    for layer in theirs.model.transformer_module.decoder.layers:
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: blocked.append(kwargs["encoder_attention_mask"]), with_kwargs=True
+        )
+
+    def recording(*args: Any, **kwargs: Any) -> Any:
+        matches.append(match(*args, **kwargs))
+        return matches[-1]
+
+    monkeypatch.setattr(theirs.criterion.matcher, "forward", recording)
+    monkeypatch.setattr(torch, "rand", fixed_rand)
+    with torch.no_grad():
+        expected = theirs(
+            pixel_values,
+            mask_labels=[m.float() for m in masks],
+            class_labels=classes,
+            output_hidden_states=True,
+            output_auxiliary_logits=True,
+        )
+        expected_losses = theirs.get_loss_dict(
+            expected.masks_queries_logits,
+            expected.class_queries_logits,
+            [m.float() for m in masks],
+            classes,
+            expected.auxiliary_logits,
+        )
+    theirs_of = iter(blocked[:4])
+    seen: list[Tensor] = []
+
+    def injected(mask_embeddings: Tensor, features: Tensor, valid: Tensor) -> Tensor:
+        seen.append(attention_mask(mask_embeddings, features, valid))
+        return ~next(theirs_of)[:: ours.config.num_attention_heads].bool()
+
+    monkeypatch.setattr(transformer_decoder, "attention_mask", injected)
+    in_our_order = [*matches[1:5], matches[0]]  # Hugging Face matches the last layer first
+    monkeypatch.setattr(ours.criterion, "matcher", lambda *_: in_our_order)
+    ours.criterion.rand = fixed_rand
+    memories: list[Tensor] = []
+    ours.head.pixel_decoder.register_forward_hook(lambda _, args, output: memories.extend(output[1]))
+    with torch.no_grad():
+        got = ours(pixel_values, mask_labels=masks, class_labels=classes, output_auxiliary_logits=True)
+
+    close = partial(torch.testing.assert_close, atol=TOLERANCE, rtol=0)
+    for mine, hf in zip(memories, expected.pixel_decoder_hidden_states, strict=True):
+        close(mine, hf)
+    for mine, hf in zip(got.auxiliary_logits, expected.auxiliary_logits, strict=True):
+        close(mine["masks_queries_logits"], hf["masks_queries_logits"])
+        close(mine["class_queries_logits"], hf["class_queries_logits"])
+    close(got.masks_queries_logits, expected.masks_queries_logits)
+    close(got.class_queries_logits, expected.class_queries_logits)
+    for mine, hf in zip(seen, blocked, strict=False):
+        assert (mine == hf[:: ours.config.num_attention_heads].bool()).float().mean() < 1e-4, "more than rounding"
+    for name, value in expected_losses.items():
+        torch.testing.assert_close(got.loss_dict[name], value, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ class PixelDecoder(nn.Module):
         coarsest first, each (B, C, h, w).
         """
         coarse_valid = valid[:0:-1]
-        coarse = [x.masked_fill(~v[:, None], 0.0) for x, v in zip(feature_maps[:0:-1], coarse_valid, strict=True)]
+        # torch.where keeps maps channels last, as the convolutions want them; masked_fill would not.
+        coarse = [torch.where(v[:, None], x, 0.0) for x, v in zip(feature_maps[:0:-1], coarse_valid, strict=True)]
         shapes = [(x.shape[2], x.shape[3]) for x in coarse]
         projected = [project(x) for project, x in zip(self.input_projections, coarse, strict=True)]
         hidden_states = torch.cat([x.flatten(2).transpose(1, 2) for x in projected], dim=1)  # (B, S, C)
@@ -121,11 +122,11 @@ class PixelDecoder(nn.Module):
             for x, shape in zip(hidden_states.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
         ]
         projection, norm = self.lateral
-        fine_padding = ~valid[0][:, None]
         # Without a bias, zeros before the projection are zeros behind it. Not in place: torch 2.13 compiles the
         # gradient of a convolution wrongly when its output is filled in place.
-        fine = norm(projection(feature_maps[0]).masked_fill(fine_padding, 0.0))
+        fine_valid = valid[0][:, None]
+        fine = norm(torch.where(fine_valid, projection(feature_maps[0]), 0.0))
         fine += F.interpolate(memories[-1], size=fine.shape[2:], mode="bilinear", align_corners=False)
         # The 3x3 convolution would carry whatever the lateral norm wrote into the padding back over its edge.
-        fine = self.output(fine.masked_fill_(fine_padding, 0.0))
+        fine = self.output(fine.masked_fill_(~fine_valid, 0.0))
         return self.mask_projection(fine), memories

@@ -79,9 +79,13 @@ def choose_points(logits: Tensor, candidates: int, uncertain: int) -> Tensor:
     are kept, the rest are kept all. Returns columns (M, uncertain + P - candidates), in no order.
     """
     columns = torch.empty(len(logits), uncertain + logits.shape[1] - candidates, dtype=torch.long, device=logits.device)
-    if logits.device.type == "cpu":  # NumPy's partition is twice as fast on one core as topk is on two
+    if logits.device.type == "cpu" and 0 < uncertain < candidates:
+        # NumPy's partition is three times as fast on one core as topk is on two.
         for row, kept in zip(logits[:, :candidates].numpy(), columns[:, :uncertain].numpy(), strict=True):
-            kept[:] = np.argpartition(np.abs(row), min(uncertain, candidates - 1))[:uncertain]
+            certainty = np.abs(row)
+            chosen = np.flatnonzero(certainty <= np.partition(certainty, uncertain - 1)[uncertain - 1])
+            # Of equal ones, or beside NaN, there may be more or fewer.
+            kept[:] = chosen if len(chosen) == uncertain else np.argpartition(certainty, uncertain)[:uncertain]
     else:
         certainty = logits[:, :candidates].abs()
         columns[:, :uncertain] = certainty.topk(uncertain, dim=1, largest=False, sorted=False).indices
