@@ -29,6 +29,7 @@ from measure import HERE, Row, default_dataset, markdown, name_of, sample_datase
 
 HEAD = ("work", "baseline", "ours", "ratio", "target", "met")
 FAILED = "failed"
+NO_BF16 = "not measured: this CPU has no bf16 instructions"
 
 
 class Target(NamedTuple):
@@ -167,6 +168,8 @@ CUDA_PLAN = tuple(
 
 def measure(entry: Entry, args: argparse.Namespace, dataset: Path) -> tuple[list[Row], list[dict[str, Any]]]:
     """The rows of an entry and its lines of the table; a failure is a line too, and its reason goes to stderr."""
+    if "bf16" in entry.arguments and args.device == "cpu" and not args.quick and not cpu_has_bf16():
+        return [], [dict.fromkeys(HEAD, "—") | {"work": entry.work, "met": NO_BF16}]
     repeat = f"--repeat {args.repeat}" if args.repeat else ""
     words = f"{entry.arguments} {repeat} {entry.quick if args.quick else ''}".split()
     gc.collect()  # models of the last entry hold on to themselves in circles
@@ -176,6 +179,11 @@ def measure(entry: Entry, args: argparse.Namespace, dataset: Path) -> tuple[list
     except Exception:
         traceback.print_exc()
         return [], [dict.fromkeys(HEAD, "—") | {"work": entry.work, "met": FAILED}]
+
+
+def cpu_has_bf16() -> bool:
+    """Without instructions for it torch computes in bf16 on one thread: minutes for what takes seconds in float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def line_of(work: str, target: Target, rows: list[Row], quick: bool) -> dict[str, Any]:

@@ -135,6 +135,17 @@ def test_line_of__says_whether_the_target_is_met(value: float, met: str, script:
     assert run_all.line_of("work", opposite, rows, quick=False)["met"] == {"yes": "no", "no": "yes"}[met]
 
 
+def test_measure__leaves_bf16_out_where_the_cpu_does_not_know_it(
+    monkeypatch: pytest.MonkeyPatch, script: Any, tmp_path: Path
+) -> None:
+    run_all = script("run_all")
+    monkeypatch.setattr(run_all, "cpu_has_bf16", lambda: False)
+    entry = run_all.Entry("inference, bf16", lambda words: [], "--dtype bf16", "", (run_all.time_at_most(0.5),))
+    rows, (line,) = run_all.measure(entry, run_all.parser().parse_args([]), tmp_path)
+    assert rows == []
+    assert "no bf16 instructions" in line["met"]
+
+
 def test_growth__picture_leaves_out_points_without_numbers(tmp_path: Path, script: Any) -> None:
     rows = [
         {"axis": axis, "instances": 10, "size": size, "side": side, "seconds": size / 100, "peak_gb": size / 1000}

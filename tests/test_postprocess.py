@@ -148,6 +148,16 @@ def test_post_process__half_precision_logits_and_gradients_are_no_obstacle() -> 
     assert mask_logits.grad is None
 
 
+def test_post_process__is_float32_under_autocast_as_well() -> None:
+    class_logits, mask_logits = logits()
+    expected = post_process(class_logits, mask_logits, [(40, 60)] * 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = post_process(class_logits, mask_logits, [(40, 60)] * 2)
+    for one, other in zip(found, expected, strict=True):
+        assert one.rles == other.rles
+        np.testing.assert_array_equal(one.scores, other.scores)
+
+
 def test_post_process__leaves_the_logits_alone() -> None:
     class_logits, mask_logits = logits()
     before = class_logits.clone(), mask_logits.clone()

@@ -59,7 +59,8 @@ def post_process(
         canvas, real = _canvas_and_real_size(mask_logits, None if pixel_mask is None else pixel_mask[index])
         scores, query, labels = _best(class_queries_logits[index], threshold, max_detections)
         kept, position = query.unique(return_inverse=True)  # each query's mask is made once, for all of its classes
-        masks = resize_masks(mask_logits, kept, canvas, real, size, level, memory_bytes)
+        with torch.autocast(mask_logits.device.type, enabled=False):
+            masks = resize_masks(mask_logits, kept, canvas, real, size, level, memory_bytes)
         mask_of = position.cpu().numpy()
         final = scores.cpu().numpy() * masks.certainty[mask_of].astype(np.float32)
         best = np.argsort(-final, kind="stable")

@@ -113,12 +113,10 @@ class Blocks(NamedTuple):
             logits = self.down.weight[y] @ logits @ self.along.weight[x].mT  # (B, BLOCK, BLOCK)
             inside = (logits > 0).cpu().numpy()
             # Outside the mask -inf, whose sigmoid is 0: on a CPU three times as fast as a product with the mask.
-            certainty = (
-                F.threshold(logits, 0, -math.inf, inplace=True).add_(self.level).sigmoid_().sum((1, 2)).cpu().numpy()
-            )
-            owner, y, x = (index.cpu().numpy() for index in (n, y, x))
-            sums += np.bincount(owner, certainty, minlength=len(queries))
-            borders.append(borders_of_blocks(inside, owner, y, x, self.size))
+            certainty = F.threshold(logits, 0, -math.inf, inplace=True).add_(self.level).sigmoid_().sum((1, 2))
+            mask, row, column = (index.cpu().numpy() for index in (n, y, x))
+            sums += np.bincount(mask, certainty.cpu().numpy(), minlength=len(queries))
+            borders.append(borders_of_blocks(inside, mask, row, column, self.size))
         return encode_borders(without_twins(np.concatenate(borders)), sums, self.size)
 
 
