@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from mask2former_dinov3.model.convolution import Conv2d
 from mask2former_dinov3.model.modeling import real_pixels
 
 HEAD: dict[str, Any] = {
@@ -52,6 +54,22 @@ def small_model(neck: str = "pyramid", **kwargs: Any) -> Mask2FormerDinov3ForIns
         kwargs = {"backbone_taps": [1, 2, 3, 4], **kwargs}  # block 5 is behind the last tap
     config = Mask2FormerDinov3Config(backbone_config=backbone, neck=neck, **{**HEAD, **kwargs})
     return Mask2FormerDinov3ForInstanceSegmentation(config)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_conv2d__has_the_gradients_of_the_library(memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    ours = Conv2d(5, 7, 3, padding=1, bias=False)
+    maps = torch.randn(2, 5, 9, 8).contiguous(memory_format=memory_format).requires_grad_()
+    wanted = (maps, ours.weight)
+    got = ours(maps)
+    expected = F.conv2d(maps, ours.weight, padding=1)
+    assert got.grad_fn is not None
+    assert "Convolution" in got.grad_fn.name()
+    assert torch.equal(got, expected)
+    grad = torch.randn_like(got)
+    for mine, theirs in zip(*(torch.autograd.grad(x, wanted, grad) for x in (got, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
 def labels(counts: list[int], height: int = 64, width: int = 96) -> dict[str, list[Tensor]]:

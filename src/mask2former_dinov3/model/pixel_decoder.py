@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import Mask2FormerDinov3Config
+from .convolution import Conv2d
 from .deformable_attention import MultiScaleDeformableAttention, SpatialShapes
 from .position import sine_position_embedding
 
@@ -85,7 +86,7 @@ class PixelDecoder(nn.Module):
         self.layers = nn.ModuleList(PixelDecoderLayer(config) for _ in range(config.encoder_layers))
         self.lateral = nn.Sequential(nn.Conv2d(in_channels[0], width, 1, bias=False), nn.GroupNorm(32, width))
         self.output = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(32, width), nn.ReLU(inplace=True)
+            Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(32, width), nn.ReLU(inplace=True)
         )
         self.mask_projection = nn.Conv2d(width, config.mask_feature_size, 1)
 
