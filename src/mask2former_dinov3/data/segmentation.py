@@ -57,21 +57,24 @@ def runs_window(runs: npt.NDArray[np.int64], height: int) -> Window | None:
     Only the columns that the instance touches are made, so the cost follows the instance, not the image.
     """
     ends = np.cumsum(runs)
-    first, last = (ends - runs)[1::2], ends[1::2]  # of the foreground runs; last is exclusive
+    first, last = ends[: ends.size - 1 : 2], ends[1::2]  # of the foreground runs; last is exclusive
     filled = last > first
-    if not filled.any():
+    if not filled.all():
+        first, last = first[filled], last[filled]
+    if not first.size:
         return None
-    first, last = first[filled], last[filled] - 1
-    left, right = int(first[0] // height), int(last[-1] // height) + 1
-    one_column_each = np.array_equal(first // height, last // height)
-    top = int((first % height).min()) if one_column_each else 0
-    bottom = int((last % height).max()) + 1 if one_column_each else height
-
-    bounds = np.clip(ends - left * height, 0, (right - left) * height)
-    inside = np.diff(bounds, prepend=0)
-    flat = np.repeat((np.arange(runs.size) & 1).astype(np.uint8), inside)
-    flat = np.pad(flat, (0, (right - left) * height - flat.size))
-    return Window(flat.reshape(right - left, height)[:, top:bottom].T, top, left)
+    (column, row), length = np.divmod(first, height), last - first
+    left, right = int(column[0]), int((last[-1] - 1) // height) + 1
+    top, bottom, stride = 0, height, height
+    if (row + length <= height).all():  # every run within one column: only the rows in question, and a place behind
+        top, bottom = int(row.min()), int((row + length).max())
+        stride = bottom - top + 1
+    start = (column - left) * stride + row - top
+    steps = np.zeros((right - left) * stride + 1, dtype=np.uint8)
+    steps[start] = 1
+    steps[start + length] += 255  # one less, in bytes; a run may begin where another ends
+    flat = np.cumsum(steps[:-1], dtype=np.uint8)
+    return Window(flat.reshape(right - left, stride)[:, : bottom - top].T, top, left)
 
 
 def rle_window(rle: Rle) -> Window | None:

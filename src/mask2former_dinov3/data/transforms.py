@@ -10,6 +10,7 @@ Legend: h, w source height and width; H, W canvas height and width; r, c height 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -193,10 +194,10 @@ def to_pixel_values(
     """
     rows, columns = image.shape[:2]
     values = np.zeros((3, height, width), dtype=np.float32)
-    for channel in range(3):
-        real = values[channel, :rows, :columns]
-        np.multiply(image[:, :, channel], np.float32(1 / (255 * std[channel])), out=real)
-        real -= np.float32(mean[channel] / std[channel])
+    bytes_as_shares = np.arange(256) / 255
+    for channel, pixels in enumerate(cv2.split(image)):
+        table = (bytes_as_shares - mean[channel]) / std[channel]  # a byte has 256 values: look them up
+        cv2.LUT(pixels, table.astype(np.float32), dst=values[channel, :rows, :columns])
     mask = np.zeros((height, width), dtype=np.bool_)
     mask[:rows, :columns] = True
     return values, mask
@@ -216,9 +217,11 @@ def _moved_box(matrix: Matrix, left: float, top: float, right: float, bottom: fl
     return float(min(x)), float(min(y)), float(max(x)), float(max(y))
 
 
-def _shift(x: float, y: float) -> Matrix:
-    """A shift as a (3, 3) matrix, to be multiplied from either side."""
-    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+def _between(matrix: Matrix, source: tuple[float, float], canvas: tuple[float, float]) -> Matrix:
+    """The same move between parts of source and canvas that begin at (x, y)."""
+    moved = matrix.copy()
+    moved[:, 2] += matrix[:, :2] @ source - canvas
+    return moved
 
 
 def _resample(pixels: Pixels, matrix: Matrix, height: int, width: int, border: int) -> Pixels:
@@ -233,7 +236,7 @@ def _resample(pixels: Pixels, matrix: Matrix, height: int, width: int, border: i
         pixels = np.asarray(cv2.resize(pixels, (small_columns, small_rows), interpolation=cv2.INTER_AREA), np.uint8)
         matrix = matrix * np.array([columns / small_columns, rows / small_rows, 1.0])
     # warpAffine counts from pixel centres, we from corners: centre = corner - 1/2 on both sides.
-    centred = (np.vstack((matrix, (0.0, 0.0, 1.0))) @ _shift(0.5, 0.5))[:2] - [[0.0, 0.0, 0.5], [0.0, 0.0, 0.5]]
+    centred = _between(matrix, (0.5, 0.5), (0.5, 0.5))
     if np.array_equal(centred, np.eye(2, 3)) and pixels.shape[:2] == (height, width):
         return pixels.copy()
     moved = cv2.warpAffine(pixels, centred, (width, height), flags=cv2.INTER_LINEAR, borderMode=border)
@@ -250,14 +253,18 @@ def _needed_part(pixels: Pixels, matrix: Matrix, height: int, width: int) -> tup
 
     A zoomed crop of a large picture then costs what it shows, and stays under warpAffine's 32,767 pixels a side.
     """
-    scale = np.array([matrix[0, 0], matrix[1, 1]])
-    ends = np.array([(0, 0) - matrix[:, 2], (width, height) - matrix[:, 2]]) / scale  # (2, 2) source (x, y)
-    limits = np.array([pixels.shape[1], pixels.shape[0]])
+    rows, columns = pixels.shape[:2]
+    left, right = _seen(matrix[0, 0], matrix[0, 2], width, columns)
+    top, bottom = _seen(matrix[1, 1], matrix[1, 2], height, rows)
+    return pixels[top:bottom, left:right], _between(matrix, (left, top), (0.0, 0.0))
+
+
+def _seen(scale: float, shift: float, length: int, limit: int) -> tuple[int, int]:
+    """First and last place (exclusive) along an axis of `limit` source pixels that `length` canvas pixels can see."""
+    low, high = sorted((-shift / scale, (length - shift) / scale))
     # Two pixels of margin: interpolation must find the true neighbours, not a repeated edge.
-    low = np.clip(np.floor(ends.min(0)).astype(int) - 2, 0, limits - 1)
-    high = np.clip(np.ceil(ends.max(0)).astype(int) + 2, low + 1, limits)
-    part = pixels[low[1] : high[1], low[0] : high[0]]
-    return part, (np.vstack((matrix, (0.0, 0.0, 1.0))) @ _shift(float(low[0]), float(low[1])))[:2]
+    first = min(max(math.floor(low) - 2, 0), limit - 1)
+    return first, min(max(math.ceil(high) + 2, first + 1), limit)
 
 
 def _move_window(source: Window, matrix: Matrix, rows: int, columns: int) -> Window | None:
@@ -268,9 +275,8 @@ def _move_window(source: Window, matrix: Matrix, rows: int, columns: int) -> Win
     right, bottom = min(int(np.ceil(box[2])), columns), min(int(np.ceil(box[3])), rows)
     if left >= right or top >= bottom:
         return None
-    local = _shift(-left, -top) @ np.vstack((matrix, (0.0, 0.0, 1.0))) @ _shift(source.left, source.top)
-    shares = _resample(
-        np.ascontiguousarray(source.pixels) * np.uint8(255), local[:2], bottom - top, right - left, cv2.BORDER_CONSTANT
-    )
+    local = _between(matrix, (source.left, source.top), (left, top))
+    opaque = np.multiply(source.pixels, np.uint8(255), order="C")
+    shares = _resample(opaque, local, bottom - top, right - left, cv2.BORDER_CONSTANT)
     pixels = (shares >= 128).astype(np.uint8)
     return Window(pixels, top, left) if pixels.any() else None
