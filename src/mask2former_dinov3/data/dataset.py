@@ -26,7 +26,7 @@ from .transforms import (
     fit_matrix,
     padded_size,
     photometric,
-    rasterise_window,
+    rasterise_windows,
     real_size,
     sample_matrix,
     to_pixel_values,
@@ -143,11 +143,9 @@ class CocoInstanceDataset(Dataset[Sample]):
     def _targets(self, record: _Packed, matrix: Matrix) -> tuple[Tensor, Tensor]:
         """Masks (N, H, W) and labels (N,) of the instances that the canvas still shows."""
         size = (record.height, record.width)
-        shown = []
-        for label, segmentation in zip(record.labels, record.segmentations, strict=True):
-            window = rasterise_window(_unpack(segmentation, size), size, matrix, *self.canvas)
-            if window is not None:
-                shown.append((label, window))
+        segmentations = [_unpack(segmentation, size) for segmentation in record.segmentations]
+        windows = rasterise_windows(segmentations, size, matrix, *self.canvas)
+        shown = [(label, window) for label, window in zip(record.labels, windows, strict=True) if window is not None]
         masks = torch.zeros((len(shown), *self.tensor_size), dtype=torch.uint8)
         for mask, (_, window) in zip(masks.numpy(), shown, strict=True):
             rows, columns = window.pixels.shape

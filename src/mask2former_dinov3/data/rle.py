@@ -46,6 +46,13 @@ def decompress(counts: Sequence[bytes]) -> tuple[Numbers, Numbers]:
     return runs, number
 
 
+def runs_of_each(counts: Sequence[bytes]) -> list[Numbers]:
+    """The runs of every mask, (R,) each. Raises ValueError when malformed."""
+    runs, number = decompress(counts)
+    ends = np.cumsum(number).tolist()
+    return [runs[end - own : end] for end, own in zip(ends, number.tolist(), strict=True)]
+
+
 def compress(runs: Numbers, number: Numbers) -> list[bytes]:
     """Compressed counts of N masks: the inverse of `decompress`. runs (R,), not negative; number (N,), none 0."""
     if not len(number):

@@ -86,14 +86,19 @@ def rle_window(rle: Rle) -> Window | None:
 
 
 def polygons_to_runs(parts: list[Polygon], height: int, width: int) -> npt.NDArray[np.int64]:
-    """Runs (R,) of the union of polygon parts on a height x width mask, by COCO's own rasteriser.
+    """Runs (R,) of the union of polygon parts on a height x width mask; see `polygons_to_counts`."""
+    return run_lengths(polygons_to_counts(parts, height, width))
+
+
+def polygons_to_counts(parts: list[Polygon], height: int, width: int) -> bytes:
+    """Compressed runs of the union of polygon parts on a height x width mask, by COCO's own rasteriser.
 
     The vertices must be finite: given a NaN the rasteriser allocates until the process is killed. No part may have
     fewer than 3 points: COCO's API reads 4 numbers as a box.
     """
     codes = mask_api.frPyObjects([part.ravel().tolist() for part in parts], height, width)
     merged = codes[0] if len(codes) == 1 else mask_api.merge(codes)
-    return run_lengths(bytes(merged["counts"]))
+    return bytes(merged["counts"])
 
 
 class EmptyMaskError(ValueError):

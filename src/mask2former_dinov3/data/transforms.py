@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .segmentation import Segmentation, Window, polygons_to_runs, rle_window, runs_window, segmentation_box
+from .rle import runs_of_each
+from .segmentation import Polygon, Segmentation, Window, polygons_to_counts, runs_window, segmentation_box
 
 Matrix = npt.NDArray[np.float64]
 """(2, 3): canvas (x, y) = matrix[:, :2] @ source (x, y) + matrix[:, 2]."""
@@ -136,38 +137,46 @@ def warp_image(image: Pixels, matrix: Matrix, height: int, width: int) -> Pixels
 
 
 def rasterise(segmentation: Segmentation, size: tuple[int, int], matrix: Matrix, height: int, width: int) -> Pixels:
-    """An instance moved by `matrix` as a mask (height, width) uint8 0/1; arguments as `rasterise_window`.
+    """An instance moved by `matrix` as a mask (height, width) uint8 0/1; arguments as `rasterise_windows`.
 
     Under the identity matrix and the source's own size this is pycocotools' annToMask.
     """
     mask = np.zeros((height, width), dtype=np.uint8)
-    window = rasterise_window(segmentation, size, matrix, height, width)
+    (window,) = rasterise_windows([segmentation], size, matrix, height, width)
     if window is not None:
         rows, columns = window.pixels.shape
         mask[window.top : window.top + rows, window.left : window.left + columns] = window.pixels
     return mask
 
 
-def rasterise_window(
-    segmentation: Segmentation, size: tuple[int, int], matrix: Matrix, height: int, width: int
-) -> Window | None:
-    """An instance of a picture of `size` (h, w) moved by `matrix`, as the mask pixels around it; None if none is left.
+def rasterise_windows(
+    segmentations: Sequence[Segmentation], size: tuple[int, int], matrix: Matrix, height: int, width: int
+) -> list[Window | None]:
+    """The instances of a picture of `size` (h, w) moved by `matrix`: the mask pixels around each; None if none is left.
 
     Polygons: the vertices are moved, then drawn by COCO's rasteriser, parts united, nothing beyond the picture's own
     extent. RLE: the pixels are moved like the image's, and a new pixel belongs to the instance when half of it does.
     """
     rows, columns = real_size(matrix, size[0], size[1], height, width)
     if rows == 0 or columns == 0:
-        return None
-    if isinstance(segmentation, list):
-        moved = [part @ matrix[:, :2].T + matrix[:, 2] for part in segmentation]  # each (P, 2)
-        # Most instances of a zoomed crop are outside it: say so before paying for the rasteriser.
-        left, top, box_width, box_height = segmentation_box(moved)
-        if left > columns or top > rows or left + box_width < 0 or top + box_height < 0:
-            return None
-        return runs_window(polygons_to_runs(moved, rows, columns), rows)
-    source = rle_window(segmentation)
-    return None if source is None else _move_window(source, matrix, rows, columns)
+        return [None] * len(segmentations)
+    codes = [one["counts"] if isinstance(one, dict) else _drawn(one, matrix, rows, columns) for one in segmentations]
+    windows: list[Window | None] = []
+    for segmentation, runs in zip(segmentations, runs_of_each(codes), strict=True):
+        drawn = isinstance(segmentation, list)
+        window = runs_window(runs, rows if drawn else size[0])
+        windows.append(window if drawn or window is None else _move_window(window, matrix, rows, columns))
+    return windows
+
+
+def _drawn(parts: list[Polygon], matrix: Matrix, rows: int, columns: int) -> bytes:
+    """Polygon parts moved by `matrix` as the compressed runs of a mask of rows x columns; none where they are not."""
+    moved = [part @ matrix[:, :2].T + matrix[:, 2] for part in parts]  # each (P, 2)
+    # Most instances of a zoomed crop are outside it: say so before paying for the rasteriser.
+    left, top, width, height = segmentation_box(moved)
+    if left > columns or top > rows or left + width < 0 or top + height < 0:
+        return b""
+    return polygons_to_counts(moved, rows, columns)
 
 
 def photometric(image: Pixels, rng: np.random.Generator, strength: float) -> None:
