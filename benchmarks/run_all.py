@@ -25,6 +25,7 @@ import inference
 import startup
 import train_step
 from machine import describe_machine, slug_of
+from mask2former_dinov3.train import cpu_has_bf16
 from measure import HERE, Row, default_dataset, markdown, name_of, sample_dataset
 
 HEAD = ("work", "baseline", "ours", "ratio", "target", "met")
@@ -179,11 +180,6 @@ def measure(entry: Entry, args: argparse.Namespace, dataset: Path) -> tuple[list
     except Exception:
         traceback.print_exc()
         return [], [dict.fromkeys(HEAD, "—") | {"work": entry.work, "met": FAILED}]
-
-
-def cpu_has_bf16() -> bool:
-    """Without instructions for it torch computes in bf16 on one thread: minutes for what takes seconds in float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def line_of(work: str, target: Target, rows: list[Row], quick: bool) -> dict[str, Any]:

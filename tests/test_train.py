@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from mask2former_dinov3.config import TrainConfig, load_config
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
 from mask2former_dinov3.model_building import build_model
-from mask2former_dinov3.train import train
+from mask2former_dinov3.train import start_accelerator, train
 from mask2former_dinov3.writing import written_folder
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -347,6 +348,18 @@ def test_train__bf16_stays_close_to_float32(toy_dataset: Path, tmp_path: Path) -
     assert half != full
     assert half == pytest.approx(full, rel=0.02)
     assert all(tensor.dtype == torch.float32 for tensor in load_file(runs["bf16"] / "last/model.safetensors").values())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_start_accelerator__warns_of_bf16_on_a_cpu_that_does_not_know_it(
+    known: bool, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a run on a GPU does not ask the CPU")
+    monkeypatch.setattr("mask2former_dinov3.train.cpu_has_bf16", lambda: known)
+    start_accelerator(make_config(toy_dataset, tmp_path / "run", mixed_precision="bf16"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert ("--mixed_precision no" in caplog.text) is not known
 
 
 def test_train__says_which_precision_or_tracker_cannot_be_had(toy_dataset: Path, tmp_path: Path) -> None:
