@@ -59,7 +59,7 @@ def small_model(neck: str = "pyramid", **kwargs: Any) -> Mask2FormerDinov3ForIns
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_conv2d__has_the_gradients_of_the_library(memory_format: torch.memory_format) -> None:
     torch.manual_seed(0)
-    ours = Conv2d(5, 7, 3, padding=1, bias=False)
+    ours = Conv2d(5, 7, 3, padding=1)
     maps = torch.randn(2, 5, 9, 8).contiguous(memory_format=memory_format).requires_grad_()
     wanted = (maps, ours.weight)
     got = ours(maps)

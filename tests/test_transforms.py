@@ -22,6 +22,7 @@ from mask2former_dinov3.data.transforms import (
     padded_size,
     photometric,
     rasterise,
+    rasterise_windows,
     real_size,
     sample_matrix,
     to_pixel_values,
@@ -289,3 +290,9 @@ def test_polygons_to_runs__a_square_of_two_by_two() -> None:
     """Columns 1 and 2, rows 1 and 2 of a 4 x 4 mask: 5 background, 2, 2 background, 2, 5 background."""
     runs = polygons_to_runs([np.array([[1.0, 1], [3, 1], [3, 3], [1, 3]])], 4, 4)
     assert runs.tolist() == [5, 2, 2, 2, 5]
+
+
+def test_rasterise_windows__an_rle_that_does_not_fill_its_picture_is_refused() -> None:
+    rle = as_rle(np.array([[1.0, 1], [9, 1], [9, 9]]), 12, 10)
+    with pytest.raises(ValueError, match="cover 120 pixels, expected 12 x 11"):
+        rasterise_windows([rle, rle], (12, 11), IDENTITY, 12, 11)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .rle import runs_of_each
-from .segmentation import Polygon, Segmentation, Window, polygons_to_counts, runs_window, segmentation_box
+from .segmentation import Polygon, Segmentation, Window, check_runs, polygons_to_counts, runs_window, segmentation_box
 
 Matrix = npt.NDArray[np.float64]
 """(2, 3): canvas (x, y) = matrix[:, :2] @ source (x, y) + matrix[:, 2]."""
@@ -163,9 +163,12 @@ def rasterise_windows(
     codes = [one["counts"] if isinstance(one, dict) else _drawn(one, matrix, rows, columns) for one in segmentations]
     windows: list[Window | None] = []
     for segmentation, runs in zip(segmentations, runs_of_each(codes), strict=True):
-        drawn = isinstance(segmentation, list)
-        window = runs_window(runs, rows if drawn else size[0])
-        windows.append(window if drawn or window is None else _move_window(window, matrix, rows, columns))
+        if isinstance(segmentation, list):
+            windows.append(runs_window(runs, rows))
+            continue
+        check_runs(runs, *size)
+        source = runs_window(runs, size[0])
+        windows.append(None if source is None else _move_window(source, matrix, rows, columns))
     return windows
 
 

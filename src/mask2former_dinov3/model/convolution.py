@@ -19,6 +19,9 @@ class Conv2d(nn.Conv2d):
     therefore taken from maps that lie channels first; everywhere else this is the library's.
     """
 
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, padding: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, bias=False)
+
     def forward(self, maps: Tensor) -> Tensor:
         """maps (B, C, h, w) -> (B, D, h, w)."""
         ours = maps.device.type == "cpu" and maps.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

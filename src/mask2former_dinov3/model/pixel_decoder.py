@@ -85,9 +85,7 @@ class PixelDecoder(nn.Module):
         self.level_embed = nn.Parameter(torch.zeros(NUM_LEVELS, width))
         self.layers = nn.ModuleList(PixelDecoderLayer(config) for _ in range(config.encoder_layers))
         self.lateral = nn.Sequential(nn.Conv2d(in_channels[0], width, 1, bias=False), nn.GroupNorm(32, width))
-        self.output = nn.Sequential(
-            Conv2d(width, width, 3, padding=1, bias=False), nn.GroupNorm(32, width), nn.ReLU(inplace=True)
-        )
+        self.output = nn.Sequential(Conv2d(width, width, 3, padding=1), nn.GroupNorm(32, width), nn.ReLU(inplace=True))
         self.mask_projection = nn.Conv2d(width, config.mask_feature_size, 1)
 
     def forward(self, feature_maps: list[Tensor], valid: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
