@@ -16,6 +16,7 @@ from baseline import build_baseline, build_eomt, random_images
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from measure import (
     NUM_LABELS,
+    SIDES,
     Row,
     Timed,
     against,
@@ -45,17 +46,15 @@ def rows(argv: Sequence[str]) -> list[Row]:
         return [alone(lambda: load(args)[args.only](), args)]
     names = ["baseline", "ours", "floor", "head", *["eomt"] * args.eomt]
     with contestants(SCRIPT, argv, names) as works:
-        seconds = alternate(works, args.repeat)
-    row: Row = {"work": describe(args)} | against(seconds)
+        seconds = alternate(works, args.repeat, warm_up_together=args.compile)
+    row: Row = {"work": describe(args)} | against(seconds, args.batch)
     row |= {"floor_seconds": seconds["floor"], "head_seconds": seconds["head"]}
-    row |= {f"{side}_floors": seconds[side] / seconds["floor"] for side in ("baseline", "ours")}
+    row |= {f"{side}_floors": seconds[side] / seconds["floor"] for side in SIDES}
     row |= {"head_share": seconds["head"] / seconds["ours"]}
-    rates = {name: args.batch / seconds[name] for name in ("baseline", "ours", "eomt") if name in seconds}
-    row |= {f"{name}_images_per_second": rate for name, rate in rates.items()}
-    row |= {"speedup": rates["ours"] / rates["baseline"]}
-    if "eomt" in rates:
-        row |= {"eomt_seconds": seconds["eomt"], "eomt_speedup": rates["ours"] / rates["eomt"]}
-    return [row if args.no_memory else row | peaks(SCRIPT, argv)]
+    if args.eomt:
+        row |= {"eomt_seconds": seconds["eomt"], "eomt_images_per_second": args.batch / seconds["eomt"]}
+        row |= {"eomt_speedup": seconds["eomt"] / seconds["ours"]}
+    return [row if args.no_memory else row | peaks(SCRIPT, argv, works if args.device == "cuda" else None)]
 
 
 def describe(args: argparse.Namespace) -> str:

@@ -48,10 +48,13 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree, with "-dirty" when files differ from it; "unknown" outside of git."""
+    """The commit of the working tree, with "-dirty" when files differ from it.
+
+    Outside of git, in a copy without its history, what GIT_COMMIT says, else "unknown".
+    """
     head = _git("rev-parse", "--short=12", "HEAD")
     if head is None:
-        return "unknown"
+        return os.environ.get("GIT_COMMIT", "unknown")
     changed = [line for line in (_git("status", "--porcelain") or "").splitlines() if "benchmarks/results" not in line]
     return f"{head}-dirty" if changed else head
 

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,13 +80,14 @@ def timed(work: Callable[[], object], device: str) -> Timed:
     return run
 
 
-def alternate(works: Mapping[str, Timed], repeat: int) -> dict[str, float]:
+def alternate(works: Mapping[str, Timed], repeat: int, warm_up_together: bool = False) -> dict[str, float]:
     """Median seconds of each: one warm-up each, then `repeat` rounds in which every one has its turn.
 
-    A machine that slows down for a while (heat, neighbours) then slows all of them, and the ratios stand.
+    A machine that slows down for a while (heat, neighbours) then slows all of them, and the ratios stand. Compiling
+    takes minutes, so that is better done by all at the same time.
     """
-    for work in works.values():
-        work()
+    with ThreadPoolExecutor(len(works) if warm_up_together else 1) as threads:
+        list(threads.map(lambda work: work(), works.values()))
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeat):
         for name, work in works.items():
@@ -99,54 +100,79 @@ def alone(load: Callable[[], Timed], args: argparse.Namespace) -> Row:
     if args.only != "baseline" and not args.plain_allocator:
         keep_freed_memory()  # as our commands do
     work = load()
-    if args.serve:
-        for _ in sys.stdin:
-            print(work(), flush=True)
-        return {}
     loaded = _memory_now(args.device)
-    seconds = alternate({"work": work}, args.repeat).get("work")
-    peak = _memory_peak(args.device)
-    return {"side": args.only, "seconds": seconds, "peak_gb": peak / 1e9, "above_loaded_gb": (peak - loaded) / 1e9}
+
+    def row(seconds: float | None) -> Row:
+        peak = _memory_peak(args.device)
+        return {"side": args.only, "seconds": seconds, "peak_gb": peak / 1e9, "above_loaded_gb": (peak - loaded) / 1e9}
+
+    if not args.serve:
+        return row(alternate({"work": work}, args.repeat).get("work"))
+    for _ in sys.stdin:
+        if args.device == "cuda":
+            work()  # gets the memory that the last turn left to the others
+        print(json.dumps(row(work())), flush=True)
+        _give_back(args.device)
+    return {}
+
+
+class Contestant:
+    """One side loaded in a process of its own, where it waits for its turns: nobody runs on another's memory.
+
+    Called, it does its work once and returns the seconds it took; `last` is then the whole row.
+    """
+
+    def __init__(self, script: str, argv: Sequence[str], name: str) -> None:
+        self.name = f"{script}: {name}"
+        command = [sys.executable, str(HERE / script), *argv, "--only", name, "--serve"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.last: Row = {}
+
+    def __call__(self) -> float:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self.name} ended with {self.process.wait()}")
+        self.last = json.loads(answer)
+        return float(self.last["seconds"])
 
 
 @contextmanager
-def contestants(script: str, argv: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, Timed]]:
-    """Each of `names` loaded in a process of its own, where it waits for its turns: nobody runs on another's memory."""
-    processes = {}
+def contestants(script: str, argv: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, Contestant]]:
+    """Each of `names`, started together."""
+    found: dict[str, Contestant] = {}
     try:
         for name in names:
-            command = [sys.executable, str(HERE / script), *argv, "--only", name, "--serve"]
-            processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-        def turn(name: str) -> float:
-            process = processes[name]
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-            if not answer:
-                raise RuntimeError(f"{script}: {name} ended with {process.wait()}")
-            return float(answer)
-
-        yield {name: partial(turn, name) for name in names}
+            found[name] = Contestant(script, argv, name)
+        yield found
     finally:
-        for process in processes.values():
-            process.kill()
-            process.communicate()
+        for one in found.values():
+            one.process.kill()
+            one.process.communicate()
 
 
-def against(seconds: Mapping[str, float]) -> Row:
-    """The two sides' seconds and their ratio."""
-    baseline, ours = (seconds[side] for side in SIDES)
-    return {"baseline_seconds": baseline, "ours_seconds": ours, "time_ratio": ours / baseline}
+def against(seconds: Mapping[str, float], images: int) -> Row:
+    """The two sides' seconds and speeds, and their ratios; images: of one run."""
+    row: Row = {f"{side}_seconds": seconds[side] for side in SIDES}
+    row |= {f"{side}_images_per_second": images / seconds[side] for side in SIDES}
+    ratio = seconds["ours"] / seconds["baseline"]
+    return row | {"time_ratio": ratio, "speedup": 1 / ratio}
 
 
-def peaks(script: str, argv: Sequence[str]) -> Row:
-    """Peak memory of each side doing its work once, each in a new process: a process's peak never falls again."""
+def peaks(script: str, argv: Sequence[str], counted: Mapping[str, Contestant] | None = None) -> Row:
+    """Peak memory of each side: of a new process that does its work once, since a process's peak never falls again.
+
+    counted: contestants on a GPU, which counts for itself.
+    """
     row: Row = {}
     for side in SIDES:
-        found = in_own_process(script, [*argv, "--only", side, "--repeat", "0"])
+        if counted is None:
+            found = in_own_process(script, [*argv, "--only", side, "--repeat", "0"])
+        else:
+            found = counted[side].last
         row |= {f"{side}_peak_gb": found["peak_gb"], f"{side}_above_loaded_gb": found["above_loaded_gb"]}
     return row | {"memory_ratio": row["ours_peak_gb"] / row["baseline_peak_gb"]}
 
@@ -211,6 +237,12 @@ def _text(value: Any) -> str:
 def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def _give_back(device: str) -> None:
+    """What this process holds and does not use: contestants share one GPU, and none is to find it full."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _memory_now(device: str) -> int:

@@ -142,29 +142,30 @@ PLAN = (
     ),
     Entry("import and every --help", startup.rows, "", "--repeat 1", (SLOWEST,)),
 )
-CUDA_PLAN = tuple(
-    Entry(
-        f"inference 1024, {preset}, batch 8, bf16, {'compiled' if compiled else 'eager'}",
-        inference.rows,
-        f"--device cuda --preset {preset} --batch 8 --dtype bf16 --eomt {compiled}",
-        "--size 64 --repeat 1",
-        (speedup_at_least(None), memory_at_most(None), HEAD_SHARE, EOMT),
+
+
+def on_gpu(preset: str, compiled: str) -> tuple[Entry, ...]:
+    """What is measured of a model on a GPU; compiled: "" or "--compile"."""
+    what, how = f"{preset}, batch 8, bf16", "compiled" if compiled else "eager"
+    arguments, quick = f"--device cuda --preset {preset} --batch 8 --dtype bf16 {compiled}", "--size 64 --repeat 1"
+    trained = (speedup_at_least(None), memory_at_most(None))
+    return (
+        Entry(
+            f"inference 1024, {what}, {how}", inference.rows, f"{arguments} --eomt", quick, (*trained, HEAD_SHARE, EOMT)
+        ),
+        Entry(f"train step 1024, {what}, backbone frozen, {how}", train_step.rows, arguments, quick, trained),
+        Entry(
+            f"train step 1024, {what}, all trained, {how}",
+            train_step.rows,
+            f"{arguments} --train-backbone",
+            quick,
+            trained,
+        ),
     )
-    for preset in ("smallplus", "large")
-    for compiled in ("", "--compile")
-) + tuple(
-    Entry(
-        f"train step 1024, {preset}, batch 8, {'all trained' if trained else 'backbone frozen'}, bf16, "
-        f"{'compiled' if compiled else 'eager'}",
-        train_step.rows,
-        f"--device cuda --preset {preset} --batch 8 --dtype bf16 {trained} {compiled}",
-        "--size 64 --repeat 1",
-        (time_at_most(None), memory_at_most(None)),
-    )
-    for preset in ("smallplus", "large")
-    for trained in ("", "--train-backbone")
-    for compiled in ("", "--compile")
-)
+
+
+PRESETS = ("smallplus", "large")
+CUDA_PLAN = tuple(entry for how in ("", "--compile") for preset in PRESETS for entry in on_gpu(preset, how))
 
 
 def measure(entry: Entry, args: argparse.Namespace, dataset: Path) -> tuple[list[Row], list[dict[str, Any]]]:

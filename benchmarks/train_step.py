@@ -58,8 +58,9 @@ def rows(argv: Sequence[str]) -> list[Row]:
     if args.growth:
         return measure_growth(SCRIPT, argv, args.size, args.cap)
     with contestants(SCRIPT, argv, SIDES) as works:
-        row = {"work": describe(args)} | against(alternate(works, args.repeat))
-    return [row if args.no_memory else row | peaks(SCRIPT, argv)]
+        seconds = alternate(works, args.repeat, warm_up_together=args.compile)
+    row = {"work": describe(args)} | against(seconds, args.batch)
+    return [row if args.no_memory else row | peaks(SCRIPT, argv, works if args.device == "cuda" else None)]
 
 
 def describe(args: argparse.Namespace) -> str:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from mask2former_dinov3.model import bags, loss_normalizers
 from mask2former_dinov3.model import loss as loss_module
+from mask2former_dinov3.model import matcher as matcher_module
 from mask2former_dinov3.model import points as points_module
 from mask2former_dinov3.model.matcher import Matches, pairwise_costs
 from mask2former_dinov3.model.points import choose_points, sample_features, sample_targets, spread_to_features
@@ -80,8 +81,13 @@ def test_criterion__reads_real_pixels_only() -> None:
     assert results[0] == results[1]
 
 
-def test_criterion__gradients_equal_those_of_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The losses with a backward pass of their own, against torch's operations and autograd on the same points."""
+@pytest.mark.parametrize("together", [1, 3])
+def test_criterion__gradients_equal_those_of_the_plain_form(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses with a backward pass of their own, against torch's operations and autograd on the same points; layer
+    by layer as on a CPU, and three of the four together as on a GPU.
+    """
+    for module in (loss_module, matcher_module):
+        monkeypatch.setattr(module, "layers_at_once", lambda *_: together)
     model = small_model().eval()
     batch = labels([4, 9])  # more instances than queries on the second image
     pixel_values = torch.randn(2, 3, 64, 96)

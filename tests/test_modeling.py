@@ -72,13 +72,13 @@ def test_conv2d__has_the_gradients_of_the_library(memory_format: torch.memory_fo
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
-def labels(counts: list[int], height: int = 64, width: int = 96) -> dict[str, list[Tensor]]:
+def labels(counts: list[int], height: int = 64, width: int = 96, device: str = "cpu") -> dict[str, list[Tensor]]:
     generator = torch.Generator().manual_seed(0)
     return {
         "mask_labels": [
-            (torch.rand(count, height, width, generator=generator) > 0.7).to(torch.uint8) for count in counts
+            (torch.rand(count, height, width, generator=generator) > 0.7).to(device, torch.uint8) for count in counts
         ],
-        "class_labels": [torch.randint(0, 3, (count,), generator=generator) for count in counts],
+        "class_labels": [torch.randint(0, 3, (count,), generator=generator).to(device) for count in counts],
     }
 
 

@@ -18,17 +18,18 @@ from mask2former_dinov3.model_building import build_model
 from test_modeling import labels, padded_mask, small_model
 
 
-def mean_of_50_losses(dtype: torch.dtype | None) -> float:
+def mean_of_50_losses(dtype: torch.dtype | None, device: str = "cpu") -> float:
     """A small model trained for 50 steps on random images; every loss and gradient is finite."""
-    model = small_model().train()
+    model = small_model().to(device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     generator = torch.Generator().manual_seed(0)
-    pixel_values, batch = torch.randn(2, 3, 64, 96, generator=generator), labels([3, 2])
-    pixel_mask = padded_mask(2, 64, 96, (64, 80))
+    pixel_values = torch.randn(2, 3, 64, 96, generator=generator).to(device)
+    batch = labels([3, 2], device=device)
+    pixel_mask = padded_mask(2, 64, 96, (64, 80)).to(device)
     torch.manual_seed(1)
     losses: list[float] = []
     for step in range(50):
-        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
             loss = model(pixel_values, **batch, pixel_mask=pixel_mask).loss
         assert loss.dtype == torch.float32
         assert torch.isfinite(loss), f"step {step}"
@@ -85,6 +86,30 @@ def test_compile__a_trained_backbone_is_in_the_graph() -> None:
     gradient = model.backbone.model.layer[0].mlp.up_proj.weight.grad
     assert gradient is not None
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compile__training_makes_one_graph_for_all_numbers_of_instances() -> None:
+    model = small_model()
+    model.freeze_backbone()
+    model.train()
+    large = 0
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        nonlocal large
+        large += len(graph.graph.nodes) > 100
+        return graph
+
+    compiled: Any = torch.compile(model, backend=backend)
+    pixel_values = torch.randn(2, 3, 64, 96)
+    for counts in ([3, 2], [1, 4], [0, 0], [2, 9]):
+        batch = labels(counts)
+        losses = []
+        for network in (model, compiled):
+            torch.manual_seed(0)
+            losses.append(network(pixel_values, **batch).loss)
+        torch.testing.assert_close(*losses)
+    assert large == 1
 
 
 def saved_bytes(model: Mask2FormerDinov3ForInstanceSegmentation, **inputs: Any) -> tuple[int, dict[str, Tensor]]:

@@ -12,7 +12,14 @@ from torch.autograd.function import once_differentiable
 
 from .configuration import Mask2FormerDinov3Config
 from .matcher import HungarianMatcher, Matches
-from .points import RandomPoints, choose_points, sample_features, sample_targets, spread_to_features
+from .points import (
+    RandomPoints,
+    choose_points,
+    layers_at_once,
+    sample_features,
+    sample_targets,
+    spread_to_features,
+)
 from .transformer_decoder import QueryPredictions
 
 # T prediction layers, B batch, Q queries, K classes, E mask channels, N instances of an image, M matched pairs,
@@ -45,6 +52,8 @@ class Mask2FormerCriterion:
         self.rand: RandomPoints = torch.rand
         self.matcher = HungarianMatcher(config.class_weight, config.mask_weight, config.dice_weight)
 
+    # The matching leaves the device, and numbers of instances differ from batch to batch.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self,
         predictions: QueryPredictions,
@@ -125,7 +134,7 @@ class _MaskLosses(torch.autograd.Function):
 
     embeddings (T, B, Q, E), features (B, E, h, w); points (B, R, 2), of which the first `candidates` compete for the
     `uncertain` places of each mask and the rest are read by all; mask_labels B x (N, H, W) uint8 or bool.
-    One image and one layer at a time, forward and backward: logits (M, R) of more than one never exist together, and
+    One image and some layers at a time, forward and backward: logits (M, R) of all images never exist together, and
     what is saved grows with the P points that the losses read, not with the image. No double backward.
     """
 
@@ -142,28 +151,27 @@ class _MaskLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         sums = embeddings.new_zeros(len(embeddings), 2)
         saved: list[Tensor] = []
-        per_image = list(zip(*matches, strict=True))  # [image][layer] -> (query indices, target indices)
-        counts = [len(queries) for layers in per_image for queries, _ in layers]
-        indices = torch.cat([torch.stack(pair) for layers in per_image for pair in layers], dim=1).to(features.device)
-        pairs = iter(indices.split(counts, dim=1))  # (2, M) of each layer of each image, uploaded together
         sampled = features.new_empty(points.shape[1], features.shape[1])  # (R, E), for one image after the other
-        for image, at in enumerate(points):
+        for image, (queries, instances) in enumerate(_pairs(matches, features.device)):
+            at = points[image]
             targets = sample_targets(mask_labels[image], at)  # (N, R)
             sample_features(features[image], at, out=sampled)
-            logits = features.new_empty(len(per_image[image][0][0]), len(at))  # (M, R), for one layer after the other
-            for layer in range(len(matches)):
-                queries, instances = next(pairs)
-                torch.mm(embeddings[layer, image, queries], sampled.T, out=logits)
-                columns = choose_points(logits, candidates, uncertain)  # (M, P)
-                values = logits.gather(1, columns)  # (M, P)
-                target = targets.take(columns + instances[:, None] * len(at))  # (M, P)
+            parts = _layers(queries, len(at))
+            logits = features.new_empty(parts[0].stop * queries.shape[1], len(at))  # for one part after the other
+            for layers in parts:
+                rows = _rows(embeddings, image, layers, queries)  # (t*M, E), t layers
+                torch.mm(rows, sampled.T, out=logits[: len(rows)])
+                columns = choose_points(logits[: len(rows)], candidates, uncertain)  # (t*M, P)
+                values = logits.gather(1, columns)
+                target = targets.take(columns + instances[layers].reshape(-1, 1) * len(at))  # (t*M, P)
                 entropy = (F.softplus(values).sum(1) - torch.linalg.vecdot(values, target)) / values.shape[1]
                 probabilities = values.sigmoid_()
                 overlap = 2 * torch.linalg.vecdot(probabilities, target) + 1
                 total = probabilities.sum(1) + target.sum(1) + 1
-                sums[layer, 0] += entropy.sum()
-                sums[layer, 1] += (1 - overlap / total).sum()
-                saved += [queries, columns.int(), probabilities, target, overlap, total]
+                for column, loss in enumerate((entropy, 1 - overlap / total)):
+                    sums[layers, column] += loss.view_as(queries[layers]).sum(1)
+                saved += [columns.int(), probabilities, target, overlap, total]
+            saved.append(queries)
         ctx.save_for_backward(embeddings, features, points, *saved)
         return sums[:, 0], sums[:, 1]
 
@@ -173,26 +181,58 @@ class _MaskLosses(torch.autograd.Function):
         embeddings, features, points, *saved = ctx.saved_tensors
         grad_embeddings = torch.zeros_like(embeddings)
         grad_features = torch.empty_like(features, memory_format=torch.channels_last)
-        parts = list(zip(*[iter(saved)] * 6, strict=True))
         sampled = features.new_empty(points.shape[1], features.shape[1])  # (R, E)
         grad_sampled = torch.empty_like(sampled)
-        for image, at in enumerate(points):
+        for image, at in reversed(list(enumerate(points))):  # from the last on: what was saved goes as it is used
             sample_features(features[image], at, out=sampled)
             grad_sampled.zero_()
-            grad_logits = features.new_zeros(len(parts[0][0]), len(at))  # (M, R)
-            for layer in range(len(embeddings)):
-                queries, columns, probabilities, target, overlap, total = parts.pop(0)
+            queries = saved.pop()  # (T, M)
+            parts = _layers(queries, len(at))
+            grad_logits = features.new_zeros(parts[0].stop * queries.shape[1], len(at))  # (t*M, R)
+            for layers in reversed(parts):
+                total, overlap, target, probabilities, columns = (saved.pop() for _ in range(5))
                 columns = columns.long()
+                rows = _rows(embeddings, image, layers, queries)  # (t*M, E)
+                along_entropy, along_dice = (
+                    grad[layers].repeat_interleave(queries.shape[1])[:, None] for grad in (grad_entropy, grad_dice)
+                )  # (t*M, 1)
                 # d dice / dp = overlap / total^2 - 2 t / total, and dp / dlogit = p (1 - p)
                 slope = torch.addcmul((overlap / total**2)[:, None], target, (-2 / total)[:, None])
-                slope.mul_(grad_dice[layer]).mul_(torch.addcmul(probabilities, probabilities, probabilities, value=-1))
-                slope.add_((probabilities - target).mul_(grad_entropy[layer] / columns.shape[1]))
-                grad_logits.scatter_(1, columns, slope)
-                grad_embeddings[layer, image, queries] = grad_logits @ sampled
-                grad_sampled.addmm_(grad_logits.T, embeddings[layer, image, queries])
-                grad_logits.scatter_(1, columns, 0.0)
+                slope.mul_(along_dice).mul_(torch.addcmul(probabilities, probabilities, probabilities, value=-1))
+                slope.add_((probabilities - target).mul_(along_entropy / columns.shape[1]))
+                grad_rows = grad_logits[: len(rows)].scatter_(1, columns, slope)
+                grad_embeddings[layers, image].scatter_(
+                    1, _along(queries[layers], embeddings), (grad_rows @ sampled).unflatten(0, queries[layers].shape)
+                )
+                grad_sampled.addmm_(grad_rows.T, rows)
+                grad_rows.scatter_(1, columns, 0.0)
             grad_features[image] = spread_to_features(grad_sampled, at, *features.shape[2:])
         return grad_embeddings, grad_features, None, None, None, None, None
+
+
+def _pairs(matches: Matches, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Of each image (query indices, target indices), (T, M) each, uploaded together."""
+    per_image = [torch.stack([torch.stack(pair) for pair in layers]) for layers in zip(*matches, strict=True)]
+    flat = torch.cat([pairs.flatten() for pairs in per_image]).to(device)
+    parts = flat.split([pairs.numel() for pairs in per_image])
+    return [part.view_as(pairs).unbind(1) for part, pairs in zip(parts, per_image, strict=True)]
+
+
+def _layers(queries: Tensor, points: int) -> list[slice]:
+    """The layers in parts to work on together; queries (T, M)."""
+    layers, matched = queries.shape
+    step = layers_at_once(queries.device, layers, matched * points)
+    return [slice(start, min(start + step, layers)) for start in range(0, layers, step)]
+
+
+def _rows(embeddings: Tensor, image: int, layers: slice, queries: Tensor) -> Tensor:
+    """Embeddings of the matched queries, layer by layer: (T, B, Q, E) and (T, M) -> (t*M, E)."""
+    return embeddings[layers, image].gather(1, _along(queries[layers], embeddings)).flatten(0, 1)
+
+
+def _along(queries: Tensor, embeddings: Tensor) -> Tensor:
+    """(t, M) -> (t, M, E): the same query for all channels."""
+    return queries[..., None].expand(-1, -1, embeddings.shape[-1])
 
 
 def real_extent(pixel_mask: Tensor | None, features: Tensor) -> Tensor:

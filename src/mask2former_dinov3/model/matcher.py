@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .points import sample_features, sample_targets
+from .points import layers_at_once, sample_features, sample_targets
 from .transformer_decoder import QueryPredictions
 
 # T prediction layers, B batch, Q queries, K classes, N instances of one image, P points, E mask channels
@@ -38,9 +38,11 @@ class HungarianMatcher:
         self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
 
     def cost(self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-        """class_logits (Q, K+1), mask_logits (Q, P), labels (N,), targets (N, P) -> cost of each pair, (Q, N)."""
-        cross_entropy, dice = pairwise_costs(mask_logits, targets)  # (Q, N)
-        class_cost = -class_logits.softmax(-1)[:, labels]  # (Q, N)
+        """class_logits (..., Q, K+1), mask_logits (..., Q, P), labels (N,), targets (N, P) -> cost of each pair,
+        (..., Q, N).
+        """
+        cross_entropy, dice = pairwise_costs(mask_logits, targets)  # (..., Q, N)
+        class_cost = -class_logits.softmax(-1)[..., labels]  # (..., Q, N)
         cost = self.mask_weight * cross_entropy + self.class_weight * class_cost + self.dice_weight * dice
         largest = torch.finfo(cost.dtype).max
         return torch.nan_to_num(cost, nan=largest, posinf=largest, neginf=largest)
@@ -57,9 +59,16 @@ class HungarianMatcher:
         for image, (masks, labels, at) in enumerate(zip(mask_labels, class_labels, points, strict=True)):
             targets = sample_targets(masks, at)  # (N, P)
             sampled = sample_features(predictions.mask_features[image], at, out=buffer).T  # (E, P)
-            layers = zip(predictions.class_logits[:, image], predictions.mask_embeddings[:, image], strict=True)
-            # One layer at a time: the logits (Q, P) of all would not fit a CPU's cache.
-            costs.append(torch.stack([self.cost(logits, rows @ sampled, labels, targets) for logits, rows in layers]))
+            logits, embeddings = predictions.class_logits[:, image], predictions.mask_embeddings[:, image]
+            some = layers_at_once(points.device, len(logits), logits.shape[1] * len(at))
+            costs.append(
+                torch.cat(
+                    [
+                        self.cost(classes, rows @ sampled, labels, targets)
+                        for classes, rows in zip(logits.split(some), embeddings.split(some), strict=True)
+                    ]
+                )
+            )  # (T, Q, N)
         host = torch.cat([cost.flatten() for cost in costs]).cpu()  # one transfer for all layers and images
         per_image = [
             block.view(cost.shape).numpy()

@@ -214,6 +214,17 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
             maps = tapped_maps(self.backbone, self.config, pixel_values)
         return list(self.neck(maps))
 
+    def predict(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        output_masks: bool = True,
+        output_auxiliary_logits: bool = False,
+    ) -> tuple[QueryPredictions, Mask2FormerDinov3Output]:
+        """Pixels to predictions, and the logits that are asked for: all that is one graph under `torch.compile`."""
+        predictions = self.head.predict(self.feature_maps(pixel_values), pixel_mask)
+        return predictions, dense_output(predictions, output_masks, output_auxiliary_logits)
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -230,20 +241,39 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         see `loss.loss_normalizers`; by default those of this batch. output_masks: make dense masks; by default
         always, except in train mode with labels. Raises ValueError for sizes that are not multiples of 32.
         """
-        _check_inputs(pixel_values, mask_labels, class_labels, pixel_mask)
-        predictions = self.head.predict(self.feature_maps(pixel_values), pixel_mask)
         if output_masks is None:
             output_masks = not (self.training and mask_labels is not None)
-        output = dense_output(predictions, output_masks, output_auxiliary_logits)
-        if mask_labels is not None and class_labels is not None:
-            output.loss_dict = self.criterion(predictions, mask_labels, class_labels, pixel_mask, normalizers)
-            output.loss = torch.stack(list(output.loss_dict.values())).sum()
+        if mask_labels is None and class_labels is None:
+            _check_images(pixel_values, pixel_mask)
+            return self.predict(pixel_values, pixel_mask, output_masks, output_auxiliary_logits)[1]
+        labels = {"mask_labels": mask_labels, "class_labels": class_labels, "normalizers": normalizers}
+        options = {"output_masks": output_masks, "output_auxiliary_logits": output_auxiliary_logits}
+        output: Mask2FormerDinov3Output = self._forward_with_labels(pixel_values, pixel_mask, **options, **labels)
+        return output
+
+    # One more frame, so that torch.compile makes one graph of `predict` and none of what depends on the labels: that
+    # would be compiled anew for every number of instances.
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    def _forward_with_labels(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        *,
+        output_masks: bool,
+        output_auxiliary_logits: bool,
+        mask_labels: list[Tensor] | None,
+        class_labels: list[Tensor] | None,
+        normalizers: Tensor | None,
+    ) -> Mask2FormerDinov3Output:
+        _check_images(pixel_values, pixel_mask)
+        masks, classes = _checked_labels(mask_labels, class_labels, pixel_values.shape[2], pixel_values.shape[3])
+        predictions, output = self.predict(pixel_values, pixel_mask, output_masks, output_auxiliary_logits)
+        output.loss_dict = self.criterion(predictions, masks, classes, pixel_mask, normalizers)
+        output.loss = torch.stack(list(output.loss_dict.values())).sum()
         return output
 
 
-def _check_inputs(
-    pixel_values: Tensor, mask_labels: list[Tensor] | None, class_labels: list[Tensor] | None, pixel_mask: Tensor | None
-) -> None:
+def _check_images(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
     """Raise ValueError for what would otherwise fail deep inside, or not fail at all."""
     height, width = pixel_values.shape[2:]
     for name, size in (("height", height), ("width", width)):
@@ -258,11 +288,18 @@ def _check_inputs(
         raise ValueError(
             f"pixel_mask: expected shape {(len(pixel_values), height, width)}, got {tuple(pixel_mask.shape)}"
         )
-    if (mask_labels is None) != (class_labels is None):
+
+
+def _checked_labels(
+    mask_labels: list[Tensor] | None, class_labels: list[Tensor] | None, height: int, width: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The labels, both there. Raises ValueError when they do not fit each other or the canvas."""
+    if mask_labels is None or class_labels is None:
         raise ValueError("mask_labels and class_labels go together: give both or neither")
-    for image, (masks, classes) in enumerate(zip(mask_labels or (), class_labels or (), strict=True)):
+    for image, (masks, classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
         if masks.shape != (len(classes), height, width):
             raise ValueError(
                 f"mask_labels[{image}]: expected shape {(len(classes), height, width)} "
                 f"({len(classes)} class_labels on this canvas), got {tuple(masks.shape)}"
             )
+    return mask_labels, class_labels

@@ -14,7 +14,19 @@ from .bags import TransposedBags, bag
 # canvas from edge to edge, so (0, 0) is the corner of the first pixel, not its centre.
 # On a CPU new memory costs more than arithmetic: what is small enough is taken from what was just given back.
 POINTS_AT_ONCE = 8192
+# On a GPU every operation costs its launch, so few large ones; bounds the memory (float32, some five arrays at a time).
+ELEMENTS_AT_ONCE = 2**26
 RandomPoints = Callable[..., Tensor]  # called as torch.rand: random(n, p, 2, device=...)
+
+
+def layers_at_once(device: torch.device, layers: int, elements: int) -> int:
+    """How many of the layers, `elements` numbers each, to work on together: on a CPU one, which its cache holds."""
+    return 1 if device.type == "cpu" else max(1, min(layers, ELEMENTS_AT_ONCE // max(elements, 1)))
+
+
+def _some(points: Tensor) -> int:
+    """How many points to work on together."""
+    return POINTS_AT_ONCE if points.device.type == "cpu" else len(points)
 
 
 def corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -42,7 +54,7 @@ def sample_features(features: Tensor, points: Tensor, out: Tensor) -> Tensor:
     """
     channels, height, width = features.shape
     rows = features.permute(1, 2, 0).reshape(-1, channels)
-    for some, target in zip(points.split(POINTS_AT_ONCE), out.split(POINTS_AT_ONCE), strict=True):
+    for some, target in zip(points.split(_some(points)), out.split(_some(points)), strict=True):
         target.copy_(bag(rows, *corners(some, height, width)))
     return out
 
@@ -60,7 +72,7 @@ def sample_targets(masks: Tensor, points: Tensor) -> Tensor:
     """The same for targets, which stay bytes. masks (N, H, W) bool or uint8, points (P, 2) -> (N, P) float32."""
     pixels = masks.flatten(1).view(torch.uint8)
     values = torch.zeros(len(masks), len(points), device=masks.device)
-    for some, target in zip(points.split(POINTS_AT_ONCE), values.split(POINTS_AT_ONCE, dim=1), strict=True):
+    for some, target in zip(points.split(_some(points)), values.split(_some(points), dim=1), strict=True):
         index, weight = corners(some, masks.shape[1], masks.shape[2])  # (n, 4)
         for corner, share in zip(index.unbind(1), weight.unbind(1), strict=True):
             if pixels.device.type == "cpu":  # on bytes NumPy is several times as fast as index_select
