@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -256,7 +257,9 @@ def test_train__not_finite_gradient_stops_before_the_weights_are_spoilt(
 
 
 def test_train__a_full_disk_leaves_what_was_saved(toy_dataset: Path, tmp_path: Path) -> None:
-    """Writing fails for real: the process may not write files over 4 MB from the third step on."""
+    """Writing fails for real: the process may not write files over 4 MB from the third step on. Data workers, who
+    ignore the signal by which Python ends them, end before the error is out: it would never let the process end.
+    """
     run = tmp_path / "run"
     config = make_config(toy_dataset, run, max_train_steps=1)
     train(config)
@@ -266,7 +269,8 @@ def test_train__a_full_disk_leaves_what_was_saved(toy_dataset: Path, tmp_path: P
     try:
         options = {"max_train_steps": 3, "resume_from_checkpoint": "latest", "checkpointing_steps": 2}
         with pytest.raises(CheckpointError, match="could not be written"):
-            train(make_config(toy_dataset, run, **options))
+            train(make_config(toy_dataset, run, **options, dataloader_num_workers=2))
+        assert not multiprocessing.active_children()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert {path.name: path.read_bytes() for path in (run / "last").iterdir()} == before

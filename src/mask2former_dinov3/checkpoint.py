@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from . import __version__
 from .errors import CheckpointError
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_card import model_card
@@ -150,8 +151,9 @@ def load_checkpoint(path: Path, model: Mask2FormerDinov3ForInstanceSegmentation)
 
 def made_by() -> dict[str, str]:
     """Versions, and the git commit when the package runs from a checkout."""
-    packages = ("mask2former-dinov3", "torch", "transformers", "accelerate", "numpy")
-    result = {"python": platform.python_version()} | {name: version(name) for name in packages}
+    packages = ("torch", "transformers", "accelerate", "numpy")
+    result = {"mask2former-dinov3": __version__, "python": platform.python_version()}
+    result |= {name: version(name) for name in packages}
     package = Path(__file__).parent
     if shutil.which("git") is None:
         return result

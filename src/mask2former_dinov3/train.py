@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,7 @@ def loop(run: Run, wrapped: Any) -> None:
     """Optimiser steps from the run's place to its end, with logging, evaluation and saving in between."""
     config, state, last_step = run.config, run.state, run.order.last_step
     log = RunLog(run.accelerator, run.output_dir, first_step=state.step, num_steps=last_step)
-    with log, StopRequest() as stop:
-        batches = training_batches(run)
+    with log, StopRequest() as stop, training_batches(run) as batches:
         wrapped.train()
         sums, since = torch.zeros(len(LOGGED) + 1, dtype=torch.float64), state.step
         while state.step < last_step:
@@ -185,8 +184,13 @@ def start_run(config: TrainConfig, accelerator: Accelerator, data: dict[str, Coc
     return run, wrapped
 
 
-def training_batches(run: Run) -> Iterator[dict[str, Any]]:
-    """This process's batches from the run's step to its end."""
+@contextmanager
+def training_batches(run: Run) -> Iterator[Iterator[dict[str, Any]]]:
+    """This process's batches from the run's step to its end; its workers end with the block, however that ends.
+
+    An error's traceback would keep their iterator alive until Python ends, which then waits for them for ever: they
+    ignore the signal by which it ends them.
+    """
     config, processor = run.config, run.processor
     dataset = CocoInstanceDataset(
         run.data["train"],
@@ -209,7 +213,12 @@ def training_batches(run: Run) -> Iterator[dict[str, Any]]:
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, so that starting workers does not move the random points
     )
-    return iter(loader)
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        if config.dataloader_num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # no public name for it
 
 
 def next_window(
