@@ -25,8 +25,8 @@ def test_sample_targets__equals_grid_sample(dtype: torch.dtype) -> None:
     masks = (torch.rand(5, 13, 9) > 0.5).to(dtype)
     points = torch.rand(400, 2) * 1.2 - 0.1  # some outside
     expected = on_a_grid(masks[None].float(), points[None])[0]
-    torch.testing.assert_close(sample_targets(masks, points), expected, atol=1e-5, rtol=0)
-    assert sample_targets(masks[:0], points).shape == (0, 400)
+    torch.testing.assert_close(sample_targets([masks], points[None])[0], expected, atol=1e-5, rtol=0)
+    assert sample_targets([masks[:0]], points[None]).shape == (1, 0, 400)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -38,11 +38,11 @@ def test_sample_features__equals_grid_sample_with_its_gradient(
     features = torch.randn(2, 6, 13, 9).contiguous(memory_format=memory_format).requires_grad_()
     points = torch.rand(2, 450, 2) * 1.2 - 0.1
     expected = on_a_grid(features, points).transpose(1, 2)
-    got = sample_features(features[1].detach(), points[1], out=torch.empty(450, 6))
-    torch.testing.assert_close(got, expected[1], atol=1e-5, rtol=0)
+    got = sample_features(features.detach(), points, out=torch.empty(2, 450, 6))
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     grad = torch.randn_like(expected)
     (theirs,) = torch.autograd.grad(expected, features, grad)
-    torch.testing.assert_close(spread_to_features(grad[1], points[1], 13, 9), theirs[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(spread_to_features(grad, points, 13, 9), theirs, atol=1e-4, rtol=0)
 
 
 def test_choose_points__keeps_the_least_certain_and_all_of_the_rest() -> None:
@@ -81,13 +81,18 @@ def test_criterion__reads_real_pixels_only() -> None:
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("together", [1, 3])
-def test_criterion__gradients_equal_those_of_the_plain_form(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The losses with a backward pass of their own, against torch's operations and autograd on the same points; layer
-    by layer as on a CPU, and three of the four together as on a GPU.
+@pytest.mark.parametrize("together", [False, True])
+def test_criterion__gradients_equal_those_of_the_plain_form(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses with a backward pass of their own, against torch's operations and autograd on the same points; image
+    by image and layer by layer as on a CPU, and three layers of all images together as on a GPU.
     """
-    for module in (loss_module, matcher_module):
-        monkeypatch.setattr(module, "layers_at_once", lambda *_: together)
+
+    def parts(device: torch.device, count: int, elements: int) -> list[slice]:
+        return [slice(0, 3), slice(3, count)] if count > 3 else [slice(0, count)]
+
+    if together:
+        for module in (loss_module, matcher_module):
+            monkeypatch.setattr(module, "in_parts", parts)
     model = small_model().eval()
     batch = labels([4, 9])  # more instances than queries on the second image
     pixel_values = torch.randn(2, 3, 64, 96)

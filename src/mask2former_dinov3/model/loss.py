@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +16,15 @@ from .matcher import HungarianMatcher, Matches
 from .points import (
     RandomPoints,
     choose_points,
-    layers_at_once,
+    in_parts,
     sample_features,
     sample_targets,
     spread_to_features,
 )
 from .transformer_decoder import QueryPredictions
 
-# T prediction layers, B batch, Q queries, K classes, E mask channels, N instances of an image, M matched pairs,
-# P points that a loss reads, R points it chooses them from
+# T prediction layers, t of them, B batch, G images of it, Q queries, K classes, E mask channels, N instances of an
+# image, M matched pairs, P points that a loss reads, R points it chooses them from
 
 
 def loss_normalizers(class_labels: list[Tensor], num_queries: int, no_object_weight: float) -> Tensor:
@@ -134,8 +135,8 @@ class _MaskLosses(torch.autograd.Function):
 
     embeddings (T, B, Q, E), features (B, E, h, w); points (B, R, 2), of which the first `candidates` compete for the
     `uncertain` places of each mask and the rest are read by all; mask_labels B x (N, H, W) uint8 or bool.
-    One image and some layers at a time, forward and backward: logits (M, R) of all images never exist together, and
-    what is saved grows with the P points that the losses read, not with the image. No double backward.
+    Some images and some layers at a time, forward and backward: logits (M, R) of all never exist together, and what
+    is saved grows with the P points that the losses read, not with the image. No double backward.
     """
 
     @staticmethod
@@ -151,88 +152,106 @@ class _MaskLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         sums = embeddings.new_zeros(len(embeddings), 2)
         saved: list[Tensor] = []
-        sampled = features.new_empty(points.shape[1], features.shape[1])  # (R, E), for one image after the other
-        for image, (queries, instances) in enumerate(_pairs(matches, features.device)):
-            at = points[image]
-            targets = sample_targets(mask_labels[image], at)  # (N, R)
-            sample_features(features[image], at, out=sampled)
-            parts = _layers(queries, len(at))
-            logits = features.new_empty(parts[0].stop * queries.shape[1], len(at))  # for one part after the other
-            for layers in parts:
-                rows = _rows(embeddings, image, layers, queries)  # (t*M, E), t layers
-                torch.mm(rows, sampled.T, out=logits[: len(rows)])
-                columns = choose_points(logits[: len(rows)], candidates, uncertain)  # (t*M, P)
+        groups = _groups(matches, points, features.shape[1])
+        buffer = features.new_empty(groups[0].images.stop, points.shape[1], features.shape[1])  # for all groups in turn
+        for group in groups:
+            at = points[group.images]
+            targets = sample_targets(mask_labels[group.images], at)  # (G, N, R)
+            first = torch.arange(len(at), device=at.device)[:, None, None] * targets.shape[1]  # (G, 1, 1)
+            sampled = sample_features(features[group.images], at, out=buffer[: len(at)])  # (G, R, E)
+            for layers in group.parts:
+                logits = torch.bmm(group.rows(embeddings, layers), sampled.mT).flatten(0, 1)  # (G*t*M, R)
+                columns = choose_points(logits, candidates, uncertain)  # (G*t*M, P)
                 values = logits.gather(1, columns)
-                target = targets.take(columns + instances[layers].reshape(-1, 1) * len(at))  # (t*M, P)
+                row = (first + group.instances[:, layers]).reshape(-1, 1)  # (G*t*M, 1) into (G*N, R)
+                target = targets.take(row * targets.shape[2] + columns)  # (G*t*M, P)
                 entropy = (F.softplus(values).sum(1) - torch.linalg.vecdot(values, target)) / values.shape[1]
                 probabilities = values.sigmoid_()
                 overlap = 2 * torch.linalg.vecdot(probabilities, target) + 1
                 total = probabilities.sum(1) + target.sum(1) + 1
                 for column, loss in enumerate((entropy, 1 - overlap / total)):
-                    sums[layers, column] += loss.view_as(queries[layers]).sum(1)
+                    sums[layers, column] += (loss.view(group.shape(layers)) * group.real).sum((0, 2))
                 saved += [columns.int(), probabilities, target, overlap, total]
-            saved.append(queries)
         ctx.save_for_backward(embeddings, features, points, *saved)
+        ctx.groups = groups
         return sums[:, 0], sums[:, 1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_entropy: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, features, points, *saved = ctx.saved_tensors
+        groups: list[_Group] = ctx.groups
         grad_embeddings = torch.zeros_like(embeddings)
         grad_features = torch.empty_like(features, memory_format=torch.channels_last)
-        sampled = features.new_empty(points.shape[1], features.shape[1])  # (R, E)
-        grad_sampled = torch.empty_like(sampled)
-        for image, at in reversed(list(enumerate(points))):  # from the last on: what was saved goes as it is used
-            sample_features(features[image], at, out=sampled)
-            grad_sampled.zero_()
-            queries = saved.pop()  # (T, M)
-            parts = _layers(queries, len(at))
-            grad_logits = features.new_zeros(parts[0].stop * queries.shape[1], len(at))  # (t*M, R)
-            for layers in reversed(parts):
-                total, overlap, target, probabilities, columns = (saved.pop() for _ in range(5))
+        buffer = features.new_empty(groups[0].images.stop, points.shape[1], features.shape[1])
+        grad_buffer = torch.empty_like(buffer)
+        parts = iter(zip(*[iter(saved)] * 5, strict=True))
+        for group in groups:
+            at = points[group.images]
+            sampled = sample_features(features[group.images], at, out=buffer[: len(at)])  # (G, R, E)
+            grad_sampled = grad_buffer[: len(at)].zero_()
+            grad_logits = features.new_zeros(math.prod(group.shape(group.parts[0])), at.shape[1])  # (G*t*M, R)
+            for layers in group.parts:
+                columns, probabilities, target, overlap, total = next(parts)
                 columns = columns.long()
-                rows = _rows(embeddings, image, layers, queries)  # (t*M, E)
                 along_entropy, along_dice = (
-                    grad[layers].repeat_interleave(queries.shape[1])[:, None] for grad in (grad_entropy, grad_dice)
-                )  # (t*M, 1)
+                    (grad[layers, None] * group.real).reshape(-1, 1) for grad in (grad_entropy, grad_dice)
+                )  # (G*t*M, 1)
                 # d dice / dp = overlap / total^2 - 2 t / total, and dp / dlogit = p (1 - p)
                 slope = torch.addcmul((overlap / total**2)[:, None], target, (-2 / total)[:, None])
                 slope.mul_(along_dice).mul_(torch.addcmul(probabilities, probabilities, probabilities, value=-1))
                 slope.add_((probabilities - target).mul_(along_entropy / columns.shape[1]))
-                grad_rows = grad_logits[: len(rows)].scatter_(1, columns, slope)
-                grad_embeddings[layers, image].scatter_(
-                    1, _along(queries[layers], embeddings), (grad_rows @ sampled).unflatten(0, queries[layers].shape)
-                )
-                grad_sampled.addmm_(grad_rows.T, rows)
-                grad_rows.scatter_(1, columns, 0.0)
-            grad_features[image] = spread_to_features(grad_sampled, at, *features.shape[2:])
+                grad = grad_logits[: len(slope)].scatter_(1, columns, slope).unflatten(0, (len(at), -1))  # (G, t*M, R)
+                group.add_rows(grad_embeddings, layers, torch.bmm(grad, sampled))
+                grad_sampled.baddbmm_(grad.mT, group.rows(embeddings, layers))
+                grad_logits[: len(slope)].scatter_(1, columns, 0.0)
+            grad_features[group.images] = spread_to_features(grad_sampled, at, *features.shape[2:])
         return grad_embeddings, grad_features, None, None, None, None, None
 
 
-def _pairs(matches: Matches, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Of each image (query indices, target indices), (T, M) each, uploaded together."""
-    per_image = [torch.stack([torch.stack(pair) for pair in layers]) for layers in zip(*matches, strict=True)]
-    flat = torch.cat([pairs.flatten() for pairs in per_image]).to(device)
-    parts = flat.split([pairs.numel() for pairs in per_image])
-    return [part.view_as(pairs).unbind(1) for part, pairs in zip(parts, per_image, strict=True)]
+class _Group(NamedTuple):
+    """G images that are worked on together, and M matched pairs of each layer and image, the most that one has."""
+
+    images: slice
+    queries: Tensor  # (G, T, M); 0 where an image has fewer pairs
+    instances: Tensor
+    real: Tensor  # (G, 1, M) float32; 0 there, else 1
+    parts: list[slice]  # layers that are worked on together
+
+    def shape(self, layers: slice) -> tuple[int, int, int]:
+        """(G, t, M) for t layers."""
+        return len(self.queries), layers.stop - layers.start, self.queries.shape[2]
+
+    def rows(self, embeddings: Tensor, layers: slice) -> Tensor:
+        """Embeddings of the matched queries: (T, B, Q, E) -> (G, t*M, E)."""
+        own = embeddings[layers, self.images].transpose(0, 1)  # (G, t, Q, E)
+        return own.gather(2, self._along(layers, own)).flatten(1, 2)
+
+    def add_rows(self, grad_embeddings: Tensor, layers: slice, grad: Tensor) -> None:
+        """The gradient of `rows`: grad (G, t*M, E) is added to (T, B, Q, E)."""
+        own = grad_embeddings[layers, self.images].transpose(0, 1)
+        own.scatter_add_(2, self._along(layers, own), grad.view(*self.shape(layers), -1))
+
+    def _along(self, layers: slice, embeddings: Tensor) -> Tensor:
+        """(G, t, M, E): the same query for all channels."""
+        return self.queries[:, layers, :, None].expand(-1, -1, -1, embeddings.shape[-1])
 
 
-def _layers(queries: Tensor, points: int) -> list[slice]:
-    """The layers in parts to work on together; queries (T, M)."""
-    layers, matched = queries.shape
-    step = layers_at_once(queries.device, layers, matched * points)
-    return [slice(start, min(start + step, layers)) for start in range(0, layers, step)]
-
-
-def _rows(embeddings: Tensor, image: int, layers: slice, queries: Tensor) -> Tensor:
-    """Embeddings of the matched queries, layer by layer: (T, B, Q, E) and (T, M) -> (t*M, E)."""
-    return embeddings[layers, image].gather(1, _along(queries[layers], embeddings)).flatten(0, 1)
-
-
-def _along(queries: Tensor, embeddings: Tensor) -> Tensor:
-    """(t, M) -> (t, M, E): the same query for all channels."""
-    return queries[..., None].expand(-1, -1, embeddings.shape[-1])
+def _groups(matches: Matches, points: Tensor, channels: int) -> list[_Group]:
+    """The images in groups; points (B, R, 2)."""
+    counts = [len(queries) for queries, _ in matches[0]]
+    (batch, num_points, _), num_layers = points.shape, len(matches)
+    table = torch.zeros(3, batch, num_layers, max(counts), dtype=torch.long)
+    for layer, images in enumerate(matches):
+        for image, (queries, instances) in enumerate(images):
+            table[:, image, layer, : counts[image]] = torch.stack((queries, instances, torch.ones_like(queries)))
+    table = table.to(points.device)  # all of them together
+    groups = []
+    for some in in_parts(points.device, batch, num_points * channels):
+        queries, instances, real = table[:, some, :, : max(counts[some])]
+        parts = in_parts(points.device, num_layers, queries[:, 0].numel() * num_points)
+        groups.append(_Group(some, queries, instances, real[:, :1].float(), parts))
+    return groups
 
 
 def real_extent(pixel_mask: Tensor | None, features: Tensor) -> Tensor:

@@ -6,24 +6,26 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from .points import layers_at_once, sample_features, sample_targets
+from .points import in_parts, sample_features, sample_targets
 from .transformer_decoder import QueryPredictions
 
-# T prediction layers, B batch, Q queries, K classes, N instances of one image, P points, E mask channels
+# T prediction layers, B batch, G images worked on together, Q queries, K classes, N instances of one image, P points,
+# E mask channels
 Matches = list[list[tuple[Tensor, Tensor]]]  # [layer][image] -> (query indices, target indices), each (min(Q, N),)
 
 
 def pairwise_costs(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Mean binary cross entropy and dice loss of every query with every target.
 
-    logits (..., Q, P), targets (N, P) in [0, 1] -> two tensors (..., Q, N).
+    logits (..., Q, P), targets (..., N, P) in [0, 1] -> two tensors (..., Q, N).
     """
     # -t log s(x) - (1 - t) log(1 - s(x)) = softplus(x) - t x, so one product with the targets is enough.
-    cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - logits @ targets.T) / logits.shape[-1]
+    cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - logits @ targets.mT) / logits.shape[-1]
     probabilities = logits.sigmoid()
-    overlap = 2 * probabilities @ targets.T
-    dice = 1 - (overlap + 1) / (probabilities.sum(-1, keepdim=True) + targets.sum(-1) + 1)
+    overlap = 2 * probabilities @ targets.mT
+    dice = 1 - (overlap + 1) / (probabilities.sum(-1, keepdim=True) + targets.sum(-1)[..., None, :] + 1)
     return cross_entropy, dice
 
 
@@ -38,11 +40,13 @@ class HungarianMatcher:
         self.class_weight, self.mask_weight, self.dice_weight = class_weight, mask_weight, dice_weight
 
     def cost(self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-        """class_logits (..., Q, K+1), mask_logits (..., Q, P), labels (N,), targets (N, P) -> cost of each pair,
-        (..., Q, N).
+        """Cost of each pair, (G, R, N), for the R queries of G images, of one layer or of several.
+
+        class_logits (G, R, K+1), mask_logits (G, R, P), labels (G, N), targets (G, N, P).
         """
-        cross_entropy, dice = pairwise_costs(mask_logits, targets)  # (..., Q, N)
-        class_cost = -class_logits.softmax(-1)[..., labels]  # (..., Q, N)
+        cross_entropy, dice = pairwise_costs(mask_logits, targets)
+        columns = labels[:, None].expand(-1, class_logits.shape[1], -1)  # (G, R, N)
+        class_cost = -class_logits.softmax(-1).gather(2, columns)
         cost = self.mask_weight * cross_entropy + self.class_weight * class_cost + self.dice_weight * dice
         largest = torch.finfo(cost.dtype).max
         return torch.nan_to_num(cost, nan=largest, posinf=largest, neginf=largest)
@@ -54,30 +58,31 @@ class HungarianMatcher:
         """mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,); points (B, P, 2) in [0, 1]:
         where the masks of an image are compared, in all layers. In the dtype of the predictions.
         """
-        costs = []
-        buffer = points.new_empty(points.shape[1], predictions.mask_features.shape[1])  # (P, E)
-        for image, (masks, labels, at) in enumerate(zip(mask_labels, class_labels, points, strict=True)):
-            targets = sample_targets(masks, at)  # (N, P)
-            sampled = sample_features(predictions.mask_features[image], at, out=buffer).T  # (E, P)
-            logits, embeddings = predictions.class_logits[:, image], predictions.mask_embeddings[:, image]
-            some = layers_at_once(points.device, len(logits), logits.shape[1] * len(at))
-            costs.append(
-                torch.cat(
-                    [
-                        self.cost(classes, rows @ sampled, labels, targets)
-                        for classes, rows in zip(logits.split(some), embeddings.split(some), strict=True)
-                    ]
-                )
-            )  # (T, Q, N)
+        class_logits, embeddings = (x.transpose(0, 1) for x in predictions[:2])  # (B, T, Q, K+1) and (B, T, Q, E)
+        (batch, layers, queries, channels), num_points = embeddings.shape, points.shape[1]
+        labels = pad_sequence(class_labels, batch_first=True)  # (B, N)
+        costs: list[Tensor] = []
+        groups = in_parts(points.device, batch, num_points * channels)
+        buffer = points.new_empty(groups[0].stop, num_points, channels)  # for one group after the other
+        for group in groups:
+            at = points[group]
+            targets = sample_targets(mask_labels[group], at)  # (G, N, P)
+            sampled = sample_features(predictions.mask_features[group], at, out=buffer[: len(at)])  # (G, P, E)
+            own = labels[group, : targets.shape[1]]
+            parts = in_parts(points.device, layers, len(at) * queries * num_points)
+            of_layers = [[x[group, some].flatten(1, 2) for x in (class_logits, embeddings)] for some in parts]
+            found = [self.cost(logits, rows @ sampled.mT, own, targets) for logits, rows in of_layers]  # (G, t*Q, N)
+            costs.append(torch.cat(found, dim=1).unflatten(1, (layers, queries)))  # (G, T, Q, N)
         host = torch.cat([cost.flatten() for cost in costs]).cpu()  # one transfer for all layers and images
-        per_image = [
-            block.view(cost.shape).numpy()
-            for block, cost in zip(host.split([c.numel() for c in costs]), costs, strict=True)
-        ]
+        blocks = host.split([cost.numel() for cost in costs])
+        per_image = [image for block, cost in zip(blocks, costs, strict=True) for image in block.view(cost.shape)]
         return [
-            [
-                (torch.from_numpy(rows), torch.from_numpy(columns))
-                for rows, columns in (linear_sum_assignment(cost[layer]) for cost in per_image)
-            ]
-            for layer in range(len(predictions.class_logits))
+            [_assignment(image[layer, :, : len(own)]) for image, own in zip(per_image, class_labels, strict=True)]
+            for layer in range(layers)
         ]
+
+
+def _assignment(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """cost (Q, N) -> the pairs that cost least together, (min(Q, N),) twice."""
+    rows, columns = linear_sum_assignment(cost.numpy())
+    return torch.from_numpy(rows), torch.from_numpy(columns)

@@ -9,32 +9,32 @@ import torch
 from torch import Tensor
 
 from .bags import TransposedBags, bag
+from .deformable_attention import deformable_attention
 
-# E mask channels, N masks, M rows of logits, P points, H x W the masks' size. A point is (x, y); [0, 1] spans the
-# canvas from edge to edge, so (0, 0) is the corner of the first pixel, not its centre.
+# G images worked on together, E mask channels, N masks, M rows of logits, P points, H x W the masks' size. A point is
+# (x, y); [0, 1] spans the canvas from edge to edge, so (0, 0) is the corner of the first pixel, not its centre.
 # On a CPU new memory costs more than arithmetic: what is small enough is taken from what was just given back.
 POINTS_AT_ONCE = 8192
-# On a GPU every operation costs its launch, so few large ones; bounds the memory (float32, some five arrays at a time).
-ELEMENTS_AT_ONCE = 2**26
+# On a GPU every operation costs its launch, so few large ones; bounds the memory (float32, some five such arrays).
+ELEMENTS_AT_ONCE = 2**27
 RandomPoints = Callable[..., Tensor]  # called as torch.rand: random(n, p, 2, device=...)
 
 
-def layers_at_once(device: torch.device, layers: int, elements: int) -> int:
-    """How many of the layers, `elements` numbers each, to work on together: on a CPU one, which its cache holds."""
-    return 1 if device.type == "cpu" else max(1, min(layers, ELEMENTS_AT_ONCE // max(elements, 1)))
+def in_parts(device: torch.device, count: int, elements: int) -> list[slice]:
+    """Things 0..count, arrays of `elements` numbers each, in parts to work on together.
 
-
-def _some(points: Tensor) -> int:
-    """How many points to work on together."""
-    return POINTS_AT_ONCE if points.device.type == "cpu" else len(points)
+    On a CPU one by one, each of which its cache may hold; elsewhere as many as ELEMENTS_AT_ONCE allows.
+    """
+    step = 1 if device.type == "cpu" else max(1, ELEMENTS_AT_ONCE // max(elements, 1))
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 def corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """The four pixels around each point and their bilinear weights; 0 for those outside the map.
 
-    points (P, 2) -> index (P, 4) int64 into the flattened map, weight (P, 4) float32.
+    points (..., 2) -> index (..., 4) int64 into the flattened map, weight (..., 4) float32.
     """
-    x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
     left, top = x.floor(), y.floor()
     rows: list[tuple[Tensor, Tensor]] = []  # (pixel, share) of the two rows, and of the two columns
     columns: list[tuple[Tensor, Tensor]] = []
@@ -44,42 +44,64 @@ def corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
             pairs.append((pixel.clamp(0, length - 1), (1 - (place - pixel).abs()) * inside))
     index = [row * width + column for row, _ in rows for column, _ in columns]
     weight = [down * along for _, down in rows for _, along in columns]
-    return torch.stack(index, dim=1).long(), torch.stack(weight, dim=1)
+    return torch.stack(index, dim=-1).long(), torch.stack(weight, dim=-1)
 
 
 def sample_features(features: Tensor, points: Tensor, out: Tensor) -> Tensor:
-    """Bilinear values at points, 0 outside. features (E, h, w), points (P, 2) -> out (P, E).
+    """Bilinear values at points, 0 outside. features (G, E, h, w), points (G, P, 2) -> out (G, P, E).
 
     The features are not copied if they lie channels last in memory. Has no gradient: see `spread_to_features`.
     """
-    channels, height, width = features.shape
-    rows = features.permute(1, 2, 0).reshape(-1, channels)
-    for some, target in zip(points.split(_some(points)), out.split(_some(points)), strict=True):
-        target.copy_(bag(rows, *corners(some, height, width)))
+    _, channels, height, width = features.shape
+    rows = features.permute(0, 2, 3, 1).reshape(len(features), -1, channels)  # (G, h*w, E)
+    if features.device.type != "cpu":
+        out.copy_(_sampled(rows, points, height, width))
+        return out
+    for image, at, target in zip(rows, points, out, strict=True):
+        for some, part in zip(at.split(POINTS_AT_ONCE), target.split(POINTS_AT_ONCE), strict=True):
+            part.copy_(bag(image, *corners(some, height, width)))
     return out
 
 
 def spread_to_features(grad: Tensor, points: Tensor, height: int, width: int) -> Tensor:
-    """The gradient of `sample_features`: grad (P, E), points (P, 2) -> (E, height, width), channels last in memory."""
-    index, weight = corners(points, height, width)
-    sums = grad.new_empty(height * width, grad.shape[1])
-    for rows, part in TransposedBags(index, len(sums))(grad, weight):
-        sums[rows] = part
-    return sums.view(height, width, -1).permute(2, 0, 1)
+    """The gradient of `sample_features`: grad (G, P, E), points (G, P, 2) -> (G, E, height, width), channels last."""
+    sums = grad.new_zeros(len(grad), height * width, grad.shape[2])
+    if grad.device.type != "cpu":
+        with torch.enable_grad():
+            sampled = _sampled(sums.requires_grad_(), points, height, width)
+        (sums,) = torch.autograd.grad(sampled, sums, grad)
+    else:
+        for image, at, target in zip(grad, points, sums, strict=True):
+            index, weight = corners(at, height, width)
+            for rows, part in TransposedBags(index, len(target))(image, weight):
+                target[rows] = part
+    return sums.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
-def sample_targets(masks: Tensor, points: Tensor) -> Tensor:
-    """The same for targets, which stay bytes. masks (N, H, W) bool or uint8, points (P, 2) -> (N, P) float32."""
-    pixels = masks.flatten(1).view(torch.uint8)
-    values = torch.zeros(len(masks), len(points), device=masks.device)
-    for some, target in zip(points.split(_some(points)), values.split(_some(points), dim=1), strict=True):
-        index, weight = corners(some, masks.shape[1], masks.shape[2])  # (n, 4)
-        for corner, share in zip(index.unbind(1), weight.unbind(1), strict=True):
-            if pixels.device.type == "cpu":  # on bytes NumPy is several times as fast as index_select
+def _sampled(rows: Tensor, points: Tensor, height: int, width: int) -> Tensor:
+    """rows (G, h*w, E), points (G, P, 2) -> (G, P, E): deformable attention of one head to one point."""
+    positions = (points * points.new_tensor([width, height]))[:, :, None, None, None]  # (G, P, 1, 1, 1, 2)
+    return deformable_attention(rows[:, :, None], [(height, width)], positions, torch.ones_like(positions[..., 0]))
+
+
+def sample_targets(masks: list[Tensor], points: Tensor) -> Tensor:
+    """The same for targets, which stay bytes. masks: G tensors (N, H, W) bool or uint8, points (G, P, 2) ->
+    (G, N, P) float32, N the most of one image; 0 for the masks that others lack.
+    """
+    values = torch.zeros(len(points), max(map(len, masks)), points.shape[1], device=points.device)
+    some = POINTS_AT_ONCE if points.device.type == "cpu" else points.shape[1]
+    for at, target in zip(points.split(some, dim=1), values.split(some, dim=2), strict=True):
+        indices, weights = corners(at, *masks[0].shape[1:])  # (G, n, 4)
+        for image, index, weight, part in zip(masks, indices, weights, target, strict=True):
+            pixels = image.flatten(1).view(torch.uint8)  # (N, H*W)
+            if pixels.device.type != "cpu":
+                taken = pixels.index_select(1, index.flatten()).unflatten(1, index.shape)  # (N, n, 4)
+                part[: len(pixels)] = (taken * weight).sum(-1)
+                continue
+            for corner, share in zip(index.unbind(1), weight.unbind(1), strict=True):
+                # On bytes NumPy is several times as fast as index_select.
                 taken = torch.from_numpy(np.take(pixels.numpy(), corner.numpy(), axis=1))
-            else:
-                taken = pixels.index_select(1, corner)
-            target.addcmul_(taken, share)
+                part[: len(pixels)].addcmul_(taken, share)
     return values
 
 
