@@ -66,16 +66,17 @@ def sample_features(features: Tensor, points: Tensor, out: Tensor) -> Tensor:
 def spread_to_features(grad: Tensor, points: Tensor, height: int, width: int) -> Tensor:
     """The gradient of `sample_features`: grad (G, P, E), points (G, P, 2) -> (G, E, height, width), channels last."""
     sums = grad.new_zeros(len(grad), height * width, grad.shape[2])
-    if grad.device.type != "cpu":
-        with torch.enable_grad():
-            sampled = _sampled(sums.requires_grad_(), points, height, width)
-        (sums,) = torch.autograd.grad(sampled, sums, grad)
-    else:
+    if grad.device.type == "cpu":
         for image, at, target in zip(grad, points, sums, strict=True):
             index, weight = corners(at, height, width)
             for rows, part in TransposedBags(index, len(target))(image, weight):
                 target[rows] = part
-    return sums.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+    else:
+        with torch.enable_grad():
+            sampled = _sampled(sums.requires_grad_(), points, height, width)
+        sums = torch.autograd.grad(sampled, [sums], [grad])[0]
+    per_pixel: Tensor = sums.unflatten(1, (height, width))
+    return per_pixel.permute(0, 3, 1, 2)
 
 
 def _sampled(rows: Tensor, points: Tensor, height: int, width: int) -> Tensor:
