@@ -194,6 +194,18 @@ def test_triton_attention__computes_only_the_gradients_that_are_wanted(interpret
     interpret(check_frozen)
 
 
+def check_compiled() -> None:
+    from mask2former_dinov3.model.deformable_triton import triton_attention
+
+    compiled = torch.compile(triton_attention, fullgraph=True, backend="aot_eager")
+    inputs = make_inputs(channels=8)
+    torch.testing.assert_close(results(compiled, inputs), results(plain_attention, inputs), atol=5e-5, rtol=1e-5)
+
+
+def test_triton_attention__is_an_operator_within_a_graph(interpret: Interpret) -> None:
+    interpret(check_compiled)
+
+
 def check_strides() -> None:
     from mask2former_dinov3.model.deformable_triton import triton_attention
 

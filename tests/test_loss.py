@@ -94,8 +94,8 @@ def test_criterion__gradients_equal_those_of_the_plain_form(together: bool, monk
         for module in (loss_module, matcher_module):
             monkeypatch.setattr(module, "in_parts", parts)
     model = small_model().eval()
-    batch = labels([4, 9])  # more instances than queries on the second image
-    pixel_values = torch.randn(2, 3, 64, 96)
+    batch = labels([4, 9, 0])  # more instances than queries on the second image, none on the third
+    pixel_values = torch.randn(3, 3, 64, 96)
 
     def gradients() -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
@@ -127,6 +127,8 @@ def plain_mask_losses(
     for layer, images in enumerate(matches):
         cross_entropy, dice = embeddings.new_zeros(()), embeddings.new_zeros(())
         for image, (queries, instances) in enumerate(images):
+            if not len(queries):
+                continue
             dense = torch.einsum("qe,ehw->qhw", embeddings[layer, image, queries], features[image])
             logits = on_a_grid(dense[None], points[image][None])[0]
             columns = choose_points(logits.detach(), candidates, uncertain)

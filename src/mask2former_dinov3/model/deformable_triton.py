@@ -9,14 +9,12 @@ the map is zero and gets no gradient. Only `deformable_attention` imports this m
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # B batch, S tokens of `value`, T tokens that look, A attention heads, d channels of a head, D its next power of two,
 # L levels, P points per head and level, N tokens of one program
@@ -30,6 +28,7 @@ from torch.autograd.function import once_differentiable
 FORWARD_WARPS = 4
 BACKWARD_WARPS = 1  # the sums over channels then cross no warp, and what is stored per token no barrier
 MAX_LEVELS = 4
+NAMESPACE = __name__.replace(".", "_")  # of torch's operators; this file may be there twice, as a model's own code
 SIZES = ["source_tokens", "tokens", *(f"{side}{level}" for level in range(MAX_LEVELS) for side in "hw")]
 
 
@@ -43,48 +42,87 @@ def triton_attention(
     assert positions.dtype == attention_weights.dtype
     largest = max(source_tokens, tokens) * heads * max(channels, 2 * levels * points)
     assert largest < 2**31, "within one image the kernels count in 32 bits"
-    tensors = (value.contiguous(), positions.contiguous(), attention_weights.contiguous())
-    # A kernel is launched on the current device, wherever its tensors are; `torch.compile` sees to that itself.
-    with contextlib.nullcontext() if torch.compiler.is_compiling() else torch.cuda.device_of(value):
-        output: Tensor = _TritonAttention.apply(*tensors, spatial_shapes)  # type: ignore[no-untyped-call]
+    sides = [side for shape in spatial_shapes for side in shape]
+    output: Tensor = _attend(value.contiguous(), positions.contiguous(), attention_weights.contiguous(), sides)
     return output
 
 
-class _TritonAttention(torch.autograd.Function):
-    """Contiguous tensors in; saves those three and nothing else."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, positions: Tensor, weights: Tensor, spatial_shapes: list[tuple[int, int]]
-    ) -> Tensor:
-        batch, _, heads, channels = value.shape
-        tokens = positions.shape[1]
-        ctx.save_for_backward(value, positions, weights)
-        ctx.spatial_shapes = spatial_shapes
-        output = value.new_empty(batch, tokens, heads * channels)
-        block = _block(channels, FORWARD_WARPS, 16 // value.element_size())
-        arguments = _arguments(value, positions, spatial_shapes)
-        grid = (-(-tokens // block), heads, batch)
+# As operators of torch's the kernels are opaque to torch.compile. Left to read them, it may take them to write to what
+# they only read, and then copies that (or refuses, where an input is a parameter).
+@torch.library.custom_op(
+    f"{NAMESPACE}::deformable_attention",
+    mutates_args=(),
+    schema="(Tensor value, Tensor positions, Tensor weights, int[] sides) -> Tensor",
+)
+def _attend(value: Tensor, positions: Tensor, weights: Tensor, sides: list[int]) -> Tensor:
+    """Contiguous value (B, S, A, d), positions (B, T, A, L, P, 2) and weights (B, T, A, L, P); sides: h and w of each
+    level -> (B, T, A * d).
+    """
+    batch, _, heads, channels = value.shape
+    tokens = positions.shape[1]
+    output = value.new_empty(batch, tokens, heads * channels)
+    block = _block(channels, FORWARD_WARPS, 16 // value.element_size())
+    grid = (-(-tokens // block), heads, batch)
+    arguments = _arguments(value, positions, sides)
+    with torch.cuda.device_of(value):  # a kernel is launched on the current device, wherever its tensors are
         _forward_kernel[grid](value, positions, weights, output, **arguments, N=block, num_warps=FORWARD_WARPS)
-        return output
+    return output
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        value, positions, weights = ctx.saved_tensors
-        needs_value, needs_positions, needs_weights, _ = ctx.needs_input_grad
-        batch, _, heads, channels = value.shape
-        # Hundreds of samples may add to one row, in no certain order: in bfloat16 most of them would be lost.
-        grad_value = torch.zeros_like(value, dtype=weights.dtype) if needs_value else None
-        grad_positions = torch.empty_like(positions) if needs_positions else None
-        grad_weights = torch.empty_like(weights) if needs_weights else None
-        tensors = (value, positions, weights, grad_output.contiguous(), grad_value, grad_positions, grad_weights)
-        # 16 bytes of float32, the longest atomic addition; values are read in the same shares, so nothing is moved.
-        block = _block(channels, BACKWARD_WARPS, 4)
-        arguments = _arguments(value, positions, ctx.spatial_shapes)
-        grid = (-(-positions.shape[1] // block), heads, batch)
+
+@torch.library.custom_op(
+    f"{NAMESPACE}::deformable_attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad_output, Tensor value, Tensor positions, Tensor weights, int[] sides, bool[] wanted)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+def _gradients(
+    grad_output: Tensor, value: Tensor, positions: Tensor, weights: Tensor, sides: list[int], wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `_attend`'s three tensors; what is not wanted is empty."""
+    # Hundreds of samples may add to one row, in no certain order: in bfloat16 most of them would be lost.
+    grads = [
+        torch.zeros_like(value, dtype=weights.dtype) if wanted[0] else None,
+        torch.empty_like(positions) if wanted[1] else None,
+        torch.empty_like(weights) if wanted[2] else None,
+    ]
+    _, _, heads, channels = value.shape
+    batch, tokens = positions.shape[:2]
+    # 16 bytes of float32, the longest atomic addition; values are read in the same shares, so nothing is moved.
+    block = _block(channels, BACKWARD_WARPS, 4)
+    grid = (-(-tokens // block), heads, batch)
+    tensors = (value, positions, weights, grad_output.contiguous(), *grads)
+    arguments = _arguments(value, positions, sides)
+    with torch.cuda.device_of(value):
         _backward_kernel[grid](*tensors, **arguments, N=block, num_warps=BACKWARD_WARPS)
-        return None if grad_value is None else grad_value.to(value.dtype), grad_positions, grad_weights, None
+    grad_value, grad_positions, grad_weights = (value.new_empty(0) if grad is None else grad for grad in grads)
+    return grad_value.to(value.dtype), grad_positions, grad_weights
+
+
+@_attend.register_fake
+def _(value: Tensor, positions: Tensor, weights: Tensor, sides: list[int]) -> Tensor:
+    return value.new_empty(value.shape[0], positions.shape[1], value.shape[2] * value.shape[3])
+
+
+@_gradients.register_fake
+def _(
+    grad_output: Tensor, value: Tensor, positions: Tensor, weights: Tensor, sides: list[int], wanted: list[bool]
+) -> tuple[Tensor, ...]:
+    tensors = zip((value, positions, weights), wanted, strict=True)
+    return tuple(torch.empty_like(one) if want else value.new_empty(0) for one, want in tensors)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    value, positions, weights, ctx.sides = inputs
+    ctx.save_for_backward(value, positions, weights)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:3])
+    grads = _gradients(grad_output, *ctx.saved_tensors, ctx.sides, wanted)
+    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None
+
+
+_attend.register_autograd(_backward, setup_context=_save)
 
 
 def _block(channels: int, warps: int, channels_of_a_thread: int) -> int:
@@ -97,12 +135,11 @@ def _padded(channels: int) -> int:
     return 1 << (channels - 1).bit_length()
 
 
-def _arguments(value: Tensor, positions: Tensor, spatial_shapes: list[tuple[int, int]]) -> dict[str, int]:
+def _arguments(value: Tensor, positions: Tensor, sides: list[int]) -> dict[str, int]:
     """What both kernels take behind their tensors. Sizes are numbers, so a new image size compiles nothing."""
     _, source_tokens, heads, channels = value.shape
     _, tokens, _, levels, points, _ = positions.shape
-    sides = [side for shape in spatial_shapes for side in shape] + [0] * (2 * (MAX_LEVELS - levels))
-    sizes = dict(zip(SIZES, [source_tokens, tokens, *sides], strict=True))
+    sizes = dict(zip(SIZES, [source_tokens, tokens, *sides, *[0] * (2 * (MAX_LEVELS - levels))], strict=True))
     return {**sizes, "A": heads, "CHANNELS": channels, "D": _padded(channels), "L": levels, "P": points}
 
 

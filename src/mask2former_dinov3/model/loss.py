@@ -230,7 +230,7 @@ class _Group(NamedTuple):
     def add_rows(self, grad_embeddings: Tensor, layers: slice, grad: Tensor) -> None:
         """The gradient of `rows`: grad (G, t*M, E) is added to (T, B, Q, E)."""
         own = grad_embeddings[layers, self.images].transpose(0, 1)
-        own.scatter_add_(2, self._along(layers, own), grad.view(*self.shape(layers), -1))
+        own.scatter_add_(2, self._along(layers, own), grad.view(*self.shape(layers), own.shape[-1]))
 
     def _along(self, layers: slice, embeddings: Tensor) -> Tensor:
         """(G, t, M, E): the same query for all channels."""
