@@ -48,13 +48,14 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree, with "-dirty" when files differ from it.
+    """The commit of the working tree, with "-dirty" when files differ from it; "unknown" outside of git.
 
-    Outside of git, in a copy without its history, what GIT_COMMIT says, else "unknown".
+    GIT_COMMIT, where it is set, wins: a copy of the tree on another machine may have no history, or an older one.
     """
-    head = _git("rev-parse", "--short=12", "HEAD")
-    if head is None:
-        return os.environ.get("GIT_COMMIT", "unknown")
+    told = os.environ.get("GIT_COMMIT")
+    head = told or _git("rev-parse", "--short=12", "HEAD")
+    if told or head is None:
+        return head or "unknown"
     changed = [line for line in (_git("status", "--porcelain") or "").splitlines() if "benchmarks/results" not in line]
     return f"{head}-dirty" if changed else head
 

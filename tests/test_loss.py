@@ -54,6 +54,10 @@ def test_choose_points__keeps_the_least_certain_and_all_of_the_rest() -> None:
         assert set(chosen.tolist()) == {*expected, *range(400, 500)}
     assert choose_points(logits, 400, 400).shape == (3, 500)
     assert choose_points(logits, 400, 0).tolist() == [list(range(400, 500))] * 3
+    rising = torch.arange(1.0, 4001).expand(2, -1)  # a sample of them tells little about their order
+    for logits in (rising, rising.flip(1), torch.cat([rising[:, :2000] ** 9, torch.zeros(2, 2000)], dim=1)):
+        kept = logits.gather(1, choose_points(logits, 4000, 1000))
+        assert torch.equal(kept.sort().values, logits.sort().values[:, :1000])
     for same in (torch.zeros(2, 500), torch.full((2, 500), float("nan"))):  # equal ones: any of them
         assert all(len(set(row)) == 200 for row in choose_points(same, 400, 100).tolist())
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -115,14 +117,27 @@ def choose_points(logits: Tensor, candidates: int, uncertain: int) -> Tensor:
     """
     columns = torch.empty(len(logits), uncertain + logits.shape[1] - candidates, dtype=torch.long, device=logits.device)
     if logits.device.type == "cpu" and 0 < uncertain < candidates:
-        # NumPy's partition is three times as fast on one core as topk is on two.
+        # NumPy's selection on one core is several times as fast as topk on two.
         for row, kept in zip(logits[:, :candidates].numpy(), columns[:, :uncertain].numpy(), strict=True):
-            certainty = np.abs(row)
-            chosen = np.flatnonzero(certainty <= np.partition(certainty, uncertain - 1)[uncertain - 1])
-            # Of equal ones, or beside NaN, there may be more or fewer.
-            kept[:] = chosen if len(chosen) == uncertain else np.argpartition(certainty, uncertain)[:uncertain]
+            kept[:] = _smallest(np.abs(row), uncertain)
     else:
         certainty = logits[:, :candidates].abs()
         columns[:, :uncertain] = certainty.topk(uncertain, dim=1, largest=False, sorted=False).indices
     columns[:, uncertain:] = torch.arange(candidates, logits.shape[1], device=logits.device)
     return columns
+
+
+def _smallest(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+    """Places of the `count` smallest: a sample tells between which two values the last one lies, and few lie there."""
+    sample = np.sort(values[::32])
+    place, margin = count * len(sample) // len(values), 2 * math.isqrt(len(sample))  # four standard deviations
+    low, high = sample[max(0, place - margin)], sample[min(len(sample) - 1, place + margin)]
+    places = np.flatnonzero(values <= high)
+    taken = values[places]
+    between = taken[taken >= low]
+    rank = count - 1 - (len(taken) - len(between))
+    if 0 <= rank < len(between):
+        chosen: npt.NDArray[np.int64] = places[taken <= np.partition(between, rank)[rank]]
+        if len(chosen) == count:
+            return chosen
+    return np.argpartition(values, count)[:count]  # an unlucky sample, equal values, NaN
