@@ -38,11 +38,35 @@ def test_sample_features__equals_grid_sample_with_its_gradient(
     features = torch.randn(2, 6, 13, 9).contiguous(memory_format=memory_format).requires_grad_()
     points = torch.rand(2, 450, 2) * 1.2 - 0.1
     expected = on_a_grid(features, points).transpose(1, 2)
-    got = sample_features(features.detach(), points, out=torch.empty(2, 450, 6))
+    got = sample_features(features.detach(), points)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     grad = torch.randn_like(expected)
     (theirs,) = torch.autograd.grad(expected, features, grad)
     torch.testing.assert_close(spread_to_features(grad, points, 13, 9), theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("few_pixels", [False, True])
+@pytest.mark.parametrize("masks", [3, 0])
+def test_mask_sampler__equals_grid_sample_of_dense_logits(
+    few_pixels: bool, masks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever product comes first; gradients of two calls add up."""
+    monkeypatch.setattr(points_module, "POINTS_AT_ONCE", 100)
+    monkeypatch.setattr(bags, "ROWS_AT_ONCE", 50)
+    features = torch.randn(2, 6, 13, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    points = torch.rand(2, 240 if few_pixels else 130, 2)
+    sampler = points_module.mask_sampler(features.detach(), points)
+    assert isinstance(sampler, points_module._PixelsFirst) is few_pixels
+    expected = torch.zeros_like(features)
+    for rows in torch.randn(2, 2, masks, 6):
+        rows.requires_grad_()
+        logits = on_a_grid(torch.einsum("gme,gehw->gmhw", rows, features), points)
+        torch.testing.assert_close(sampler.logits(rows.detach()), logits, atol=1e-5, rtol=0)
+        grad = torch.randn_like(logits)
+        of_features, of_rows = torch.autograd.grad(logits, [features, rows], grad)
+        torch.testing.assert_close(sampler.backward(grad, rows.detach()), of_rows, atol=1e-4, rtol=0)
+        expected += of_features
+    torch.testing.assert_close(sampler.grad_features(), expected, atol=1e-4, rtol=0)
 
 
 def test_choose_points__keeps_the_least_certain_and_all_of_the_rest() -> None:

@@ -13,14 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from .configuration import Mask2FormerDinov3Config
 from .matcher import HungarianMatcher, Matches
-from .points import (
-    RandomPoints,
-    choose_points,
-    in_parts,
-    sample_features,
-    sample_targets,
-    spread_to_features,
-)
+from .points import RandomPoints, choose_points, in_parts, mask_sampler, sample_targets
 from .transformer_decoder import QueryPredictions
 
 # T prediction layers, t of them, B batch, G images of it, Q queries, K classes, E mask channels, N instances of an
@@ -153,14 +146,13 @@ class _MaskLosses(torch.autograd.Function):
         sums = embeddings.new_zeros(len(embeddings), 2)
         saved: list[Tensor] = []
         groups = _groups(matches, points, features.shape[1])
-        buffer = features.new_empty(groups[0].images.stop, points.shape[1], features.shape[1])  # for all groups in turn
         for group in groups:
             at = points[group.images]
             targets = sample_targets(mask_labels[group.images], at)  # (G, N, R)
             first = torch.arange(len(at), device=at.device)[:, None, None] * targets.shape[1]  # (G, 1, 1)
-            sampled = sample_features(features[group.images], at, out=buffer[: len(at)])  # (G, R, E)
+            sampler = mask_sampler(features[group.images], at)
             for layers in group.parts:
-                logits = torch.bmm(group.rows(embeddings, layers), sampled.mT).flatten(0, 1)  # (G*t*M, R)
+                logits = sampler.logits(group.rows(embeddings, layers)).flatten(0, 1)  # (G*t*M, R)
                 columns = choose_points(logits, candidates, uncertain)  # (G*t*M, P)
                 values = logits.gather(1, columns)
                 row = (first + group.instances[:, layers]).reshape(-1, 1)  # (G*t*M, 1) into (G*N, R)
@@ -183,13 +175,10 @@ class _MaskLosses(torch.autograd.Function):
         groups: list[_Group] = ctx.groups
         grad_embeddings = torch.zeros_like(embeddings)
         grad_features = torch.empty_like(features, memory_format=torch.channels_last)
-        buffer = features.new_empty(groups[0].images.stop, points.shape[1], features.shape[1])
-        grad_buffer = torch.empty_like(buffer)
         parts = iter(zip(*[iter(saved)] * 5, strict=True))
         for group in groups:
             at = points[group.images]
-            sampled = sample_features(features[group.images], at, out=buffer[: len(at)])  # (G, R, E)
-            grad_sampled = grad_buffer[: len(at)].zero_()
+            sampler = mask_sampler(features[group.images], at)
             grad_logits = features.new_zeros(math.prod(group.shape(group.parts[0])), at.shape[1])  # (G*t*M, R)
             for layers in group.parts:
                 columns, probabilities, target, overlap, total = next(parts)
@@ -202,10 +191,10 @@ class _MaskLosses(torch.autograd.Function):
                 slope.mul_(along_dice).mul_(torch.addcmul(probabilities, probabilities, probabilities, value=-1))
                 slope.add_((probabilities - target).mul_(along_entropy / columns.shape[1]))
                 grad = grad_logits[: len(slope)].scatter_(1, columns, slope).unflatten(0, (len(at), -1))  # (G, t*M, R)
-                group.add_rows(grad_embeddings, layers, torch.bmm(grad, sampled))
-                grad_sampled.baddbmm_(grad.mT, group.rows(embeddings, layers))
+                grad_rows = sampler.backward(grad, group.rows(embeddings, layers))  # (G, t*M, E)
+                group.add_rows(grad_embeddings, layers, grad_rows)
                 grad_logits[: len(slope)].scatter_(1, columns, 0.0)
-            grad_features[group.images] = spread_to_features(grad_sampled, at, *features.shape[2:])
+            grad_features[group.images] = sampler.grad_features()
         return grad_embeddings, grad_features, None, None, None, None, None
 
 

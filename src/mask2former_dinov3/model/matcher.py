@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .points import in_parts, sample_features, sample_targets
+from .points import in_parts, mask_sampler, sample_targets
 from .transformer_decoder import QueryPredictions
 
 # T prediction layers, B batch, G images worked on together, Q queries, K classes, N instances of one image, P points,
@@ -62,16 +62,14 @@ class HungarianMatcher:
         (batch, layers, queries, channels), num_points = embeddings.shape, points.shape[1]
         labels = pad_sequence(class_labels, batch_first=True)  # (B, N)
         costs: list[Tensor] = []
-        groups = in_parts(points.device, batch, num_points * channels)
-        buffer = points.new_empty(groups[0].stop, num_points, channels)  # for one group after the other
-        for group in groups:
+        for group in in_parts(points.device, batch, num_points * channels):
             at = points[group]
             targets = sample_targets(mask_labels[group], at)  # (G, N, P)
-            sampled = sample_features(predictions.mask_features[group], at, out=buffer[: len(at)])  # (G, P, E)
+            sampler = mask_sampler(predictions.mask_features[group], at)
             own = labels[group, : targets.shape[1]]
             parts = in_parts(points.device, layers, len(at) * queries * num_points)
             of_layers = [[x[group, some].flatten(1, 2) for x in (class_logits, embeddings)] for some in parts]
-            found = [self.cost(logits, rows @ sampled.mT, own, targets) for logits, rows in of_layers]  # (G, t*Q, N)
+            found = [self.cost(logits, sampler.logits(rows), own, targets) for logits, rows in of_layers]  # (G, t*Q, N)
             costs.append(torch.cat(found, dim=1).unflatten(1, (layers, queries)))  # (G, T, Q, N)
         host = torch.cat([cost.flatten() for cost in costs]).cpu()  # one transfer for all layers and images
         blocks = host.split([cost.numel() for cost in costs])

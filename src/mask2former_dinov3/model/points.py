@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -49,20 +50,110 @@ def corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return torch.stack(index, dim=-1).long(), torch.stack(weight, dim=-1)
 
 
-def sample_features(features: Tensor, points: Tensor, out: Tensor) -> Tensor:
-    """Bilinear values at points, 0 outside. features (G, E, h, w), points (G, P, 2) -> out (G, P, E).
+class MaskSampler(Protocol):
+    """Mask logits at points, rows @ features @ sampling: for rows of mask weights, and the way back.
 
-    The features are not copied if they lie channels last in memory. Has no gradient: see `spread_to_features`.
+    Which of the two products comes first changes nothing but the work. rows (G, M, E), logits (G, M, P); the gradients
+    are added up over calls of `backward` until `grad_features` (G, E, h, w), channels last in memory, is read.
     """
-    _, channels, height, width = features.shape
-    rows = features.permute(0, 2, 3, 1).reshape(len(features), -1, channels)  # (G, h*w, E)
+
+    def logits(self, rows: Tensor) -> Tensor: ...
+
+    def backward(self, grad: Tensor, rows: Tensor) -> Tensor:
+        """The gradient of `logits` -> that of `rows`."""
+        ...
+
+    def grad_features(self) -> Tensor: ...
+
+
+def mask_sampler(features: Tensor, points: Tensor) -> MaskSampler:
+    """features (G, E, h, w), not copied if they lie channels last in memory; points (G, P, 2)."""
+    few_pixels = 2 * features.shape[2] * features.shape[3] <= points.shape[1]
+    return (
+        _PixelsFirst(features, points)
+        if few_pixels and features.device.type == "cpu"
+        else _PointsFirst(features, points)
+    )
+
+
+class _PointsFirst:
+    """Features at the points, (G, P, E), then products with them."""
+
+    def __init__(self, features: Tensor, points: Tensor) -> None:
+        self.points, (self.height, self.width) = points, features.shape[2:]
+        self.sampled = sample_features(features, points)
+        self.grad: Tensor | None = None
+
+    def logits(self, rows: Tensor) -> Tensor:
+        return torch.bmm(rows, self.sampled.mT)
+
+    def backward(self, grad: Tensor, rows: Tensor) -> Tensor:
+        if self.grad is None:
+            self.grad = torch.zeros_like(self.sampled)
+        self.grad.baddbmm_(grad.mT, rows)
+        return torch.bmm(grad, self.sampled)
+
+    def grad_features(self) -> Tensor:
+        assert self.grad is not None
+        return spread_to_features(self.grad, self.points, self.height, self.width)
+
+
+class _PixelsFirst:
+    """Logits of all pixels, then of the points: where there are more points than pixels. For a CPU."""
+
+    def __init__(self, features: Tensor, points: Tensor) -> None:
+        self.size = features.shape[2:]
+        self.pixels = features.permute(0, 2, 3, 1).flatten(1, 2)  # (G, h*w, E)
+        self.corners = [corners(at, *self.size) for at in points]  # (P, 4) twice, of each image
+        self.back: list[TransposedBags] = []
+        self.grad = torch.zeros_like(self.pixels)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        found = rows.new_empty(*rows.shape[:2], len(self.corners[0][0]))  # (G, M, P)
+        if found.numel() == 0:
+            return found  # the library has no bags of rows without columns
+        for image, own, (index, weight), target in zip(self.pixels, rows, self.corners, found, strict=True):
+            table = image @ own.T  # (h*w, M)
+            parts = zip(
+                *(x.split(POINTS_AT_ONCE) for x in (index, weight)), target.split(POINTS_AT_ONCE, 1), strict=True
+            )
+            for some, shares, part in parts:
+                part.copy_(bag(table, some, shares).T)
+        return found
+
+    def backward(self, grad: Tensor, rows: Tensor) -> Tensor:
+        grad_rows = torch.empty_like(rows)
+        if rows.numel() == 0:
+            return grad_rows
+        if not self.back:
+            self.back = [TransposedBags(index, self.pixels.shape[1]) for index, _ in self.corners]
+        grad_table = grad.new_empty(self.pixels.shape[1], grad.shape[1])  # (h*w, M)
+        for image, (_, weight) in enumerate(self.corners):
+            for some, part in self.back[image](grad[image].T.contiguous(), weight):
+                grad_table[some] = part
+            self.grad[image].addmm_(grad_table, rows[image])
+            torch.mm(grad_table.T, self.pixels[image], out=grad_rows[image])
+        return grad_rows
+
+    def grad_features(self) -> Tensor:
+        per_pixel: Tensor = self.grad.unflatten(1, self.size)
+        return per_pixel.permute(0, 3, 1, 2)
+
+
+def sample_features(features: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values at points, 0 outside. features (G, E, h, w), points (G, P, 2) -> (G, P, E).
+
+    Has no gradient: see `spread_to_features`.
+    """
+    batch, channels, height, width = features.shape
+    rows = features.permute(0, 2, 3, 1).reshape(batch, -1, channels)  # (G, h*w, E)
     if features.device.type != "cpu":
-        out.copy_(_sampled(rows, points, height, width))
-        return out
-    for image, at, target in zip(rows, points, out, strict=True):
+        return _sampled(rows, points, height, width)
+    found = features.new_empty(batch, points.shape[1], channels)
+    for image, at, target in zip(rows, points, found, strict=True):
         for some, part in zip(at.split(POINTS_AT_ONCE), target.split(POINTS_AT_ONCE), strict=True):
             part.copy_(bag(image, *corners(some, height, width)))
-    return out
+    return found
 
 
 def spread_to_features(grad: Tensor, points: Tensor, height: int, width: int) -> Tensor:
