@@ -8,12 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
+from pycocotools import mask as rle_codec
 
+from conftest import rle_of
+from mask2former_dinov3.data.ceilings import mask_ceilings
 from mask2former_dinov3.data.check import Report, check_data
-from mask2former_dinov3.data.layout import find_splits
+from mask2former_dinov3.data.coco import read_coco
+from mask2former_dinov3.data.layout import Split, find_splits
 from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.evaluate import evaluate_coco
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -218,3 +226,36 @@ def test_check_data__real_sets_pass_in_seconds(name: str, images: int) -> None:
     assert report.errors == []
     assert sum(split.statistics.images for split in report.splits.values() if split.statistics) == images
     assert time.monotonic() - start < 60  # takes about 2 s on two idle cores
+
+
+def test_mask_ceilings__are_the_ap_of_coarse_ground_truth(tmp_path: Path) -> None:
+    """Discs of 3 to 12 pixels, made coarse by plain means, resized by torch, scored by `evaluate_coco`."""
+    rng = np.random.default_rng(0)
+    truths, annotations = [], []
+    images: list[dict[str, Any]] = [{"id": i, "file_name": f"{i}.png", "height": 64, "width": 96} for i in range(1, 9)]
+    y, x = np.mgrid[:64, :96]
+    for image in images:
+        Image.new("RGB", (96, 64)).save(tmp_path / image["file_name"])
+        for place in range(6):
+            center, radius = (16 + 32 * (place % 3), 16 + 32 * (place // 3)), rng.uniform(1.5, 6)
+            mask = (x - center[0] - rng.uniform(-4, 4)) ** 2 + (y - center[1] - rng.uniform(-4, 4)) ** 2 <= radius**2
+            truths.append((image["id"], mask))
+            fields = {"id": len(truths), "image_id": image["id"], "category_id": 1, "iscrowd": 0}
+            box = rle_codec.toBbox(rle_codec.encode(np.asfortranarray(mask))).tolist()
+            annotations.append({**fields, "segmentation": rle_of(mask), "area": float(mask.sum()), "bbox": box})
+    file = tmp_path / "truth.json"
+    categories = [{"id": 1, "name": "disc"}]
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    found = mask_ceilings(read_coco(Split("train", file, tmp_path, None)), (64, 96), strides=(1, 2, 4, 8))
+    assert found[1] == 1.0
+    for stride, ceiling in found.items():
+        results = []
+        for image_id, mask in truths:
+            coarse = F.avg_pool2d(torch.from_numpy(mask)[None, None].float(), stride)
+            back = F.interpolate(coarse, size=(64, 96), mode="bilinear")[0, 0] > 0.5
+            score = float(rng.uniform())
+            results.append(
+                {"image_id": image_id, "category_id": 1, "segmentation": rle_of(back.numpy()), "score": score}
+            )
+        assert ceiling == pytest.approx(evaluate_coco(file, results)["AP"], abs=0.05), stride
+    assert found[1] > found[2] > found[4] > found[8]

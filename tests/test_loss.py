@@ -11,6 +11,7 @@ from mask2former_dinov3.model import loss as loss_module
 from mask2former_dinov3.model import matcher as matcher_module
 from mask2former_dinov3.model import points as points_module
 from mask2former_dinov3.model.matcher import Matches, pairwise_costs
+from mask2former_dinov3.model.places import Pixels, Points
 from mask2former_dinov3.model.points import choose_points, sample_features, sample_targets, spread_to_features
 from test_modeling import labels, padded_mask, small_model
 
@@ -109,8 +110,11 @@ def test_criterion__reads_real_pixels_only() -> None:
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("mask_loss", ["points", "pixels"])
 @pytest.mark.parametrize("together", [False, True])
-def test_criterion__gradients_equal_those_of_the_plain_form(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_criterion__gradients_equal_those_of_the_plain_form(
+    together: bool, mask_loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The losses with a backward pass of their own, against torch's operations and autograd on the same points; image
     by image and layer by layer as on a CPU, and three layers of all images together as on a GPU.
     """
@@ -121,7 +125,7 @@ def test_criterion__gradients_equal_those_of_the_plain_form(together: bool, monk
     if together:
         for module in (loss_module, matcher_module):
             monkeypatch.setattr(module, "in_parts", parts)
-    model = small_model().eval()
+    model = small_model(mask_loss=mask_loss, matching=mask_loss).eval()
     batch = labels([4, 9, 0])  # more instances than queries on the second image, none on the third
     pixel_values = torch.randn(3, 3, 64, 96)
 
@@ -144,13 +148,11 @@ def test_criterion__gradients_equal_those_of_the_plain_form(together: bool, monk
 def plain_mask_losses(
     embeddings: torch.Tensor,
     features: torch.Tensor,
-    points: torch.Tensor,
+    places: Points | Pixels,
     mask_labels: list[torch.Tensor],
     matches: Matches,
-    candidates: int,
-    uncertain: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same in torch's own operations, from dense logits and grid_sample."""
+    """The same in torch's own operations, from dense logits, grid_sample and area interpolation."""
     sums = []
     for layer, images in enumerate(matches):
         cross_entropy, dice = embeddings.new_zeros(()), embeddings.new_zeros(())
@@ -158,11 +160,18 @@ def plain_mask_losses(
             if not len(queries):
                 continue
             dense = torch.einsum("qe,ehw->qhw", embeddings[layer, image, queries], features[image])
-            logits = on_a_grid(dense[None], points[image][None])[0]
-            columns = choose_points(logits.detach(), candidates, uncertain)
             masks = mask_labels[image][instances].float()
-            target = on_a_grid(masks[None], points[image][None])[0].gather(1, columns)
-            values = logits.gather(1, columns)
+            if isinstance(places, Points):
+                points = places.points[image][None]
+                logits = on_a_grid(dense[None], points)[0]
+                columns = choose_points(logits.detach(), places.candidates, places.uncertain)
+                target, values = on_a_grid(masks[None], points)[0].gather(1, columns), logits.gather(1, columns)
+            else:
+                real = torch.ones(features.shape[2:], dtype=torch.bool)
+                if places.padding is not None:
+                    real = ~places.padding[image]
+                shrunk = F.interpolate(masks[None], size=features.shape[2:], mode="area")[0]
+                target, values = shrunk[:, real], dense[:, real]
             cross_entropy = cross_entropy + F.binary_cross_entropy_with_logits(values, target) * len(queries)
             p = values.sigmoid()
             dice = dice + (1 - (2 * (p * target).sum(1) + 1) / (p.sum(1) + target.sum(1) + 1)).sum()
@@ -173,7 +182,7 @@ def plain_mask_losses(
 
 def test_pairwise_costs__equal_their_definition() -> None:
     logits, targets = torch.randn(2, 3, 50), torch.rand(4, 50)
-    cross_entropy, dice = pairwise_costs(logits, targets)
+    cross_entropy, dice = pairwise_costs(logits, targets, torch.tensor([50.0, 50.0]))
     for layer in range(2):
         for query in range(3):
             for instance in range(4):

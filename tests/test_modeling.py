@@ -19,7 +19,7 @@ from transformers import (
 
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.model.convolution import Conv2d
-from mask2former_dinov3.model.modeling import real_pixels
+from mask2former_dinov3.model.places import real_pixels
 
 HEAD: dict[str, Any] = {
     "feature_size": 32,
@@ -36,7 +36,18 @@ HEAD: dict[str, Any] = {
 }
 
 
+SEEDS: dict[str, Any] = {  # what is not the published model
+    "query_init": "seeds",
+    "matching": "pixels",
+    "mask_loss": "pixels",
+    "mask_stride": 2,
+}
+
+
 def small_model(neck: str = "pyramid", **kwargs: Any) -> Mask2FormerDinov3ForInstanceSegmentation:
+    """neck "seeds" stands for the adapter with all of SEEDS."""
+    if neck == "seeds":
+        neck, kwargs = "adapter", {**SEEDS, **kwargs}
     torch.manual_seed(0)
     backbone: DINOv3ViTConfig | SwinConfig
     if neck == "none":
@@ -88,12 +99,12 @@ def padded_mask(batch: int, height: int, width: int, real: tuple[int, int]) -> T
     return mask
 
 
-@pytest.mark.parametrize(("neck", "stride"), [("pyramid", 4), ("plain", 16), ("none", 4)])
+@pytest.mark.parametrize(("neck", "stride"), [("pyramid", 4), ("plain", 16), ("none", 4), ("adapter", 4), ("seeds", 2)])
 def test_forward__shapes(neck: str, stride: int) -> None:
     model = small_model(neck).eval()
     pixel_values = torch.randn(2, 3, 64, 96)
     maps = model.feature_maps(pixel_values)
-    strides = [16] * 4 if neck == "plain" else [4, 8, 16, 32]
+    strides = {"plain": [16] * 4, "seeds": [2, 4, 8, 16, 32]}.get(neck, [4, 8, 16, 32])
     assert [tuple(x.shape[2:]) for x in maps] == [(64 // s, 96 // s) for s in strides]
     output = model(pixel_values, output_auxiliary_logits=True)
     assert model.config.mask_stride == stride
@@ -127,7 +138,7 @@ def test_forward__makes_dense_masks_in_training_only_on_request() -> None:
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("counts", [[3, 2], [0, 2], [0, 0], [9, 1]], ids=["usual", "one-empty", "empty", "too-many"])
-@pytest.mark.parametrize("neck", ["pyramid", "plain", "none"])
+@pytest.mark.parametrize("neck", ["pyramid", "plain", "none", "seeds"])
 def test_backward__every_trainable_parameter_learns(neck: str, counts: list[int], frozen: bool) -> None:
     model = small_model(neck).train()
     if frozen:
@@ -174,7 +185,7 @@ def test_freeze_backbone__keeps_it_in_eval_and_without_graph() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("neck", ["pyramid", "plain", "none"])
+@pytest.mark.parametrize("neck", ["pyramid", "plain", "none", "seeds"])
 @pytest.mark.parametrize("real", [(64, 40), (32, 96), (17, 33)])
 def test_head__noise_in_the_padding_changes_no_real_pixel(neck: str, real: tuple[int, int]) -> None:
     model = small_model(neck).eval()
@@ -197,15 +208,15 @@ def test_head__noise_in_the_padding_changes_no_real_pixel(neck: str, real: tuple
 def test_attention_mask__an_empty_query_looks_at_real_pixels_only() -> None:
     from mask2former_dinov3.model.transformer_decoder import attention_mask
 
-    features = torch.ones(1, 2, 6)
-    embeddings = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]])  # one mask everywhere, one nowhere
+    logits = torch.tensor([2.0, -2.0])[None, :, None].expand(1, 2, 6)  # one mask everywhere, one nowhere
     valid = torch.tensor([[[True, True, False], [True, True, False]]])
-    allowed = attention_mask(embeddings, features, valid)
+    allowed = attention_mask(logits, valid)
     assert allowed.tolist() == [[[True, True, False] * 2] * 2]
 
 
-def test_save_and_load__gives_the_same_model(tmp_path: Path) -> None:
-    model = small_model(id2label={0: "a", 1: "b", 2: "c"}, category_ids=[7, 2, 90]).eval()
+@pytest.mark.parametrize("neck", ["pyramid", "seeds"])
+def test_save_and_load__gives_the_same_model(tmp_path: Path, neck: str) -> None:
+    model = small_model(neck, id2label={0: "a", 1: "b", 2: "c"}, category_ids=[7, 2, 90]).eval()
     model.save_pretrained(tmp_path)
     loaded = AutoModelForUniversalSegmentation.from_pretrained(tmp_path).eval()
     assert isinstance(loaded, Mask2FormerDinov3ForInstanceSegmentation)
@@ -216,9 +227,10 @@ def test_save_and_load__gives_the_same_model(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} >= {"config.json", "model.safetensors"}
 
 
+@pytest.mark.parametrize("neck", ["pyramid", "seeds"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast__loss_is_close_to_float32(dtype: torch.dtype) -> None:
-    model = small_model().eval()
+def test_autocast__loss_is_close_to_float32(dtype: torch.dtype, neck: str) -> None:
+    model = small_model(neck).eval()
     pixel_values = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         torch.manual_seed(1)
@@ -245,13 +257,18 @@ def test_forward__refuses_bad_input() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"neck": "adaptor"}, "pyramid, plain, none, got 'adaptor'"),
+        ({"neck": "adaptor"}, "pyramid, adapter, plain, none, got 'adaptor'"),
         ({"neck": "none"}, "use pyramid or plain"),
         ({"backbone_taps": [1, 2, 3]}, "four rising block numbers in 1..12"),
         ({"backbone_taps": [3, 6, 9, 13]}, "four rising block numbers in 1..12"),
         ({"hidden_dim": 100}, "hidden_dim: 100"),
         ({"num_labels": 2, "category_ids": [1]}, "category_ids: expected 2"),
         ({"decoder_layers": 0}, "decoder_layers"),
+        ({"encoder_layers": -1}, "encoder_layers: expected 0 or more, got -1"),
+        ({"query_init": "seed"}, "query_init: expected learned or seeds, got 'seed'"),
+        ({"matching": "pixel"}, "matching: expected points or pixels, got 'pixel'"),
+        ({"mask_loss": "boxes"}, "mask_loss: expected points or pixels, got 'boxes'"),
+        ({"mask_stride": 8}, "mask_stride: expected 4 or 2 with neck='pyramid', got 8"),
         ({"backbone_config": {"model_type": "resnet"}}, "got 'resnet'"),
     ],
 )

@@ -170,8 +170,8 @@ def test_from_mask2former__at_1024_every_layer_is_the_same_behind_the_same_atten
     theirs_of = iter(blocked[:4])
     seen: list[Tensor] = []
 
-    def injected(mask_embeddings: Tensor, features: Tensor, valid: Tensor) -> Tensor:
-        seen.append(attention_mask(mask_embeddings, features, valid))
+    def injected(mask_logits: Tensor, valid: Tensor) -> Tensor:
+        seen.append(attention_mask(mask_logits, valid))
         return ~next(theirs_of)[:: ours.config.num_attention_heads].bool()
 
     monkeypatch.setattr(transformer_decoder, "attention_mask", injected)
@@ -179,7 +179,7 @@ def test_from_mask2former__at_1024_every_layer_is_the_same_behind_the_same_atten
     monkeypatch.setattr(ours.criterion, "matcher", lambda *_: in_our_order)
     ours.criterion.rand = fixed_rand
     memories: list[Tensor] = []
-    ours.head.pixel_decoder.register_forward_hook(lambda _, args, output: memories.extend(output[1]))
+    ours.head.pixel_decoder.register_forward_hook(lambda _, args, output: memories.extend(output[2]))
     with torch.no_grad():
         got = ours(pixel_values, mask_labels=masks, class_labels=classes, output_auxiliary_logits=True)
 

@@ -21,9 +21,11 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from mask2former_dinov3.config import TrainConfig, load_config
+from mask2former_dinov3.ema import AveragedWeights
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
+from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.model_building import build_model
-from mask2former_dinov3.train import start_accelerator, train
+from mask2former_dinov3.train import load_data, start_accelerator, train
 from mask2former_dinov3.writing import written_folder
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -120,9 +122,13 @@ def test_train__overfits_the_toy_set_to_a_high_ap(toy_dataset: Path, tmp_path: P
     assert min(metrics["per_class"].values()) > 0.7
 
 
-def test_resume__is_bit_for_bit_the_straight_run(toy_dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "model", [{}, {"neck": "adapter", "query_init": "seeds", "matching": "pixels", "mask_stride": 2, "ema_decay": 0.5}]
+)
+def test_resume__is_bit_for_bit_the_straight_run(toy_dataset: Path, tmp_path: Path, model: dict[str, Any]) -> None:
     """6 images, 4 a step: after 3 of 6 steps the run stands in the middle of its third epoch."""
     options = {
+        **model,
         "max_train_steps": 6,
         "checkpointing_steps": 3,
         "gradient_accumulation_steps": 2,
@@ -150,6 +156,38 @@ def test_resume__is_bit_for_bit_the_straight_run(toy_dataset: Path, tmp_path: Pa
     states = [json.loads((run / "checkpoint-6" / "state.json").read_text()) for run in (straight, cut)]
     assert states[0]["best_metric"] == states[1]["best_metric"]
     assert not same_weights(straight / "checkpoint-3", straight / "last")
+
+
+def test_train__averaged_weights_are_what_is_scored_and_saved(toy_dataset: Path, tmp_path: Path) -> None:
+    """Against the average written out from the weights of every step: checkpoints hold the weights themselves."""
+    run, decay = tmp_path / "run", 0.25
+    config = make_config(
+        toy_dataset, run, max_train_steps=4, checkpointing_steps=1, save_total_limit=None, ema_decay=decay
+    )
+    train(config)
+    expected = dict(started_model(config).state_dict())
+    for step in range(1, 5):
+        own = min(decay, (1 + step) / (10 + step))
+        weights = loaded(run / f"checkpoint-{step}")
+        expected = {name: own * expected[name] + (1 - own) * weight for name, weight in weights.items()}
+    for name, weight in loaded(run / "last").items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=1e-5)
+    assert not same_weights(run / "last", run / "checkpoint-4")
+    frozen = make_config(toy_dataset, run, ema_decay=decay, freeze_backbone=True)
+    model = started_model(frozen)
+    averaged = AveragedWeights(model, decay)
+    backbone = "backbone.model.layer.0.mlp.up_proj.weight"
+    assert averaged.model.get_parameter(backbone) is model.get_parameter(backbone)
+    assert not any(name.startswith("backbone.") for name in averaged.state_dict())
+
+
+def loaded(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(folder).state_dict())
+
+
+def started_model(config: TrainConfig) -> Mask2FormerDinov3ForInstanceSegmentation:
+    torch.manual_seed(config.seed)
+    return build_model(config, load_data(config)["train"])
 
 
 def test_resume__takes_a_new_learning_rate_and_says_so(

@@ -168,6 +168,9 @@ def add_check_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-queries", type=positive, metavar="N", default=100, help="queries of the model to train (default: 100)"
     )
+    for side in ("height", "width"):
+        text = f"{side} of the training canvas, for what masks can reach on it (default: 1024)"
+        parser.add_argument(f"--image-{side}", f"--image_{side}", type=positive, metavar="N", default=1024, help=text)
     for option in SPLIT_OPTIONS:
         parser.add_argument(f"--{option}", f"--{option.replace('_', '-')}", type=Path, help="for a layout of your own")
     parser.add_argument("--valid-split", "--valid_split", type=float, default=0.1, help="as in training (default: 0.1)")
@@ -262,7 +265,8 @@ def run_check_data(arguments: argparse.Namespace) -> int:
             bar.total = total
             bar.update(done - bar.n)
 
-        report = check_data(splits, notes, num_queries=arguments.num_queries, progress=progress)
+        canvas = arguments.image_height, arguments.image_width
+        report = check_data(splits, notes, num_queries=arguments.num_queries, canvas=canvas, progress=progress)
     print(report.text())
     if arguments.json is not None:  # after the text, which is not lost if this fails
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ NotNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NotNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+ComparedOn = Literal["points", "pixels"]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
 ]  # the names of transformers' SchedulerType that need no arguments of their own
@@ -82,16 +83,42 @@ class TrainConfig(BaseModel):
     head: str | None = Field(
         None, description="Mask2Former checkpoint (hub id or folder) to start the head from; null starts it at random."
     )
-    neck: Literal["pyramid", "plain", "none"] = Field(
+    neck: Literal["pyramid", "adapter", "plain", "none"] = Field(
         "pyramid",
-        description="`pyramid` makes strides 4, 8, 16, 32 of a ViT; `plain` keeps stride 16; `none` for a backbone "
-        "that is a pyramid itself.",
+        description="`pyramid` makes strides 4, 8, 16, 32 of a ViT; `adapter` adds a convolutional stem beside it, for "
+        "small objects; `plain` keeps stride 16; `none` for a backbone that is a pyramid itself.",
     )
     backbone_norm: bool = Field(True, description="The backbone's final norm on every tapped feature map.")
     freeze_backbone: bool | None = Field(
         None, description="Keep the backbone as it is; null freezes pretrained weights and trains random ones."
     )
     num_queries: PositiveInt = Field(100, description="Instances that the model can propose per image.")
+    query_init: Literal["learned", "seeds"] = Field(
+        "learned",
+        description="`learned` queries, as published; `seeds`: queries start at the peaks of a dense score and know "
+        "their place, which learns from few images.",
+    )
+    matching: ComparedOn = Field(
+        "points",
+        description="Where queries and instances are compared to match them: on random `points`, as published, or on "
+        "all `pixels` of the mask map, which small objects need.",
+    )
+    mask_loss: ComparedOn = Field("points", description="Where the mask losses look: the same choice.")
+    mask_stride: Literal[2, 4] | None = Field(
+        None, description="Pixels of the image per pixel of a mask's logits; null is 4 (plain neck: 16), as published."
+    )
+    encoder_layers: NotNegativeInt | None = Field(
+        None,
+        description="Layers of the pixel decoder's encoder; null: the preset's or the head's, else the published 6.",
+    )
+    decoder_layers: PositiveInt | None = Field(
+        None,
+        description="Predictions of the transformer decoder, one more than its layers; null as for `encoder_layers`, "
+        "else 10.",
+    )
+    mask_feature_size: PositiveInt | None = Field(
+        None, description="Channels of the mask product; null as for `encoder_layers`, else 256."
+    )
     # --- the image
     image_height: PositiveInt = Field(1024, description="Height of the training canvas, a multiple of 16.")
     image_width: PositiveInt = Field(1024, description="Width of the training canvas, a multiple of 16.")
@@ -119,6 +146,10 @@ class TrainConfig(BaseModel):
     )
     lr_scheduler_type: Scheduler = Field("polynomial", description="Course of the learning rate after the warm-up.")
     num_warmup_steps: NotNegativeInt = Field(0, description="Optimiser steps over which the rate rises from 0.")
+    ema_decay: Fraction = Field(
+        0.0,
+        description="Decay of the averaged weights, which are evaluated and saved in place of the last step's; 0: off.",
+    )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
         None, description="Precision of the forward pass; null leaves it to `accelerate launch`."
     )
@@ -211,9 +242,27 @@ def cross_faults(config: TrainConfig) -> list[Fault]:
         annotations, images = f"{split}_annotations", f"{split}_images"
         if dataset is None and values[images] is not None and values[annotations] is None:
             faults.append(((annotations, images), f"required, since {images} is given"))
+    faults += _network_faults(values)
     if values["scale_min"] > values["scale_max"]:
         reason = f"{values['scale_min']} is above scale_max={values['scale_max']}"
         faults.append((("scale_min", "scale_max"), reason))
+    return faults
+
+
+def _network_faults(values: Mapping[str, Any]) -> list[Fault]:
+    """Parts of the network that do not go together."""
+    faults: list[Fault] = []
+    if values["neck"] == "plain" and values["mask_stride"] is not None:
+        reason = f"{values['mask_stride']} needs maps finer than those of neck=plain; set it to null, or use pyramid"
+        faults.append((("mask_stride", "neck"), reason))
+    if values["head"] is None:
+        return faults
+    of_head = {"query_init": "learned", "mask_stride": 4, "encoder_layers": None, "decoder_layers": None}
+    for name, good in {**of_head, "mask_feature_size": None}.items():
+        if values[name] not in (good, None):
+            got = json.dumps(values[name])
+            reason = f"{got} would not be the published head any more; leave it out, or set head to null"
+            faults.append(((name, "head"), reason))
     return faults
 
 

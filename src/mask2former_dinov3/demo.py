@@ -31,7 +31,15 @@ def demo(output: Path, *, say: Callable[[str], None], run: Callable[[list[str]],
         say(f"\n== {title}\n$ mask2former-dinov3 {shlex.join(command)}")
         return run(command)
 
-    code = step("1/4 what is in the data, and is anything wrong with it", "check-data", sample)
+    code = step(
+        "1/4 what is in the data, and is anything wrong with it",
+        "check-data",
+        sample,
+        "--image-height",
+        "256",
+        "--image-width",
+        "256",
+    )
     code = code or step(
         "2/4 train a small model from random weights, a few minutes on a CPU",
         *("train", "--config", config, "--dataset_name", sample, "--output_dir", output),

@@ -16,6 +16,12 @@ from .model.backbone import load_backbone, pixel_statistics
 from .model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
 
 logger = logging.getLogger(__name__)
+# fmt: off
+NETWORK = (  # what both configurations call by the same name; null leaves it to the preset or the head
+    "neck", "backbone_norm", "num_queries", "query_init", "matching", "mask_loss", "mask_stride",
+    "encoder_layers", "decoder_layers", "mask_feature_size",
+)
+# fmt: on
 
 
 def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInstanceSegmentation:
@@ -28,9 +34,7 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         "id2label": names,
         "label2id": {name: label for label, name in names.items()},
         "category_ids": [category.id for category in data.categories],
-        "neck": config.neck,
-        "backbone_norm": config.backbone_norm,
-        "num_queries": config.num_queries,
+        **{name: getattr(config, name) for name in NETWORK if getattr(config, name) is not None},
     }
     if config.head is None:
         model = Mask2FormerDinov3ForInstanceSegmentation.from_backbone(config.backbone, config.hub_token, **fields)

@@ -22,10 +22,12 @@ from .checkpoint import (
 from .config import TrainConfig
 from .data.coco import CocoData
 from .data.order import TrainingOrder
+from .ema import AveragedWeights
 from .errors import CheckpointError
 from .evaluate import evaluate_coco, predict_split
 from .image_processing import Mask2FormerDinov3ImageProcessor
 from .model import Mask2FormerDinov3ForInstanceSegmentation
+from .model_building import NETWORK
 from .run_log import RunLog
 from .stopping import together
 
@@ -36,9 +38,10 @@ logger = logging.getLogger(__name__)
 OPTIMISATION = (
     *("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("max_grad_norm", "lr_scheduler_type", "num_warmup_steps", "num_train_epochs", "max_train_steps"),
+    "ema_decay",
 )
 FIXED = (
-    *("backbone", "head", "neck", "backbone_norm", "freeze_backbone", "num_queries", "seed", "valid_split"),
+    *("backbone", "head", "freeze_backbone", "seed", "valid_split", *NETWORK),
     *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter"),
 )
 RATES = ("initial_lr", "weight_decay", "betas", "eps")  # of a parameter group
@@ -75,7 +78,13 @@ class Run:
         self.model, self.processor = model, processor
         self.optimizer, self.scheduler = optimizer, scheduler
         self.order, self.state = order, state
+        self.averaged: AveragedWeights | None = None
         self.output_dir = Path(config.output_dir)
+
+    @property
+    def scored(self) -> Mask2FormerDinov3ForInstanceSegmentation:
+        """The model that is evaluated and saved in `best/` and `last/`."""
+        return self.averaged.model if self.averaged else self.model
 
     @property
     def epoch(self) -> float:
@@ -141,6 +150,8 @@ class Run:
             group.update(values, lr=values["initial_lr"] * factor)
         if self.accelerator.scaler is not None and states["scaler"]:
             self.accelerator.scaler.load_state_dict(states["scaler"])
+        if self.averaged and states.get("averaged"):  # else it starts from the weights of the checkpoint
+            self.averaged.load_state_dict(states["averaged"])
 
     def is_checkpoint_step(self) -> bool:
         """After every so many steps, or at the first step that completes an epoch."""
@@ -156,7 +167,7 @@ class Run:
         def predict() -> list[dict[str, Any]]:
             with accelerator.autocast():
                 return predict_split(
-                    self.model,
+                    self.scored,
                     self.processor,
                     data,
                     batch_size=self.config.per_device_eval_batch_size,
@@ -198,7 +209,7 @@ class Run:
         """A model folder in the run folder."""
         together(
             self.accelerator,
-            lambda: save_model_folder(self.model, self.processor, self.output_dir / name, self.state.last_metrics),
+            lambda: save_model_folder(self.scored, self.processor, self.output_dir / name, self.state.last_metrics),
             main_only=True,
         )
 
@@ -209,6 +220,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+            "averaged": self.averaged.state_dict() if self.averaged else None,
         }
 
         def write() -> None:

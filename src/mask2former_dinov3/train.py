@@ -25,6 +25,7 @@ from .data.dataset import CocoInstanceDataset, collate
 from .data.layout import find_splits
 from .data.order import TrainingOrder
 from .data.transforms import Augmentation
+from .ema import AveragedWeights
 from .errors import CheckpointError, DatasetError, UserError
 from .model import loss_normalizers
 from .model_building import build_model, build_processor
@@ -178,6 +179,9 @@ def start_run(config: TrainConfig, accelerator: Accelerator, data: dict[str, Coc
     state = RunState(step_size=order.step_size, num_images=order.num_images)
     run = Run(config, accelerator, data, model, processor, optimizer, scheduler, order, state)
     optimisation = run.load(config.resume_from_checkpoint) if config.resume_from_checkpoint else None
+    if config.ema_decay:
+        run.averaged = AveragedWeights(model, config.ema_decay)
+        run.averaged.model.to(accelerator.device)
     wrapped, run.optimizer = accelerator.prepare(model, optimizer)
     if optimisation is not None:
         run.load_optimisation(optimisation)
@@ -275,6 +279,8 @@ def update(run: Run, wrapped: Any, window: list[dict[str, Any]], normalizers: to
     run.optimizer.step()
     if not accelerator.optimizer_step_was_skipped:
         run.scheduler.step()
+        if run.averaged:
+            run.averaged.update(run.state.step + 1)
     run.optimizer.zero_grad(set_to_none=True)
     return torch.cat([summed, torch.as_tensor(norm).double().cpu().view(1)])
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
+from .ceilings import mask_ceilings
 from .coco import CocoData, Fault, ImageRecord, parse_coco
 from .images import IMAGE_SUFFIXES, decode_image, read_header
 from .layout import Split
@@ -36,6 +37,7 @@ class SplitReport:
     faults: list[Fault] = field(default_factory=list)
     data: CocoData | None = None
     statistics: Statistics | None = None
+    ceilings: dict[int, float] = field(default_factory=dict)  # stride of masks -> AP that they can reach
 
     def of(self, severity: str) -> list[Fault]:
         """The faults of one severity."""
@@ -70,6 +72,9 @@ class Report:
         for name, split in self.splits.items():
             lines.append(f"{name}: {split.annotations}")
             lines += [] if split.statistics is None else [f"  {line}" for line in split.statistics.lines()]
+            if split.ceilings:
+                reached = ", ".join(f"{value:.2f} at stride {stride}" for stride, value in split.ceilings.items())
+                lines.append(f"  AP that masks can reach on the canvas (mask_stride; 4 is usual): {reached}")
             for severity in _SEVERITIES:
                 faults = split.of(severity)
                 if faults:
@@ -90,6 +95,7 @@ class Report:
                 name: {
                     "annotations": str(split.annotations),
                     "statistics": None if split.statistics is None else split.statistics.to_json(),
+                    "mask_ceilings": split.ceilings,
                     "faults": [
                         {
                             "severity": fault.severity,
@@ -110,13 +116,15 @@ def check_data(
     notes: Sequence[str] = (),
     *,
     num_queries: int = 100,
+    canvas: tuple[int, int] = (1024, 1024),
     full: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Check annotations and images of all splits; never raises for a fault of the data, they are in the report.
 
-    num_queries: more instances than this in an image are a warning. full: decode every image and compare the splits'
-    pictures; otherwise (at the start of training) only the headers of the image files are read.
+    num_queries: more instances than this in an image are a warning. canvas: (height, width) of training, for
+    `mask_ceilings`. full: decode every image, compare the splits' pictures, measure the ceilings; otherwise (at the
+    start of training) only the headers of the image files are read.
     """
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
     for name, split in splits.items():
@@ -136,6 +144,7 @@ def check_data(
     for name, report in reports.items():
         if report.data is not None:
             report.statistics = statistics_of(report.data)
+            report.ceilings = mask_ceilings(report.data, canvas) if full else {}
             report.faults += _content_faults(name, report.data, report.statistics, num_queries)
     _compare_classes(reports)
     _compare_pictures(reports, by_content=full)

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-NECKS = ("pyramid", "plain", "none")
+NECKS = ("pyramid", "adapter", "plain", "none")
+QUERY_INITS = ("learned", "seeds")
+COMPARED_ON = ("points", "pixels")
 BACKBONES = ("dinov3_vit", "dinov3_convnext", "swin")
 PYRAMID_STAGES = ("stage1", "stage2", "stage3", "stage4")  # of a backbone that is a pyramid: strides 4, 8, 16, 32
 
@@ -50,9 +52,14 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         backbone_taps: four block numbers, counted from 1, whose outputs are tapped (ViT only); default: the quarters.
         backbone_norm: the backbone's final norm on every tap, as in Meta's evaluation
             (`get_intermediate_layers(norm=True)`); models of the original project need it off.
-        neck: "pyramid" (ViTDet, strides 4, 8, 16, 32), "plain" (all maps at stride 16) or "none" (the backbone is a
-            pyramid itself: Swin, ConvNeXt).
-        neck_channels: channels of the four maps that the neck gives; default 256 each, as in ViTDet.
+        neck: "pyramid" (ViTDet, strides 4, 8, 16, 32), "adapter" (the same and a convolutional stem beside the ViT),
+            "plain" (all maps at stride 16) or "none" (the backbone is a pyramid itself: Swin, ConvNeXt).
+        neck_channels: channels of the four maps that the neck gives; default `feature_size` each.
+        query_init: "learned" (published) or "seeds": queries are born at the peaks of a dense score and carry a spatial
+            prior (`seeds.QuerySeeds`, `mask_prior.MaskPrior`). seed_weight: of that score's loss.
+        matching, mask_loss: where masks are compared with their targets, on random "points" (published) or on all
+            "pixels" of the mask map; the matching at the finest feature map's stride.
+        mask_stride: pixels of the input per pixel of `masks_queries_logits`: `finest_stride` (default) or half of it.
         category_ids: label -> category id of the data set the model was trained on; default 1..K.
         backbone_source: where the backbone's weights came from (hub id or folder), None for random weights.
         decoder_layers: as in Hugging Face's config: 10 are 9 layers and the initial prediction.
@@ -88,6 +95,11 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     dim_feedforward: int = 2048
     enforce_input_projection: bool = False
     num_queries: int = 100
+    query_init: str = "learned"
+    matching: str = "points"
+    mask_loss: str = "points"
+    seed_weight: float = 2.0
+    mask_stride: Any = None  # a number once constructed
     no_object_weight: float = 0.1
     class_weight: float = 2.0
     mask_weight: float = 5.0
@@ -107,9 +119,11 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
                 depth = backbone.num_hidden_layers
                 self.backbone_taps = [max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)]
             if self.neck_channels is None:
-                self.neck_channels = [256] * 4
+                self.neck_channels = [self.feature_size] * 4
         elif isinstance(backbone, PreTrainedConfig) and backbone.model_type in BACKBONES:
             backbone.out_features = list(PYRAMID_STAGES)  # transformers' default taps the last stage alone
+        if self.mask_stride is None:
+            self.mask_stride = self.finest_stride
         if self.category_ids is None:
             self.category_ids = list(range(1, self.num_labels + 1))
         self._check()
@@ -134,6 +148,16 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
                     f"{name}: {getattr(self, name)} is not a multiple of 32 (group norm) "
                     f"and of num_attention_heads={self.num_attention_heads}"
                 )
+        for name, choices in (("query_init", QUERY_INITS), ("matching", COMPARED_ON), ("mask_loss", COMPARED_ON)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected {' or '.join(choices)}, got {getattr(self, name)!r}")
+        strides = (self.finest_stride, self.finest_stride // 2)
+        if self.mask_stride not in strides:
+            raise ValueError(
+                f"mask_stride: expected {strides[0]} or {strides[1]} with neck={self.neck!r}, got {self.mask_stride}"
+            )
+        if self.encoder_layers < 0:
+            raise ValueError(f"encoder_layers: expected 0 or more, got {self.encoder_layers}")
         if self.decoder_layers < 1:
             raise ValueError(f"decoder_layers: expected at least 1 (the initial prediction), got {self.decoder_layers}")
 
@@ -145,15 +169,15 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             raise ValueError(f"neck_channels: expected four numbers, got {self.neck_channels}")
         if self.backbone_config.patch_size not in (16, [16, 16], (16, 16)):
             raise ValueError(f"backbone_config.patch_size: expected 16, got {self.backbone_config.patch_size}")
-        if self.neck == "pyramid" and self.backbone_config.hidden_size % 64:
+        if self.neck in ("pyramid", "adapter") and self.backbone_config.hidden_size % 64:
             raise ValueError(
                 f"backbone_config.hidden_size: the pyramid halves it and groups it by 32, so it must be a multiple "
                 f"of 64, got {self.backbone_config.hidden_size}; use neck='plain'"
             )
 
     @property
-    def mask_stride(self) -> int:
-        """Pixels of the input per pixel of `masks_queries_logits`: 16 with the plain neck, otherwise 4."""
+    def finest_stride(self) -> int:
+        """Pixels of the input per pixel of the finest feature map: 16 with the plain neck, otherwise 4."""
         return 16 if self.neck == "plain" else 4
 
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,11 +12,13 @@ from torch.autograd.function import once_differentiable
 
 from .configuration import Mask2FormerDinov3Config
 from .matcher import HungarianMatcher, Matches
-from .points import RandomPoints, choose_points, in_parts, mask_sampler, sample_targets
+from .places import Pixels, Places, Points, coverage, real_extent, real_pixels
+from .points import RandomPoints, in_parts
+from .seeds import heat_map, seed_loss
 from .transformer_decoder import QueryPredictions
 
 # T prediction layers, t of them, B batch, G images of it, Q queries, K classes, E mask channels, N instances of an
-# image, M matched pairs, P points that a loss reads, R points it chooses them from
+# image, M matched pairs, P places where masks are compared, R of them that a loss reads
 
 
 def loss_normalizers(class_labels: list[Tensor], num_queries: int, no_object_weight: float) -> Tensor:
@@ -63,7 +64,7 @@ class Mask2FormerCriterion:
         normalizers (2,): see `loss_normalizers`, by default those of this batch alone. Always in float32.
         """
         with torch.autocast(predictions.mask_features.device.type, enabled=False):
-            predictions = QueryPredictions(*(x.float() for x in predictions))
+            predictions = predictions.joined()
             if not self.config.use_auxiliary_loss:
                 predictions = predictions._replace(
                     class_logits=predictions.class_logits[-1:], mask_embeddings=predictions.mask_embeddings[-1:]
@@ -73,24 +74,11 @@ class Mask2FormerCriterion:
                 normalizers = loss_normalizers(class_labels, self.config.num_queries, self.config.no_object_weight)
             num_masks, class_weight = normalizers.to(features.device, torch.float32).clamp(min=1.0)
 
-            num_points = self.config.train_num_points
-            uncertain = int(num_points * self.config.importance_sample_ratio)
-            candidates = int(num_points * self.config.oversample_ratio)
-            extent = real_extent(pixel_mask, features)[:, None]  # (B, 1, 2)
-            at_random, to_choose, anywhere = (
-                self.rand(len(features), count, 2, device=features.device) * extent
-                for count in (num_points, candidates, num_points - uncertain)
-            )
-            matches = self.matcher(predictions, mask_labels, class_labels, at_random)
+            for_matching, for_losses = self.places(features, pixel_mask)
+            matches = self.match(predictions, mask_labels, class_labels, for_matching)
             class_losses = self.class_losses(predictions.class_logits, class_labels, matches)
             mask_losses, dice_losses = _MaskLosses.apply(  # type: ignore[no-untyped-call]
-                predictions.mask_embeddings,
-                features,
-                torch.cat([to_choose, anywhere], dim=1),
-                mask_labels,
-                matches,
-                candidates,
-                uncertain,
+                predictions.mask_embeddings, features, for_losses, mask_labels, matches
             )
 
             losses: dict[str, Tensor] = {}
@@ -99,7 +87,51 @@ class Mask2FormerCriterion:
                 losses[f"loss_cross_entropy{suffix}"] = self.config.class_weight * class_losses[layer] / class_weight
                 losses[f"loss_mask{suffix}"] = self.config.mask_weight * mask_losses[layer] / num_masks
                 losses[f"loss_dice{suffix}"] = self.config.dice_weight * dice_losses[layer] / num_masks
+            if predictions.seed_logits is not None:
+                seeds = self.seed_losses(predictions.seed_logits, mask_labels, pixel_mask)
+                losses["loss_seed"] = self.config.seed_weight * seeds / num_masks
             return losses
+
+    def places(self, features: Tensor, pixel_mask: Tensor | None) -> tuple[Places, Places]:
+        """Where the matching compares masks, and where the losses do."""
+        config, extent = self.config, real_extent(pixel_mask, features)[:, None]  # (B, 1, 2)
+
+        def draw(count: int) -> Tensor:
+            return self.rand(len(features), count, 2, device=features.device) * extent
+
+        num_points = config.train_num_points
+        for_matching: Places
+        if config.matching == "points":
+            for_matching = Points(draw(num_points))
+        else:
+            for_matching = Pixels(real_pixels(self.coarse(features), pixel_mask))
+        if config.mask_loss == "pixels":
+            return for_matching, Pixels(real_pixels(features, pixel_mask))
+        uncertain, candidates = (
+            int(num_points * ratio) for ratio in (config.importance_sample_ratio, config.oversample_ratio)
+        )
+        points = torch.cat([draw(candidates), draw(num_points - uncertain)], dim=1)
+        return for_matching, Points(points, candidates, uncertain)
+
+    def coarse(self, features: Tensor) -> Tensor:
+        """Mask features for matching on pixels: those of stride 4 tell masks apart as well as those of stride 2, at a
+        quarter of the work. The mean of the features is that of the logits."""
+        finer = self.config.finest_stride // self.config.mask_stride
+        return F.avg_pool2d(features, finer) if finer > 1 else features
+
+    def match(
+        self, predictions: QueryPredictions, mask_labels: list[Tensor], class_labels: list[Tensor], places: Places
+    ) -> Matches:
+        """Pairs of queries and instances of every layer."""
+        if self.config.matching == "pixels":
+            predictions = predictions._replace(mask_features=self.coarse(predictions.mask_features))
+        return self.matcher(predictions, mask_labels, class_labels, places)
+
+    def seed_losses(self, logits: Tensor, mask_labels: list[Tensor], pixel_mask: Tensor | None) -> Tensor:
+        """What the scores (B, h, w) lose against their heat maps, summed."""
+        height, width = logits.shape[1:]
+        heat = torch.stack([heat_map(coverage([masks], height, width)[0]) for masks in mask_labels])
+        return seed_loss(logits, heat, real_pixels(logits[:, None], pixel_mask))
 
     def class_losses(self, class_logits: Tensor, class_labels: list[Tensor], matches: Matches) -> Tensor:
         """Summed cross entropy of all queries of each layer, (T,); the unmatched are "no object" at its own weight.
@@ -126,76 +158,78 @@ class Mask2FormerCriterion:
 class _MaskLosses(torch.autograd.Function):
     """Binary cross entropy and dice loss of the matched queries, summed over each layer: two tensors (T,).
 
-    embeddings (T, B, Q, E), features (B, E, h, w); points (B, R, 2), of which the first `candidates` compete for the
-    `uncertain` places of each mask and the rest are read by all; mask_labels B x (N, H, W) uint8 or bool.
-    Some images and some layers at a time, forward and backward: logits (M, R) of all never exist together, and what
-    is saved grows with the P points that the losses read, not with the image. No double backward.
+    embeddings (T, B, Q, E), features (B, E, h, w); mask_labels B x (N, H, W) uint8 or bool.
+    Some images and some layers at a time, forward and backward: logits (M, P) of all never exist together, and what
+    is saved grows with the R places that the losses read, not with the image. No double backward.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        embeddings: Tensor,
-        features: Tensor,
-        points: Tensor,
-        mask_labels: list[Tensor],
-        matches: Matches,
-        candidates: int,
-        uncertain: int,
+        ctx: Any, embeddings: Tensor, features: Tensor, places: Places, mask_labels: list[Tensor], matches: Matches
     ) -> tuple[Tensor, Tensor]:
         sums = embeddings.new_zeros(len(embeddings), 2)
-        saved: list[Tensor] = []
-        groups = _groups(matches, points, features.shape[1])
+        saved: list[Tensor | None] = []
+        groups = _groups(matches, features, len(places))
         for group in groups:
-            at = points[group.images]
-            targets = sample_targets(mask_labels[group.images], at)  # (G, N, R)
-            first = torch.arange(len(at), device=at.device)[:, None, None] * targets.shape[1]  # (G, 1, 1)
-            sampler = mask_sampler(features[group.images], at)
+            targets, sampler = places.targets(mask_labels, group.images), places.sampler(features, group.images)
+            first = torch.arange(len(targets), device=targets.device)[:, None, None] * targets.shape[1]  # (G, 1, 1)
             for layers in group.parts:
-                logits = sampler.logits(group.rows(embeddings, layers)).flatten(0, 1)  # (G*t*M, R)
-                columns = choose_points(logits, candidates, uncertain)  # (G*t*M, P)
-                values = logits.gather(1, columns)
-                row = (first + group.instances[:, layers]).reshape(-1, 1)  # (G*t*M, 1) into (G*N, R)
-                target = targets.take(row * targets.shape[2] + columns)  # (G*t*M, P)
-                entropy = (F.softplus(values).sum(1) - torch.linalg.vecdot(values, target)) / values.shape[1]
+                values = sampler.logits(group.rows(embeddings, layers)).flatten(0, 1)  # (G*t*M, P)
+                row = (first + group.instances[:, layers]).flatten()  # (G*t*M,) into (G*N, P)
+                columns = places.choose(values)  # (G*t*M, R)
+                if columns is None:
+                    target = targets.flatten(0, 1)[row]
+                    share = (1 / places.counts(group.images))[:, None, None].expand(group.shape(layers)).flatten()
+                else:
+                    values = values.gather(1, columns)
+                    target = targets.take(row[:, None] * len(places) + columns)
+                    share = values.new_full((len(values),), 1 / values.shape[1])
+                    columns = columns.int()
+                entropy = (F.softplus(values).sum(1) - torch.linalg.vecdot(values, target)) * share
                 probabilities = values.sigmoid_()
                 overlap = 2 * torch.linalg.vecdot(probabilities, target) + 1
                 total = probabilities.sum(1) + target.sum(1) + 1
                 for column, loss in enumerate((entropy, 1 - overlap / total)):
                     sums[layers, column] += (loss.view(group.shape(layers)) * group.real).sum((0, 2))
-                saved += [columns.int(), probabilities, target, overlap, total]
-        ctx.save_for_backward(embeddings, features, points, *saved)
-        ctx.groups = groups
+                saved += [columns, probabilities, target, overlap, total, share]
+        ctx.save_for_backward(embeddings, features, *saved)
+        ctx.groups, ctx.places = groups, places
         return sums[:, 0], sums[:, 1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_entropy: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
-        embeddings, features, points, *saved = ctx.saved_tensors
+        embeddings, features, *saved = ctx.saved_tensors
         groups: list[_Group] = ctx.groups
+        places: Places = ctx.places
         grad_embeddings = torch.zeros_like(embeddings)
         grad_features = torch.empty_like(features, memory_format=torch.channels_last)
-        parts = iter(zip(*[iter(saved)] * 5, strict=True))
+        parts = iter(zip(*[iter(saved)] * 6, strict=True))
         for group in groups:
-            at = points[group.images]
-            sampler = mask_sampler(features[group.images], at)
-            grad_logits = features.new_zeros(math.prod(group.shape(group.parts[0])), at.shape[1])  # (G*t*M, R)
+            sampler = places.sampler(features, group.images)
+            grad_logits: Tensor | None = None  # (G*t*M, P), zeros between its uses
             for layers in group.parts:
-                columns, probabilities, target, overlap, total = next(parts)
-                columns = columns.long()
+                columns, probabilities, target, overlap, total, share = next(parts)
                 along_entropy, along_dice = (
                     (grad[layers, None] * group.real).reshape(-1, 1) for grad in (grad_entropy, grad_dice)
                 )  # (G*t*M, 1)
                 # d dice / dp = overlap / total^2 - 2 t / total, and dp / dlogit = p (1 - p)
                 slope = torch.addcmul((overlap / total**2)[:, None], target, (-2 / total)[:, None])
                 slope.mul_(along_dice).mul_(torch.addcmul(probabilities, probabilities, probabilities, value=-1))
-                slope.add_((probabilities - target).mul_(along_entropy / columns.shape[1]))
-                grad = grad_logits[: len(slope)].scatter_(1, columns, slope).unflatten(0, (len(at), -1))  # (G, t*M, R)
-                grad_rows = sampler.backward(grad, group.rows(embeddings, layers))  # (G, t*M, E)
+                slope.add_((probabilities - target).mul_(along_entropy * share[:, None]))  # (G*t*M, R)
+                rows = group.rows(embeddings, layers)
+                if columns is None:
+                    grad_rows = sampler.backward(slope.unflatten(0, (len(rows), -1)), rows)
+                else:
+                    columns = columns.long()
+                    if grad_logits is None:  # the first part is the largest
+                        grad_logits = slope.new_zeros(len(slope), len(places))
+                    grad = grad_logits[: len(slope)].scatter_(1, columns, slope)
+                    grad_rows = sampler.backward(grad.unflatten(0, (len(rows), -1)), rows)  # (G, t*M, E)
+                    grad.scatter_(1, columns, 0.0)
                 group.add_rows(grad_embeddings, layers, grad_rows)
-                grad_logits[: len(slope)].scatter_(1, columns, 0.0)
             grad_features[group.images] = sampler.grad_features()
-        return grad_embeddings, grad_features, None, None, None, None, None
+        return grad_embeddings, grad_features, None, None, None
 
 
 class _Group(NamedTuple):
@@ -226,25 +260,18 @@ class _Group(NamedTuple):
         return self.queries[:, layers, :, None].expand(-1, -1, -1, embeddings.shape[-1])
 
 
-def _groups(matches: Matches, points: Tensor, channels: int) -> list[_Group]:
-    """The images in groups; points (B, R, 2)."""
+def _groups(matches: Matches, features: Tensor, num_places: int) -> list[_Group]:
+    """The images in groups; features (B, E, h, w)."""
     counts = [len(queries) for queries, _ in matches[0]]
-    (batch, num_points, _), num_layers = points.shape, len(matches)
+    (batch, channels), num_layers = features.shape[:2], len(matches)
     table = torch.zeros(3, batch, num_layers, max(counts), dtype=torch.long)
     for layer, images in enumerate(matches):
         for image, (queries, instances) in enumerate(images):
             table[:, image, layer, : counts[image]] = torch.stack((queries, instances, torch.ones_like(queries)))
-    table = table.to(points.device)  # all of them together
+    table = table.to(features.device)  # all of them together
     groups = []
-    for some in in_parts(points.device, batch, num_points * channels):
+    for some in in_parts(features.device, batch, num_places * channels):
         queries, instances, real = table[:, some, :, : max(counts[some])]
-        parts = in_parts(points.device, num_layers, queries[:, 0].numel() * num_points)
+        parts = in_parts(features.device, num_layers, queries[:, 0].numel() * num_places)
         groups.append(_Group(some, queries, instances, real[:, :1].float(), parts))
     return groups
-
-
-def real_extent(pixel_mask: Tensor | None, features: Tensor) -> Tensor:
-    """Real share of (width, height) of each canvas, (B, 2); real pixels form a rectangle at the top left."""
-    if pixel_mask is None:
-        return torch.ones(features.shape[0], 2, device=features.device)
-    return torch.stack((pixel_mask[:, 0].float().mean(1), pixel_mask[:, :, 0].float().mean(1)), dim=-1)

@@ -12,12 +12,17 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .adapter import AdapterNeck
 from .backbone import build_backbone, grad_mode, load_backbone, tapped_maps, unreachable_parameters
 from .configuration import VIT_SHAPES, Mask2FormerDinov3Config
 from .deformable_attention import MultiScaleDeformableAttention
 from .loss import Mask2FormerCriterion
+from .mask_prior import MaskPrior
 from .pixel_decoder import PixelDecoder, PixelDecoderLayer
+from .places import real_pixels
 from .pyramid import PlainNeck, SimpleFeaturePyramid
+from .seeds import PRIOR as SEED_PRIOR
+from .seeds import QuerySeeds
 from .transformer_decoder import DecoderLayer, MaskEmbedder, QueryPredictions, TransformerDecoder
 
 # B batch, H and W input size, Q queries, K classes, N instances of one image
@@ -50,24 +55,16 @@ class Mask2FormerHead(nn.Module):
     def predict(self, feature_maps: list[Tensor], pixel_mask: Tensor | None = None) -> QueryPredictions:
         """Predictions of all layers, masks in factored form. Arguments as in `forward`."""
         valid = [real_pixels(x, pixel_mask) for x in feature_maps]
-        mask_features, memories = self.pixel_decoder(list(feature_maps), valid)
-        predictions: QueryPredictions = self.transformer_decoder(mask_features, memories, valid[:0:-1])
+        mask_features, fine, memories = self.pixel_decoder(list(feature_maps), valid)
+        predictions: QueryPredictions = self.transformer_decoder(mask_features, fine, memories, valid[:-5:-1])
         return predictions
 
     def forward(
         self, feature_maps: list[Tensor], pixel_mask: Tensor | None = None, output_auxiliary_logits: bool = False
     ) -> Mask2FormerDinov3Output:
-        """feature_maps: four maps (B, C_i, h_i, w_i), finest first; pixel_mask (B, H, W), 1 on real pixels."""
+        """feature_maps: maps (B, C_i, h_i, w_i) at strides 4, 8, 16, 32, before them the detail of an adapter neck at
+        stride 2 where masks are as fine; pixel_mask (B, H, W), 1 on real pixels."""
         return dense_output(self.predict(feature_maps, pixel_mask), auxiliary=output_auxiliary_logits)
-
-
-def real_pixels(feature_map: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """Which places of a map show a real pixel, (B, h, w) bool: a cell is padding when all its pixels are."""
-    batch, _, height, width = feature_map.shape
-    if pixel_mask is None:
-        return torch.ones(batch, height, width, dtype=torch.bool, device=feature_map.device)
-    stride = pixel_mask.shape[1] // height
-    return nn.functional.max_pool2d(pixel_mask[:, None].float(), stride)[:, 0] > 0
 
 
 def dense_output(predictions: QueryPredictions, masks: bool = True, auxiliary: bool = False) -> Mask2FormerDinov3Output:
@@ -119,6 +116,11 @@ class Mask2FormerDinov3PreTrainedModel(PreTrainedModel):
                     init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
                     bound = 1 / math.sqrt(layer.in_features)
                     init.uniform_(layer.bias, -bound, bound)
+        elif isinstance(module, QuerySeeds):
+            init.constant_(module.score[-1].bias, -math.log(1 / SEED_PRIOR - 1))
+        elif isinstance(module, MaskPrior):
+            init.zeros_(module.shape.weight)
+            init.zeros_(module.shape.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=1.0)
         else:
@@ -155,9 +157,12 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
             self.neck: nn.Module = nn.Identity()
             channels = list(self.backbone.channels)
         else:
-            neck = SimpleFeaturePyramid if config.neck == "pyramid" else PlainNeck
-            channels = list(config.neck_channels or ())
-            self.neck = neck(config.backbone_config.hidden_size, channels)
+            width, channels = config.backbone_config.hidden_size, list(config.neck_channels or ())
+            if config.neck == "adapter":
+                self.neck = AdapterNeck(width, channels, detail=config.mask_stride < config.finest_stride)
+                channels = self.neck.channels
+            else:
+                self.neck = (SimpleFeaturePyramid if config.neck == "pyramid" else PlainNeck)(width, channels)
         self.head = Mask2FormerHead(config, channels)
         self.criterion = Mask2FormerCriterion(config)
         self._backbone_frozen = False
@@ -209,10 +214,10 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         return self
 
     def feature_maps(self, pixel_values: Tensor) -> list[Tensor]:
-        """The four maps that the head reads, finest first."""
+        """The maps that the head reads, finest first."""
         with grad_mode(self.backbone):
             maps = tapped_maps(self.backbone, self.config, pixel_values)
-        return list(self.neck(maps))
+        return list(self.neck(maps, pixel_values) if isinstance(self.neck, AdapterNeck) else self.neck(maps))
 
     def predict(
         self,

@@ -80,21 +80,28 @@ class PixelDecoder(nn.Module):
         self.num_heads = config.num_attention_heads
         # In the order of the encoder: stride 32 first.
         self.input_projections = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(32, width)) for channels in in_channels[:0:-1]
+            nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(32, width)) for channels in in_channels[:-4:-1]
         )
         self.level_embed = nn.Parameter(torch.zeros(NUM_LEVELS, width))
         self.layers = nn.ModuleList(PixelDecoderLayer(config) for _ in range(config.encoder_layers))
-        self.lateral = nn.Sequential(nn.Conv2d(in_channels[0], width, 1, bias=False), nn.GroupNorm(32, width))
+        self.lateral = nn.Sequential(nn.Conv2d(in_channels[-4], width, 1, bias=False), nn.GroupNorm(32, width))
         self.output = nn.Sequential(Conv2d(width, width, 3, padding=1), nn.GroupNorm(32, width), nn.ReLU(inplace=True))
-        self.mask_projection = nn.Conv2d(width, config.mask_feature_size, 1)
+        if config.mask_stride == config.finest_stride:
+            self.mask_projection: nn.Module = nn.Conv2d(width, config.mask_feature_size, 1)
+        else:  # each pixel becomes 2 x 2
+            self.mask_projection = nn.ConvTranspose2d(width, config.mask_feature_size, 2, stride=2)
+        self.detail_projections = nn.ModuleList(nn.Conv2d(x, config.mask_feature_size, 1) for x in in_channels[:-4])
 
-    def forward(self, feature_maps: list[Tensor], valid: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """feature_maps: four maps, finest first; valid: their real pixels, (B, h_i, w_i) bool.
+    def forward(self, feature_maps: list[Tensor], valid: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """feature_maps: four maps, finest first, and before them the detail at the masks' own stride, if the neck has
+        one, that is added to the mask features; valid: their real pixels, (B, h_i, w_i) bool.
 
         Padding is set to zero before anything mixes neighbours or takes statistics, so what stands there has no
-        influence. Returns mask_features (B, mask_feature_size, h_0, w_0) and the memories of the three coarser maps,
-        coarsest first, each (B, C, h, w).
+        influence. Returns mask_features (B, mask_feature_size, H/s, W/s) for mask stride s, the finest map (B, C, h_0,
+        w_0) that they are made of, and the memories of the three coarser maps, coarsest first, each (B, C, h, w).
         """
+        details = [torch.where(v[:, None], x, 0.0) for x, v in zip(feature_maps[:-4], valid[:-4], strict=True)]
+        feature_maps, valid = feature_maps[-4:], valid[-4:]
         coarse_valid = valid[:0:-1]
         # torch.where keeps maps channels last, as the convolutions want them; masked_fill would not.
         coarse = [torch.where(v[:, None], x, 0.0) for x, v in zip(feature_maps[:0:-1], coarse_valid, strict=True)]
@@ -128,4 +135,7 @@ class PixelDecoder(nn.Module):
         fine += F.interpolate(memories[-1], size=fine.shape[2:], mode="bilinear", align_corners=False)
         # The 3x3 convolution would carry whatever the lateral norm wrote into the padding back over its edge.
         fine = self.output(fine.masked_fill_(~fine_valid, 0.0))
-        return self.mask_projection(fine), memories
+        mask_features = self.mask_projection(fine)  # (B, E, H/s, W/s)
+        for project, detail in zip(self.detail_projections, details, strict=True):
+            mask_features = mask_features + project(detail)
+        return mask_features, fine, memories

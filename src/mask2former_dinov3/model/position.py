@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def sine_position_embedding(valid: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
+def sine_position_embedding(valid: Tensor, channels: int) -> Tensor:
     """Positions of a map as sines and cosines, the real area spanning (0, 2 pi] on both axes.
 
     valid (B, h, w) bool: True on real pixels, which must form a rectangle at the top left. channels: even, half of
@@ -17,14 +17,19 @@ def sine_position_embedding(valid: Tensor, channels: int, temperature: float = 1
     """
     y = valid.cumsum(1, dtype=torch.float32)  # (B, h, w)
     x = valid.cumsum(2, dtype=torch.float32)
-    y = y / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
-    x = x / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
+    y = y / (y[:, -1:, :] + 1e-6)
+    x = x / (x[:, :, -1:] + 1e-6)
+    return sine_embedding(torch.stack((x, y), dim=-1), channels).permute(0, 3, 1, 2)  # (B, channels, h, w)
+
+
+def sine_embedding(places: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
+    """The same of single places: (..., 2), (x, y) in shares of the real area -> (..., channels) float32."""
     half = channels // 2
-    index = torch.arange(half, device=valid.device, dtype=torch.float32)
+    index = torch.arange(half, device=places.device, dtype=torch.float32)
     frequency = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / half)  # (half,)
     embeddings = []
-    for position in (y, x):
-        angle = position[..., None] / frequency  # (B, h, w, half)
+    for place in (places[..., 1], places[..., 0]):
+        angle = (place * (2 * math.pi))[..., None] / frequency  # (..., half)
         pair = torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1)
-        embeddings.append(pair.flatten(3))  # (B, h, w, half)
-    return torch.cat(embeddings, dim=3).permute(0, 3, 1, 2)  # (B, channels, h, w)
+        embeddings.append(pair.flatten(-2))
+    return torch.cat(embeddings, dim=-1)

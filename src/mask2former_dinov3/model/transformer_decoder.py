@@ -11,7 +11,9 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import Mask2FormerDinov3Config
+from .mask_prior import MaskPrior, place_channels, prior_logits
 from .position import sine_position_embedding
+from .seeds import QuerySeeds
 
 # B batch, Q queries, K classes, C = hidden_dim, E = mask_feature_size, A heads, T prediction layers (= decoder_layers),
 # S tokens of one memory
@@ -22,16 +24,33 @@ class QueryPredictions(NamedTuple):
     """What the queries say after every layer, masks still in factored form.
 
     The mask logits of layer t are `mask_embeddings[t] @ mask_features`: a product that inference needs once, and the
-    losses only at sampled points and for matched queries.
+    losses only at sampled points and for matched queries. Queries with a place add their spatial prior, a product of
+    the same kind that is never in less than float32.
     """
 
     class_logits: Tensor  # (T, B, Q, K+1), last class: no object
     mask_embeddings: Tensor  # (T, B, Q, E)
     mask_features: Tensor  # (B, E, h, w)
+    prior_embeddings: Tensor | None = None  # (T, B, Q, 6)
+    prior_features: Tensor | None = None  # (6, h, w)
+    seed_logits: Tensor | None = None  # (B, h, w) of the finest map
 
     def mask_logits(self, layer: int) -> Tensor:
         """Dense mask logits of one layer, (B, Q, h, w)."""
-        return torch.einsum("bqe,behw->bqhw", self.mask_embeddings[layer], self.mask_features)
+        logits = torch.einsum("bqe,behw->bqhw", self.mask_embeddings[layer], self.mask_features)
+        if self.prior_embeddings is None or self.prior_features is None:
+            return logits
+        prior = prior_logits(self.prior_embeddings[layer], self.prior_features.flatten(1))  # (B, Q, h*w)
+        return logits + prior.view_as(logits)
+
+    def joined(self) -> QueryPredictions:
+        """The same in float32, the prior's channels among the others: one product for all that follows."""
+        class_logits, embeddings, features = (x.float() for x in self[:3])
+        if self.prior_embeddings is not None and self.prior_features is not None:
+            embeddings = torch.cat((embeddings, self.prior_embeddings), dim=-1)
+            place = self.prior_features.permute(1, 2, 0).expand(len(features), -1, -1, -1)
+            features = torch.cat((features.permute(0, 2, 3, 1), place), dim=-1).permute(0, 3, 1, 2)  # channels last
+        return QueryPredictions(class_logits, embeddings, features, seed_logits=self.seed_logits)
 
 
 class Attention(nn.Module):
@@ -104,13 +123,22 @@ class MaskEmbedder(nn.Sequential):
 
 
 class TransformerDecoder(nn.Module):
-    """Learned queries look at the three memories in turn, each inside its own last mask."""
+    """Queries look at the three memories in turn, each inside its own last mask.
+
+    They are learned, and each finds its own kind of object, as published; or they are born at the peaks of a dense
+    score (`QuerySeeds`), know their place, and add an ellipse there to their masks (`MaskPrior`).
+    """
 
     def __init__(self, config: Mask2FormerDinov3Config) -> None:
         super().__init__()
         width = config.hidden_dim
-        self.queries_features = nn.Embedding(config.num_queries, width)
-        self.queries_embedder = nn.Embedding(config.num_queries, width)  # their positions
+        self.mask_stride = config.mask_stride
+        self.seeds = self.mask_prior = None
+        if config.query_init == "seeds":
+            self.seeds, self.mask_prior = QuerySeeds(config), MaskPrior(width)
+        else:
+            self.queries_features = nn.Embedding(config.num_queries, width)
+            self.queries_embedder = nn.Embedding(config.num_queries, width)  # their positions
         self.level_embed = nn.Embedding(NUM_LEVELS, width)
         project = config.feature_size != width or config.enforce_input_projection
         self.input_projections = nn.ModuleList(
@@ -121,11 +149,12 @@ class TransformerDecoder(nn.Module):
         self.class_predictor = nn.Linear(width, config.num_labels + 1)
         self.mask_embedder = MaskEmbedder(width, config.mask_feature_size)
 
-    def forward(self, mask_features: Tensor, memories: list[Tensor], valid: list[Tensor]) -> QueryPredictions:
-        """mask_features (B, E, h, w); memories: three maps (B, feature_size, h_i, w_i), coarsest first; valid: their
-        real pixels, (B, h_i, w_i) bool.
+    def forward(
+        self, mask_features: Tensor, fine: Tensor, memories: list[Tensor], valid: list[Tensor]
+    ) -> QueryPredictions:
+        """mask_features (B, E, h, w); fine (B, feature_size, h_0, w_0), the finest map; memories: three maps (B,
+        feature_size, h_i, w_i), coarsest first; valid: the real pixels of memories and finest map, (B, h_i, w_i) bool.
         """
-        batch = mask_features.shape[0]
         tokens, placed, attention_features = [], [], []
         for level, memory in enumerate(memories):
             tokens.append(
@@ -134,20 +163,44 @@ class TransformerDecoder(nn.Module):
             position = sine_position_embedding(valid[level], tokens[-1].shape[2])
             placed.append(tokens[-1] + position.flatten(2).transpose(1, 2).to(tokens[-1].dtype))  # (B, S, C)
             attention_features.append(_at_size(mask_features, memory.shape[2], memory.shape[3]))  # (B, E, S)
-        queries = self.queries_features.weight.expand(batch, -1, -1)  # (B, Q, C)
-        query_position = self.queries_embedder.weight.expand(batch, -1, -1)
+        born = None
+        if self.seeds is None:
+            queries = self.queries_features.weight.expand(len(fine), -1, -1)  # (B, Q, C)
+            query_position = self.queries_embedder.weight.expand(len(fine), -1, -1)
+        else:
+            born = self.seeds(fine, valid[-1])
+            queries, query_position = born.features, born.position
 
-        class_logits, mask_embeddings = [], []
+        class_logits, mask_embeddings, prior_embeddings = [], [], []
         for index in range(len(self.layers) + 1):
             normed = self.layernorm(queries)
             class_logits.append(self.class_predictor(normed))  # (B, Q, K+1)
             mask_embeddings.append(self.mask_embedder(normed))  # (B, Q, E)
+            if born is not None and self.mask_prior is not None:
+                prior_embeddings.append(self.mask_prior(normed, born.places))  # (B, Q, 6)
             if index == len(self.layers):
                 break
             level = index % NUM_LEVELS
-            allowed = attention_mask(mask_embeddings[-1], attention_features[level], valid[level])
+            logits = mask_embeddings[-1].detach() @ attention_features[level]  # (B, Q, S)
+            if born is not None:
+                channels = self._place_channels(mask_features, memories[level]).flatten(1)  # (6, S)
+                logits = logits + prior_logits(prior_embeddings[-1].detach(), channels)
+            allowed = attention_mask(logits, valid[level])
             queries = self.layers[index](queries, query_position, tokens[level], placed[level], allowed)
-        return QueryPredictions(torch.stack(class_logits), torch.stack(mask_embeddings), mask_features)
+        predictions = QueryPredictions(torch.stack(class_logits), torch.stack(mask_embeddings), mask_features)
+        if born is None:
+            return predictions
+        return predictions._replace(
+            prior_embeddings=torch.stack(prior_embeddings),
+            prior_features=self._place_channels(mask_features, mask_features),
+            seed_logits=born.logits,
+        )
+
+    def _place_channels(self, mask_features: Tensor, like: Tensor) -> Tensor:
+        """The prior's channels of a map, (6, h, w): its stride follows from that of the mask features."""
+        height, width = like.shape[2:]
+        stride = self.mask_stride * mask_features.shape[2] // height
+        return place_channels(height, width, stride, like.device)
 
 
 def _at_size(mask_features: Tensor, height: int, width: int) -> Tensor:
@@ -160,12 +213,12 @@ def _at_size(mask_features: Tensor, height: int, width: int) -> Tensor:
     return resized.flatten(2)
 
 
-def attention_mask(mask_embeddings: Tensor, features: Tensor, valid: Tensor) -> Tensor:
+def attention_mask(mask_logits: Tensor, valid: Tensor) -> Tensor:
     """Where each query may look: inside its own mask (equation 1 of the paper), and never at padding.
 
-    mask_embeddings (B, Q, E); features (B, E, S); valid (B, h, w) bool with h * w = S. A query whose mask is empty
-    among the real pixels looks at all of them. Returns (B, Q, S) bool; carries no gradient.
+    mask_logits (B, Q, S); valid (B, h, w) bool with h * w = S. A query whose mask is empty among the real pixels looks
+    at all of them. Returns (B, Q, S) bool.
     """
     real = valid.flatten(1)[:, None]  # (B, 1, S)
-    inside = (mask_embeddings.detach() @ features >= 0) & real  # (B, Q, S)
+    inside = (mask_logits >= 0) & real  # (B, Q, S)
     return torch.where(inside.any(-1, keepdim=True), inside, real)

@@ -1,0 +1,202 @@
+"""How soon it learns: AP at fixed times of training, ours beside stock Mask2Former on the same ViT.
+
+Both start from random weights and read the same batches in the same order; the rate falls to 0 over the budget, so a
+budget of two minutes is another run than the first two minutes of ten. The clock runs in training alone, data loading
+included. Recipes are chosen with `--held-out`, which scores on a sixth of the training images that it does not train
+on; without it the validation files are scored.
+
+    learning.py --data nuclei --square 256 --minutes 1 2 --seeds 0 1 2 --output learning.json --plot learning.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from baseline import build_baseline
+from machine import ROOT, describe_machine
+from mask2former_dinov3.config import TrainConfig, load_config
+from mask2former_dinov3.data.coco import CocoData, read_coco
+from mask2former_dinov3.data.dataset import CocoInstanceDataset, collate
+from mask2former_dinov3.data.layout import Split
+from mask2former_dinov3.data.order import TrainingOrder
+from mask2former_dinov3.data.transforms import Augmentation
+from mask2former_dinov3.ema import AveragedWeights
+from mask2former_dinov3.evaluate import evaluate_coco, predict_split
+from mask2former_dinov3.memory import keep_freed_memory
+from mask2former_dinov3.model_building import build_model, build_processor
+from mask2former_dinov3.optim import build_optimizer
+from plot import Panel, draw_panels
+from shapes import shapes_dataset
+
+RECIPE = ROOT / "src" / "mask2former_dinov3" / "sample" / "train_args.json"
+# The published model at the recipe's ViT, canvas, batch and rate: what stock Mask2Former is built from.
+STOCK = {
+    **{"neck": "pyramid", "query_init": "learned", "matching": "points", "mask_loss": "points"},
+    **{"mask_stride": None, "encoder_layers": None, "decoder_layers": None, "mask_feature_size": None},
+}
+HELD_OUT_EVERY = 6
+Row = dict[str, Any]
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--data", default="shapes", help="a folder with train/ and valid/, or `shapes`: drawn here")
+    found.add_argument("--square", type=int, help="only the images of this width and height")
+    found.add_argument(
+        "--minutes", type=float, nargs="+", default=[1.0, 2.0], help="evaluate here; the last is the end"
+    )
+    found.add_argument("--seeds", type=int, nargs="+", default=[0])
+    found.add_argument("--sides", nargs="+", choices=["ours", "baseline"], default=["ours", "baseline"])
+    found.add_argument("--config", type=Path, default=RECIPE, help="recipe of both sides")
+    found.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="options that differ from the recipe")
+    found.add_argument("--held-out", action="store_true", help="score on a sixth of the training images")
+    found.add_argument("--output", type=Path, help="add the rows to this JSON file")
+    found.add_argument("--plot", type=Path, help="draw all rows of --output")
+    return found
+
+
+def read_folder(folder: Path, square: int | None) -> CocoData:
+    data = read_coco(Split(folder.name, folder / "_annotations.coco.json", folder, None))
+    if square is None:
+        return data
+    return dataclasses.replace(data, images=[x for x in data.images if x.height == x.width == square])
+
+
+def splits(args: argparse.Namespace, root: Path) -> tuple[CocoData, CocoData]:
+    """What is trained on, and what is scored."""
+    train = read_folder(root / "train", args.square)
+    if not args.held_out:
+        return train, read_folder(root / "valid", args.square)
+    parts: list[CocoData] = []
+    for held_out in (False, True):
+        images = [x for i, x in enumerate(train.images) if (i % HELD_OUT_EVERY == 0) == held_out]
+        parts.append(dataclasses.replace(train, images=images))
+    return parts[0], parts[1]
+
+
+def batches(config: TrainConfig, processor: Any, train: CocoData) -> Iterator[dict[str, Any]]:
+    """As `train` reads them, without end."""
+    augmentation = Augmentation(
+        scale_min=config.scale_min, scale_max=config.scale_max, flip=config.flip, color_jitter=config.color_jitter
+    )
+    dataset = CocoInstanceDataset(
+        train,
+        image_height=config.image_height,
+        image_width=config.image_width,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        augmentation=augmentation,
+        seed=config.seed,
+    )
+    size = config.per_device_train_batch_size
+    order = TrainingOrder(len(train.images), batch_size=size, seed=config.seed, last_step=10**9)
+    return iter(DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=0))
+
+
+def learn(side: str, config: TrainConfig, train: CocoData, scored: CocoData, minutes: Sequence[float]) -> Iterator[Row]:
+    """Train for the last of `minutes`; a row at each of them."""
+    torch.manual_seed(config.seed)
+    ours = build_model(config, train)
+    processor = build_processor(config, ours)
+    model: Any = ours
+    if side == "baseline":
+        model = build_baseline(ours.config, train_backbone=True)
+        model.config.category_ids, model.config.id2label = ours.config.category_ids, ours.config.id2label
+    averaged = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
+    optimizer = build_optimizer(model, config)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    read = batches(config, processor, train)
+    marks, budget = [60 * minute for minute in minutes], 60 * minutes[-1]
+    seconds = cpu_seconds = 0.0
+    step = 0
+    model.train()
+    while marks:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        warm = min(1.0, (step + 1) / max(config.num_warmup_steps, 1))
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * warm * max(0.0, 1 - seconds / budget)
+        batch = next(read)
+        masks = batch["mask_labels"] if side == "ours" else [mask.float() for mask in batch["mask_labels"]]
+        inputs = {name: batch[name] for name in ("pixel_values", "pixel_mask", "class_labels")}
+        model(**inputs, mask_labels=masks).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        if averaged:
+            averaged.update(step)
+        seconds += time.perf_counter() - start
+        cpu_seconds += time.process_time() - cpu_start
+        if seconds >= marks[0]:
+            spent: Row = {"minutes": marks.pop(0) / 60, "seconds": seconds, "cpu_seconds": cpu_seconds}
+            metrics = score(averaged.model if averaged else model, processor, scored, config.max_detections)
+            model.train()
+            yield {**spent, "images": step * config.per_device_train_batch_size, **metrics}
+
+
+def score(model: Any, processor: Any, data: CocoData, max_detections: int) -> Row:
+    results = predict_split(model, processor, data, batch_size=4, max_detections=max_detections)
+    ids = [record.id for record in data.images]
+    metrics = evaluate_coco(data.annotations, results, image_ids=ids, max_detections=max_detections)
+    return {name: metrics[name] for name in ("AP", "AP50", "AP75")}
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """AP over minutes, CPU-seconds and images; the median of the seeds."""
+    panels = []
+    for key, label in (("minutes", "minutes"), ("cpu_seconds", "CPU-seconds"), ("images", "images seen")):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for side in ("baseline", "ours"):
+            times = sorted({(row["budget"], row["minutes"]) for row in rows if row["side"] == side})
+            groups = [
+                [row for row in rows if row["side"] == side and (row["budget"], row["minutes"]) == at] for at in times
+            ]
+            medians = [tuple(statistics.median(row[k] for row in group) for k in (key, "AP")) for group in groups]
+            lines[side] = [(0.0, 0.0), *sorted((x, y) for x, y in medians)]
+        panels.append(Panel(label, "mask AP", lines))
+    draw_panels([panels], path)
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parser().parse_args(argv)
+    keep_freed_memory()
+    options = dict(word.split("=", 1) for word in args.set)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = shapes_dataset(Path(scratch)) if args.data == "shapes" else Path(args.data)
+        train, scored = splits(args, root)
+        for seed in args.seeds:
+            for side in args.sides:
+                given = {"output_dir": "unused", "dataset_name": str(root), "seed": seed, **options}
+                config, _ = load_config(args.config, given | (STOCK if side == "baseline" else {}))
+                name = f"{root.name if args.data != 'shapes' else 'shapes'}{f' {args.square}' if args.square else ''}"
+                for row in learn(side, config, train, scored, args.minutes):
+                    told = {"data": name, "held_out": args.held_out, "side": side, "seed": seed, "set": options}
+                    whole = {**told, "budget": args.minutes[-1], **row}
+                    print(json.dumps(whole), flush=True)
+                    if args.output:
+                        keep(args.output, whole)
+    if args.output and args.plot:
+        draw(json.loads(args.output.read_text())["rows"], args.plot)
+
+
+def keep(path: Path, row: Row) -> None:
+    """One more row, so that a run that is stopped leaves what it has measured."""
+    stored: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"machine": describe_machine()}
+    stored["rows"] = [*stored.get("rows", []), row]
+    path.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
