@@ -40,7 +40,7 @@ from mask2former_dinov3.optim import build_optimizer
 from plot import Panel, draw_panels
 from shapes import shapes_dataset
 
-RECIPE = ROOT / "src" / "mask2former_dinov3" / "sample" / "train_args.json"
+RECIPE = ROOT / "src" / "mask2former_dinov3" / "sample" / "from_scratch_args.json"
 # The published model at the recipe's ViT, canvas, batch and rate: what stock Mask2Former is built from.
 STOCK = {
     **{"neck": "pyramid", "query_init": "learned", "matching": "points", "mask_loss": "points"},

@@ -7,6 +7,7 @@ the number of instances and the size of the image instead.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--points", type=int, default=12544, help="of matching and mask loss")
     found.add_argument("--train-backbone", action="store_true", help="default: frozen")
     found.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, ours only")
+    found.add_argument(
+        "--network", nargs="*", default=[], metavar="FIELD=JSON", help="of ours, other than the preset's"
+    )
     found.add_argument("--growth", action="store_true", help="over instances (at --size) and over sizes (10 instances)")
     found.add_argument("--output", type=Path, help="JSON file for the rows of --growth")
     found.add_argument("--plot", type=Path, help="PNG file for a picture of --growth")
@@ -70,7 +74,7 @@ def describe(args: argparse.Namespace) -> str:
         f"{args.points} points, {'all trained' if args.train_backbone else 'backbone frozen'}",
         f"{args.dtype}, {args.device}",
     ]
-    return ", ".join([*parts, *["compiled"] * args.compile, *["checkpointing"] * args.checkpointing])
+    return ", ".join([*parts, *["compiled"] * args.compile, *["checkpointing"] * args.checkpointing, *args.network])
 
 
 def load(side: str, args: argparse.Namespace) -> Timed:
@@ -81,7 +85,9 @@ def load(side: str, args: argparse.Namespace) -> Timed:
     if side == "baseline":
         model = build_baseline(config, args.train_backbone)
     else:
-        model = Mask2FormerDinov3ForInstanceSegmentation(config)
+        chosen = {name: json.loads(value) for name, value in (word.split("=", 1) for word in args.network)}
+        whole = {"num_labels": NUM_LABELS, "train_num_points": args.points, **chosen}
+        model = Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3Config.preset(args.preset, **whole))
         if not args.train_backbone:
             model.freeze_backbone()
         if args.checkpointing:

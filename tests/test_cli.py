@@ -191,7 +191,7 @@ def test_best_scores__as_many_as_there_are_instances(
     assert best_scores(tmp_path / "p.json", tmp_path / "a.json") == expected
 
 
-@pytest.mark.parametrize("failing", [0, 1, 2])
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
 def test_demo__stops_at_the_step_that_fails(failing: int, tmp_path: Path) -> None:
     commands: list[list[str]] = []
     said: list[str] = []
@@ -201,7 +201,7 @@ def test_demo__stops_at_the_step_that_fails(failing: int, tmp_path: Path) -> Non
         return 7 if len(commands) > failing else 0
 
     assert demo(tmp_path / "demo", say=said.append, run=run) == 7
-    assert [words[0] for words in commands] == ["check-data", "train", "evaluate"][: failing + 1]
+    assert [words[0] for words in commands] == ["check-data", "evaluate", "train", "evaluate"][: failing + 1]
     assert len(said) == failing + 1
     assert f"$ mask2former-dinov3 {commands[-1][0]}" in said[-1]
 
@@ -217,6 +217,7 @@ def small_sample(folder: Path) -> None:
         (folder / split / "_annotations.coco.json").write_text(json.dumps(coco))
         for image in coco["images"]:
             shutil.copy(SAMPLE / split / image["file_name"], folder / split)
+    shutil.copytree(SAMPLE / "model", folder / "model")
     config = json.loads((SAMPLE / "train_args.json").read_text())
     small = {"max_train_steps": 2, "num_warmup_steps": 0, "checkpointing_steps": 2, "dataloader_num_workers": 0}
     (folder / "train_args.json").write_text(json.dumps({**config, **small, "per_device_train_batch_size": 1}))

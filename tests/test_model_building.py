@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,9 +15,9 @@ from transformers import DINOv3ViTModel
 
 from mask2former_dinov3.checkpoint import save_model_folder
 from mask2former_dinov3.config import load_config
-from mask2former_dinov3.data.coco import Category, CocoData
+from mask2former_dinov3.data.coco import Annotation, Category, CocoData, ImageRecord
 from mask2former_dinov3.errors import CheckpointError
-from mask2former_dinov3.model_building import build_model, build_processor
+from mask2former_dinov3.model_building import build_model, build_processor, with_queries
 from mask2former_dinov3.predict import Predictor
 from test_backbone import randomised, small_vit
 from test_parity_hf_mask2former import hf_mask2former
@@ -50,6 +52,16 @@ def test_build_model__a_pretrained_backbone_is_frozen_unless_asked(vit_folder: P
     assert random.config.id2label == {0: "disc", 1: "bar"}
 
 
+@pytest.mark.parametrize(("most", "queries"), [(0, 50), (40, 50), (41, 75), (100, 125), (376, 475)])
+def test_with_queries__follows_the_fullest_image(most: int, queries: int) -> None:
+    triangle = [np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0]])]
+    one, crowd = (Annotation(1, 0, 3, triangle, iscrowd, (0.0, 0.0, 4.0, 4.0), 8.0) for iscrowd in (False, True))
+    record = ImageRecord(1, "x", Path("x"), 8, 8, [*[one] * most, crowd])
+    data = dataclasses.replace(DATA, images=[record, dataclasses.replace(record, annotations=[])])
+    assert with_queries(config_of(num_queries="auto"), data).num_queries == queries
+    assert with_queries(config_of(num_queries=7), data).num_queries == 7
+
+
 def test_build_processor__takes_mean_and_std_of_the_weights(vit_folder: Path) -> None:
     config = config_of(backbone=str(vit_folder))
     processor = build_processor(config, build_model(config, DATA))
@@ -69,6 +81,43 @@ def test_build_model__starts_the_head_from_a_mask2former_folder(vit_folder: Path
     assert torch.equal(model.head.pixel_decoder.level_embed, pixel_decoder.level_embed)
     vit = DINOv3ViTModel.from_pretrained(vit_folder)
     assert torch.equal(model.backbone.norm.weight, vit.norm.weight)
+
+
+def test_build_model__goes_on_from_a_model_of_ours(tmp_path: Path) -> None:
+    """Classes by name, queries by number, all else as it was; stored in half precision, trained in full."""
+    torch.manual_seed(1)
+    before = build_model(config_of(backbone="tiny", neck="adapter", num_queries=60, encoder_layers=1), DATA)
+    before.half().save_pretrained(tmp_path)
+    classes = dataclasses.replace(DATA, categories=(Category(1, "star"), Category(2, "bar")))
+    torch.manual_seed(2)
+    after = build_model(config_of(head=str(tmp_path), num_queries=80, matching="pixels"), classes)
+    assert (after.config.neck, after.config.encoder_layers, after.config.matching) == ("adapter", 1, "pixels")
+    assert (after.config.id2label, after.config.category_ids) == ({0: "star", 1: "bar"}, [1, 2])
+    assert after.config.backbone_config.hidden_size == before.config.backbone_config.hidden_size
+    old, new = before.state_dict(), after.state_dict()
+    decoder = "head.transformer_decoder."
+    for name in ("weight", "bias"):
+        was, now = (state[f"{decoder}class_predictor.{name}"] for state in (old, new))
+        assert torch.equal(now[1].half(), was[1])  # bar
+        assert torch.equal(now[2].half(), was[2])  # no object
+        assert not torch.equal(now[0].half(), was[0]) or name == "bias"
+    was, now = (state[f"{decoder}queries_features.weight"] for state in (old, new))
+    assert now.shape == (80, 128)
+    assert torch.equal(now[:60].half(), was)
+    for key, value in new.items():
+        assert value.dtype == torch.float32
+        assert "class_predictor" in key or "queries_" in key or torch.equal(value.half(), old[key]), key
+    assert build_model(config_of(head=str(tmp_path)), DATA).config.num_queries == 60
+    with pytest.raises(CheckpointError, match="is another network: query_init is learned there, seeds here"):
+        build_model(config_of(head=str(tmp_path), query_init="seeds"), DATA)
+
+
+def test_build_model__refuses_another_network_than_the_published_head(vit_folder: Path, tmp_path: Path) -> None:
+    hf_mask2former().save_pretrained(tmp_path)
+    with pytest.raises(
+        CheckpointError, match="query_init is learned there, seeds here; mask_stride is 4 there, 2 here"
+    ):
+        build_model(config_of(backbone="tiny", head=str(tmp_path), query_init="seeds", mask_stride=2), DATA)
 
 
 def test_build_model__refuses_a_head_of_another_kind_or_a_cut_one(vit_folder: Path, tmp_path: Path) -> None:

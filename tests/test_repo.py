@@ -185,13 +185,14 @@ def test_recipes__load_and_say_what_they_are(recipe: Path) -> None:
 
 def test_recipes__are_two_and_the_demos_loads_too() -> None:
     assert len(SCRIPTS) == len(RECIPES) == 2
-    config, _ = load_config(SAMPLE / "train_args.json", {"dataset_name": "data", "output_dir": "out"})
+    for name in ("train_args.json", "from_scratch_args.json"):
+        config, _ = load_config(SAMPLE / name, {"dataset_name": "data", "output_dir": "out"})
+        assert config.description
     assert config.backbone == "tiny"
-    assert config.description
 
 
 def test_sample__is_small_and_attributed() -> None:
-    files = [path for path in SAMPLE.rglob("*") if path.is_file()]
+    files = [path for path in SAMPLE.rglob("*") if path.is_file() and path.parent.name != "model"]
     assert sum(path.stat().st_size for path in files) < 5_000_000
     assert len(list((SAMPLE / "train").glob("*.png"))) == 40
     assert len(list((SAMPLE / "valid").glob("*.png"))) == 12

@@ -81,7 +81,9 @@ class TrainConfig(BaseModel):
         "`facebook/dinov3-vits16plus-pretrain-lvd1689m`.",
     )
     head: str | None = Field(
-        None, description="Mask2Former checkpoint (hub id or folder) to start the head from; null starts it at random."
+        None,
+        description="Mask2Former checkpoint of Hugging Face (hub id or folder) to start the head from, or a model of "
+        "ours to start all from, backbone included; null starts the head at random.",
     )
     neck: Literal["pyramid", "adapter", "plain", "none"] = Field(
         "pyramid",
@@ -92,7 +94,11 @@ class TrainConfig(BaseModel):
     freeze_backbone: bool | None = Field(
         None, description="Keep the backbone as it is; null freezes pretrained weights and trains random ones."
     )
-    num_queries: PositiveInt = Field(100, description="Instances that the model can propose per image.")
+    num_queries: PositiveInt | Literal["auto"] = Field(
+        100,
+        description="Instances that the model can propose per image; `auto`: a quarter more than the fullest training "
+        "image holds, at least 50.",
+    )
     query_init: Literal["learned", "seeds"] = Field(
         "learned",
         description="`learned` queries, as published; `seeds`: queries start at the peaks of a dense score and know "
@@ -195,9 +201,9 @@ class TrainConfig(BaseModel):
             return None
         return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
-    @field_validator("checkpointing_steps", mode="before")
+    @field_validator("checkpointing_steps", "num_queries", mode="before")
     @classmethod
-    def _digits_are_steps(cls, value: object) -> object:
+    def _digits_are_a_number(cls, value: object) -> object:
         return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
     @field_validator("image_height", "image_width")
@@ -242,27 +248,12 @@ def cross_faults(config: TrainConfig) -> list[Fault]:
         annotations, images = f"{split}_annotations", f"{split}_images"
         if dataset is None and values[images] is not None and values[annotations] is None:
             faults.append(((annotations, images), f"required, since {images} is given"))
-    faults += _network_faults(values)
-    if values["scale_min"] > values["scale_max"]:
-        reason = f"{values['scale_min']} is above scale_max={values['scale_max']}"
-        faults.append((("scale_min", "scale_max"), reason))
-    return faults
-
-
-def _network_faults(values: Mapping[str, Any]) -> list[Fault]:
-    """Parts of the network that do not go together."""
-    faults: list[Fault] = []
     if values["neck"] == "plain" and values["mask_stride"] is not None:
         reason = f"{values['mask_stride']} needs maps finer than those of neck=plain; set it to null, or use pyramid"
         faults.append((("mask_stride", "neck"), reason))
-    if values["head"] is None:
-        return faults
-    of_head = {"query_init": "learned", "mask_stride": 4, "encoder_layers": None, "decoder_layers": None}
-    for name, good in {**of_head, "mask_feature_size": None}.items():
-        if values[name] not in (good, None):
-            got = json.dumps(values[name])
-            reason = f"{got} would not be the published head any more; leave it out, or set head to null"
-            faults.append(((name, "head"), reason))
+    if values["scale_min"] > values["scale_max"]:
+        reason = f"{values['scale_min']} is above scale_max={values['scale_max']}"
+        faults.append((("scale_min", "scale_max"), reason))
     return faults
 
 
@@ -319,14 +310,18 @@ def _validate(values: dict[str, Any], shown: Mapping[str, str], faults: list[str
     return config
 
 
+_EITHER = {
+    "checkpointing_steps": 'a number of steps above 0, "epoch", or null',
+    "num_queries": 'a number above 0 or "auto"',
+}
 _EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a string"}
 
 
 def _reason(item: ErrorDetails) -> str:
     """pydantic's complaint in the words of a JSON file."""
     kind, got, context = item["type"], item["input"], item.get("ctx", {})
-    if item["loc"][0] == "checkpointing_steps":
-        return f'expected a number of steps above 0, "epoch", or null, got {json.dumps(got, default=str)}'
+    if item["loc"][0] in _EITHER:
+        return f"expected {_EITHER[str(item['loc'][0])]}, got {json.dumps(got, default=str)}"
     if kind == "missing":
         return "required; the folder that the run is written to"  # output_dir is the only field without a default
     if kind == "value_error":
@@ -380,10 +375,19 @@ def _read_flags(words: Sequence[str], faults: list[str]) -> dict[str, Any]:
 
 def _advice(config: TrainConfig) -> list[str]:
     """What is allowed but probably not meant."""
-    if config.backbone not in PRESETS:
+    if config.backbone not in PRESETS or _is_our_model(config.head):
         return []
     hub = HUB_BACKBONES.get(config.backbone)
     notes = [f"backbone: {config.backbone!r} starts from random weights" + (f"; DINOv3's are {hub}" if hub else "")]
     if config.freeze_backbone:
         notes.append("freeze_backbone: true keeps these random weights as they are; set it to false or null")
     return notes
+
+
+def _is_our_model(head: str | None) -> bool:
+    """Whether `head` is a local folder with a model of ours, which brings its own backbone."""
+    file = Path(head or "") / "config.json"
+    try:
+        return head is not None and json.loads(file.read_text(encoding="utf-8"))["model_type"] == "mask2former_dinov3"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # building the model will say what is wrong with it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
 
 from .config import TrainConfig
@@ -16,12 +17,26 @@ from .model.backbone import load_backbone, pixel_statistics
 from .model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
 
 logger = logging.getLogger(__name__)
+OURS = Mask2FormerDinov3Config.model_type
 # fmt: off
 NETWORK = (  # what both configurations call by the same name; null leaves it to the preset or the head
     "neck", "backbone_norm", "num_queries", "query_init", "matching", "mask_loss", "mask_stride",
     "encoder_layers", "decoder_layers", "mask_feature_size",
 )
 # fmt: on
+SIZES = ("encoder_layers", "decoder_layers", "mask_feature_size")  # of a published head
+FREE = ("num_queries", "matching", "mask_loss")  # what may change when a model of ours is trained on
+
+
+def with_queries(config: TrainConfig, data: CocoData) -> TrainConfig:
+    """The same with a number in place of `num_queries` "auto": a quarter more than the fullest image holds, by the 25
+    and at least 50."""
+    if config.num_queries != "auto":
+        return config
+    most = max((sum(not one.iscrowd for one in record.annotations) for record in data.images), default=0)
+    number = max(50, 25 * -(-most * 5 // 100))
+    logger.info("num_queries: %d, since an image holds %d instances at most", number, most)
+    return config.model_copy(update={"num_queries": number})
 
 
 def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInstanceSegmentation:
@@ -50,27 +65,38 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         "model: %.1f M parameters, %.1f M trained; backbone %s (%s)",
         sum(p.numel() for p in model.parameters()) / 1e6,
         trained / 1e6,
-        config.backbone,
-        "pretrained" if pretrained else "random weights",
+        model.config.backbone_source or (f"of {config.head}" if _continues_ours(config) else config.backbone),
+        "pretrained" if pretrained else "no weights of DINOv3",
     )
     return model
 
 
 def _with_head(head: str, config: TrainConfig, fields: dict[str, Any]) -> Mask2FormerDinov3ForInstanceSegmentation:
-    """The head of a Hugging Face Mask2Former checkpoint on the configured backbone."""
-    wanted = "expected a Hugging Face Mask2Former (hub id or local folder), or null for a head from random weights"
+    """The head of a Hugging Face Mask2Former checkpoint on the configured backbone, or a whole model of ours."""
+    wanted = (
+        "expected a Hugging Face Mask2Former or a model of ours (hub id or local folder), "
+        "or null for a head from random weights"
+    )
+    kinds: dict[str, Any] = {
+        "mask2former": Mask2FormerForUniversalSegmentation,
+        OURS: Mask2FormerDinov3ForInstanceSegmentation,
+    }
     try:
-        kind = AutoConfig.from_pretrained(head, token=config.hub_token).model_type
-        if kind != "mask2former":
+        kind = _type_of(head, config)
+        if kind not in kinds:
             raise CheckpointError(f"head {head!r}: {wanted}; got a model of type {kind!r}")
-        theirs, report = Mask2FormerForUniversalSegmentation.from_pretrained(
-            head, token=config.hub_token, output_loading_info=True
+        theirs, report = kinds[kind].from_pretrained(
+            head, token=config.hub_token, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"head {head!r}: cannot be loaded ({error}); {wanted}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(f"head {head!r}: {len(missing)} weights are missing, e.g. {', '.join(missing[:3])}")
+    if isinstance(theirs, Mask2FormerDinov3ForInstanceSegmentation):
+        return _from_ours(theirs, head, fields)
+    published = {"query_init": "learned", "mask_stride": 4, **{n: getattr(theirs.config, n) for n in SIZES}}
+    _refuse(head, fields, published)
     if config.backbone in VIT_SHAPES:
         backbone_config = Mask2FormerDinov3Config.preset(config.backbone).backbone_config
         return Mask2FormerDinov3ForInstanceSegmentation.from_mask2former(
@@ -84,11 +110,77 @@ def _with_head(head: str, config: TrainConfig, fields: dict[str, Any]) -> Mask2F
     return model
 
 
+def _type_of(head: str, config: TrainConfig) -> str:
+    return str(AutoConfig.from_pretrained(head, token=config.hub_token).model_type)
+
+
+def _continues_ours(config: TrainConfig) -> bool:
+    return config.head is not None and _type_of(config.head, config) == OURS
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    """Those of `NETWORK` that were chosen: a default is no choice, and a model has its own."""
+    return {name: fields[name] for name in NETWORK if name in fields and fields[name] != _default(name)}
+
+
+def _default(name: str) -> object:
+    return TrainConfig.model_fields[name].default
+
+
+def _refuse(head: str, fields: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raise CheckpointError for parts of the network that `head` decides, where the options want others."""
+    given = _given(fields)
+    wrong = [
+        f"{name} is {own[name]} there, {given[name]} here"
+        for name in given
+        if own.get(name, given[name]) != given[name]
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"head {head!r} is another network: {'; '.join(wrong)}. Leave these options out, or set head to null"
+        )
+
+
+def _from_ours(
+    theirs: Mask2FormerDinov3ForInstanceSegmentation, head: str, fields: dict[str, Any]
+) -> Mask2FormerDinov3ForInstanceSegmentation:
+    """A model of ours, backbone included, with these classes and as many queries as were asked for.
+
+    Classes of the same name keep their weights, and so do the first learned queries; the rest starts at random.
+    """
+    own = theirs.config
+    of_network = {name: getattr(own, name) for name in NETWORK}
+    free = {name: value for name, value in _given(fields).items() if name in FREE}
+    _refuse(head, fields, {name: value for name, value in of_network.items() if name not in FREE})
+    labels = {name: fields[name] for name in ("id2label", "label2id", "category_ids")}
+    backbone = {"backbone_config": own.backbone_config}
+    kept = {k: v for k, v in own.to_diff_dict().items() if k not in ("model_type", "transformers_version", "dtype")}
+    model = Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3Config(**{**kept, **backbone, **labels, **free}))
+    place = {name: label for label, name in own.id2label.items()}
+    old = [place.get(name, -1) for _, name in sorted(labels["id2label"].items())]
+    state, found = theirs.state_dict(), model.state_dict()
+    for key, tensor in found.items():
+        if key.startswith("head.transformer_decoder.class_predictor."):
+            for label, before in enumerate(old):
+                if before >= 0:
+                    tensor[label] = state[key][before]
+            tensor[-1] = state[key][-1]  # no object
+        elif key.startswith("head.transformer_decoder.queries_"):
+            count = min(len(tensor), len(state[key]))
+            tensor[:count] = state[key][:count]
+        else:
+            tensor.copy_(state[key])
+    logger.info("all weights from %s, backbone included; %d of %d classes are new", head, old.count(-1), len(old))
+    return model
+
+
 def build_processor(
     config: TrainConfig, model: Mask2FormerDinov3ForInstanceSegmentation
 ) -> Mask2FormerDinov3ImageProcessor:
     """The processor of the training canvas, with the mean and std that belong to the backbone's weights."""
-    mean, std = pixel_statistics(model.config.backbone_source, config.hub_token)
+    # A model of ours carries them itself: its hub is not asked.
+    source = config.head if _continues_ours(config) else model.config.backbone_source
+    mean, std = pixel_statistics(source, config.hub_token)
     return Mask2FormerDinov3ImageProcessor(
         size={"height": config.image_height, "width": config.image_width}, image_mean=mean, image_std=std
     )

@@ -245,7 +245,10 @@ def load_model(
         raise CheckpointError(f"{name}: expected a model folder as training leaves it, or a hub id such as user/model")
     disable_progress_bar()  # of transformers: a local file is read at once
     try:
-        network, loaded = Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(name, output_loading_info=True)
+        # Weights that are stored in half precision are computed with in full: `autocast` is the way to be faster.
+        network, loaded = Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(
+            name, output_loading_info=True, dtype=torch.float32
+        )
         processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()

@@ -28,7 +28,7 @@ from .data.transforms import Augmentation
 from .ema import AveragedWeights
 from .errors import CheckpointError, DatasetError, UserError
 from .model import loss_normalizers
-from .model_building import build_model, build_processor
+from .model_building import build_model, build_processor, with_queries
 from .optim import build_optimizer, build_scheduler
 from .run import Run
 from .run_log import RunLog
@@ -49,6 +49,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     accelerator = start_accelerator(config)
     with torn_down(accelerator):
         data = load_data(config)
+        config = with_queries(config, data["train"])
         together(accelerator, lambda: prepare_folder(config), main_only=True)
         run, wrapped = start_run(config, accelerator, data)
         together(accelerator, lambda: write_config(config), main_only=True)
@@ -135,7 +136,8 @@ def load_data(config: TrainConfig) -> dict[str, CocoData]:
     )
     if "train" not in splits:
         raise DatasetError(f"no training data in {config.dataset_name}: found only {', '.join(splits)}")
-    report = check_data(splits, notes, num_queries=config.num_queries, full=False)
+    num_queries = None if config.num_queries == "auto" else config.num_queries
+    report = check_data(splits, notes, num_queries=num_queries, full=False)
     report.raise_errors()
     logger.info("%s", report.text(limit=5))
     return report.data

@@ -115,16 +115,16 @@ def check_data(
     splits: Mapping[str, Split],
     notes: Sequence[str] = (),
     *,
-    num_queries: int = 100,
+    num_queries: int | None = 100,
     canvas: tuple[int, int] = (1024, 1024),
     full: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Check annotations and images of all splits; never raises for a fault of the data, they are in the report.
 
-    num_queries: more instances than this in an image are a warning. canvas: (height, width) of training, for
-    `mask_ceilings`. full: decode every image, compare the splits' pictures, measure the ceilings; otherwise (at the
-    start of training) only the headers of the image files are read.
+    num_queries: more instances than this in an image are a warning; None: as many as needed. canvas: (height, width) of
+    training, for `mask_ceilings`. full: decode every image, compare the splits' pictures, measure the ceilings;
+    otherwise (at the start of training) only the headers of the image files are read.
     """
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
     for name, split in splits.items():
@@ -188,11 +188,11 @@ def _image_faults(record: ImageRecord, full: bool) -> list[Fault]:
     return faults
 
 
-def _content_faults(name: str, data: CocoData, statistics: Statistics, num_queries: int) -> Iterable[Fault]:
+def _content_faults(name: str, data: CocoData, statistics: Statistics, num_queries: int | None) -> Iterable[Fault]:
     """Faults of a split as a whole: more instances than queries, classes without any, nothing to train on."""
     for record in data.images:
         count = sum(not annotation.iscrowd for annotation in record.annotations)
-        if count > num_queries:
+        if num_queries is not None and count > num_queries:
             reason = f"{record.file_name}: {count} instances, more than the {num_queries} queries (num_queries)"
             yield Fault("warning", record.id, None, reason)
     if name == "train" and not statistics.instances:
