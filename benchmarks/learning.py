@@ -154,17 +154,18 @@ def score(model: Any, processor: Any, data: CocoData, max_detections: int) -> Ro
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """AP over minutes, CPU-seconds and images; the median of the seeds."""
+    """AP over minutes, CPU-seconds and images of each side's longest budget; the median of the seeds."""
     panels = []
     for key, label in (("minutes", "minutes"), ("cpu_seconds", "CPU-seconds"), ("images", "images seen")):
         lines: dict[str, list[tuple[float, float]]] = {}
         for side in ("baseline", "ours"):
-            times = sorted({(row["budget"], row["minutes"]) for row in rows if row["side"] == side})
-            groups = [
-                [row for row in rows if row["side"] == side and (row["budget"], row["minutes"]) == at] for at in times
-            ]
-            medians = [tuple(statistics.median(row[k] for row in group) for k in (key, "AP")) for group in groups]
-            lines[side] = [(0.0, 0.0), *sorted((x, y) for x, y in medians)]
+            own = [row for row in rows if row["side"] == side]
+            longest = [row for row in own if row["budget"] == max(row["budget"] for row in own)]
+            line = [(0.0, 0.0)]
+            for minutes in sorted({row["minutes"] for row in longest}):
+                at = [row for row in longest if row["minutes"] == minutes]
+                line.append((statistics.median(row[key] for row in at), statistics.median(row["AP"] for row in at)))
+            lines[side] = line
         panels.append(Panel(label, "mask AP", lines))
     draw_panels([panels], path)
 

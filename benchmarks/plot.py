@@ -44,7 +44,7 @@ def _draw_panel(draw: ImageDraw.ImageDraw, panel: Panel, left: int, top: int) ->
     """One panel with its top left corner at (left, top), in pixels before scaling."""
     font = ImageFont.load_default(12 * SCALE)
     points = [point for line in panel.lines.values() for point in line] or [(1.0, 1.0)]
-    x_ticks, y_ticks = (ticks_of(max(values)) for values in zip(*points, strict=True))
+    x_ticks, y_ticks = (ticks_of(max(values) or 1.0) for values in zip(*points, strict=True))
     x_end = max(x for x, _ in points) * 1.03
     box = (left + MARGIN, top + 30, left + WIDTH - 20, top + HEIGHT - 48)
 

@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mask2former_dinov3.data.check import check_data
+from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -167,3 +169,43 @@ def test_ticks_of__reach_the_highest_value_in_few_steps(highest: float, script: 
     assert ticks[0] == 0
     assert ticks[-2] < highest <= ticks[-1]
     assert 3 <= len(ticks) <= 7
+
+
+def test_learning__both_sides_learn_the_same_images_and_leave_rows_and_a_plot(
+    toy_dataset: Path, tmp_path: Path, script: Any
+) -> None:
+    rows, plot = tmp_path / "rows.json", tmp_path / "plot.png"
+    small = [
+        "image_height=64",
+        "image_width=96",
+        "num_queries=10",
+        "num_warmup_steps=0",
+        "per_device_train_batch_size=2",
+    ]
+    words = ["--data", str(toy_dataset), "--minutes", "0.005", "0.01", "--held-out", "--seeds", "3", "--set", *small]
+    script("learning").main([*words, "--output", str(rows), "--plot", str(plot)])
+    content = json.loads(rows.read_text())
+    assert [(row["side"], row["minutes"]) for row in content["rows"]] == [
+        (side, minutes) for side in ("ours", "baseline") for minutes in (0.005, 0.01)
+    ]
+    for row in content["rows"]:
+        assert (row["seed"], row["budget"], row["held_out"]) == (3, 0.01, True)
+        assert row["seconds"] >= 60 * row["minutes"]
+        assert row["images"] >= 2
+        assert all(0 <= row[name] <= 1 for name in ("AP", "AP50", "AP75"))
+    assert str(tmp_path) not in rows.read_text()
+    assert Image.open(plot).size[0] > 1000
+
+
+def test_shapes__are_the_same_for_a_seed_and_read_without_a_fault(tmp_path: Path, script: Any) -> None:
+    shapes = script("shapes").shapes_dataset
+    for name in ("a", "b"):
+        shapes(tmp_path / name, train=4, valid=2, seed=1)
+    texts = [(tmp_path / name / "train" / "_annotations.coco.json").read_text() for name in ("a", "b")]
+    assert texts[0] == texts[1]
+    report = check_data(*find_splits(tmp_path / "a"))
+    assert not report.errors
+    instances = [one for record in report.data["train"].images for one in record.annotations]
+    areas = [one.area for one in instances]
+    assert max(areas) > 50 * min(areas)
+    assert {one.label for one in instances} == {0, 1, 2, 3}

@@ -53,6 +53,8 @@ def store(run: Path, output: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     scored = [line for line in lines if "AP" in line]
     save_model_folder(model.half(), processor, output, max(scored, key=lambda line: float(line["AP"])))
+    stored = json.loads((output / "config.json").read_text(encoding="utf-8"))
+    (output / "config.json").write_text(json.dumps({**stored, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
     shutil.copy(run / "metrics.jsonl", output)
     options = json.loads((run / "train_config.json").read_text(encoding="utf-8"))
     paths = [name for name in options if name.endswith(("_images", "_annotations"))]

@@ -35,7 +35,7 @@ def demo(output: Path, *, say: Callable[[str], None], run: Callable[[list[str]],
 
     code = step(
         "1/5 what is in the data, and is anything wrong with it",
-        *("check-data", sample, "--image-height", "256", "--image-width", "256"),
+        *("check-data", sample, "--image-height", "320", "--image-width", "320"),
     )
     code = code or step(
         "2/5 COCO AP of the bundled model, which has not seen these images, nor any purple-stained tissue",
@@ -57,8 +57,8 @@ def demo(output: Path, *, say: Callable[[str], None], run: Callable[[list[str]],
             *("predict", "--model", model, valid, "--output", prediction, "--threshold", f"{threshold:.4f}"),
         )
     if code == 0:
-        scores = [json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["AP"] for folder in (before, after)]
-        say(closing(*scores, prediction / "overlays", time.monotonic() - start))
+        first, last = (json.loads((x / "metrics.json").read_text(encoding="utf-8"))["AP"] for x in (before, after))
+        say(closing(first, last, prediction / "overlays", time.monotonic() - start))
     return code
 
 

@@ -58,7 +58,7 @@ class Mask2FormerCriterion:
         normalizers: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Weighted losses by Hugging Face's names: `loss_cross_entropy`, `loss_mask`, `loss_dice` of the last layer,
-        with `_0` … `_{T-2}` appended those of the layers before it.
+        with `_0` … `_{T-2}` appended those of the layers before it; `loss_seed` where queries are born at seeds.
 
         mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,) int64; pixel_mask (B, H, W);
         normalizers (2,): see `loss_normalizers`, by default those of this batch alone. Always in float32.
