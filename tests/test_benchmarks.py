@@ -194,7 +194,8 @@ def test_learning__both_sides_learn_the_same_images_and_leave_rows_and_a_plot(
         assert row["images"] >= 2
         assert all(0 <= row[name] <= 1 for name in ("AP", "AP50", "AP75"))
     assert str(tmp_path) not in rows.read_text()
-    assert Image.open(plot).size[0] > 1000
+    with Image.open(plot) as picture:
+        assert picture.size[0] > 1000
 
 
 def test_shapes__are_the_same_for_a_seed_and_read_without_a_fault(tmp_path: Path, script: Any) -> None:
