@@ -25,22 +25,23 @@ import torch
 from torch.utils.data import DataLoader
 
 from baseline import build_baseline
-from machine import ROOT, describe_machine
+from machine import describe_machine
 from mask2former_dinov3.config import TrainConfig, load_config
 from mask2former_dinov3.data.coco import CocoData, read_coco
-from mask2former_dinov3.data.dataset import CocoInstanceDataset, collate
-from mask2former_dinov3.data.layout import Split
+from mask2former_dinov3.data.dataset import collate
+from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.order import TrainingOrder
-from mask2former_dinov3.data.transforms import Augmentation
+from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.ema import AveragedWeights
 from mask2former_dinov3.evaluate import evaluate_coco, predict_split
 from mask2former_dinov3.memory import keep_freed_memory
 from mask2former_dinov3.model_building import build_model, build_processor
 from mask2former_dinov3.optim import build_optimizer
+from mask2former_dinov3.train import training_dataset
 from plot import Panel, draw_panels
 from shapes import shapes_dataset
 
-RECIPE = ROOT / "src" / "mask2former_dinov3" / "sample" / "from_scratch_args.json"
+RECIPE = SAMPLE / "from_scratch_args.json"
 # The published model at the recipe's ViT, canvas, batch and rate: what stock Mask2Former is built from.
 STOCK = {
     **{"neck": "pyramid", "query_init": "learned", "matching": "points", "mask_loss": "points"},
@@ -52,7 +53,7 @@ Row = dict[str, Any]
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--data", default="shapes", help="a folder with train/ and valid/, or `shapes`: drawn here")
+    found.add_argument("--data", default="shapes", help="the folder of a data set, or `shapes`: drawn here")
     found.add_argument("--square", type=int, help="only the images of this width and height")
     found.add_argument(
         "--minutes", type=float, nargs="+", default=[1.0, 2.0], help="evaluate here; the last is the end"
@@ -67,42 +68,28 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def read_folder(folder: Path, square: int | None) -> CocoData:
-    data = read_coco(Split(folder.name, folder / "_annotations.coco.json", folder, None))
-    if square is None:
-        return data
-    return dataclasses.replace(data, images=[x for x in data.images if x.height == x.width == square])
+def read_splits(root: Path, square: int | None, held_out: bool) -> tuple[CocoData, CocoData]:
+    """What is trained on, and what is scored: the validation files, or a sixth of the training images."""
+    found, _ = find_splits(root)
 
+    def read(split: str) -> CocoData:
+        data = read_coco(found[split])
+        fits = [x for x in data.images if square is None or x.height == x.width == square]
+        return dataclasses.replace(data, images=fits)
 
-def splits(args: argparse.Namespace, root: Path) -> tuple[CocoData, CocoData]:
-    """What is trained on, and what is scored."""
-    train = read_folder(root / "train", args.square)
-    if not args.held_out:
-        return train, read_folder(root / "valid", args.square)
-    parts: list[CocoData] = []
-    for held_out in (False, True):
-        images = [x for i, x in enumerate(train.images) if (i % HELD_OUT_EVERY == 0) == held_out]
-        parts.append(dataclasses.replace(train, images=images))
-    return parts[0], parts[1]
+    train = read("train")
+    if not held_out:
+        return train, read("valid")
+    scored = train.images[::HELD_OUT_EVERY]
+    rest = [x for i, x in enumerate(train.images) if i % HELD_OUT_EVERY]
+    return dataclasses.replace(train, images=rest), dataclasses.replace(train, images=scored)
 
 
 def batches(config: TrainConfig, processor: Any, train: CocoData) -> Iterator[dict[str, Any]]:
     """As `train` reads them, without end."""
-    augmentation = Augmentation(
-        scale_min=config.scale_min, scale_max=config.scale_max, flip=config.flip, color_jitter=config.color_jitter
-    )
-    dataset = CocoInstanceDataset(
-        train,
-        image_height=config.image_height,
-        image_width=config.image_width,
-        image_mean=processor.image_mean,
-        image_std=processor.image_std,
-        augmentation=augmentation,
-        seed=config.seed,
-    )
     size = config.per_device_train_batch_size
     order = TrainingOrder(len(train.images), batch_size=size, seed=config.seed, last_step=10**9)
-    return iter(DataLoader(dataset, batch_sampler=order, collate_fn=collate, num_workers=0))
+    return iter(DataLoader(training_dataset(config, processor, train), batch_sampler=order, collate_fn=collate))
 
 
 def learn(side: str, config: TrainConfig, train: CocoData, scored: CocoData, minutes: Sequence[float]) -> Iterator[Row]:
@@ -176,12 +163,12 @@ def main(argv: Sequence[str]) -> None:
     options = dict(word.split("=", 1) for word in args.set)
     with tempfile.TemporaryDirectory() as scratch:
         root = shapes_dataset(Path(scratch)) if args.data == "shapes" else Path(args.data)
-        train, scored = splits(args, root)
+        name = " ".join([Path(args.data).name, *([str(args.square)] if args.square else [])])
+        train, scored = read_splits(root, args.square, args.held_out)
         for seed in args.seeds:
             for side in args.sides:
                 given = {"output_dir": "unused", "dataset_name": str(root), "seed": seed, **options}
                 config, _ = load_config(args.config, given | (STOCK if side == "baseline" else {}))
-                name = f"{root.name if args.data != 'shapes' else 'shapes'}{f' {args.square}' if args.square else ''}"
                 for row in learn(side, config, train, scored, args.minutes):
                     told = {"data": name, "held_out": args.held_out, "side": side, "seed": seed, "set": options}
                     whole = {**told, "budget": args.minutes[-1], **row}

@@ -88,6 +88,8 @@ def test_build_model__goes_on_from_a_model_of_ours(tmp_path: Path) -> None:
     torch.manual_seed(1)
     before = build_model(config_of(backbone="tiny", neck="adapter", num_queries=60, encoder_layers=1), DATA)
     before.half().save_pretrained(tmp_path)
+    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(statistics))
     classes = dataclasses.replace(DATA, categories=(Category(1, "star"), Category(2, "bar")))
     torch.manual_seed(2)
     after = build_model(config_of(head=str(tmp_path), num_queries=80, matching="pixels"), classes)
@@ -108,6 +110,7 @@ def test_build_model__goes_on_from_a_model_of_ours(tmp_path: Path) -> None:
         assert value.dtype == torch.float32
         assert "class_predictor" in key or "queries_" in key or torch.equal(value.half(), old[key]), key
     assert build_model(config_of(head=str(tmp_path)), DATA).config.num_queries == 60
+    assert build_processor(config_of(head=str(tmp_path)), after).image_mean == [0.1, 0.2, 0.3]
     with pytest.raises(CheckpointError, match="is another network: query_init is learned there, seeds here"):
         build_model(config_of(head=str(tmp_path), query_init="seeds"), DATA)
 

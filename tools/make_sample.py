@@ -48,15 +48,20 @@ def largest_nuclei(coco: dict[str, Any], number: int) -> list[dict[str, Any]]:
     return sorted(pool, key=order)[:number]
 
 
-def make_split(source: Path, output: Path, number: int) -> None:
-    """Write one split of the sample."""
-    coco = json.loads((source / "_annotations.coco.json").read_text())
-    ids = {int(record["id"]) for record in largest_nuclei(coco, number)}
-    kept = {
+def only(coco: dict[str, Any], ids: set[int]) -> dict[str, Any]:
+    """The annotation file of these images alone."""
+    return {
         **coco,
         "images": [record for record in coco["images"] if int(record["id"]) in ids],
         "annotations": [one for one in coco["annotations"] if int(one["image_id"]) in ids],
     }
+
+
+def make_split(source: Path, output: Path, number: int) -> None:
+    """Write one split of the sample."""
+    coco = json.loads((source / "_annotations.coco.json").read_text())
+    ids = {int(record["id"]) for record in largest_nuclei(coco, number)}
+    kept = only(coco, ids)
     output.mkdir(parents=True, exist_ok=True)
     for old in output.glob("*.png"):
         old.unlink()

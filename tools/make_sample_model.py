@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from make_sample import only
 from PIL import Image
 
 from mask2former_dinov3.checkpoint import checkpoints, save_model_folder
 from mask2former_dinov3.config import load_config
+from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.memory import keep_freed_memory
 from mask2former_dinov3.predict import load_model
 from mask2former_dinov3.train import train
 
-SAMPLE = Path(__file__).parents[1] / "src" / "mask2former_dinov3" / "sample"
 STAINED = 25  # mean difference of the largest and the smallest channel, 0..255; grey pictures have less
 CHANGES: dict[str, Any] = {
     "description": "The bundled sample model: nuclei of all kinds but purple-stained tissue.",
@@ -41,10 +42,8 @@ def is_stained(path: Path) -> bool:
 def without_stained(source: Path, target: Path) -> None:
     """The annotation file without the pictures of the kind that is left out."""
     coco = json.loads((source / "_annotations.coco.json").read_text(encoding="utf-8"))
-    coco["images"] = [image for image in coco["images"] if not is_stained(source / image["file_name"])]
-    ids = {image["id"] for image in coco["images"]}
-    coco["annotations"] = [one for one in coco["annotations"] if one["image_id"] in ids]
-    target.write_text(json.dumps(coco), encoding="utf-8")
+    ids = {int(image["id"]) for image in coco["images"] if not is_stained(source / image["file_name"])}
+    target.write_text(json.dumps(only(coco, ids)), encoding="utf-8")
 
 
 def store(run: Path, output: Path) -> None:

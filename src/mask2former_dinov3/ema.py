@@ -24,24 +24,24 @@ class AveragedWeights:
         frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
         self.model = copy.deepcopy(model, frozen).eval()
         names = [name for name, p in model.named_parameters() if p.requires_grad]
-        self.pairs = [(self.model.get_parameter(name), model.get_parameter(name)) for name in names]
-        self.names, self.decay = names, decay
-        for average, _ in self.pairs:
+        self.pairs = {name: (self.model.get_parameter(name), model.get_parameter(name)) for name in names}
+        self.decay = decay
+        for average, _ in self.pairs.values():
             average.requires_grad_(False)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """After the optimiser's step number `step`, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for average, weight in self.pairs:
+        for average, weight in self.pairs.values():
             average.lerp_(weight, 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by name, on the device where they are."""
-        return {name: average for name, (average, _) in zip(self.names, self.pairs, strict=True)}
+        return {name: average for name, (average, _) in self.pairs.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Undo `state_dict`. The names must be the same."""
-        for name, (average, _) in zip(self.names, self.pairs, strict=True):
+        for name, (average, _) in self.pairs.items():
             average.copy_(state[name])

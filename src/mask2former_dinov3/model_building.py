@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -10,14 +11,15 @@ from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
 
 from .config import TrainConfig
 from .data.coco import CocoData
+from .data.statistics import statistics_of
 from .errors import CheckpointError
 from .image_processing import Mask2FormerDinov3ImageProcessor
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model.backbone import load_backbone, pixel_statistics
 from .model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
+from .model.convert import RESHAPED
 
 logger = logging.getLogger(__name__)
-OURS = Mask2FormerDinov3Config.model_type
 # fmt: off
 NETWORK = (  # what both configurations call by the same name; null leaves it to the preset or the head
     "neck", "backbone_norm", "num_queries", "query_init", "matching", "mask_loss", "mask_stride",
@@ -33,7 +35,7 @@ def with_queries(config: TrainConfig, data: CocoData) -> TrainConfig:
     and at least 50."""
     if config.num_queries != "auto":
         return config
-    most = max((sum(not one.iscrowd for one in record.annotations) for record in data.images), default=0)
+    most = statistics_of(data).instances_per_image_most
     number = max(50, 25 * -(-most * 5 // 100))
     logger.info("num_queries: %d, since an image holds %d instances at most", number, most)
     return config.model_copy(update={"num_queries": number})
@@ -65,7 +67,7 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         "model: %.1f M parameters, %.1f M trained; backbone %s (%s)",
         sum(p.numel() for p in model.parameters()) / 1e6,
         trained / 1e6,
-        model.config.backbone_source or (f"of {config.head}" if _continues_ours(config) else config.backbone),
+        model.config.backbone_source or (f"of {model.name_or_path}" if model.name_or_path else config.backbone),
         "pretrained" if pretrained else "no weights of DINOv3",
     )
     return model
@@ -79,10 +81,10 @@ def _with_head(head: str, config: TrainConfig, fields: dict[str, Any]) -> Mask2F
     )
     kinds: dict[str, Any] = {
         "mask2former": Mask2FormerForUniversalSegmentation,
-        OURS: Mask2FormerDinov3ForInstanceSegmentation,
+        Mask2FormerDinov3Config.model_type: Mask2FormerDinov3ForInstanceSegmentation,
     }
     try:
-        kind = _type_of(head, config)
+        kind = AutoConfig.from_pretrained(head, token=config.hub_token).model_type
         if kind not in kinds:
             raise CheckpointError(f"head {head!r}: {wanted}; got a model of type {kind!r}")
         theirs, report = kinds[kind].from_pretrained(
@@ -110,21 +112,10 @@ def _with_head(head: str, config: TrainConfig, fields: dict[str, Any]) -> Mask2F
     return model
 
 
-def _type_of(head: str, config: TrainConfig) -> str:
-    return str(AutoConfig.from_pretrained(head, token=config.hub_token).model_type)
-
-
-def _continues_ours(config: TrainConfig) -> bool:
-    return config.head is not None and _type_of(config.head, config) == OURS
-
-
 def _given(fields: dict[str, Any]) -> dict[str, Any]:
     """Those of `NETWORK` that were chosen: a default is no choice, and a model has its own."""
-    return {name: fields[name] for name in NETWORK if name in fields and fields[name] != _default(name)}
-
-
-def _default(name: str) -> object:
-    return TrainConfig.model_fields[name].default
+    defaults = {name: TrainConfig.model_fields[name].default for name in NETWORK}
+    return {name: fields[name] for name in NETWORK if name in fields and fields[name] != defaults[name]}
 
 
 def _refuse(head: str, fields: dict[str, Any], own: dict[str, Any]) -> None:
@@ -149,27 +140,28 @@ def _from_ours(
     Classes of the same name keep their weights, and so do the first learned queries; the rest starts at random.
     """
     own = theirs.config
-    of_network = {name: getattr(own, name) for name in NETWORK}
-    free = {name: value for name, value in _given(fields).items() if name in FREE}
-    _refuse(head, fields, {name: value for name, value in of_network.items() if name not in FREE})
+    _refuse(head, fields, {name: getattr(own, name) for name in NETWORK if name not in FREE})
+    config = copy.deepcopy(own)
     labels = {name: fields[name] for name in ("id2label", "label2id", "category_ids")}
-    backbone = {"backbone_config": own.backbone_config}
-    kept = {k: v for k, v in own.to_diff_dict().items() if k not in ("model_type", "transformers_version", "dtype")}
-    model = Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3Config(**{**kept, **backbone, **labels, **free}))
+    free = {name: value for name, value in _given(fields).items() if name in FREE}
+    for name, value in {**labels, **free}.items():
+        setattr(config, name, value)
+    model = Mask2FormerDinov3ForInstanceSegmentation(config)
     place = {name: label for label, name in own.id2label.items()}
-    old = [place.get(name, -1) for _, name in sorted(labels["id2label"].items())]
-    state, found = theirs.state_dict(), model.state_dict()
-    for key, tensor in found.items():
-        if key.startswith("head.transformer_decoder.class_predictor."):
-            for label, before in enumerate(old):
-                if before >= 0:
-                    tensor[label] = state[key][before]
-            tensor[-1] = state[key][-1]  # no object
-        elif key.startswith("head.transformer_decoder.queries_"):
-            count = min(len(tensor), len(state[key]))
-            tensor[:count] = state[key][:count]
+    old = [place.get(name, -1) for _, name in sorted(config.id2label.items())]
+    state = theirs.state_dict()
+    for key, tensor in model.state_dict().items():
+        before = state[key]
+        if key not in RESHAPED:
+            tensor.copy_(before)
+        elif "class_predictor" in key:
+            for label, was in enumerate(old):
+                if was >= 0:
+                    tensor[label] = before[was]
+            tensor[-1] = before[-1]  # no object
         else:
-            tensor.copy_(state[key])
+            count = min(len(tensor), len(before))
+            tensor[:count] = before[:count]
     logger.info("all weights from %s, backbone included; %d of %d classes are new", head, old.count(-1), len(old))
     return model
 
@@ -178,9 +170,8 @@ def build_processor(
     config: TrainConfig, model: Mask2FormerDinov3ForInstanceSegmentation
 ) -> Mask2FormerDinov3ImageProcessor:
     """The processor of the training canvas, with the mean and std that belong to the backbone's weights."""
-    # A model of ours carries them itself: its hub is not asked.
-    source = config.head if _continues_ours(config) else model.config.backbone_source
-    mean, std = pixel_statistics(source, config.hub_token)
+    # A model of ours that is trained on carries them itself: the hub of its backbone is not asked.
+    mean, std = pixel_statistics(model.name_or_path or model.config.backbone_source, config.hub_token)
     return Mask2FormerDinov3ImageProcessor(
         size={"height": config.image_height, "width": config.image_width}, image_mean=mean, image_std=std
     )

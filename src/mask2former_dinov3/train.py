@@ -27,6 +27,7 @@ from .data.order import TrainingOrder
 from .data.transforms import Augmentation
 from .ema import AveragedWeights
 from .errors import CheckpointError, DatasetError, UserError
+from .image_processing import Mask2FormerDinov3ImageProcessor
 from .model import loss_normalizers
 from .model_building import build_model, build_processor, with_queries
 from .optim import build_optimizer, build_scheduler
@@ -190,16 +191,12 @@ def start_run(config: TrainConfig, accelerator: Accelerator, data: dict[str, Coc
     return run, wrapped
 
 
-@contextmanager
-def training_batches(run: Run) -> Iterator[Iterator[dict[str, Any]]]:
-    """This process's batches from the run's step to its end; its workers end with the block, however that ends.
-
-    An error's traceback would keep their iterator alive until Python ends, which then waits for them for ever: they
-    ignore the signal by which it ends them.
-    """
-    config, processor = run.config, run.processor
-    dataset = CocoInstanceDataset(
-        run.data["train"],
+def training_dataset(
+    config: TrainConfig, processor: Mask2FormerDinov3ImageProcessor, data: CocoData
+) -> CocoInstanceDataset:
+    """The images on the canvas, augmented as `config` says."""
+    return CocoInstanceDataset(
+        data,
         image_height=config.image_height,
         image_width=config.image_width,
         image_mean=processor.image_mean,
@@ -209,9 +206,19 @@ def training_batches(run: Run) -> Iterator[Iterator[dict[str, Any]]]:
         ),
         seed=config.seed,
     )
+
+
+@contextmanager
+def training_batches(run: Run) -> Iterator[Iterator[dict[str, Any]]]:
+    """This process's batches from the run's step to its end; its workers end with the block, however that ends.
+
+    An error's traceback would keep their iterator alive until Python ends, which then waits for them for ever: they
+    ignore the signal by which it ends them.
+    """
+    config = run.config
     run.order.first_step = run.state.step
     loader = DataLoader(
-        dataset,
+        training_dataset(config, run.processor, run.data["train"]),
         batch_sampler=run.order,
         collate_fn=collate,
         worker_init_fn=ignore_signals,

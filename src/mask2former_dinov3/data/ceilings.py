@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .coco import CocoData
-from .transforms import fitted_size, rasterise
+from .segmentation import Window
+from .transforms import fit_matrix, fitted_size, rasterise_windows
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05)  # of COCO's AP
 MOST = 300  # instances that are looked at, evenly over the split
-IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
 def mask_ceilings(
@@ -30,14 +30,29 @@ def mask_ceilings(
     passed: dict[int, list[npt.NDArray[np.bool_]]] = {stride: [] for stride in strides}
     for record, annotation in chosen:
         size = record.height, record.width
-        truth = rasterise(annotation.segmentation, size, IDENTITY, *size)
-        if not truth.any():
+        (window,) = rasterise_windows([annotation.segmentation], size, fit_matrix(*size, *size), *size)
+        if window is None or not window.pixels.any():
             continue
-        rows, columns = fitted_size(*size, *canvas)
-        for stride, shares in passed.items():
-            coarse_size = max(1, round(columns / stride)), max(1, round(rows / stride))
-            coarse = cv2.resize(truth.astype(np.float32), coarse_size, interpolation=cv2.INTER_AREA)
-            found = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_LINEAR) > 0.5
-            iou = (found & (truth > 0)).sum() / (found | (truth > 0)).sum()
-            shares.append(iou >= THRESHOLDS)
-    return {stride: float(np.square(np.mean(shares, axis=0)).mean()) for stride, shares in passed.items() if shares}
+        fitted = fitted_size(*size, *canvas)
+        for stride, found in passed.items():
+            found.append(_coarse_iou(window, size, fitted, stride) >= THRESHOLDS)
+    return {stride: float(np.square(np.mean(found, axis=0)).mean()) for stride, found in passed.items() if found}
+
+
+def _coarse_iou(window: Window, size: tuple[int, int], fitted: tuple[int, int], stride: int) -> float:
+    """IoU of an instance with itself made coarse and back; only the cells around it are made, two beyond each side."""
+    spans, cells = [], []  # rows first, then columns; pixels, and how many cells they become
+    for start, length, whole, shown in zip((window.top, window.left), window.pixels.shape, size, fitted, strict=True):
+        number = max(1, round(shown / stride))
+        side = whole / number  # of a cell, pixels
+        first, last = max(0, int(start / side) - 2), min(number, int((start + length) / side) + 3)
+        spans.append((round(first * side), round(last * side)))
+        cells.append(last - first)
+    (top, bottom), (left, right) = spans
+    truth = np.zeros((bottom - top, right - left), np.float32)
+    rows, columns = window.pixels.shape
+    truth[window.top - top :, window.left - left :][:rows, :columns] = window.pixels
+    coarse = cv2.resize(truth, cells[::-1], interpolation=cv2.INTER_AREA)
+    found = cv2.resize(coarse, truth.shape[::-1], interpolation=cv2.INTER_LINEAR) > 0.5
+    inside = truth > 0
+    return float((found & inside).sum() / (found | inside).sum())

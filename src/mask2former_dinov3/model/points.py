@@ -76,22 +76,40 @@ def mask_sampler(features: Tensor, points: Tensor) -> MaskSampler:
     )
 
 
-class _PointsFirst:
-    """Features at the points, (G, P, E), then products with them."""
+def as_rows(features: Tensor) -> Tensor:
+    """A map (G, E, h, w) pixel by pixel, (G, h*w, E); no copy if it lies channels last in memory."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2)
 
-    def __init__(self, features: Tensor, points: Tensor) -> None:
-        self.points, (self.height, self.width) = points, features.shape[2:]
-        self.sampled = sample_features(features, points)
+
+def as_map(rows: Tensor, height: int, width: int) -> Tensor:
+    """Undo `as_rows`: the map lies channels last in memory."""
+    per_pixel: Tensor = rows.unflatten(1, (height, width))
+    return per_pixel.permute(0, 3, 1, 2)
+
+
+class Products:
+    """Products of rows with a table (G, P, E) of the features at P places, and the sum of the table's gradients."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
         self.grad: Tensor | None = None
 
     def logits(self, rows: Tensor) -> Tensor:
-        return torch.bmm(rows, self.sampled.mT)
+        return torch.bmm(rows, self.table.mT)
 
     def backward(self, grad: Tensor, rows: Tensor) -> Tensor:
         if self.grad is None:
-            self.grad = torch.zeros_like(self.sampled)
+            self.grad = torch.zeros_like(self.table)
         self.grad.baddbmm_(grad.mT, rows)
-        return torch.bmm(grad, self.sampled)
+        return torch.bmm(grad, self.table)
+
+
+class _PointsFirst(Products):
+    """Features at the points, then products with them."""
+
+    def __init__(self, features: Tensor, points: Tensor) -> None:
+        super().__init__(sample_features(features, points))
+        self.points, (self.height, self.width) = points, features.shape[2:]
 
     def grad_features(self) -> Tensor:
         assert self.grad is not None
@@ -103,7 +121,7 @@ class _PixelsFirst:
 
     def __init__(self, features: Tensor, points: Tensor) -> None:
         self.size = features.shape[2:]
-        self.pixels = features.permute(0, 2, 3, 1).flatten(1, 2)  # (G, h*w, E)
+        self.pixels = as_rows(features)  # (G, h*w, E)
         self.corners = [corners(at, *self.size) for at in points]  # (P, 4) twice, of each image
         self.back: list[TransposedBags] = []
         self.grad = torch.zeros_like(self.pixels)
@@ -136,8 +154,7 @@ class _PixelsFirst:
         return grad_rows
 
     def grad_features(self) -> Tensor:
-        per_pixel: Tensor = self.grad.unflatten(1, self.size)
-        return per_pixel.permute(0, 3, 1, 2)
+        return as_map(self.grad, *self.size)
 
 
 def sample_features(features: Tensor, points: Tensor) -> Tensor:
@@ -146,7 +163,7 @@ def sample_features(features: Tensor, points: Tensor) -> Tensor:
     Has no gradient: see `spread_to_features`.
     """
     batch, channels, height, width = features.shape
-    rows = features.permute(0, 2, 3, 1).reshape(batch, -1, channels)  # (G, h*w, E)
+    rows = as_rows(features)
     if features.device.type != "cpu":
         return _sampled(rows, points, height, width)
     found = features.new_empty(batch, points.shape[1], channels)
@@ -168,8 +185,7 @@ def spread_to_features(grad: Tensor, points: Tensor, height: int, width: int) ->
         with torch.enable_grad():
             sampled = _sampled(sums.requires_grad_(), points, height, width)
         sums = torch.autograd.grad(sampled, [sums], [grad])[0]
-    per_pixel: Tensor = sums.unflatten(1, (height, width))
-    return per_pixel.permute(0, 3, 1, 2)
+    return as_map(sums, height, width)
 
 
 def _sampled(rows: Tensor, points: Tensor, height: int, width: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration import Mask2FormerDinov3Config
+from .points import as_rows
 from .position import sine_embedding
 
 # B batch, C = feature_size, D = hidden_dim, Q queries, N instances of one image, h x w the finest map (stride 4)
@@ -51,7 +52,7 @@ class QuerySeeds(nn.Module):
         index = peaks(logits.detach(), valid, self.num_queries)  # (B, Q)
         width = logits.shape[2]
         places = torch.stack((index % width, index // width), dim=-1) + 0.5  # (B, Q, 2) in pixels of the map
-        rows = maps.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h*w, C)
+        rows = as_rows(maps)  # (B, h*w, C)
         features = self.features(rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2])))
         real = torch.stack((valid[:, 0].sum(1), valid[:, :, 0].sum(1)), dim=-1)[:, None]  # (B, 1, 2)
         position = self.position(sine_embedding(places / real, features.shape[2]).to(features.dtype))  # (B, Q, D)
