@@ -35,7 +35,7 @@ from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.ema import AveragedWeights
 from mask2former_dinov3.evaluate import evaluate_coco, predict_split
 from mask2former_dinov3.memory import keep_freed_memory
-from mask2former_dinov3.model_building import build_model, build_processor
+from mask2former_dinov3.model_building import build_model, build_processor, fitted_to
 from mask2former_dinov3.optim import build_optimizer
 from mask2former_dinov3.train import training_dataset
 from plot import Panel, draw_panels
@@ -169,6 +169,7 @@ def main(argv: Sequence[str]) -> None:
             for side in args.sides:
                 given = {"output_dir": "unused", "dataset_name": str(root), "seed": seed, **options}
                 config, _ = load_config(args.config, given | (STOCK if side == "baseline" else {}))
+                config = fitted_to(config, train)
                 for row in learn(side, config, train, scored, args.minutes):
                     told = {"data": name, "held_out": args.held_out, "side": side, "seed": seed, "set": options}
                     whole = {**told, "budget": args.minutes[-1], **row}

@@ -13,6 +13,8 @@ from mask2former_dinov3.config import TrainConfig, load_config
 from mask2former_dinov3.errors import ConfigError
 from mask2former_dinov3.old_options import HUB_BACKBONES
 
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted([*ROOT.glob("mask2former*_args.json"), *ROOT.glob("src/mask2former_dinov3/sample/*_args.json")])
 REQUIRED = {"output_dir": "out", "dataset_name": "data"}
 
 
@@ -50,6 +52,14 @@ def test_load_config__flags_take_dashes_equals_signs_and_bare_switches() -> None
     assert config.freeze_backbone is True
     assert config.with_tracking is False
     assert config.seed == 3
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_load_config__every_recipe_can_be_given_on_the_command_line(recipe: Path) -> None:
+    """Flags are text; each must arrive as the value that the file holds."""
+    values = {**json.loads(recipe.read_text(encoding="utf-8")), **REQUIRED}
+    words = [word for key, value in values.items() for word in (f"--{key}", "null" if value is None else str(value))]
+    assert load_config(None, words)[0] == load_config(None, values)[0]
 
 
 def test_load_config__none_clears_what_can_be_null_and_is_a_word_elsewhere() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mask2former_dinov3.data.coco import CocoData, read_coco
@@ -80,6 +81,38 @@ def test_getitem__crowds_are_no_targets_and_empty_images_have_none(data: CocoDat
     assert dataset[2]["class_labels"].tolist() == [0, 1]
     assert dataset[3]["mask_labels"].shape == (0, 64, 96)
     assert dataset[3]["class_labels"].shape == (0,)
+
+
+def test_getitem__flip_all_lays_picture_and_masks_down_in_eight_ways(data: CocoData) -> None:
+    """At the picture's own size: pixels bit for bit one of the eight, masks up to the rasteriser's rounding."""
+    options: dict[str, Any] = {"image_height": 80, "image_width": 80}
+
+    def laid(values: Tensor, mask: Tensor) -> list[Tensor]:
+        rows, columns = int(mask[:, 0].sum()), int(mask[0].sum())
+        real = values[:, :rows, :columns]
+        return [way.flip(dims) for way in (real, real.mT) for dims in ((), (1,), (2,), (1, 2))]
+
+    upright = dataset_of(data, **options)[1]  # 64 x 80
+    ways = laid(upright["pixel_values"], upright["pixel_mask"])
+    masks = laid(upright["mask_labels"], upright["pixel_mask"])
+    still = Augmentation(scale_min=1.0, scale_max=1.0, flip="all", color_jitter=0.0)
+    dataset = dataset_of(data, augmentation=still, **options)
+    found = set()
+    for epoch in range(60):
+        sample = dataset[epoch, 1]
+        own = laid(sample["pixel_values"], sample["pixel_mask"])[0]
+        (way,) = [number for number, way in enumerate(ways) if torch.equal(way, own)]
+        found.add(way)
+        here, there = laid(sample["mask_labels"], sample["pixel_mask"])[0].bool(), masks[way].bool()
+        assert ((here & there).sum((1, 2)) / (here | there).sum((1, 2))).min() > 0.9
+    assert found == set(range(8))
+
+
+def test_getitem__flip_all_on_a_canvas_that_is_not_square(data: CocoData) -> None:
+    """The picture, laid on its side, is fitted into the canvas as it is: 64 x 80 pixels into 64 x 80 at four fifths."""
+    still = Augmentation(scale_min=1.0, scale_max=1.0, flip="all")
+    masks = [dataset_of(data, augmentation=still)[epoch, 1]["pixel_mask"] for epoch in range(20)]
+    assert {(int(mask[:, 0].sum()), int(mask[0].sum())) for mask in masks} == {(64, 80), (64, 51)}
 
 
 def test_getitem__randomness_is_seed_epoch_and_index(data: CocoData) -> None:

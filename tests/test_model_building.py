@@ -17,7 +17,7 @@ from mask2former_dinov3.checkpoint import save_model_folder
 from mask2former_dinov3.config import load_config
 from mask2former_dinov3.data.coco import Annotation, Category, CocoData, ImageRecord
 from mask2former_dinov3.errors import CheckpointError
-from mask2former_dinov3.model_building import build_model, build_processor, with_queries
+from mask2former_dinov3.model_building import build_model, build_processor, fitted_to
 from mask2former_dinov3.predict import Predictor
 from test_backbone import randomised, small_vit
 from test_parity_hf_mask2former import hf_mask2former
@@ -53,13 +53,26 @@ def test_build_model__a_pretrained_backbone_is_frozen_unless_asked(vit_folder: P
 
 
 @pytest.mark.parametrize(("most", "queries"), [(0, 50), (40, 50), (41, 75), (100, 125), (376, 475)])
-def test_with_queries__follows_the_fullest_image(most: int, queries: int) -> None:
+def test_fitted_to__queries_follow_the_fullest_image(most: int, queries: int) -> None:
     triangle = [np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0]])]
     one, crowd = (Annotation(1, 0, 3, triangle, iscrowd, (0.0, 0.0, 4.0, 4.0), 8.0) for iscrowd in (False, True))
     record = ImageRecord(1, "x", Path("x"), 8, 8, [*[one] * most, crowd])
     data = dataclasses.replace(DATA, images=[record, dataclasses.replace(record, annotations=[])])
-    assert with_queries(config_of(num_queries="auto"), data).num_queries == queries
-    assert with_queries(config_of(num_queries=7), data).num_queries == 7
+    assert fitted_to(config_of(num_queries="auto"), data).num_queries == queries
+    assert fitted_to(config_of(num_queries=7), data).num_queries == 7
+
+
+@pytest.mark.parametrize(("side", "canvas", "stride"), [(6.0, 64, 2), (6.0, 256, 4), (40.0, 64, 4)])
+def test_fitted_to__mask_stride_follows_the_instances_on_the_canvas(side: float, canvas: int, stride: int) -> None:
+    """Small objects want fine masks, unless the canvas enlarges them; a head brings its own stride."""
+    corner = np.array([[9.0, 9.0], [9 + side, 9.0], [9.0, 9 + side]])
+    one = Annotation(1, 0, 3, [corner], False, (9.0, 9.0, side, side), side**2 / 2)
+    data = dataclasses.replace(DATA, images=[ImageRecord(1, "x", Path("x"), 64, 64, [one])])
+    options: dict[str, Any] = {"mask_stride": "auto", "image_height": canvas, "image_width": canvas}
+    assert fitted_to(config_of(**options), data).mask_stride == stride
+    assert fitted_to(config_of(**options, head="x"), data).mask_stride is None
+    empty = dataclasses.replace(DATA, images=[])
+    assert fitted_to(config_of(**options), empty).mask_stride == 4
 
 
 def test_build_processor__takes_mean_and_std_of_the_weights(vit_folder: Path) -> None:

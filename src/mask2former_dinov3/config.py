@@ -110,8 +110,10 @@ class TrainConfig(BaseModel):
         "all `pixels` of the mask map, which small objects need.",
     )
     mask_loss: ComparedOn = Field("points", description="Where the mask losses look: the same choice.")
-    mask_stride: Literal[2, 4] | None = Field(
-        None, description="Pixels of the image per pixel of a mask's logits; null is 4 (plain neck: 16), as published."
+    mask_stride: Literal[2, 4, "auto"] | None = Field(
+        None,
+        description="Pixels of the image per pixel of a mask's logits; null is 4 (plain neck: 16), as published; "
+        "`auto`: 2 where masks of stride 4 cannot reach an AP of 0.8 on these instances and this canvas, otherwise 4.",
     )
     encoder_layers: NotNegativeInt | None = Field(
         None,
@@ -130,8 +132,9 @@ class TrainConfig(BaseModel):
     image_width: PositiveInt = Field(1024, description="Width of the training canvas, a multiple of 16.")
     scale_min: PositiveFloat = Field(0.1, description="Smallest scale of the jitter, relative to the fit.")
     scale_max: PositiveFloat = Field(2.0, description="Largest scale of the jitter, relative to the fit.")
-    flip: Literal["horizontal", "both", "none"] = Field(
-        "horizontal", description="Random flips; `both` suits images without an up and a down."
+    flip: Literal["horizontal", "both", "all", "none"] = Field(
+        "horizontal",
+        description="Random flips; `both` suits images without an up and a down, `all` adds quarter turns to them.",
     )
     color_jitter: Fraction = Field(0.2, description="Strength of colour changes; 0 is off.")
     # --- the optimisation
@@ -201,7 +204,7 @@ class TrainConfig(BaseModel):
             return None
         return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
-    @field_validator("checkpointing_steps", "num_queries", mode="before")
+    @field_validator("checkpointing_steps", "num_queries", "mask_stride", mode="before")
     @classmethod
     def _digits_are_a_number(cls, value: object) -> object:
         return int(value) if isinstance(value, str) and value.strip().isdecimal() else value

@@ -29,7 +29,7 @@ from .ema import AveragedWeights
 from .errors import CheckpointError, DatasetError, UserError
 from .image_processing import Mask2FormerDinov3ImageProcessor
 from .model import loss_normalizers
-from .model_building import build_model, build_processor, with_queries
+from .model_building import build_model, build_processor, fitted_to
 from .optim import build_optimizer, build_scheduler
 from .run import Run
 from .run_log import RunLog
@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     accelerator = start_accelerator(config)
     with torn_down(accelerator):
         data = load_data(config)
-        config = with_queries(config, data["train"])
+        config = fitted_to(config, data["train"])
         together(accelerator, lambda: prepare_folder(config), main_only=True)
         run, wrapped = start_run(config, accelerator, data)
         together(accelerator, lambda: write_config(config), main_only=True)

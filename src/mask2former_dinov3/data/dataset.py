@@ -119,13 +119,18 @@ class CocoInstanceDataset(Dataset[Sample]):
                 f"(height x width), the file has {image.shape[0]} x {image.shape[1]}; run check-data"
             )
         rng = np.random.default_rng((self.seed, epoch, index))
-        matrix = self._matrix(rng, record)
-        rows, columns = real_size(matrix, record.height, record.width, *self.canvas)
+        # A transposed sample is made upright on a canvas with its sides exchanged, then transposed.
+        transposed = self.augmentation is not None and self.augmentation.flip == "all" and rng.random() < 0.5
+        canvas = self.canvas[::-1] if transposed else self.canvas
+        matrix = self._matrix(rng, record, canvas)
+        rows, columns = real_size(matrix, record.height, record.width, *canvas)
         image = warp_image(image, matrix, rows, columns)  # (rows, columns, 3)
+        if transposed:
+            image = np.ascontiguousarray(image.swapaxes(0, 1))  # (columns, rows, 3)
         if self.augmentation is not None and self.augmentation.color_jitter > 0:
             photometric(image, rng, self.augmentation.color_jitter)
         pixel_values, pixel_mask = to_pixel_values(image, *self.tensor_size, self.image_mean, self.image_std)
-        mask_labels, class_labels = self._targets(record, matrix)
+        mask_labels, class_labels = self._targets(record, matrix, canvas, transposed)
         return Sample(
             pixel_values=torch.from_numpy(pixel_values),
             pixel_mask=torch.from_numpy(pixel_mask),
@@ -134,18 +139,24 @@ class CocoInstanceDataset(Dataset[Sample]):
             image_id=record.image_id,
         )
 
-    def _matrix(self, rng: np.random.Generator, record: _Packed) -> Matrix:
+    def _matrix(self, rng: np.random.Generator, record: _Packed, canvas: tuple[int, int]) -> Matrix:
         """Where the picture goes on the canvas, (2, 3)."""
         if self.augmentation is None:
-            return fit_matrix(record.height, record.width, *self.canvas)
-        return sample_matrix(rng, record.height, record.width, *self.canvas, self.augmentation)
+            return fit_matrix(record.height, record.width, *canvas)
+        return sample_matrix(rng, record.height, record.width, *canvas, self.augmentation)
 
-    def _targets(self, record: _Packed, matrix: Matrix) -> tuple[Tensor, Tensor]:
+    def _targets(
+        self, record: _Packed, matrix: Matrix, canvas: tuple[int, int], transposed: bool
+    ) -> tuple[Tensor, Tensor]:
         """Masks (N, H, W) and labels (N,) of the instances that the canvas still shows."""
         size = (record.height, record.width)
         segmentations = [_unpack(segmentation, size) for segmentation in record.segmentations]
-        windows = rasterise_windows(segmentations, size, matrix, *self.canvas)
-        shown = [(label, window) for label, window in zip(record.labels, windows, strict=True) if window is not None]
+        windows = rasterise_windows(segmentations, size, matrix, *canvas)
+        shown = [
+            (label, window.transposed() if transposed else window)
+            for label, window in zip(record.labels, windows, strict=True)
+            if window is not None
+        ]
         masks = torch.zeros((len(shown), *self.tensor_size), dtype=torch.uint8)
         for mask, (_, window) in zip(masks.numpy(), shown, strict=True):
             rows, columns = window.pixels.shape

@@ -36,6 +36,9 @@ class Window(NamedTuple):
     top: int
     left: int
 
+    def transposed(self) -> Window:
+        return Window(self.pixels.T, self.left, self.top)
+
 
 def check_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> None:
     """Raise ValueError unless `runs` (R,) are whole, not negative, and fill height x width pixels exactly."""

@@ -37,20 +37,21 @@ class Augmentation:
     """Random changes in training. Scales are relative to the fit of the whole picture into the canvas.
 
     scale_min, scale_max: large-scale jitter (arXiv:2012.07177), uniform in between. flip: "horizontal" (left-right)
-    or "both" (left-right and up-down independently), each with probability 1/2; or "none". color_jitter: brightness,
-    contrast and saturation each change by a factor within 1 +- color_jitter; 0 leaves colours alone.
+    or "both" (left-right and up-down independently), each with probability 1/2; "all" transposes as well, so that all
+    eight ways to lay a picture down are equally likely; or "none". color_jitter: brightness, contrast and saturation
+    each change by a factor within 1 +- color_jitter; 0 leaves colours alone.
     """
 
     scale_min: float = 0.1
     scale_max: float = 2.0
-    flip: Literal["horizontal", "both", "none"] = "horizontal"
+    flip: Literal["horizontal", "both", "all", "none"] = "horizontal"
     color_jitter: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0 < self.scale_min <= self.scale_max < float("inf"):
             raise ValueError(f"expected 0 < scale_min <= scale_max, got {self.scale_min} and {self.scale_max}")
-        if self.flip not in ("horizontal", "both", "none"):
-            raise ValueError(f"expected flip to be horizontal, both or none, got {self.flip!r}")
+        if self.flip not in ("horizontal", "both", "all", "none"):
+            raise ValueError(f"expected flip to be horizontal, both, all or none, got {self.flip!r}")
         if not 0 <= self.color_jitter < 1:
             raise ValueError(f"expected color_jitter in 0..1 (1 excluded), got {self.color_jitter}")
 
@@ -92,7 +93,8 @@ def sample_matrix(
 ) -> Matrix:
     """A random matrix (2, 3): scale jitter, flip, and where the picture outgrows the canvas a random crop of it.
 
-    Its `real_size` says how much of the canvas is picture. With scales of 1 and no flip it equals `fit_matrix`.
+    Its `real_size` says how much of the canvas is picture. With scales of 1 and no flip it equals `fit_matrix`. It
+    never transposes: that is done to the finished sample, of a canvas with its sides exchanged.
     """
     fit = min(canvas_height / height, canvas_width / width)
     jitter = rng.uniform(augmentation.scale_min, augmentation.scale_max)
@@ -101,7 +103,7 @@ def sample_matrix(
         rows, columns = min(rows, canvas_height), min(columns, canvas_width)
     flip_x, flip_y = rng.random(2) < 0.5
     flip_x &= augmentation.flip != "none"
-    flip_y &= augmentation.flip == "both"
+    flip_y &= augmentation.flip in ("both", "all")
     crop_x = rng.integers(0, max(columns - canvas_width, 0), endpoint=True)
     crop_y = rng.integers(0, max(rows - canvas_height, 0), endpoint=True)
     scale_x, scale_y = columns / width, rows / height
