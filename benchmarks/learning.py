@@ -2,8 +2,9 @@
 
 Both start from random weights and read the same batches in the same order; the rate falls to 0 over the budget, so a
 budget of two minutes is another run than the first two minutes of ten. The clock runs in training alone, data loading
-included. Recipes are chosen with `--held-out`, which scores on a sixth of the training images that it does not train
-on; without it the validation files are scored.
+included. `--images` counts images seen in place of minutes, which compares learning on machines of any speed. Recipes
+are chosen with `--held-out`, which scores on a sixth of the training images that it does not train on; without it the
+validation files are scored.
 
     learning.py --data nuclei --square 256 --minutes 1 2 --seeds 0 1 2 --output learning.json --plot learning.png
 """
@@ -58,6 +59,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--minutes", type=float, nargs="+", default=[1.0, 2.0], help="evaluate here; the last is the end"
     )
+    found.add_argument("--images", type=int, nargs="+", help="evaluate after so many images instead of minutes")
+    found.add_argument("--device", default="cpu")
     found.add_argument("--seeds", type=int, nargs="+", default=[0])
     found.add_argument("--sides", nargs="+", choices=["ours", "baseline"], default=["ours", "baseline"])
     found.add_argument("--config", type=Path, default=RECIPE, help="recipe of both sides")
@@ -89,11 +92,14 @@ def batches(config: TrainConfig, processor: Any, train: CocoData) -> Iterator[di
     """As `train` reads them, without end."""
     size = config.per_device_train_batch_size
     order = TrainingOrder(len(train.images), batch_size=size, seed=config.seed, last_step=10**9)
-    return iter(DataLoader(training_dataset(config, processor, train), batch_sampler=order, collate_fn=collate))
+    data, workers = training_dataset(config, processor, train), config.dataloader_num_workers
+    return iter(DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers))
 
 
-def learn(side: str, config: TrainConfig, train: CocoData, scored: CocoData, minutes: Sequence[float]) -> Iterator[Row]:
-    """Train for the last of `minutes`; a row at each of them."""
+def learn(
+    side: str, config: TrainConfig, train: CocoData, scored: CocoData, unit: str, marks: Sequence[float], device: str
+) -> Iterator[Row]:
+    """Train until the last of `marks`, minutes or images as `unit` says; a row at each of them."""
     torch.manual_seed(config.seed)
     ours = build_model(config, train)
     processor = build_processor(config, ours)
@@ -101,36 +107,42 @@ def learn(side: str, config: TrainConfig, train: CocoData, scored: CocoData, min
     if side == "baseline":
         model = build_baseline(ours.config, train_backbone=True)
         model.config.category_ids, model.config.id2label = ours.config.category_ids, ours.config.id2label
+    model.to(device)
     averaged = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
     optimizer = build_optimizer(model, config)
     peaks = [group["lr"] for group in optimizer.param_groups]
     read = batches(config, processor, train)
-    marks, budget = [60 * minute for minute in minutes], 60 * minutes[-1]
-    seconds = cpu_seconds = 0.0
-    step = 0
+    spent: Row = {"minutes": 0.0, "cpu_seconds": 0.0, "images": 0}
+    step = reached = 0
     model.train()
-    while marks:
+    while reached < len(marks):
         start, cpu_start = time.perf_counter(), time.process_time()
         warm = min(1.0, (step + 1) / max(config.num_warmup_steps, 1))
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * warm * max(0.0, 1 - seconds / budget)
+            group["lr"] = peak * warm * max(0.0, 1 - spent[unit] / marks[-1])
         batch = next(read)
-        masks = batch["mask_labels"] if side == "ours" else [mask.float() for mask in batch["mask_labels"]]
-        inputs = {name: batch[name] for name in ("pixel_values", "pixel_mask", "class_labels")}
-        model(**inputs, mask_labels=masks).loss.backward()
+        masks = [mask.to(device) for mask in batch["mask_labels"]]
+        inputs = {
+            "pixel_values": batch["pixel_values"].to(device),
+            "pixel_mask": batch["pixel_mask"].to(device),
+            "class_labels": [labels.to(device) for labels in batch["class_labels"]],
+            "mask_labels": masks if side == "ours" else [mask.float() for mask in masks],
+        }
+        model(**inputs).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm or float("inf"))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         if averaged:
             averaged.update(step)
-        seconds += time.perf_counter() - start
-        cpu_seconds += time.process_time() - cpu_start
-        if seconds >= marks[0]:
-            spent: Row = {"minutes": marks.pop(0) / 60, "seconds": seconds, "cpu_seconds": cpu_seconds}
+        spent["minutes"] += (time.perf_counter() - start) / 60
+        spent["cpu_seconds"] += time.process_time() - cpu_start
+        spent["images"] += config.per_device_train_batch_size
+        if spent[unit] >= marks[reached]:
             metrics = score(averaged.model if averaged else model, processor, scored, config.max_detections)
             model.train()
-            yield {**spent, "images": step * config.per_device_train_batch_size, **metrics}
+            yield {"mark": marks[reached], **spent, **metrics}
+            reached += 1
 
 
 def score(model: Any, processor: Any, data: CocoData, max_detections: int) -> Row:
@@ -149,8 +161,8 @@ def draw(rows: list[Row], path: Path) -> None:
             own = [row for row in rows if row["side"] == side]
             longest = [row for row in own if row["budget"] == max(row["budget"] for row in own)]
             line = [(0.0, 0.0)]
-            for minutes in sorted({row["minutes"] for row in longest}):
-                at = [row for row in longest if row["minutes"] == minutes]
+            for mark in sorted({row["mark"] for row in longest}):
+                at = [row for row in longest if row["mark"] == mark]
                 line.append((statistics.median(row[key] for row in at), statistics.median(row["AP"] for row in at)))
             lines[side] = line
         panels.append(Panel(label, "mask AP", lines))
@@ -160,6 +172,7 @@ def draw(rows: list[Row], path: Path) -> None:
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     keep_freed_memory()
+    unit, marks = ("images", args.images) if args.images else ("minutes", args.minutes)
     options = dict(word.split("=", 1) for word in args.set)
     with tempfile.TemporaryDirectory() as scratch:
         root = shapes_dataset(Path(scratch)) if args.data == "shapes" else Path(args.data)
@@ -170,9 +183,9 @@ def main(argv: Sequence[str]) -> None:
                 given = {"output_dir": "unused", "dataset_name": str(root), "seed": seed, **options}
                 config, _ = load_config(args.config, given | (STOCK if side == "baseline" else {}))
                 config = fitted_to(config, train)
-                for row in learn(side, config, train, scored, args.minutes):
+                for row in learn(side, config, train, scored, unit, marks, args.device):
                     told = {"data": name, "held_out": args.held_out, "side": side, "seed": seed, "set": options}
-                    whole = {**told, "budget": args.minutes[-1], **row}
+                    whole = {**told, "unit": unit, "budget": marks[-1], **row}
                     print(json.dumps(whole), flush=True)
                     if args.output:
                         keep(args.output, whole)

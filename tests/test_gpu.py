@@ -49,7 +49,7 @@ def results(model: Mask2FormerDinov3ForInstanceSegmentation, device: str, counts
     return {name: tensor.detach().cpu() for name, tensor in found.items()}
 
 
-@pytest.mark.parametrize("neck", ["pyramid", "plain"])
+@pytest.mark.parametrize("neck", ["pyramid", "plain", "seeds"])
 @pytest.mark.parametrize("counts", [[3, 2], [0, 9]], ids=["some", "none-and-too-many"])
 def test_model__equals_the_cpu(neck: str, counts: list[int]) -> None:
     model = small_model(neck)

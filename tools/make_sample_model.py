@@ -29,8 +29,9 @@ from mask2former_dinov3.train import train
 STAINED = 25  # mean difference of the largest and the smallest channel, 0..255; grey pictures have less
 CHANGES: dict[str, Any] = {
     "description": "The bundled sample model: nuclei of all kinds but purple-stained tissue.",
-    **{"image_height": 320, "image_width": 320, "scale_min": 0.8, "scale_max": 1.6, "num_queries": 150},
-    **{"num_train_epochs": 20, "checkpointing_steps": 250, "max_detections": 150},
+    **{"image_height": 384, "image_width": 384, "scale_min": 0.7, "scale_max": 1.5},
+    **{"num_queries": 150, "max_detections": 150, "ema_decay": 0.999, "num_warmup_steps": 100},
+    **{"per_device_train_batch_size": 8, "num_train_epochs": 100, "checkpointing_steps": 500},
 }
 
 

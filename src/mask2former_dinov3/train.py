@@ -202,7 +202,11 @@ def training_dataset(
         image_mean=processor.image_mean,
         image_std=processor.image_std,
         augmentation=Augmentation(
-            scale_min=config.scale_min, scale_max=config.scale_max, flip=config.flip, color_jitter=config.color_jitter
+            scale_min=config.scale_min,
+            scale_max=config.scale_max,
+            flip=config.flip,
+            color_jitter=config.color_jitter,
+            copy_paste=config.copy_paste,
         ),
         seed=config.seed,
     )

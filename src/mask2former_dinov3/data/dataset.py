@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ..errors import DatasetError
 from .coco import CocoData, ImageRecord
+from .copy_paste import Picture, paste
 from .images import read_image
 from .segmentation import Rle, Segmentation
 from .transforms import (
@@ -111,57 +112,56 @@ class CocoInstanceDataset(Dataset[Sample]):
             raise IndexError(f"index {index} of a data set of {len(self)} images")
         if get_worker_info() is not None:
             cv2.setNumThreads(0)  # the workers are the parallelism; threads of each would fight over the cores
-        record = _Packed(*pickle.loads(self._records[self._offsets[index] : self._offsets[index + 1]]))
+        rng = np.random.default_rng((self.seed, epoch, index))
+        picture = self._picture(index, rng)
+        change = self.augmentation
+        if change is not None and change.copy_paste > 0 and rng.random() < change.copy_paste:
+            picture = paste(picture, self._picture(int(rng.integers(len(self))), rng), rng)
+        if change is not None and change.color_jitter > 0:
+            photometric(picture.image, rng, change.color_jitter)
+        pixel_values, pixel_mask = to_pixel_values(picture.image, *self.tensor_size, self.image_mean, self.image_std)
+        masks = torch.zeros((len(picture.windows), *self.tensor_size), dtype=torch.uint8)
+        for mask, window in zip(masks.numpy(), picture.windows, strict=True):
+            mask[window.place] = window.pixels
+        return Sample(
+            pixel_values=torch.from_numpy(pixel_values),
+            pixel_mask=torch.from_numpy(pixel_mask),
+            mask_labels=masks,
+            class_labels=torch.tensor(picture.labels, dtype=torch.int64),
+            image_id=self._record(index).image_id,
+        )
+
+    def _record(self, index: int) -> _Packed:
+        return _Packed(*pickle.loads(self._records[self._offsets[index] : self._offsets[index + 1]]))
+
+    def _picture(self, index: int, rng: np.random.Generator) -> Picture:
+        """An image where it goes on the canvas, with the instances that the canvas still shows."""
+        record = self._record(index)
         image = read_image(record.path)
         if image.shape[:2] != (record.height, record.width):
             raise DatasetError(
                 f"image {record.image_id}, {record.path}: the annotations say {record.height} x {record.width} pixels "
                 f"(height x width), the file has {image.shape[0]} x {image.shape[1]}; run check-data"
             )
-        rng = np.random.default_rng((self.seed, epoch, index))
-        # A transposed sample is made upright on a canvas with its sides exchanged, then transposed.
+        # A transposed picture is made upright on a canvas with its sides exchanged, then transposed.
         transposed = self.augmentation is not None and self.augmentation.flip == "all" and rng.random() < 0.5
         canvas = self.canvas[::-1] if transposed else self.canvas
         matrix = self._matrix(rng, record, canvas)
-        rows, columns = real_size(matrix, record.height, record.width, *canvas)
-        image = warp_image(image, matrix, rows, columns)  # (rows, columns, 3)
+        image = warp_image(image, matrix, *real_size(matrix, record.height, record.width, *canvas))  # (r, c, 3)
+        size = (record.height, record.width)
+        segmentations = [_unpack(segmentation, size) for segmentation in record.segmentations]
+        windows = rasterise_windows(segmentations, size, matrix, *canvas)
+        shown = [(label, window) for label, window in zip(record.labels, windows, strict=True) if window is not None]
         if transposed:
-            image = np.ascontiguousarray(image.swapaxes(0, 1))  # (columns, rows, 3)
-        if self.augmentation is not None and self.augmentation.color_jitter > 0:
-            photometric(image, rng, self.augmentation.color_jitter)
-        pixel_values, pixel_mask = to_pixel_values(image, *self.tensor_size, self.image_mean, self.image_std)
-        mask_labels, class_labels = self._targets(record, matrix, canvas, transposed)
-        return Sample(
-            pixel_values=torch.from_numpy(pixel_values),
-            pixel_mask=torch.from_numpy(pixel_mask),
-            mask_labels=mask_labels,
-            class_labels=class_labels,
-            image_id=record.image_id,
-        )
+            image = np.ascontiguousarray(image.swapaxes(0, 1))  # (c, r, 3)
+            shown = [(label, window.transposed()) for label, window in shown]
+        return Picture(image, [label for label, _ in shown], [window for _, window in shown])
 
     def _matrix(self, rng: np.random.Generator, record: _Packed, canvas: tuple[int, int]) -> Matrix:
         """Where the picture goes on the canvas, (2, 3)."""
         if self.augmentation is None:
             return fit_matrix(record.height, record.width, *canvas)
         return sample_matrix(rng, record.height, record.width, *canvas, self.augmentation)
-
-    def _targets(
-        self, record: _Packed, matrix: Matrix, canvas: tuple[int, int], transposed: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Masks (N, H, W) and labels (N,) of the instances that the canvas still shows."""
-        size = (record.height, record.width)
-        segmentations = [_unpack(segmentation, size) for segmentation in record.segmentations]
-        windows = rasterise_windows(segmentations, size, matrix, *canvas)
-        shown = [
-            (label, window.transposed() if transposed else window)
-            for label, window in zip(record.labels, windows, strict=True)
-            if window is not None
-        ]
-        masks = torch.zeros((len(shown), *self.tensor_size), dtype=torch.uint8)
-        for mask, (_, window) in zip(masks.numpy(), shown, strict=True):
-            rows, columns = window.pixels.shape
-            mask[window.top : window.top + rows, window.left : window.left + columns] = window.pixels
-        return masks, torch.tensor([label for label, _ in shown], dtype=torch.int64)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -36,6 +36,12 @@ class Window(NamedTuple):
     top: int
     left: int
 
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Where it is in a mask of the whole picture."""
+        rows, columns = self.pixels.shape
+        return slice(self.top, self.top + rows), slice(self.left, self.left + columns)
+
     def transposed(self) -> Window:
         return Window(self.pixels.T, self.left, self.top)
 

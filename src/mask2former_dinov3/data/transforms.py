@@ -39,13 +39,15 @@ class Augmentation:
     scale_min, scale_max: large-scale jitter (arXiv:2012.07177), uniform in between. flip: "horizontal" (left-right)
     or "both" (left-right and up-down independently), each with probability 1/2; "all" transposes as well, so that all
     eight ways to lay a picture down are equally likely; or "none". color_jitter: brightness, contrast and saturation
-    each change by a factor within 1 +- color_jitter; 0 leaves colours alone.
+    each change by a factor within 1 +- color_jitter; 0 leaves colours alone. copy_paste: the share of pictures that
+    get instances of another one (`copy_paste.paste`).
     """
 
     scale_min: float = 0.1
     scale_max: float = 2.0
     flip: Literal["horizontal", "both", "all", "none"] = "horizontal"
     color_jitter: float = 0.2
+    copy_paste: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.scale_min <= self.scale_max < float("inf"):
@@ -54,6 +56,8 @@ class Augmentation:
             raise ValueError(f"expected flip to be horizontal, both, all or none, got {self.flip!r}")
         if not 0 <= self.color_jitter < 1:
             raise ValueError(f"expected color_jitter in 0..1 (1 excluded), got {self.color_jitter}")
+        if not 0 <= self.copy_paste <= 1:
+            raise ValueError(f"expected copy_paste in 0..1, got {self.copy_paste}")
 
 
 def check_canvas(height: int, width: int) -> None:
@@ -146,8 +150,7 @@ def rasterise(segmentation: Segmentation, size: tuple[int, int], matrix: Matrix,
     mask = np.zeros((height, width), dtype=np.uint8)
     (window,) = rasterise_windows([segmentation], size, matrix, height, width)
     if window is not None:
-        rows, columns = window.pixels.shape
-        mask[window.top : window.top + rows, window.left : window.left + columns] = window.pixels
+        mask[window.place] = window.pixels
     return mask
 
 
