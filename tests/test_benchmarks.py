@@ -185,17 +185,23 @@ def test_learning__both_sides_learn_the_same_images_and_leave_rows_and_a_plot(
     words = ["--data", str(toy_dataset), "--minutes", "0.005", "0.01", "--held-out", "--seeds", "3", "--set", *small]
     script("learning").main([*words, "--output", str(rows), "--plot", str(plot)])
     content = json.loads(rows.read_text())
-    assert [(row["side"], row["minutes"]) for row in content["rows"]] == [
+    assert [(row["side"], row["mark"]) for row in content["rows"]] == [
         (side, minutes) for side in ("ours", "baseline") for minutes in (0.005, 0.01)
     ]
     for row in content["rows"]:
-        assert (row["seed"], row["budget"], row["held_out"]) == (3, 0.01, True)
-        assert row["seconds"] >= 60 * row["minutes"]
+        assert (row["seed"], row["unit"], row["budget"], row["held_out"]) == (3, "minutes", 0.01, True)
+        assert row["minutes"] >= row["mark"]
         assert row["images"] >= 2
         assert all(0 <= row[name] <= 1 for name in ("AP", "AP50", "AP75"))
     assert str(tmp_path) not in rows.read_text()
     with Image.open(plot) as picture:
         assert picture.size[0] > 1000
+
+    counted = tmp_path / "counted.json"
+    words = ["--data", str(toy_dataset), "--images", "4", "6", "--sides", "ours", "--set", *small]
+    script("learning").main([*words, "--output", str(counted)])
+    rows_of_it = json.loads(counted.read_text())["rows"]
+    assert [(row["unit"], row["mark"], row["images"]) for row in rows_of_it] == [("images", 4, 4), ("images", 6, 6)]
 
 
 def test_shapes__are_the_same_for_a_seed_and_read_without_a_fault(tmp_path: Path, script: Any) -> None:

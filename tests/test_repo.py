@@ -32,7 +32,7 @@ RECIPES = sorted(ROOT.glob("mask2former-dinov3_*_train_args.json"))
 # Adding an option is a visible decision: it changes this list.
 OPTIONS = """
 adam_beta1 adam_beta2 adam_epsilon backbone backbone_lr_multiplier backbone_norm checkpointing_steps color_jitter
-dataloader_num_workers dataset_name decoder_layers description ema_decay encoder_layers flip freeze_backbone
+copy_paste dataloader_num_workers dataset_name decoder_layers description ema_decay encoder_layers flip freeze_backbone
 gradient_accumulation_steps gradient_checkpointing head hub_model_id hub_token image_height image_width learning_rate
 logging_steps lr_scheduler_type mask_feature_size mask_loss mask_stride matching max_detections max_grad_norm
 max_train_steps metric_for_best_model mixed_precision neck num_queries num_train_epochs num_warmup_steps output_dir
