@@ -137,7 +137,9 @@ class TrainConfig(BaseModel):
         description="Random flips; `both` suits images without an up and a down, `all` adds quarter turns to them.",
     )
     color_jitter: Fraction = Field(0.2, description="Strength of colour changes; 0 is off.")
-    copy_paste: Fraction = Field(0.0, description="Share of pictures that get instances of another one laid over them.")
+    copy_paste: Fraction = Field(
+        0.0, description="Share of pictures that get instances of another one, where these hide nothing."
+    )
     # --- the optimisation
     num_train_epochs: PositiveInt = Field(50, description="Passes over the training images.")
     max_train_steps: PositiveInt | None = Field(None, description="Optimiser steps; given, it overrides the epochs.")
