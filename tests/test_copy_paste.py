@@ -31,20 +31,29 @@ def masks_of(shown: Picture) -> dict[int, npt.NDArray[np.bool_]]:
     return masks
 
 
-def test_paste__lays_what_hides_nothing_and_leaves_the_rest_alone() -> None:
-    found = set()
-    for seed in range(40):
+def test_paste__pixels_follow_the_pasted_masks_and_what_they_hide_is_cut() -> None:
+    counts = set()
+    for seed in range(20):
         below = picture(20, 30, 10, {0: (0, 0, 10, 10), 1: (2, 2, 3, 3)})
-        boxes = {2: (0, 11, 8, 8), 3: (18, 15, 6, 5), 4: (9, 9, 4, 4), 5: (22, 0, 3, 3)}  # 4 touches 0, 5 lies beyond
+        above = picture(25, 20, 200, {2: (0, 5, 8, 8), 3: (18, 15, 6, 5), 4: (22, 0, 3, 3)})  # 4 lies wholly beyond
         before = masks_of(below)
-        pasted = paste(below, picture(25, 20, 200, boxes), np.random.default_rng(seed))
+        pasted = paste(below, above, np.random.default_rng(seed))
         masks, over = masks_of(pasted), pasted.image[..., 0] == 200
         new = {label for label in masks if label >= 2}
         assert np.array_equal(np.logical_or.reduce([masks[label] for label in new] or [over & False]), over)
-        assert all(np.array_equal(masks[label], before[label]) for label in before)
-        assert 3 not in masks or masks[3].sum() == 2 * 5  # cut at the border
-        found.add(frozenset(new))
-    assert found == {frozenset(), frozenset({2}), frozenset({3}), frozenset({2, 3})}
+        assert new <= {2, 3}
+        for label in (0, 1):
+            assert np.array_equal(masks[label], before[label] & ~over)
+        counts.add(len(new))
+    assert counts == {0, 1, 2}
+
+
+def test_paste__an_instance_that_is_hidden_altogether_is_gone() -> None:
+    below = picture(8, 8, 0, {1: (2, 2, 2, 2)})
+    above = picture(8, 8, 9, {0: (0, 0, 8, 8)})
+    found = {tuple(paste(below, above, np.random.default_rng(seed)).labels) for seed in range(9)}
+    assert found == {(0,), (1,)}  # laid over it, or left out
+    assert below.image.min() == 9
 
 
 @pytest.fixture

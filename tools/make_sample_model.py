@@ -31,13 +31,13 @@ from mask2former_dinov3.train import train
 STAINED = 25  # mean difference of the largest and the smallest channel, 0..255; grey pictures have less
 FIRST: dict[str, Any] = {
     "description": "The bundled sample model: nuclei of all kinds but purple-stained tissue.",
-    **{"image_height": 384, "image_width": 384, "scale_min": 0.7, "scale_max": 1.5},
+    **{"image_height": 384, "image_width": 384, "scale_min": 0.7, "scale_max": 1.5, "flip": "all", "copy_paste": 0.5},
     **{"num_queries": 150, "max_detections": 150, "ema_decay": 0.999, "num_warmup_steps": 100},
     **{"per_device_train_batch_size": 8, "num_train_epochs": 75, "checkpointing_steps": 500},
 }
 CLOSING: dict[str, Any] = {
     **FIRST,
-    **{"flip": "all", "learning_rate": 0.0003, "ema_decay": 0.99, "num_warmup_steps": 10},
+    **{"copy_paste": 0.0, "learning_rate": 0.0003, "ema_decay": 0.99, "num_warmup_steps": 10},
     **{"num_train_epochs": 8, "checkpointing_steps": 66},
 }
 

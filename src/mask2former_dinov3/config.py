@@ -138,7 +138,7 @@ class TrainConfig(BaseModel):
     )
     color_jitter: Fraction = Field(0.2, description="Strength of colour changes; 0 is off.")
     copy_paste: Fraction = Field(
-        0.0, description="Share of pictures that get instances of another one, where these hide nothing."
+        0.0, description="Share of pictures that get instances of another one laid over them; for opaque things."
     )
     # --- the optimisation
     num_train_epochs: PositiveInt = Field(50, description="Passes over the training images.")

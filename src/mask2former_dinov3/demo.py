@@ -35,7 +35,7 @@ def demo(output: Path, *, say: Callable[[str], None], run: Callable[[list[str]],
 
     code = step(
         "1/5 what is in the data, and is anything wrong with it",
-        *("check-data", sample, "--image-height", "320", "--image-width", "320"),
+        *("check-data", sample, "--image-height", "384", "--image-width", "384"),
     )
     code = code or step(
         "2/5 COCO AP of the bundled model, which has not seen these images, nor any purple-stained tissue",
