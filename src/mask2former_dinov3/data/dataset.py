@@ -113,10 +113,11 @@ class CocoInstanceDataset(Dataset[Sample]):
         if get_worker_info() is not None:
             cv2.setNumThreads(0)  # the workers are the parallelism; threads of each would fight over the cores
         rng = np.random.default_rng((self.seed, epoch, index))
-        picture = self._picture(index, rng)
+        record = self._record(index)
+        picture = self._picture(record, rng)
         change = self.augmentation
         if change is not None and change.copy_paste > 0 and rng.random() < change.copy_paste:
-            picture = paste(picture, self._picture(int(rng.integers(len(self))), rng), rng)
+            picture = paste(picture, self._picture(self._record(int(rng.integers(len(self)))), rng), rng)
         if change is not None and change.color_jitter > 0:
             photometric(picture.image, rng, change.color_jitter)
         pixel_values, pixel_mask = to_pixel_values(picture.image, *self.tensor_size, self.image_mean, self.image_std)
@@ -128,15 +129,14 @@ class CocoInstanceDataset(Dataset[Sample]):
             pixel_mask=torch.from_numpy(pixel_mask),
             mask_labels=masks,
             class_labels=torch.tensor(picture.labels, dtype=torch.int64),
-            image_id=self._record(index).image_id,
+            image_id=record.image_id,
         )
 
     def _record(self, index: int) -> _Packed:
         return _Packed(*pickle.loads(self._records[self._offsets[index] : self._offsets[index + 1]]))
 
-    def _picture(self, index: int, rng: np.random.Generator) -> Picture:
+    def _picture(self, record: _Packed, rng: np.random.Generator) -> Picture:
         """An image where it goes on the canvas, with the instances that the canvas still shows."""
-        record = self._record(index)
         image = read_image(record.path)
         if image.shape[:2] != (record.height, record.width):
             raise DatasetError(
