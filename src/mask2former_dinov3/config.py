@@ -32,6 +32,7 @@ NotNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NotNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 ComparedOn = Literal["points", "pixels"]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
@@ -137,7 +138,7 @@ class TrainConfig(BaseModel):
         description="Random flips; `both` suits images without an up and a down, `all` adds quarter turns to them.",
     )
     color_jitter: Fraction = Field(0.2, description="Strength of colour changes; 0 is off.")
-    copy_paste: Fraction = Field(
+    copy_paste: Share = Field(
         0.0, description="Share of pictures that get instances of another one laid over them; for opaque things."
     )
     # --- the optimisation
