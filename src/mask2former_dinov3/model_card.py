@@ -48,7 +48,7 @@ def model_card(config: Mask2FormerDinov3Config, metrics: dict[str, Any]) -> str:
         "```python",
         "from mask2former_dinov3 import Predictor",
         "",
-        "instances = Predictor.from_pretrained('path/to/this/folder')('image.jpg')",
+        'instances = Predictor.from_pretrained("path/to/this/folder")("image.jpg")',
         "print(len(instances), instances.labels, instances.scores)",
         "```",
         "",
