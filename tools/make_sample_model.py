@@ -69,8 +69,10 @@ def store(runs: list[Path], output: Path) -> None:
         shutil.copy(run / "metrics.jsonl", folder)
         options = json.loads((run / "train_config.json").read_text(encoding="utf-8"))
         places = [name for name in options if name.endswith(("_images", "_annotations"))]
-        options |= {"output_dir": f"runs/sample_model/{run.name}", "resume_from_checkpoint": None}
-        options |= dict.fromkeys(places) | ({"head": "runs/sample_model/first/best"} if options["head"] else {})
+        options |= {"resume_from_checkpoint": None, **dict.fromkeys(places)}
+        options["output_dir"] = f"runs/sample_model/{run.name}"
+        if options["head"]:
+            options["head"] = f"runs/sample_model/{runs[0].name}/best"
         (folder / "train_config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
 
 
