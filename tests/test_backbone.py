@@ -1,22 +1,16 @@
-"""Taps equal transformers' hidden states; loading explains a gate, a missing network and a wrong folder."""
+"""Taps equal transformers' hidden states; presets, and models on a backbone from a folder."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import copy
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, DINOv3ViTConfig, DINOv3ViTModel, SwinBackbone, SwinConfig
+from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, DINOv3ViTModel, SwinBackbone, SwinConfig
 
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.model.backbone import load_backbone, tapped_maps
+from mask2former_dinov3.model.backbone import CheckpointedConvNextLayer, tapped_maps
 
 
 def small_vit(**kwargs: object) -> DINOv3ViTConfig:
@@ -102,95 +96,40 @@ def test_from_backbone__makes_swin_a_pyramid(tmp_path: Path) -> None:
     assert model(torch.randn(1, 3, 64, 64)).masks_queries_logits.shape == (1, 100, 16, 16)
 
 
-def test_load_backbone__refuses_another_kind_of_network(tmp_path: Path) -> None:
-    BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'bert'"):
-        load_backbone(str(tmp_path))
+def small_convnext() -> DINOv3ConvNextConfig:
+    return DINOv3ConvNextConfig(hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 2, 1], layer_scale_init_value=0.5)
 
 
-def test_load_backbone__names_a_folder_without_weights(tmp_path: Path) -> None:
-    small_vit().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="could not be read"):
-        load_backbone(str(tmp_path))
+def test_convnext__recomputes_its_blocks_when_asked_and_gives_the_same_gradients() -> None:
+    """transformers' ConvNeXt has no checkpointing of its own."""
+    torch.manual_seed(0)
+    config = Mask2FormerDinov3Config(backbone_config=small_convnext(), neck="none", num_queries=8, encoder_layers=1)
+    model = Mask2FormerDinov3ForInstanceSegmentation(config).train()
+    labels = {"mask_labels": [torch.ones(1, 64, 64, dtype=torch.uint8)], "class_labels": [torch.tensor([0])]}
+    pixel_values = torch.randn(1, 3, 64, 64)
 
+    def gradients() -> tuple[int, dict[str, torch.Tensor]]:
+        counted = 0
 
-def test_load_backbone__counts_missing_weights(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+        def count(*_: object) -> None:
+            nonlocal counted
+            counted += 1
 
-    DINOv3ViTModel(small_vit()).save_pretrained(tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
-    cut = {key: tensor for key, tensor in state.items() if ".7." not in key}
-    save_file(cut, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"{len(state) - len(cut)} weights are missing"):
-        load_backbone(str(tmp_path))
+        layers = [m for m in model.backbone.modules() if isinstance(m, CheckpointedConvNextLayer)]
+        assert len(layers) == 5
+        hooks = [layer.depthwise_conv.register_forward_hook(count) for layer in layers]
+        model.zero_grad()
+        torch.manual_seed(1)  # of the random points
+        model(pixel_values, **labels).loss.backward()
+        for hook in hooks:
+            hook.remove()
+        return counted, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-
-class GatedHub(BaseHTTPRequestHandler):
-    """The hub's answers for a gated repository: to a stranger 401, to an account without access 403."""
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
-        known = self.headers.get("Authorization") is not None
-        body = json.dumps({"error": "Access to this repository is restricted."}).encode()
-        self.send_response(403 if known else 401)
-        self.send_header("X-Error-Code", "GatedRepo")
-        self.send_header("X-Error-Message", "Access to this repository is restricted.")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def gated_hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), GatedHub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def message_of_load(endpoint: str, cache: Path, **environment: str) -> str:
-    """What `load_backbone` says in a fresh process whose hub is `endpoint` (the client reads it on import)."""
-    code = (
-        "from mask2former_dinov3.model.backbone import load_backbone\n"
-        "try:\n    load_backbone('facebook/dinov3-vits16plus-pretrain-lvd1689m')\n"
-        "except ValueError as error:\n    print(error)\n"
-    )
-    keep = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**keep, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-@pytest.mark.parametrize("environment", [{}, {"HF_TOKEN": "hf_of_somebody_without_access"}], ids=["401", "403"])
-def test_load_backbone__explains_a_gated_repository(
-    gated_hub: str, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    message = message_of_load(gated_hub, tmp_path, **environment)
-    assert "gated" in message
-    assert "https://huggingface.co/facebook/dinov3-vits16plus-pretrain-lvd1689m" in message
-    assert "hf auth login" in message
-    assert "local folder" in message
-
-
-def test_load_backbone__explains_a_missing_network(tmp_path: Path) -> None:
-    message = message_of_load("http://127.0.0.1:9", tmp_path)
-    assert "cannot be reached" in message
-    assert "local folder" in message
+    once, plain = gradients()
+    model.activation_checkpointing_enable()
+    twice, checkpointed = gradients()
+    assert (once, twice) == (5, 10)
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-6, rtol=1e-4)
+    copy.deepcopy(model)  # as for averaged weights

@@ -152,6 +152,23 @@ def test_load_config__missing_file_and_folder_are_named(tmp_path: Path) -> None:
             load_config(path)
 
 
+def test_train_config__taps_as_a_list_or_with_commas() -> None:
+    for given in ([3, 6, 9, 12], "3,6,9,12"):
+        assert load_config(None, {**REQUIRED, "backbone_taps": given})[0].backbone_taps == [3, 6, 9, 12]
+    words = ["--output_dir", "o", "--dataset_name", "d", "--backbone_taps", "1,1,2,2"]
+    assert load_config(None, words)[0].backbone_taps == [1, 1, 2, 2]
+    rising = "backbone_taps: expected four rising block numbers"
+    for wrong, told in (
+        ("1,2,3", rising),
+        ([4, 3, 2, 1], rising),
+        ("a,b,c,d", "backbone_taps: expected a whole number"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            load_config(None, {**REQUIRED, "backbone_taps": wrong})
+    with pytest.raises(ConfigError, match=r"backbone_taps: .* is for a ViT"):
+        load_config(None, {**REQUIRED, "backbone_taps": [1, 2, 3, 4], "neck": "none"})
+
+
 @pytest.mark.parametrize(("given", "steps"), [("200", 200), (200, 200), ("epoch", "epoch"), (None, None)])
 def test_train_config__checkpointing_steps_forms(given: object, steps: object) -> None:
     config, _ = load_config(None, {**REQUIRED, "checkpointing_steps": given})

@@ -31,9 +31,9 @@ RECIPES = sorted(ROOT.glob("mask2former-dinov3_*_train_args.json"))
 
 # Adding an option is a visible decision: it changes this list.
 OPTIONS = """
-adam_beta1 adam_beta2 adam_epsilon backbone backbone_lr_multiplier backbone_norm checkpointing_steps color_jitter
-copy_paste dataloader_num_workers dataset_name decoder_layers description ema_decay encoder_layers flip freeze_backbone
-gradient_accumulation_steps gradient_checkpointing head hub_model_id hub_token image_height image_width learning_rate
+adam_beta1 adam_beta2 adam_epsilon backbone backbone_lr_multiplier backbone_norm backbone_taps checkpointing_steps
+color_jitter copy_paste dataloader_num_workers dataset_name decoder_layers description ema_decay encoder_layers flip
+freeze_backbone gradient_accumulation_steps gradient_checkpointing head hub_model_id hub_token image_height image_width learning_rate
 logging_steps lr_scheduler_type mask_feature_size mask_loss mask_stride matching max_detections max_grad_norm
 max_train_steps metric_for_best_model mixed_precision neck num_queries num_train_epochs num_warmup_steps output_dir
 per_device_eval_batch_size per_device_train_batch_size push_to_hub query_init report_to resume_from_checkpoint
@@ -181,6 +181,19 @@ def test_recipes__load_and_say_what_they_are(recipe: Path) -> None:
     assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 16
     assert config.backbone.startswith("facebook/dinov3-")
     assert len(config.description) > 100
+
+
+@pytest.mark.parametrize(("swin", "dinov3"), [("small", "smallplus"), ("large", "large")])
+def test_recipes__of_the_swins_differ_in_the_backbone_alone(swin: str, dinov3: str) -> None:
+    one, other = (
+        json.loads((ROOT / f"mask2former-{name}_1024_train_args.json").read_text())
+        for name in (f"swin_{swin}", f"dinov3_{dinov3}")
+    )
+    config, notes = load_config(ROOT / f"mask2former-swin_{swin}_1024_train_args.json", {"dataset_name": "data"})
+    assert notes == []
+    assert (config.neck, config.backbone.split("-")[1]) == ("none", swin)
+    differ = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+    assert differ == {"backbone", "neck", "backbone_norm", "output_dir", "description"}
 
 
 def test_recipes__are_two_and_the_demos_loads_too() -> None:

@@ -96,6 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(verb("evaluate", run_evaluate, "COCO mask AP of a model, or of a predictions file."))
     add_predict(verb("predict", run_predict, "Find instances in images, folders and patterns such as 'shots/*.jpg'."))
     add_check_data(verb("check-data", run_check_data, "Read a data set and list everything that is wrong with it."))
+    add_convert(
+        verb("convert", run_convert, "Weights from and to other formats; models of others into models of ours.")
+    )
     demo = verb("demo", run_demo, "Check, train, evaluate and predict on the bundled sample, in minutes.")
     demo.add_argument("--output", type=Path, metavar="DIR", default=Path("runs/demo"), help="default: %(default)s")
     return parser
@@ -174,6 +177,16 @@ def add_check_data(parser: argparse.ArgumentParser) -> None:
     for option in SPLIT_OPTIONS:
         parser.add_argument(f"--{option}", f"--{option.replace('_', '-')}", type=Path, help="for a layout of your own")
     parser.add_argument("--valid-split", "--valid_split", type=float, default=0.1, help="as in training (default: 0.1)")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="what backbone or head take: a folder, a file, a hub id")
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="folder for the result, new or empty")
+    parser.add_argument(
+        "--to",
+        choices=("transformers", "timm", "meta", "mask2former-dinov3"),
+        help="format; default: transformers for a backbone, mask2former-dinov3 (a model of ours) for a Mask2Former",
+    )
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -272,6 +285,15 @@ def run_check_data(arguments: argparse.Namespace) -> int:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 1 if report.errors else 0
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """The verb `convert`."""
+    from .converting import convert
+
+    print(convert(arguments.source, arguments.output, arguments.to))
+    print("\n".join(str(path) for path in sorted(arguments.output.iterdir())))
+    return 0
 
 
 def run_demo(arguments: argparse.Namespace) -> int:

@@ -78,13 +78,14 @@ class TrainConfig(BaseModel):
     backbone: str = Field(
         "smallplus",
         min_length=1,
-        description="Preset with random weights (`tiny`, `smallplus`, `large`), local folder, or hub id such as "
-        "`facebook/dinov3-vits16plus-pretrain-lvd1689m`.",
+        description="Preset with random weights (`tiny`, `smallplus`, `large`), or weights of a DINOv3 ViT, DINOv3 "
+        "ConvNeXt or Swin: local folder, file of Meta or timm, or hub id such as "
+        "`facebook/dinov3-vits16plus-pretrain-lvd1689m` (docs/weights.md).",
     )
     head: str | None = Field(
         None,
         description="Mask2Former checkpoint of Hugging Face (hub id or folder) to start the head from, or a model of "
-        "ours to start all from, backbone included; null starts the head at random.",
+        "ours or of the original project to start all from, backbone included; null starts the head at random.",
     )
     neck: Literal["pyramid", "adapter", "plain", "none"] = Field(
         "pyramid",
@@ -92,6 +93,11 @@ class TrainConfig(BaseModel):
         "small objects; `plain` keeps stride 16; `none` for a backbone that is a pyramid itself.",
     )
     backbone_norm: bool = Field(True, description="The backbone's final norm on every tapped feature map.")
+    backbone_taps: list[PositiveInt] | None = Field(
+        None,
+        description="Four block numbers, counted from 1, whose outputs a ViT gives to the neck, as a list or as "
+        "`3,6,9,12`; null: the quarters of its depth.",
+    )
     freeze_backbone: bool | None = Field(
         None, description="Keep the backbone as it is; null freezes pretrained weights and trains random ones."
     )
@@ -213,6 +219,18 @@ class TrainConfig(BaseModel):
     def _digits_are_a_number(cls, value: object) -> object:
         return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
+    @field_validator("backbone_taps", mode="before")
+    @classmethod
+    def _numbers_with_commas(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+    @field_validator("backbone_taps")
+    @classmethod
+    def _four_rising(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and (len(value) != 4 or value != sorted(value)):
+            raise ValueError(f"expected four rising block numbers, got {value}")
+        return value
+
     @field_validator("image_height", "image_width")
     @classmethod
     def _multiple_of_patch(cls, value: int) -> int:
@@ -258,6 +276,11 @@ def cross_faults(config: TrainConfig) -> list[Fault]:
     if values["neck"] == "plain" and values["mask_stride"] is not None:
         reason = f"{values['mask_stride']} needs maps finer than those of neck=plain; set it to null, or use pyramid"
         faults.append((("mask_stride", "neck"), reason))
+    if values["neck"] == "none" and values["backbone_taps"] is not None:
+        reason = (
+            f"{values['backbone_taps']} is for a ViT; a backbone that is a pyramid (neck=none) gives its four stages"
+        )
+        faults.append((("backbone_taps", "neck"), reason))
     if values["scale_min"] > values["scale_max"]:
         reason = f"{values['scale_min']} is above scale_max={values['scale_max']}"
         faults.append((("scale_min", "scale_max"), reason))

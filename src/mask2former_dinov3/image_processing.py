@@ -21,7 +21,7 @@ from .data.images import read_image, to_rgb
 from .data.transforms import check_canvas, fit_matrix, fitted_size, padded_size, to_pixel_values, warp_image
 from .instances import Instances
 from .model import Mask2FormerDinov3Config
-from .model.backbone import IMAGENET
+from .model.backbone_source import IMAGENET
 from .postprocess import post_process
 
 ImageLike: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any
-
-import torch
-from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
 
 from .config import TrainConfig
 from .data.ceilings import mask_ceilings
@@ -16,19 +12,21 @@ from .data.statistics import statistics_of
 from .errors import CheckpointError
 from .image_processing import Mask2FormerDinov3ImageProcessor
 from .model import Mask2FormerDinov3ForInstanceSegmentation
-from .model.backbone import load_backbone, pixel_statistics
+from .model.backbone_source import load_backbone, pixel_statistics
 from .model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
-from .model.convert import RESHAPED
+from .model.convert import rebuilt
+from .model.head_source import WANTED, load_checkpoint
 
 logger = logging.getLogger(__name__)
 # fmt: off
 NETWORK = (  # what both configurations call by the same name; null leaves it to the preset or the head
-    "neck", "backbone_norm", "num_queries", "query_init", "matching", "mask_loss", "mask_stride",
+    "neck", "backbone_norm", "backbone_taps", "num_queries", "query_init", "matching", "mask_loss", "mask_stride",
     "encoder_layers", "decoder_layers", "mask_feature_size",
 )
 # fmt: on
 SIZES = ("encoder_layers", "decoder_layers", "mask_feature_size")  # of a published head
 ENOUGH = 0.8  # AP that masks of stride 4 must be able to reach
+LABELS = ("id2label", "label2id", "category_ids")
 FREE = ("num_queries", "matching", "mask_loss")  # what may change when a model of ours is trained on
 
 
@@ -85,41 +83,39 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
 
 
 def _with_head(head: str, config: TrainConfig, fields: dict[str, Any]) -> Mask2FormerDinov3ForInstanceSegmentation:
-    """The head of a Hugging Face Mask2Former checkpoint on the configured backbone, or a whole model of ours."""
-    wanted = (
-        "expected a Hugging Face Mask2Former or a model of ours (hub id or local folder), "
-        "or null for a head from random weights"
-    )
-    kinds: dict[str, Any] = {
-        "mask2former": Mask2FormerForUniversalSegmentation,
-        Mask2FormerDinov3Config.model_type: Mask2FormerDinov3ForInstanceSegmentation,
-    }
+    """The head of a published Mask2Former on the configured backbone, or a whole model that was trained on DINOv3.
+
+    Classes of the same name keep their weights, and so do the first learned queries; the rest starts at random.
+    """
     try:
-        kind = AutoConfig.from_pretrained(head, token=config.hub_token).model_type
-        if kind not in kinds:
-            raise CheckpointError(f"head {head!r}: {wanted}; got a model of type {kind!r}")
-        theirs, report = kinds[kind].from_pretrained(
-            head, token=config.hub_token, output_loading_info=True, dtype=torch.float32
-        )
+        found = load_checkpoint(head, config.hub_token)
     except (OSError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"head {head!r}: cannot be loaded ({error}); {wanted}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(f"head {head!r}: {len(missing)} weights are missing, e.g. {', '.join(missing[:3])}")
-    if isinstance(theirs, Mask2FormerDinov3ForInstanceSegmentation):
-        return _from_ours(theirs, head, fields)
-    published = {"query_init": "learned", "mask_stride": 4, **{n: getattr(theirs.config, n) for n in SIZES}}
-    _refuse(head, fields, published)
-    if config.backbone in VIT_SHAPES:
-        backbone_config = Mask2FormerDinov3Config.preset(config.backbone).backbone_config
-        return Mask2FormerDinov3ForInstanceSegmentation.from_mask2former(
-            theirs, backbone_config=backbone_config, **fields
-        )
-    pretrained = load_backbone(config.backbone, config.hub_token)
-    model = Mask2FormerDinov3ForInstanceSegmentation.from_mask2former(
-        theirs, backbone_config=pretrained.config, backbone_source=config.backbone, **fields
-    )
-    model.backbone.load_state_dict(pretrained.state_dict())
+        raise CheckpointError(f"head {head!r}: cannot be loaded ({error}); {WANTED}, or null") from error
+    except ValueError as error:
+        raise CheckpointError(f"head {head!r}: {error}") from error
+    own, pretrained = found.config, None
+    if not found.published:
+        _refuse(head, fields, {name: getattr(own, name) for name in NETWORK if name not in FREE})
+        free = {name: value for name, value in _given(fields).items() if name in FREE}
+        changes = {name: fields[name] for name in LABELS} | free
+    else:
+        published = {"query_init": "learned", "mask_stride": 4, **{n: getattr(own, n) for n in SIZES}}
+        _refuse(head, fields, published)
+        if config.backbone in VIT_SHAPES:
+            changes = {**fields, "backbone_config": Mask2FormerDinov3Config.preset(config.backbone).backbone_config}
+        else:
+            pretrained = load_backbone(config.backbone, config.hub_token)
+            changes = {**fields, "backbone_config": pretrained.config, "backbone_source": config.backbone}
+            if pretrained.config.model_type != "dinov3_vit":
+                changes["neck"] = "none"
+    try:
+        model, table = rebuilt(found, **changes)
+    except ValueError as error:
+        raise CheckpointError(f"head {head!r}: {error}") from error
+    if pretrained is not None:
+        model.backbone.load_state_dict(pretrained.state_dict())
+    model.name_or_path = "" if found.published else head
+    logger.info("weights of %s:\n%s", head, table)
     return model
 
 
@@ -141,40 +137,6 @@ def _refuse(head: str, fields: dict[str, Any], own: dict[str, Any]) -> None:
         raise CheckpointError(
             f"head {head!r} is another network: {'; '.join(wrong)}. Leave these options out, or set head to null"
         )
-
-
-def _from_ours(
-    theirs: Mask2FormerDinov3ForInstanceSegmentation, head: str, fields: dict[str, Any]
-) -> Mask2FormerDinov3ForInstanceSegmentation:
-    """A model of ours, backbone included, with these classes and as many queries as were asked for.
-
-    Classes of the same name keep their weights, and so do the first learned queries; the rest starts at random.
-    """
-    own = theirs.config
-    _refuse(head, fields, {name: getattr(own, name) for name in NETWORK if name not in FREE})
-    config = copy.deepcopy(own)
-    labels = {name: fields[name] for name in ("id2label", "label2id", "category_ids")}
-    free = {name: value for name, value in _given(fields).items() if name in FREE}
-    for name, value in {**labels, **free}.items():
-        setattr(config, name, value)
-    model = Mask2FormerDinov3ForInstanceSegmentation(config)
-    place = {name: label for label, name in own.id2label.items()}
-    old = [place.get(name, -1) for _, name in sorted(config.id2label.items())]
-    state = theirs.state_dict()
-    for key, tensor in model.state_dict().items():
-        before = state[key]
-        if key not in RESHAPED:
-            tensor.copy_(before)
-        elif "class_predictor" in key:
-            for label, was in enumerate(old):
-                if was >= 0:
-                    tensor[label] = before[was]
-            tensor[-1] = before[-1]  # no object
-        else:
-            count = min(len(tensor), len(before))
-            tensor[:count] = before[:count]
-    logger.info("all weights from %s, backbone included; %d of %d classes are new", head, old.count(-1), len(old))
-    return model
 
 
 def build_processor(

@@ -1,33 +1,22 @@
-"""The pretrained network: built, loaded with clear errors, and tapped for four feature maps."""
+"""The pretrained network: built, and tapped for four feature maps. `backbone_source` loads it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    DINOv3ConvNextBackbone,
-    DINOv3ViTModel,
-    PreTrainedModel,
-    SwinBackbone,
-)
-from transformers.utils import cached_file
+from transformers import AutoBackbone, DINOv3ViTModel, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.dinov3_convnext.modeling_dinov3_convnext import DINOv3ConvNextLayer
 
-from .configuration import PYRAMID_STAGES, Mask2FormerDinov3Config
+from .configuration import Mask2FormerDinov3Config
 
 # B batch, D width of the ViT, h = H/16, w = W/16
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-CLASSES: dict[str, Any] = {
-    "dinov3_vit": DINOv3ViTModel,
-    "dinov3_convnext": DINOv3ConvNextBackbone,
-    "swin": SwinBackbone,
-}
+
+
+class CheckpointedConvNextLayer(GradientCheckpointingLayer, DINOv3ConvNextLayer):
+    """A block that `activation_checkpointing_enable()` finds, as it finds those of the other backbones."""
 
 
 def build_backbone(config: Mask2FormerDinov3Config) -> PreTrainedModel:
@@ -35,6 +24,9 @@ def build_backbone(config: Mask2FormerDinov3Config) -> PreTrainedModel:
     backbone: PreTrainedModel
     if config.neck == "none":
         backbone = AutoBackbone.from_config(config.backbone_config)
+        for module in backbone.modules():
+            if type(module) is DINOv3ConvNextLayer:
+                module.__class__ = CheckpointedConvNextLayer
     else:
         backbone = DINOv3ViTModel._from_config(config.backbone_config)
     return backbone
@@ -83,72 +75,6 @@ def tapped_maps(backbone: Any, config: Mask2FormerDinov3Config, pixel_values: Te
     return maps
 
 
-def load_backbone(source: str, token: str | None = None) -> PreTrainedModel:
-    """Weights of a backbone from a local folder or a hub id, in transformers' format.
-
-    Raises ValueError that says what to do: a gated repository without access, no network, an unknown name, a folder
-    without weights, a network of another kind, weights that do not fit.
-    """
-    try:
-        config = AutoConfig.from_pretrained(source, token=token)
-        if config.model_type not in CLASSES:
-            raise ValueError(
-                f"backbone {source!r}: expected a DINOv3 ViT, a DINOv3 ConvNeXt or a Swin, "
-                f"got model_type={config.model_type!r}"
-            )
-        if config.model_type != "dinov3_vit":
-            config.out_features = list(PYRAMID_STAGES)
-        model: PreTrainedModel
-        model, report = CLASSES[config.model_type].from_pretrained(
-            source, config=config, token=token, output_loading_info=True
-        )
-    except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(_explain(source, error)) from error
-    expected_new = ("hidden_states_norms.", "swin.layernorm.")  # Swin as a backbone brings its own output norms
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(expected_new))
-    if missing:
-        raise ValueError(
-            f"backbone {source!r}: {len(missing)} weights are missing, e.g. {', '.join(missing[:3])}; "
-            f"the file is cut, or it holds another network than its config.json says"
-        )
-    return model
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything that caused it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
-
-
-def _explain(source: str, error: Exception) -> str:
-    """One message a user can act on, from the chain of errors that the hub client raised."""
-    names = {type(link).__name__ for link in _chain(error)}
-    statuses = {getattr(getattr(link, "response", None), "status_code", None) for link in _chain(error)}
-    folder = "or give `backbone` a local folder with config.json and model.safetensors"
-    if Path(source).exists():
-        return f"backbone {source!r}: the folder could not be read as a transformers model: {error}"
-    if "GatedRepoError" in names or 403 in statuses:
-        return (
-            f"backbone {source!r}: the repository is gated and this account has no access to it. Accept the DINOv3 "
-            f"licence at https://huggingface.co/{source}, log in with `hf auth login` (or set HF_TOKEN), {folder}"
-        )
-    if "RepositoryNotFoundError" in names or 401 in statuses:
-        return (
-            f"backbone {source!r}: no such preset, folder or hub repository that this account can see. Check the "
-            f"name; for a private or gated one accept its licence at https://huggingface.co/{source} and log in with "
-            f"`hf auth login`, {folder}"
-        )
-    offline = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}
-    if names & offline:
-        return (
-            f"backbone {source!r}: the hub cannot be reached from this machine and the weights are not in its cache. "
-            f"Fetch them where there is a network (`hf download {source}`) and copy the folder here, {folder}"
-        )
-    return f"backbone {source!r}: {error}"
-
-
 def is_frozen(backbone: PreTrainedModel) -> bool:
     """True when no parameter of the backbone is trained (adapters inside it count as trained)."""
     return not any(parameter.requires_grad for parameter in backbone.parameters())
@@ -157,24 +83,3 @@ def is_frozen(backbone: PreTrainedModel) -> bool:
 def grad_mode(backbone: PreTrainedModel) -> torch.set_grad_enabled:
     """No graph and no stored activations for a frozen backbone."""
     return torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen(backbone))
-
-
-def pixel_statistics(source: str | None, token: str | None = None) -> tuple[list[float], list[float]]:
-    """Mean and std that the weights of `source` expect, RGB in 0..1: its preprocessor_config.json's, else ImageNet's.
-
-    DINOv3's web-image weights use ImageNet's, its satellite weights others.
-    """
-    if source is None:
-        return IMAGENET
-    file = cached_file(
-        source,
-        "preprocessor_config.json",
-        token=token,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
-    if file is None:
-        return IMAGENET
-    stored = json.loads(Path(file).read_text(encoding="utf-8"))
-    return list(stored.get("image_mean", IMAGENET[0])), list(stored.get("image_std", IMAGENET[1]))

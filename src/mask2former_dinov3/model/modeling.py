@@ -13,7 +13,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .adapter import AdapterNeck
-from .backbone import build_backbone, grad_mode, load_backbone, tapped_maps, unreachable_parameters
+from .backbone import build_backbone, grad_mode, tapped_maps, unreachable_parameters
+from .backbone_source import load_backbone
 from .configuration import VIT_SHAPES, Mask2FormerDinov3Config
 from .deformable_attention import MultiScaleDeformableAttention
 from .loss import Mask2FormerCriterion
