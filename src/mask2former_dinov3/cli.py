@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(verb("evaluate", run_evaluate, "COCO mask AP of a model, or of a predictions file."))
     add_predict(verb("predict", run_predict, "Find instances in images, folders and patterns such as 'shots/*.jpg'."))
     add_check_data(verb("check-data", run_check_data, "Read a data set and list everything that is wrong with it."))
+    add_push(verb("push", run_push, "Upload a model folder to the Hugging Face hub."))
     demo = verb("demo", run_demo, "Check, train, evaluate and predict on the bundled sample, in minutes.")
     demo.add_argument("--output", type=Path, metavar="DIR", default=Path("runs/demo"), help="default: %(default)s")
     return parser
@@ -176,6 +177,12 @@ def add_check_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--valid-split", "--valid_split", type=float, default=0.1, help="as in training (default: 0.1)")
 
 
+def add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, metavar="FOLDER", required=True, help="saved by training, such as best/")
+    parser.add_argument("--repo", metavar="USER/NAME", required=True, help="repository; it is made if there is none")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+
+
 def run_train(arguments: argparse.Namespace) -> int:
     """The verb `train`, which the launch scripts run under `accelerate launch`."""
     from .config import load_config
@@ -190,6 +197,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     if is_main_process():
         for note in notes:
             complain(f"note: {note}")
+    from .checkpoint import best_folder
     from .train import train
 
     keep_freed_memory()
@@ -198,7 +206,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         print("last evaluation" if metrics else "no validation data, so no AP")
         print_metrics(metrics)
         folder = Path(config.output_dir)
-        best = folder / "best" if (folder / "best").is_dir() else folder / "last"
+        best = best_folder(folder)
         print(f"\nmodel: {best}\nlook at it: {PROGRAM} predict --model {best} IMAGES --output {folder / 'overlays'}")
     return 0
 
@@ -272,6 +280,14 @@ def run_check_data(arguments: argparse.Namespace) -> int:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return 1 if report.errors else 0
+
+
+def run_push(arguments: argparse.Namespace) -> int:
+    """The verb `push`."""
+    from .hub import push
+
+    print(push(arguments.model, arguments.repo, private=arguments.private))
+    return 0
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
