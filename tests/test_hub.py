@@ -24,7 +24,7 @@ from mask2former_dinov3 import hub as hub_module
 from mask2former_dinov3.checkpoint import save_model_folder
 from mask2former_dinov3.cli import main
 from mask2former_dinov3.errors import CheckpointError, HubError
-from mask2former_dinov3.hub import prepare_repository, push
+from mask2former_dinov3.hub import prepare_repository, push, push_finished
 from mask2former_dinov3.model import Mask2FormerDinov3Config
 from mask2former_dinov3.model_folder import MODEL_TYPE
 from mask2former_dinov3.predict import load_model
@@ -182,6 +182,13 @@ def test_push__says_what_the_hub_refuses(
     assert TOKEN not in str(caught.value)
 
 
+def test_push__says_what_is_wrong_with_a_card(hub: HubStandIn, folder: Path) -> None:
+    (folder / "README.md").write_text("---\nlicense: other\n---\n")
+    with pytest.raises(HubError, match=r"the hub refuses \(400: license other needs license_name and license_link\)"):
+        push(folder, "ada/cells")
+    assert not hub.sent("PUT")
+
+
 def test_push__needs_a_token_that_may_write(hub: HubStandIn, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.tokens |= {"hf_reads": ("ada", False), "hf_other": ("bob", True)}
     push(folder, "ada/cells")
@@ -240,6 +247,18 @@ def test_push__refuses_another_model_and_damaged_weights(hub: HubStandIn, folder
     assert hub.requests == []
 
 
+def test_push_finished__interrupted_names_the_command(
+    hub: HubStandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(http, "time", SimpleNamespace(sleep=interrupt))
+    hub.fail("POST", "/preupload/", 500)
+    with pytest.raises(KeyboardInterrupt, match=f"push --model {folder} --repo ada/cells --private"):
+        push_finished(folder, "ada/cells", private=True, token=None)
+
+
 def test_prepare_repository__names_and_privacy(hub: HubStandIn) -> None:
     assert prepare_repository("cells", private=True) == "ada/cells"
     assert hub.private == {"ada/cells": True}
@@ -272,6 +291,22 @@ def test_run_push__uploads_and_prints_the_page(hub: HubStandIn, folder: Path, tm
     assert refused.stderr.startswith("HubError: ada/cells: the hub does not accept this token")
     assert "Traceback" not in refused.stderr
     assert "hf_wrong" not in refused.stderr
+
+
+def test_processes__only_the_main_one_asks_the_hub(hub: HubStandIn, toy_dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "cells"
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+    environment |= {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_TOKEN": TOKEN}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = train_words(toy_dataset, run, hub_token="none", per_device_train_batch_size=1, with_tracking=False)
+    command = [*torchrun, "-m", "mask2former_dinov3", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert hub.repositories["ada/cells"] == contents(run / "best")
+    assert len(hub.commits) == 1
+    assert len(hub.sent("POST /api/repos/create")) == 2  # before the first step, and for the upload
+    assert done.stderr.count(f"uploaded: {hub.endpoint}/ada/cells") == 1
 
 
 def train_words(dataset: Path, run: Path, **options: Any) -> list[str]:

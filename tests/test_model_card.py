@@ -21,10 +21,10 @@ from hub_stand_in import faults_of_card
 from mask2former_dinov3.config import load_config
 from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
 from mask2former_dinov3.demo import SAMPLE
-from mask2former_dinov3.instances import encode_masks
+from mask2former_dinov3.instances import Instances, encode_masks
 from mask2former_dinov3.model import Mask2FormerDinov3Config
 from mask2former_dinov3.model_card import RunDescription, model_card
-from mask2former_dinov3.overlay import MOST_BYTES, draw_overlay, image_to_show
+from mask2former_dinov3.overlay import MOST_BYTES, draw_overlay, image_to_show, shrunk
 from mask2former_dinov3.run import describe_run
 from mask2former_dinov3.train import load_data, train
 
@@ -222,6 +222,23 @@ def test_image_to_show__most_instances_up_to_fifty_of_the_first_fifty_images(noi
     assert chosen(80, 60, 90) == 60
     assert chosen(*[1] * 50, 9) == 1
     assert chosen(0) == 0
+
+
+def test_shrunk__reads_masks_at_the_places_of_the_new_pixels() -> None:
+    rng = np.random.default_rng(0)
+    masks = np.stack([np.kron(rng.random((30, 41)) < 0.3, np.ones((50, 50))) > 0, np.zeros((1500, 2050), bool)])
+    masks[1, 700, 901] = True  # between two of the new pixels
+    found = Instances.from_masks(masks, [1, 0], [0.9, 0.8], ((3, "disc"), (7, "bar")))
+    image = np.zeros((1500, 2050, 3), np.uint8)
+    small, kept = shrunk(image, found)
+    assert small.shape == (749, 1024, 3)
+    rows, columns = (np.floor((np.arange(n) + 0.5) * old / n).astype(int) for n, old in ((749, 1500), (1024, 2050)))
+    np.testing.assert_array_equal(kept.masks, masks[:1][:, rows][:, :, columns])
+    assert (kept.names, kept.scores.tolist()) == (["bar"], [pytest.approx(0.9)])
+    nothing = shrunk(image, found[[]])[1]
+    assert (len(nothing), nothing.height, nothing.width) == (0, 749, 1024)
+    same = shrunk(small, kept)
+    assert same[1] is kept
 
 
 def test_draw_overlay__is_small_and_shows_the_results_where_they_are(noise: Path) -> None:

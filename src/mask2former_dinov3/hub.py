@@ -41,7 +41,8 @@ def prepare_repository(repo: str, *, private: bool = False, token: str | None = 
         raise HubError(f"{repo}: no token for the hub; {LOGIN}")
     api = HfApi(token=token)
     with explained(repo):
-        name = patiently(lambda: api.create_repo(repo, private=private or None, exist_ok=True)).repo_id
+        visibility = True if private else None  # None: public, unless the organisation has it otherwise
+        name = patiently(lambda: api.create_repo(repo, private=visibility, exist_ok=True)).repo_id
         patiently(lambda: api.auth_check(name, write=True))
         if private and not patiently(lambda: api.model_info(name)).private:
             raise HubError(
@@ -122,9 +123,7 @@ def explained(repo: str, folder: Path | None = None) -> Iterator[None]:
         yield
     except HubError:
         raise
-    except Exception as error:  # of huggingface_hub, httpx2 and hf_xet, which have no base in common
-        if not isinstance(error, OSError | ValueError | RuntimeError | httpx2.HTTPError):
-            raise
+    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:  # also those of hf_xet
         raise HubError(f"{repo}: {_reason(error, repo, folder)}") from error
 
 
@@ -136,7 +135,7 @@ def _reason(error: Exception, repo: str, folder: Path | None) -> str:
     if any(isinstance(one, OfflineModeIsEnabled) for one in chain):
         return "HF_HUB_OFFLINE is set, so that the hub is not asked; unset it"
     answers = [one for one in chain if isinstance(one, HfHubHTTPError)]
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    said = " ".join(str(error).split()) or type(error).__name__
     if not answers:
         if any(isinstance(one, httpx2.TransportError) for one in chain):
             return f"the hub cannot be reached ({chain[-1]}); look at the network, then try again"
