@@ -125,8 +125,10 @@ def test_describe_run__tells_names_for_paths_and_what_differs_from_the_defaults(
     assert str(toy_dataset.parent) not in json.dumps(described.options)
     assert "secret" not in repr(described)
     assert load_config(None, described.options)[0].output_dir == "run"
-    named, _ = load_config(None, options(toy_dataset, tmp_path / "run", hub_model_id="ada/cells"))
-    assert describe_run(named, load_data(named)).name == "cells"
+    explicit = {"dataset_name": None, "train_annotations": str(toy_dataset / "train" / "_annotations.coco.json")}
+    named, _ = load_config(None, options(toy_dataset, tmp_path / "run", hub_model_id="ada/cells", **explicit))
+    described = describe_run(named, load_data(named))
+    assert (described.name, described.dataset) == ("cells", toy_dataset.name)
 
 
 def run_snippet(card: str, folder: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,11 +67,13 @@ def describe_run(config: TrainConfig, data: dict[str, CocoData]) -> RunDescripti
     for name in PATHS:
         if options[name] is not None and Path(options[name]).is_absolute():
             options[name] = Path(options[name]).name
-    given = config.dataset_name or str(data["train"].annotations.parent)
+    folders = data["train"].annotations.resolve().parents
+    named = next((folder.name for folder in folders if folder.name not in ("annotations", "train")), "")
+    given = config.dataset_name or named
     counts = {name: statistics_of(split) for name, split in data.items()}
     return RunDescription(
         name=(config.hub_model_id or Path(config.output_dir).resolve().name).rpartition("/")[2],
-        dataset=Path(given).resolve().name if Path(given).exists() else given,
+        dataset=Path(given).resolve().name if Path(given).exists() else given,  # else an id of the hub, USER/NAME
         splits={name: (count.images, count.instances) for name, count in counts.items()},
         options=options,
         changed={
@@ -281,7 +283,13 @@ class Run:
         def write() -> None:
             run_config = self.config.model_dump(mode="json")
             save_checkpoint(
-                *(self.output_dir, self.model, self.processor, optimisation, rng_states, self.state, run_config),
+                self.output_dir,
+                self.model,
+                self.processor,
+                optimisation,
+                rng_states,
+                self.state,
+                run_config,
                 self.description,
             )
             rotate(self.output_dir, self.config.save_total_limit)
