@@ -17,7 +17,7 @@ from mask2former_dinov3 import demo as demo_module
 from mask2former_dinov3.cli import main
 from mask2former_dinov3.demo import SAMPLE, best_scores, demo, free_folder
 
-VERBS = ("train", "evaluate", "predict", "check-data", "demo")
+VERBS = ("train", "evaluate", "predict", "check-data", "push", "demo")
 VALID = SAMPLE / "valid" / "_annotations.coco.json"
 
 # Fails on import of a heavy or optional module, then prints the help of every verb.
@@ -64,6 +64,7 @@ def test_main__help_of_every_verb_loads_nothing_heavy() -> None:
         "evaluate --annotations a --output o --predictions p --model m --images i",
         "evaluate --output o --predictions p",
         "check-data",
+        "push --model m",
     ],
 )
 def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +84,7 @@ def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixtur
         ("evaluate --annotations none.json --images i --model no_such_model --output o", "none.json"),
         ("predict --model no_such_model --output o none.png", "none.png"),
         ("check-data no_such_folder", "no_such_folder"),
+        ("push --model no_such_folder --repo user/name", "no_such_folder: expected a model folder"),
     ],
 )
 def test_main__users_mistake_exits_with_1_and_one_message(

@@ -101,7 +101,6 @@ def test_load_config__all_errors_in_one_message_with_the_nearest_key(tmp_path: P
         ({"num_queries": 0}, 'num_queries: expected a number above 0 or "auto", got 0'),
         ({"num_queries": "all"}, 'num_queries: expected a number above 0 or "auto", got "all"'),
         ({"checkpointing_steps": 0}, 'checkpointing_steps: expected a number of steps above 0, "epoch", or null'),
-        ({"push_to_hub": True}, "push_to_hub: uploading is not available yet"),
         ({"dataset_name": None}, "dataset_name: required"),
         ({"dataset_name": None, "train_images": "x"}, "dataset_name: required"),
         (

@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from make_sample import only
 from PIL import Image
 
 from mask2former_dinov3.checkpoint import checkpoints, save_model_folder
-from mask2former_dinov3.config import load_config
+from mask2former_dinov3.config import TrainConfig, load_config
 from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.memory import keep_freed_memory
+from mask2former_dinov3.model_card import RunDescription
 from mask2former_dinov3.predict import load_model
-from mask2former_dinov3.train import train
+from mask2former_dinov3.run import describe_run
+from mask2former_dinov3.train import load_data, train
 
+DATASET = "BBBC038v1 without purple-stained tissue"
 STAINED = 25  # mean difference of the largest and the smallest channel, 0..255; grey pictures have less
 FIRST: dict[str, Any] = {
     "description": "The bundled sample model: nuclei of all kinds but purple-stained tissue.",
@@ -54,26 +58,51 @@ def without_stained(source: Path, target: Path) -> None:
     target.write_text(json.dumps(only(coco, ids)), encoding="utf-8")
 
 
+def public_options(run: Path, first: Path) -> dict[str, Any]:
+    """The options of a run without the folders of this machine."""
+    options: dict[str, Any] = json.loads((run / "train_config.json").read_text(encoding="utf-8"))
+    places = [name for name in options if name.endswith(("_images", "_annotations"))]
+    options |= {"resume_from_checkpoint": None, **dict.fromkeys(places)}
+    options["output_dir"] = f"runs/sample_model/{run.name}"
+    if options["head"]:
+        options["head"] = f"runs/sample_model/{first.name}/best"
+    return options
+
+
+def describe(config: TrainConfig, options: dict[str, Any], metrics: dict[str, Any]) -> RunDescription:
+    """What the card says of the last run. No versions: the runs may have been made on different machines."""
+    known = describe_run(config, load_data(config))
+    return replace(
+        known,
+        name="sample",
+        dataset=DATASET,
+        options=options,
+        made_by={},
+        changed={name: options[name] for name in known.changed},
+        step=metrics["step"],
+        step_size=config.per_device_train_batch_size * config.gradient_accumulation_steps,
+    )
+
+
 def store(runs: list[Path], output: Path) -> None:
     """`best/` of the last run in half precision, to be computed in float32 as ever; log and options of each run,
     without folders, the earlier ones' under their names."""
-    model, processor = load_model(runs[-1] / "best", "cpu")
-    lines = [json.loads(line) for line in (runs[-1] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    scored = [line for line in lines if "AP" in line]
-    save_model_folder(model.half(), processor, output, max(scored, key=lambda line: float(line["AP"])))
+    last, first = runs[-1], runs[0]
+    model, processor = load_model(last / "best", "cpu")
+    lines = [json.loads(line) for line in (last / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = max((line for line in lines if "AP" in line), key=lambda line: float(line["AP"]))
+    config, _ = load_config(last / "train_config.json")
+    described = describe(config, public_options(last, first), metrics)
+    save_model_folder(model.half(), processor, output, metrics, described)
     stored = json.loads((output / "config.json").read_text(encoding="utf-8"))
     (output / "config.json").write_text(json.dumps({**stored, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
-    for run in runs:
-        folder = output if run is runs[-1] else output / run.name
+    shutil.copy(last / "metrics.jsonl", output)
+    for run in runs[:-1]:
+        folder = output / run.name
         folder.mkdir(exist_ok=True)
         shutil.copy(run / "metrics.jsonl", folder)
-        options = json.loads((run / "train_config.json").read_text(encoding="utf-8"))
-        places = [name for name in options if name.endswith(("_images", "_annotations"))]
-        options |= {"resume_from_checkpoint": None, **dict.fromkeys(places)}
-        options["output_dir"] = f"runs/sample_model/{run.name}"
-        if options["head"]:
-            options["head"] = f"runs/sample_model/{runs[0].name}/best"
-        (folder / "train_config.json").write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(public_options(run, first), indent=2) + "\n"
+        (folder / "train_config.json").write_text(text, encoding="utf-8")
 
 
 def main(argv: list[str]) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from . import __version__
 from .errors import CheckpointError
 from .model import Mask2FormerDinov3ForInstanceSegmentation
-from .model_card import model_card
+from .model_card import OPTIONS_FILE, OVERLAY_FILE, RunDescription, is_derived, model_card
 from .writing import written_folder
 
 LICENSE_FILE = "DINOV3_LICENSE.md"
@@ -40,23 +40,43 @@ class RunState:
 
 
 def save_model_folder(
-    model: Mask2FormerDinov3ForInstanceSegmentation, processor: Any, path: Path, metrics: dict[str, Any]
+    model: Mask2FormerDinov3ForInstanceSegmentation,
+    processor: Any,
+    path: Path,
+    metrics: dict[str, Any],
+    run: RunDescription | None = None,
 ) -> None:
     """`config.json`, `model.safetensors`, `preprocessor_config.json`, `README.md` and, for weights that derive from
-    DINOv3, its licence: all that evaluation and prediction need, without a hub."""
+    DINOv3, its licence: all that evaluation and prediction need, without a hub. Of a run also `train_config.json` and,
+    with validation data, `overlay.jpg`."""
     with written_folder(path) as folder:
-        _write_model(model, processor, folder, metrics)
+        _write_model(model, processor, folder, metrics, run)
 
 
 def _write_model(
-    model: Mask2FormerDinov3ForInstanceSegmentation, processor: Any, folder: Path, metrics: dict[str, Any]
+    model: Mask2FormerDinov3ForInstanceSegmentation,
+    processor: Any,
+    folder: Path,
+    metrics: dict[str, Any],
+    run: RunDescription | None,
 ) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors gives the owner alone access
-    (folder / "README.md").write_text(model_card(model.config, metrics), encoding="utf-8")
-    if model.config.backbone_source and model.config.backbone_config.model_type.startswith("dinov3"):
+    canvas = (int(processor.size["height"]), int(processor.size["width"]))
+    (folder / "README.md").write_text(model_card(model.config, canvas, metrics, run), encoding="utf-8")
+    if run:
+        (folder / OPTIONS_FILE).write_text(json.dumps(run.options, indent=2) + "\n", encoding="utf-8")
+    if run and run.overlay:
+        (folder / OVERLAY_FILE).write_bytes(run.overlay.jpeg)
+    if is_derived(model.config):
         shutil.copyfile(Path(__file__).with_name(LICENSE_FILE), folder / LICENSE_FILE)
+
+
+def best_folder(output_dir: Path) -> Path:
+    """The model to use of a finished run: `best/`, or `last/` of one without validation data."""
+    best = output_dir / "best"
+    return best if best.is_dir() else output_dir / "last"
 
 
 def save_checkpoint(
@@ -67,15 +87,16 @@ def save_checkpoint(
     rng_states: list[Any],
     state: RunState,
     run_config: dict[str, Any],
+    run: RunDescription,
 ) -> Path:
     """`checkpoint-<step>/`: a model folder plus optimiser, schedule and gradient scaler (`optimizer.pt`), the random
     states of all processes (`rng.pt`) and `state.json`, which also says by which code it was made."""
     path = output_dir / f"checkpoint-{state.step}"
     with written_folder(path) as folder:
-        _write_model(model, processor, folder, state.last_metrics)
+        _write_model(model, processor, folder, state.last_metrics, run)
         torch.save(optimisation, folder / "optimizer.pt")
         torch.save(rng_states, folder / "rng.pt")
-        text = json.dumps({**asdict(state), "made_by": made_by(), "config": run_config}, indent=2)
+        text = json.dumps({**asdict(state), "made_by": run.made_by, "config": run_config}, indent=2)
         (folder / "state.json").write_text(text + "\n", encoding="utf-8")
     return path
 

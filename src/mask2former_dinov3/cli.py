@@ -99,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert(
         verb("convert", run_convert, "Weights from and to other formats; models of others into models of ours.")
     )
+    add_push(verb("push", run_push, "Upload a model folder to the Hugging Face hub."))
     demo = verb("demo", run_demo, "Check, train, evaluate and predict on the bundled sample, in minutes.")
     demo.add_argument("--output", type=Path, metavar="DIR", default=Path("runs/demo"), help="default: %(default)s")
     return parser
@@ -189,6 +190,12 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, metavar="FOLDER", required=True, help="saved by training, such as best/")
+    parser.add_argument("--repo", metavar="USER/NAME", required=True, help="repository; it is made if there is none")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+
+
 def run_train(arguments: argparse.Namespace) -> int:
     """The verb `train`, which the launch scripts run under `accelerate launch`."""
     from .config import load_config
@@ -203,6 +210,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     if is_main_process():
         for note in notes:
             complain(f"note: {note}")
+    from .checkpoint import best_folder
     from .train import train
 
     keep_freed_memory()
@@ -211,7 +219,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         print("last evaluation" if metrics else "no validation data, so no AP")
         print_metrics(metrics)
         folder = Path(config.output_dir)
-        best = folder / "best" if (folder / "best").is_dir() else folder / "last"
+        best = best_folder(folder)
         print(f"\nmodel: {best}\nlook at it: {PROGRAM} predict --model {best} IMAGES --output {folder / 'overlays'}")
     return 0
 
@@ -293,6 +301,14 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
     print(convert(arguments.source, arguments.output, arguments.to))
     print("\n".join(str(path) for path in sorted(arguments.output.iterdir())))
+    return 0
+
+
+def run_push(arguments: argparse.Namespace) -> int:
+    """The verb `push`."""
+    from .hub import push
+
+    print(push(arguments.model, arguments.repo, private=arguments.private))
     return 0
 
 

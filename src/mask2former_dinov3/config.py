@@ -192,10 +192,13 @@ class TrainConfig(BaseModel):
     logging_steps: PositiveInt = Field(10, description="Optimiser steps between two lines of metrics.jsonl.")
     with_tracking: bool = Field(True, description="Also log to the tracker of `report_to`.")
     report_to: Tracker = Field("tensorboard", description="Tracker of accelerate; all but tensorboard are extras.")
-    push_to_hub: bool = Field(False, description="Not available yet; accepted as false.")
-    hub_model_id: str | None = Field(None, description="Repository for `push_to_hub`.")
+    push_to_hub: bool = Field(False, description="Upload `best/` to the Hugging Face hub when the run is finished.")
+    hub_model_id: str | None = Field(
+        None, description="Repository for `push_to_hub`, `USER/NAME`; null: the name of `output_dir`, under your own."
+    )
+    hub_private_repo: bool = Field(False, description="Make that repository a private one.")
     hub_token: str | None = Field(
-        None, description="Token for `push_to_hub`; never written to the run folder.", exclude=True, repr=False
+        None, description="Hub token; null: HF_TOKEN or `hf auth login`. Never written down.", exclude=True, repr=False
     )
 
     @field_validator("*", mode="before")
@@ -238,13 +241,6 @@ class TrainConfig(BaseModel):
             below, above = value // PATCH_SIZE * PATCH_SIZE, -(-value // PATCH_SIZE) * PATCH_SIZE
             nearest = f"{below} and {above}" if below else str(above)
             raise ValueError(f"{value} is not a multiple of the patch size {PATCH_SIZE}; nearest are {nearest}")
-        return value
-
-    @field_validator("push_to_hub")
-    @classmethod
-    def _not_yet(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("uploading is not available yet; set it to false and upload the folder `best/` yourself")
         return value
 
     @model_validator(mode="after")

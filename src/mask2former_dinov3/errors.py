@@ -4,7 +4,8 @@ ValueError
 └── UserError            base: the command line prints its message without a traceback and exits with 1
     ├── ConfigError      an option, a config file, or a combination of options
     ├── DatasetError     annotations, images, or predictions to be scored
-    └── CheckpointError  weights, a model folder, or a checkpoint to resume from
+    ├── CheckpointError  weights, a model folder, or a checkpoint to resume from
+    └── HubError         the Hugging Face hub: its answer, or the way to it
 """
 
 from __future__ import annotations
@@ -24,3 +25,7 @@ class DatasetError(UserError):
 
 class CheckpointError(UserError):
     """Weights or a checkpoint cannot be found, read, or used."""
+
+
+class HubError(UserError):
+    """The Hugging Face hub cannot be reached, or refuses what was asked of it."""

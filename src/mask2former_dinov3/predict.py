@@ -24,7 +24,8 @@ from .data.images import IMAGE_SUFFIXES, read_image
 from .errors import CheckpointError, DatasetError
 from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list
 from .instances import Instances
-from .model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from .model import Mask2FormerDinov3ForInstanceSegmentation
+from .model_folder import check_model_folder
 from .visualize import draw_instances, enlargement
 from .writing import check_writable, write_text
 
@@ -227,20 +228,7 @@ def load_model(
     folder = Path(model)
     target = usable_device(device)
     if folder.is_dir():
-        missing = [file for file in ("config.json", "preprocessor_config.json") if not (folder / file).is_file()]
-        if missing:
-            raise CheckpointError(
-                f"{name}: expected a model folder as training leaves it (best/ or last/ in output_dir), but it has no "
-                f"{' and no '.join(missing)}"
-            )
-        try:
-            kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{name}: config.json is not a JSON object: {error}") from error
-        if kind != Mask2FormerDinov3Config.model_type:
-            raise CheckpointError(
-                f"{name}: expected a model of type {Mask2FormerDinov3Config.model_type}, config.json says {kind!r}"
-            )
+        check_model_folder(folder)
     elif folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise CheckpointError(f"{name}: expected a model folder as training leaves it, or a hub id such as user/model")
     disable_progress_bar()  # of transformers: a local file is read at once

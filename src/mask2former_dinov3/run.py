@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,24 @@ from .checkpoint import (
     RunState,
     find_checkpoint,
     load_checkpoint,
+    made_by,
     read_state,
     rotate,
     save_checkpoint,
     save_model_folder,
 )
-from .config import TrainConfig
+from .config import PATHS, SPLIT_PATHS, TrainConfig
 from .data.coco import CocoData
 from .data.order import TrainingOrder
+from .data.statistics import statistics_of
 from .ema import AveragedWeights
 from .errors import CheckpointError
 from .evaluate import evaluate_coco, predict_split
 from .image_processing import Mask2FormerDinov3ImageProcessor
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_building import NETWORK
+from .model_card import Overlay, RunDescription
+from .overlay import draw_overlay, image_to_show
 from .run_log import RunLog
 from .stopping import together
 
@@ -45,6 +50,39 @@ FIXED = (
     *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter"),
 )
 RATES = ("initial_lr", "weight_decay", "betas", "eps")  # of a parameter group
+# What says nothing of the model to somebody who reads its card.
+UNTOLD = (
+    *("description", "output_dir", "dataset_name", *SPLIT_PATHS, "resume_from_checkpoint"),
+    *("dataloader_num_workers", "save_total_limit", "logging_steps", "with_tracking", "report_to"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+)
+
+
+def describe_run(config: TrainConfig, data: dict[str, CocoData]) -> RunDescription:
+    """What the cards of a run's models say of it, before its first step.
+
+    Cards are for the public: of absolute paths only the names are told.
+    """
+    options = config.model_dump(mode="json")
+    for name in PATHS:
+        if options[name] is not None and Path(options[name]).is_absolute():
+            options[name] = Path(options[name]).name
+    folders = data["train"].annotations.resolve().parents
+    named = next((folder.name for folder in folders if folder.name not in ("annotations", "train")), "")
+    given = config.dataset_name or named
+    counts = {name: statistics_of(split) for name, split in data.items()}
+    return RunDescription(
+        name=(config.hub_model_id or Path(config.output_dir).resolve().name).rpartition("/")[2],
+        dataset=Path(given).resolve().name if Path(given).exists() else given,  # else an id of the hub, USER/NAME
+        splits={name: (count.images, count.instances) for name, count in counts.items()},
+        options=options,
+        changed={
+            name: options[name]
+            for name, field in TrainConfig.model_fields.items()
+            if name in options and name not in UNTOLD and options[name] != field.default
+        },
+        made_by=made_by(),
+    )
 
 
 def rng_state() -> dict[str, Any]:
@@ -80,11 +118,18 @@ class Run:
         self.order, self.state = order, state
         self.averaged: AveragedWeights | None = None
         self.output_dir = Path(config.output_dir)
+        self.described = describe_run(config, data)
+        self.overlay_results: list[dict[str, Any]] = []  # of the last validation, for the image of the model card
 
     @property
     def scored(self) -> Mask2FormerDinov3ForInstanceSegmentation:
         """The model that is evaluated and saved in `best/` and `last/`."""
         return self.averaged.model if self.averaged else self.model
+
+    @property
+    def description(self) -> RunDescription:
+        """What the model card says of the run as it stands."""
+        return replace(self.described, step=self.state.step, step_size=self.state.step_size)
 
     @property
     def epoch(self) -> float:
@@ -178,6 +223,9 @@ class Run:
                 )
 
         results = gather_object(together(accelerator, predict) or [])
+        if split == "valid":
+            shown = image_to_show(data.images).id
+            self.overlay_results = [result for result in results if result["image_id"] == shown]
         metrics = together(
             accelerator,
             lambda: evaluate_coco(
@@ -206,12 +254,21 @@ class Run:
         log.restart_clock()
 
     def save_folder(self, name: str) -> None:
-        """A model folder in the run folder."""
-        together(
-            self.accelerator,
-            lambda: save_model_folder(self.scored, self.processor, self.output_dir / name, self.state.last_metrics),
-            main_only=True,
-        )
+        """A model folder in the run folder, of the weights that were scored last."""
+
+        def write() -> None:
+            path, metrics = self.output_dir / name, self.state.last_metrics
+            run = replace(self.description, overlay=self.overlay())
+            save_model_folder(self.scored, self.processor, path, metrics, run)
+
+        together(self.accelerator, write, main_only=True)
+
+    def overlay(self) -> Overlay | None:
+        """What the last validation found in the image that the model card shows."""
+        if "valid" not in self.data:
+            return None
+        valid = self.data["valid"]
+        return draw_overlay(image_to_show(valid.images), self.overlay_results, valid.categories)
 
     def save(self) -> Path:
         """A checkpoint, then the rotation of the old ones."""
@@ -226,7 +283,14 @@ class Run:
         def write() -> None:
             run_config = self.config.model_dump(mode="json")
             save_checkpoint(
-                self.output_dir, self.model, self.processor, optimisation, rng_states, self.state, run_config
+                self.output_dir,
+                self.model,
+                self.processor,
+                optimisation,
+                rng_states,
+                self.state,
+                run_config,
+                self.description,
             )
             rotate(self.output_dir, self.config.save_total_limit)
 

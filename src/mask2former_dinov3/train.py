@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
-from .checkpoint import RunState, checkpoints
+from .checkpoint import RunState, best_folder, checkpoints
 from .config import TrainConfig
 from .data.check import check_data
 from .data.coco import CocoData
@@ -27,6 +27,7 @@ from .data.order import TrainingOrder
 from .data.transforms import Augmentation
 from .ema import AveragedWeights
 from .errors import CheckpointError, DatasetError, UserError
+from .hub import prepare_repository, push_finished
 from .image_processing import Mask2FormerDinov3ImageProcessor
 from .model import loss_normalizers
 from .model_building import build_model, build_processor, fitted_to
@@ -43,8 +44,9 @@ LOGGED = ("loss", "loss_cross_entropy", "loss_mask", "loss_dice")
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train as `config` says; returns the metrics of the last evaluation (empty without validation data).
 
-    Leaves the run folder of the contract in `config.output_dir`. Raises UserError (a ValueError) for what the user can
-    mend, KeyboardInterrupt after a stop that was asked for, with the work saved.
+    Leaves the run folder of the contract in `config.output_dir`, with `push_to_hub` also its best model on the hub.
+    Raises UserError (a ValueError) for what the user can mend, KeyboardInterrupt after a stop that was asked for, with
+    the work saved.
     """
     disable_progress_bar()  # of transformers, for every file it writes
     accelerator = start_accelerator(config)
@@ -52,12 +54,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
         data = load_data(config)
         config = fitted_to(config, data["train"])
         together(accelerator, lambda: prepare_folder(config), main_only=True)
+        repo = together(accelerator, lambda: hub_repository(config), main_only=True)
         run, wrapped = start_run(config, accelerator, data)
         together(accelerator, lambda: write_config(config), main_only=True)
         if config.with_tracking:
             flat = {k: v for k, v in config.model_dump().items() if isinstance(v, int | float | str | bool)}
             accelerator.init_trackers("tracking", config=flat)
         loop(run, wrapped)
+    if repo is not None:  # on the main process; the others need not wait for the upload
+        folder, private = best_folder(Path(config.output_dir)), config.hub_private_repo
+        logger.info("uploading %s to %s", folder, repo)
+        logger.info("uploaded: %s", push_finished(folder, repo, private=private, token=config.hub_token))
     return run.state.last_metrics
 
 
@@ -153,6 +160,14 @@ def prepare_folder(config: TrainConfig) -> None:
             f"output_dir {output_dir} holds an earlier run; go on with it by --resume_from_checkpoint latest, "
             f"or choose another output_dir"
         )
+
+
+def hub_repository(config: TrainConfig) -> str | None:
+    """USER/NAME of the repository for `push_to_hub`, made now rather than found to be refused after hours."""
+    if not config.push_to_hub:
+        return None
+    name = config.hub_model_id or Path(config.output_dir).resolve().name
+    return prepare_repository(name, private=config.hub_private_repo, token=config.hub_token)
 
 
 def write_config(config: TrainConfig) -> None:

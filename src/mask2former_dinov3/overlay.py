@@ -1,0 +1,112 @@
+"""The picture of a model card: what the model found in one validation image."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from .data.coco import Category, ImageRecord
+from .data.images import read_image
+from .data.rle import compress, run_lengths
+from .instances import Instances, Rle
+from .model_card import Overlay
+from .visualize import Picture, draw_instances, enlargement
+
+FIRST = 50  # images that are looked at
+MOST = 50  # instances; among more of them one cannot see whether they are right
+MOST_BYTES = 300_000
+SIZES = ((1024, 90), (1024, 75), (768, 75), (512, 60))  # longest side in pixels, JPEG quality; the last for pure noise
+
+
+def image_to_show(images: Sequence[ImageRecord]) -> ImageRecord:
+    """Of the first 50 images the one with the most instances up to 50, or else with the fewest above."""
+
+    def rank(record: ImageRecord) -> tuple[bool, int]:
+        count = _annotated(record)
+        return count <= MOST, count if count <= MOST else -count
+
+    return max(images[:FIRST], key=rank)
+
+
+def draw_overlay(record: ImageRecord, results: Sequence[dict[str, Any]], categories: Sequence[Category]) -> Overlay:
+    """The results (COCO) of an image drawn into it, those with a score of at least 0.5.
+
+    Of a model that is sure of less, as many as are annotated. At most 1024 pixels and 300 kB.
+    """
+    wanted = _annotated(record)
+    best = sorted(results, key=lambda result: -float(result["score"]))
+    threshold = min([0.5, *(float(result["score"]) for result in best[:wanted])])
+    threshold = math.floor(threshold * 100) / 100  # downwards to what the caption shows
+    shown = [result for result in best if float(result["score"]) >= threshold]
+    labels = {category.id: label for label, category in enumerate(categories)}
+    instances = Instances(
+        record.height,
+        record.width,
+        tuple(result["segmentation"] for result in shown),
+        [labels[result["category_id"]] for result in shown],  # type: ignore[arg-type]  # lists become arrays
+        [result["score"] for result in shown],  # type: ignore[arg-type]
+        tuple((category.id, category.name) for category in categories),
+    )
+    image, instances = shrunk(read_image(record.path), instances)
+    picture = draw_instances(image, instances, scale=enlargement(instances))
+    return Overlay(
+        _small_jpeg(picture),
+        f"What it finds in an image of the validation set, scores of at least {threshold:.2f}: {len(shown)} instances, "
+        f"where {wanted} are annotated.",
+    )
+
+
+def _annotated(record: ImageRecord) -> int:
+    return sum(not annotation.iscrowd for annotation in record.annotations)
+
+
+def shrunk(image: Picture, instances: Instances) -> tuple[Picture, Instances]:
+    """Both as large as the file will be: drawing at the size of a photograph would take seconds.
+
+    A mask is read at the places of the new pixels; instances that are too small to meet one are left out.
+    """
+    small = _resized(image, SIZES[0][0])
+    if small.shape == image.shape:
+        return image, instances
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+        for new, old in zip(small.shape[:2], image.shape[:2], strict=True)
+    )
+    places = (columns[:, None] * image.shape[0] + rows).ravel()  # of the new pixels, column by column as RLE counts
+    shown, runs = [], []
+    for index, rle in enumerate(instances.rles):
+        ends = np.cumsum(run_lengths(rle["counts"].encode()))
+        counted = np.diff(np.searchsorted(places, ends), prepend=0)
+        if counted[1::2].any():
+            shown.append(index)
+            runs.append(counted)
+    counts = compress(np.concatenate([*runs, np.zeros(0, np.int64)]), np.array([len(one) for one in runs], np.int64))
+    rles = tuple(Rle(size=list(small.shape[:2]), counts=str(one, "ascii")) for one in counts)
+    kept = instances[shown]
+    return small, replace(kept, height=small.shape[0], width=small.shape[1], rles=rles)
+
+
+def _resized(picture: Picture, side: int) -> Picture:
+    """A picture whose longest side is `side` pixels at most."""
+    scale = side / max(picture.shape[:2])
+    if scale >= 1:
+        return picture
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
+def _small_jpeg(picture: Picture) -> bytes:
+    """A JPEG file of at most 300 kB, in the best of `SIZES` that keeps to it."""
+    for side, quality in SIZES:
+        file = io.BytesIO()
+        Image.fromarray(_resized(picture, side)).save(file, "JPEG", quality=quality)
+        if file.tell() <= MOST_BYTES:
+            break
+    return file.getvalue()
