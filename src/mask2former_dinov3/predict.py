@@ -25,6 +25,7 @@ from .errors import CheckpointError, DatasetError
 from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list
 from .instances import Instances
 from .model import Mask2FormerDinov3ForInstanceSegmentation
+from .model.safe_loading import load_config, load_pretrained
 from .model_folder import check_model_folder
 from .visualize import draw_instances, enlargement
 from .writing import check_writable, write_text
@@ -234,17 +235,13 @@ def load_model(
     disable_progress_bar()  # of transformers: a local file is read at once
     try:
         # Weights that are stored in half precision are computed with in full: `autocast` is the way to be faster.
-        network, loaded = Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(
-            name, output_loading_info=True, dtype=torch.float32
-        )
+        config = load_config(name)
+        network = load_pretrained(Mask2FormerDinov3ForInstanceSegmentation, name, config, whole=True)
         processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()
         hint = "" if folder.is_dir() else " (no such folder, so it was taken for a hub id)"
         raise CheckpointError(f"{name}: the model cannot be loaded{hint}: {reason[0] if reason else error}") from error
-    wrong = {kind: sorted(map(str, keys)) for kind, keys in loaded.items() if kind.endswith("_keys") and keys}
-    if wrong:
-        raise CheckpointError(f"{name}: the weights are not those of its config: {wrong}")
     return network.to(target).eval(), processor
 
 

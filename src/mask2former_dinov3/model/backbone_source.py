@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     DINOv3ConvNextBackbone,
     DINOv3ConvNextModel,
     DINOv3ViTModel,
@@ -20,6 +19,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from .configuration import PYRAMID_STAGES
+from .safe_loading import load_config, load_pretrained
 from .weight_files import read_json, read_weights
 from .weight_formats import from_origin
 
@@ -47,7 +47,8 @@ def load_backbone(source: str, token: str | None = None) -> PreTrainedModel:
             return _of_origin(weights)
         kind = description.get("model_type")
         if kind == "mask2former":
-            whole = Mask2FormerForUniversalSegmentation.from_pretrained(source, token=token, dtype=torch.float32)
+            config = load_config(source, token)
+            whole: Any = load_pretrained(Mask2FormerForUniversalSegmentation, source, config, token)
             encoder: PreTrainedModel = whole.model.pixel_level_module.encoder
             return encoder
         if kind not in CLASSES:
@@ -139,21 +140,11 @@ def _without_final_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_transformers(source: str, kind: str, token: str | None) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(source, token=token)
+    config = load_config(source, token)
     if kind != "dinov3_vit":
         config.out_features = list(PYRAMID_STAGES)
-    model: PreTrainedModel
-    model, report = CLASSES[kind].from_pretrained(
-        source, config=config, token=token, output_loading_info=True, dtype=torch.float32
-    )
-    expected_new = ("hidden_states_norms.", "swin.layernorm.")  # Swin as a backbone brings its own output norms
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(expected_new))
-    if missing:
-        raise ValueError(
-            f"{len(missing)} weights are missing, e.g. {', '.join(missing[:3])}; "
-            f"the file is cut, or it holds another network than its config.json says"
-        )
-    return model
+    # Swin as a backbone brings its own output norms.
+    return load_pretrained(CLASSES[kind], source, config, token, may_lack=("hidden_states_norms.", "swin.layernorm."))
 
 
 def _is_satellite(weights: Path) -> bool:
