@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from .errors import ConfigError
 from .old_options import HUB_BACKBONES, translate_old_options
+from .option_sources import read_flags, read_json
 
 PATCH_SIZE = 16
 PLACEHOLDER = "path/to/"  # how the shipped JSON files begin a path that the user has to give
@@ -274,9 +275,10 @@ def load_config(
     """
     notes: list[str] = []
     faults: list[str] = []
-    in_file = _read_json(Path(path)) if path is not None else {}
+    in_file = read_json(Path(path)) if path is not None else {}
     is_line = not isinstance(overrides, Mapping)
-    given = dict(overrides) if isinstance(overrides, Mapping) else _read_flags(overrides, faults)
+    nullable = [name for name, field in TrainConfig.model_fields.items() if "None" in str(field.annotation)]
+    given = dict(overrides) if isinstance(overrides, Mapping) else read_flags(overrides, nullable, faults)
     merged: dict[str, Any] = {}
     shown: dict[str, str] = {}  # the key as the user wrote it: in a file, or as a flag
     for source, prefix in ((in_file, ""), (given, "--" if is_line else "")):
@@ -337,47 +339,6 @@ def _reason(item: ErrorDetails) -> str:
         return f"expected one of {context['expected']}, got {json.dumps(got, default=str)}"
     expected = _EXPECTED.get(kind.split("_")[0], item["msg"].removeprefix("Input should be ").lower())
     return f"expected {expected}, got {json.dumps(got, default=str)}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A flat JSON object; every way in which it can fail to be one is a ConfigError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = sorted({key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1})
-        if twice:
-            raise ConfigError(f"{path}: given twice: {', '.join(twice)}; keep one of each")
-        return dict(pairs)
-
-    try:
-        found: object = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: no valid JSON, line {error.lineno} column {error.colno}: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: no text in UTF-8 ({error.reason}); expected a JSON file") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a JSON file with --config") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: expected a JSON object of options, got a {type(found).__name__}")
-    return found
-
-
-def _read_flags(words: Sequence[str], faults: list[str]) -> dict[str, Any]:
-    """Command-line words as options; a flag without a value is true, `none` and `null` clear what can be null."""
-    given: dict[str, Any] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") or word == "--":
-            faults.append(f"{word}: expected --key value")
-            continue
-        key, equals, value = word[2:].partition("=")
-        key = key.replace("-", "_")
-        if not equals and rest and not rest[0].startswith("--"):
-            value, equals = rest.pop(0), "="
-        field = TrainConfig.model_fields.get(key)
-        clears = field is not None and "None" in str(field.annotation) and value.lower() in ("none", "null")
-        given[key] = None if clears else value if equals else True
-    return given
 
 
 def _advice(config: TrainConfig) -> list[str]:
