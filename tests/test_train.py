@@ -123,7 +123,13 @@ def test_train__overfits_the_toy_set_to_a_high_ap(toy_dataset: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "model", [{}, {"neck": "adapter", "query_init": "seeds", "matching": "pixels", "mask_stride": 2, "ema_decay": 0.5}]
+    "model",
+    [
+        {},
+        {"neck": "adapter", "query_init": "seeds", "matching": "pixels", "mask_stride": 2, "ema_decay": 0.5},
+        {"frozen_blocks": 2, "layer_decay": 0.8},
+        {"lora_rank": 4, "ema_decay": 0.5, "gradient_checkpointing": True, "mixed_precision": "bf16"},
+    ],
 )
 def test_resume__is_bit_for_bit_the_straight_run(toy_dataset: Path, tmp_path: Path, model: dict[str, Any]) -> None:
     """6 images, 4 a step: after 3 of 6 steps the run stands in the middle of its third epoch."""

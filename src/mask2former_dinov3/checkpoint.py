@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from . import __version__
 from .errors import CheckpointError
+from .finetuning import merged_state, unmerged_state
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_card import model_card
 from .writing import written_folder
@@ -43,7 +44,7 @@ def save_model_folder(
     model: Mask2FormerDinov3ForInstanceSegmentation, processor: Any, path: Path, metrics: dict[str, Any]
 ) -> None:
     """`config.json`, `model.safetensors`, `preprocessor_config.json`, `README.md` and, for weights that derive from
-    DINOv3, its licence: all that evaluation and prediction need, without a hub."""
+    DINOv3, its licence: all that evaluation and prediction need, without a hub. Adapters are merged into weights."""
     with written_folder(path) as folder:
         _write_model(model, processor, folder, metrics)
 
@@ -51,7 +52,7 @@ def save_model_folder(
 def _write_model(
     model: Mask2FormerDinov3ForInstanceSegmentation, processor: Any, folder: Path, metrics: dict[str, Any]
 ) -> None:
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=merged_state(model))
     processor.save_pretrained(folder)
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors gives the owner alone access
     (folder / "README.md").write_text(model_card(model.config, metrics), encoding="utf-8")
@@ -68,8 +69,9 @@ def save_checkpoint(
     state: RunState,
     run_config: dict[str, Any],
 ) -> Path:
-    """`checkpoint-<step>/`: a model folder plus optimiser, schedule and gradient scaler (`optimizer.pt`), the random
-    states of all processes (`rng.pt`) and `state.json`, which also says by which code it was made."""
+    """`checkpoint-<step>/`: a model folder plus optimiser, schedule, gradient scaler, averages and adapters
+    (`optimizer.pt`), the random states of all processes (`rng.pt`) and `state.json`, which also says by which code it
+    was made."""
     path = output_dir / f"checkpoint-{state.step}"
     with written_folder(path) as folder:
         _write_model(model, processor, folder, state.last_metrics)
@@ -137,7 +139,8 @@ def load_checkpoint(path: Path, model: Mask2FormerDinov3ForInstanceSegmentation)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged ({reason}); resume from an older checkpoint-* of the run") from error
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    found = {key: tensor.shape for key, tensor in loaded.state_dict().items()}
+    state = unmerged_state(loaded.state_dict(), optimisation.get("adapters", {}))
+    found = {key: tensor.shape for key, tensor in state.items()}
     wrong = {key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)}
     wrong |= set(report["missing_keys"])
     if wrong:
@@ -145,7 +148,7 @@ def load_checkpoint(path: Path, model: Mask2FormerDinov3ForInstanceSegmentation)
             f"{path}: {len(wrong)} weights do not fit this configuration, e.g. {', '.join(sorted(wrong)[:3])}; "
             f"resume with the backbone, neck, classes and num_queries of that run (its train_config.json)"
         )
-    model.load_state_dict(loaded.state_dict())
+    model.load_state_dict(state)
     return optimisation, rng_states
 
 

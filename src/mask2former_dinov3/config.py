@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
 from .errors import ConfigError
 from .old_options import HUB_BACKBONES, translate_old_options
-from .option_sources import read_flags, read_json
+from .option_text import complaint, read_flags, read_json
 
 PATCH_SIZE = 16
 PLACEHOLDER = "path/to/"  # how the shipped JSON files begin a path that the user has to give
@@ -94,7 +93,25 @@ class TrainConfig(BaseModel):
     )
     backbone_norm: bool = Field(True, description="The backbone's final norm on every tapped feature map.")
     freeze_backbone: bool | None = Field(
-        None, description="Keep the backbone as it is; null freezes pretrained weights and trains random ones."
+        None,
+        description="Keep the backbone as it is; null freezes pretrained weights, unless `frozen_blocks` or "
+        "`layer_decay` says how they are trained, and trains random ones (see docs/finetuning.md).",
+    )
+    frozen_blocks: NotNegativeInt = Field(
+        0, description="Blocks of the backbone that stay as they are, counted from its input; its embeddings with them."
+    )
+    lora_rank: NotNegativeInt = Field(
+        0,
+        description="Rank of low-rank adapters (LoRA, by peft) that are trained in the backbone, whose own weights "
+        "then stay; 0: off.",
+    )
+    lora_alpha: PositiveInt | None = Field(
+        None, description="The adapters' product is scaled by `lora_alpha` / `lora_rank`; null: 1, as peft's defaults."
+    )
+    lora_targets: str = Field(
+        "q_proj,v_proj",
+        description="Linear layers of the backbone that get adapters, by the last part of their names; in JSON also a "
+        "list.",
     )
     num_queries: PositiveInt | Literal["auto"] = Field(
         100,
@@ -150,6 +167,11 @@ class TrainConfig(BaseModel):
     learning_rate: PositiveFloat = Field(1e-4, description="Peak learning rate of the head.")
     backbone_lr_multiplier: NotNegativeFloat = Field(
         0.1, description="The backbone's learning rate as a multiple of `learning_rate`, when it is trained."
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Factor on the backbone's learning rate from each block to the one before it, for pretrained "
+        "weights that are trained; 1: one rate for all.",
     )
     adam_beta1: Fraction = Field(0.9, description="AdamW's first beta.")
     adam_beta2: Fraction = Field(0.999, description="AdamW's second beta.")
@@ -214,6 +236,15 @@ class TrainConfig(BaseModel):
     def _digits_are_a_number(cls, value: object) -> object:
         return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _list_as_string(cls, value: object) -> object:
+        """One form, so that flag, file and tracker agree."""
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError(f"expected names of layers such as q_proj,v_proj, got {json.dumps(value, default=str)}")
+        return ",".join(name.strip() for name in names)
+
     @field_validator("image_height", "image_width")
     @classmethod
     def _multiple_of_patch(cls, value: int) -> int:
@@ -259,6 +290,19 @@ def cross_faults(config: TrainConfig) -> list[Fault]:
     if values["neck"] == "plain" and values["mask_stride"] is not None:
         reason = f"{values['mask_stride']} needs maps finer than those of neck=plain; set it to null, or use pyramid"
         faults.append((("mask_stride", "neck"), reason))
+    ways = {"frozen_blocks": values["frozen_blocks"] > 0, "layer_decay": values["layer_decay"] < 1}
+    for name in (name for name, chosen in ways.items() if chosen):
+        if values["lora_rank"]:
+            reason = f"{values[name]} is for weights that are trained, lora_rank={values['lora_rank']} trains adapters"
+            faults.append(((name, "lora_rank"), f"{reason}; choose one"))
+        elif values["freeze_backbone"]:
+            reason = f"{values[name]} is for a backbone that is trained; set freeze_backbone to false or null"
+            faults.append(((name, "freeze_backbone"), reason))
+    if values["lora_rank"] and values["freeze_backbone"] is False:
+        reason = f"{values['lora_rank']} keeps the backbone's weights; set freeze_backbone to null or lora_rank to 0"
+        faults.append((("lora_rank", "freeze_backbone"), reason))
+    if values["lora_alpha"] and not values["lora_rank"]:
+        faults.append((("lora_alpha", "lora_rank"), "scales adapters; give lora_rank as well"))
     if values["scale_min"] > values["scale_max"]:
         reason = f"{values['scale_min']} is above scale_max={values['scale_max']}"
         faults.append((("scale_min", "scale_max"), reason))
@@ -308,7 +352,7 @@ def _validate(values: dict[str, Any], shown: Mapping[str, str], faults: list[str
         config = TrainConfig.model_validate(values, context=FIELDS_ONLY)
     except ValidationError as error:
         for item in error.errors():
-            wrong.setdefault(str(item["loc"][0]), _reason(item))
+            wrong.setdefault(str(item["loc"][0]), complaint(item))
         usable = {key: value for key, value in values.items() if key not in wrong}
         config = TrainConfig.model_validate({"output_dir": "unknown", **usable}, context=FIELDS_ONLY)
     faults += [f"{shown.get(key, key)}: {reason}" for key, reason in wrong.items()]
@@ -319,35 +363,15 @@ def _validate(values: dict[str, Any], shown: Mapping[str, str], faults: list[str
     return config
 
 
-_EITHER = {
-    "checkpointing_steps": 'a number of steps above 0, "epoch", or null',
-    "num_queries": 'a number above 0 or "auto"',
-}
-_EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a string"}
-
-
-def _reason(item: ErrorDetails) -> str:
-    """pydantic's complaint in the words of a JSON file."""
-    kind, got, context = item["type"], item["input"], item.get("ctx", {})
-    if item["loc"][0] in _EITHER:
-        return f"expected {_EITHER[str(item['loc'][0])]}, got {json.dumps(got, default=str)}"
-    if kind == "missing":
-        return "required; the folder that the run is written to"  # output_dir is the only field without a default
-    if kind == "value_error":
-        return str(context["error"])
-    if kind == "literal_error":
-        return f"expected one of {context['expected']}, got {json.dumps(got, default=str)}"
-    expected = _EXPECTED.get(kind.split("_")[0], item["msg"].removeprefix("Input should be ").lower())
-    return f"expected {expected}, got {json.dumps(got, default=str)}"
-
-
 def _advice(config: TrainConfig) -> list[str]:
     """What is allowed but probably not meant."""
     if config.backbone not in PRESETS or _is_our_model(config.head):
         return []
     hub = HUB_BACKBONES.get(config.backbone)
     notes = [f"backbone: {config.backbone!r} starts from random weights" + (f"; DINOv3's are {hub}" if hub else "")]
-    if config.freeze_backbone:
+    if config.lora_rank:
+        notes.append(f"lora_rank: {config.lora_rank} trains adapters on these random weights, which stay; set it to 0")
+    elif config.freeze_backbone:
         notes.append("freeze_backbone: true keeps these random weights as they are; set it to false or null")
     return notes
 

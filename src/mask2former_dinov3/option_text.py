@@ -1,4 +1,4 @@
-"""Where options come from: a JSON file and the words of a command line, both as a flat dict."""
+"""Options as text: read from a JSON file and from the words of a command line, and complained of in such words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import ErrorDetails
 
 from .errors import ConfigError
 
@@ -51,3 +53,25 @@ def read_flags(words: Sequence[str], nullable: Collection[str], faults: list[str
         clears = key in nullable and value.lower() in ("none", "null")
         given[key] = None if clears else value if equals else True
     return given
+
+
+_EITHER = {
+    "checkpointing_steps": 'a number of steps above 0, "epoch", or null',
+    "num_queries": 'a number above 0 or "auto"',
+}
+_EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a string"}
+
+
+def complaint(item: ErrorDetails) -> str:
+    """pydantic's complaint in the words of a JSON file."""
+    kind, got, context = item["type"], item["input"], item.get("ctx", {})
+    if item["loc"][0] in _EITHER:
+        return f"expected {_EITHER[str(item['loc'][0])]}, got {json.dumps(got, default=str)}"
+    if kind == "missing":
+        return "required; the folder that the run is written to"  # output_dir is the only field without a default
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "literal_error":
+        return f"expected one of {context['expected']}, got {json.dumps(got, default=str)}"
+    expected = _EXPECTED.get(kind.split("_")[0], item["msg"].removeprefix("Input should be ").lower())
+    return f"expected {expected}, got {json.dumps(got, default=str)}"
