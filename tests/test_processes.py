@@ -86,7 +86,8 @@ def test_processes__two_and_accumulation_equal_one_big_batch(toy_dataset: Path, 
 
 def test_processes__two_train_adapters_and_last_blocks_as_one_does(toy_dataset: Path, tmp_path: Path) -> None:
     """Every weight that is trained has a gradient in every process: DDP would otherwise stop, or wait for ever."""
-    for name, options in {"lora": {"lora_rank": 4}, "blocks": {"frozen_blocks": 2, "layer_decay": 0.8}}.items():
+    ways: dict[str, dict[str, Any]] = {"lora": {"lora_rank": 4}, "blocks": {"frozen_blocks": 2, "layer_decay": 0.8}}
+    for name, options in ways.items():
         more = {**options, "gradient_checkpointing": True, "max_train_steps": 2}
         one = finish(
             [sys.executable], write_config(tmp_path / f"{name}1", toy_dataset, per_device_train_batch_size=2, **more)
