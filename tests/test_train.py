@@ -365,6 +365,10 @@ def test_resume__refuses_what_does_not_fit(toy_dataset: Path, tmp_path: Path) ->
         train(make_config(toy_dataset, run, **again, num_queries=50, freeze_backbone=True, seed=7, flip="both"))
     for text in ("num_queries: was 100, now 50", "freeze_backbone: was None, now True", "seed: was 0, now 7", "flip: "):
         assert text in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"frozen_blocks: was 0, now 1\n  layer_decay: was 1.0, now 0.5"):
+        train(make_config(toy_dataset, run, **again, frozen_blocks=1, layer_decay=0.5))
+    with pytest.raises(CheckpointError, match="lora_rank: was 0, now 4"):
+        train(make_config(toy_dataset, run, **again, lora_rank=4))
     assert (run / "train_config.json").read_text() == kept
     (run / "checkpoint-1" / "optimizer.pt").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="damaged"):

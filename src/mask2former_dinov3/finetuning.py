@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -26,23 +26,20 @@ def choose_trained(model: Mask2FormerDinov3ForInstanceSegmentation, config: Trai
     Raises ConfigError or ValueError for blocks or layers that the backbone does not have.
     """
     depth = len(backbone_blocks(model.backbone)) - 2
-    shaped = [name for name in ("frozen_blocks", "layer_decay") if getattr(config, name) != _default(name)]
+    given = {"frozen_blocks": config.frozen_blocks > 0, "layer_decay": config.layer_decay < 1}
+    asks = [name for name, is_given in given.items() if is_given]
     is_pretrained = model.config.backbone_source is not None
     if config.lora_rank:
         count = add_adapters(model.backbone, config.lora_rank, config.lora_alpha, config.lora_targets.split(","))
         logger.info("backbone: frozen, adapters of rank %d on %d of its layers are trained", config.lora_rank, count)
-    elif config.freeze_backbone or (config.freeze_backbone is None and is_pretrained and not shaped):
+    elif config.freeze_backbone or (config.freeze_backbone is None and is_pretrained and not asks):
         model.freeze_backbone()
         logger.info("backbone: frozen")
     else:
         if config.frozen_blocks:
             model.freeze_backbone(config.frozen_blocks)
-        why = f", as {' and '.join(shaped)} asks for it" if shaped and config.freeze_backbone is None else ""
+        why = f", as asked by {' and '.join(asks)}" if asks and config.freeze_backbone is None else ""
         logger.info("backbone: trained%s; %d of its %d blocks are frozen", why, config.frozen_blocks, depth)
-
-
-def _default(name: str) -> Any:
-    return TrainConfig.model_fields[name].default
 
 
 def add_adapters(backbone: nn.Module, rank: int, alpha: int | None, targets: list[str]) -> int:

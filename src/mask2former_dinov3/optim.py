@@ -27,8 +27,8 @@ def parameter_groups(
     As in the Mask2Former recipe (arXiv:2112.01527, section 4.1) the backbone moves at its own rate, and norms, biases
     and embeddings (learned queries, level and token embeddings) are not decayed. With `layer_decay` below 1 the rate
     of block i (see `backbone_blocks`; 0: the embeddings, depth + 1: the final norm) is the backbone's times
-    layer_decay ** (depth + 1 - i) (BEiT, arXiv:2106.08254, appendix H). Low-rank adapters inside the backbone are new
-    weights and move at the head's rate. Groups without parameters are left out.
+    layer_decay ** (depth + 1 - i), as in BEiT (arXiv:2106.08254) and ViTDet (arXiv:2203.16527). Low-rank adapters
+    inside the backbone are new weights and move at the head's rate. Groups without parameters are left out.
     """
     embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     below_top = {
