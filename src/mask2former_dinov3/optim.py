@@ -9,14 +9,13 @@ from torch import nn
 from transformers import get_scheduler
 
 from .config import TrainConfig
-from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model.blocks import backbone_blocks
 
 logger = logging.getLogger(__name__)
 
 
 def parameter_groups(
-    model: Mask2FormerDinov3ForInstanceSegmentation,
+    model: nn.Module,
     learning_rate: float,
     backbone_lr_multiplier: float,
     weight_decay: float,
@@ -31,12 +30,9 @@ def parameter_groups(
     inside the backbone are new weights and move at the head's rate. Groups without parameters are left out.
     """
     embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    below_top = {
-        id(parameter): distance
-        for distance, modules in enumerate(reversed(backbone_blocks(model.backbone)))
-        for module in modules
-        for parameter in module.parameters()
-    }
+    below_top: dict[int, int] = {}  # blocks between a parameter and the backbone's end; 0 where all move alike
+    for distance, modules in enumerate(reversed(backbone_blocks(model.backbone)) if layer_decay < 1 else ()):
+        below_top |= {id(parameter): distance for module in modules for parameter in module.parameters()}
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -44,7 +40,7 @@ def parameter_groups(
         is_token = name.rsplit(".", 1)[-1].endswith(("_token", "_tokens", "level_embed"))
         decayed = parameter.dim() > 1 and id(parameter) not in embeddings and not is_token
         is_pretrained = name.startswith("backbone.") and ".lora_" not in name
-        distance = -1 if not is_pretrained else below_top[id(parameter)] if layer_decay < 1 else 0
+        distance = below_top.get(id(parameter), 0) if is_pretrained else -1
         groups.setdefault((distance, decayed), []).append(parameter)
     return [
         {
@@ -56,7 +52,7 @@ def parameter_groups(
     ]
 
 
-def build_optimizer(model: Mask2FormerDinov3ForInstanceSegmentation, config: TrainConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`."""
     groups = parameter_groups(
         model, config.learning_rate, config.backbone_lr_multiplier, config.weight_decay, config.layer_decay
