@@ -18,6 +18,7 @@ from torch import Tensor
 
 from baseline import build_baseline, random_images
 from growth import measure_growth, write_growth
+from mask2former_dinov3.finetuning import add_adapters
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from measure import (
     NUM_LABELS,
@@ -43,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--instances", type=int, default=10, help="of each image")
     found.add_argument("--points", type=int, default=12544, help="of matching and mask loss")
     found.add_argument("--train-backbone", action="store_true", help="default: frozen")
+    found.add_argument("--frozen-blocks", type=int, default=0, help="with --train-backbone, ours only")
+    found.add_argument("--lora-rank", type=int, default=0, help="adapters in the frozen backbone, ours only")
     found.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, ours only")
     found.add_argument(
         "--network", nargs="*", default=[], metavar="FIELD=JSON", help="of ours, other than the preset's"
@@ -74,6 +77,10 @@ def describe(args: argparse.Namespace) -> str:
         f"{args.points} points, {'all trained' if args.train_backbone else 'backbone frozen'}",
         f"{args.dtype}, {args.device}",
     ]
+    if args.frozen_blocks:
+        parts.append(f"{args.frozen_blocks} blocks frozen")
+    if args.lora_rank:
+        parts.append(f"adapters of rank {args.lora_rank}")
     return ", ".join([*parts, *["compiled"] * args.compile, *["checkpointing"] * args.checkpointing, *args.network])
 
 
@@ -88,8 +95,12 @@ def load(side: str, args: argparse.Namespace) -> Timed:
         chosen = {name: json.loads(value) for name, value in (word.split("=", 1) for word in args.network)}
         whole = {"num_labels": NUM_LABELS, "train_num_points": args.points, **chosen}
         model = Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3Config.preset(args.preset, **whole))
-        if not args.train_backbone:
+        if args.lora_rank:
+            add_adapters(model.backbone, args.lora_rank, None, ["q_proj", "v_proj"])
+        elif not args.train_backbone:
             model.freeze_backbone()
+        elif args.frozen_blocks:
+            model.freeze_backbone(args.frozen_blocks)
         if args.checkpointing:
             model.activation_checkpointing_enable()
     model = model.to(args.device).train()

@@ -110,12 +110,31 @@ def test_load_config__all_errors_in_one_message_with_the_nearest_key(tmp_path: P
         ({"mask_stride": 2, "neck": "plain"}, "mask_stride: 2 needs maps finer than those of neck=plain"),
         ({"mask_stride": 8}, "mask_stride: expected"),
         ({"mask_loss": "boxes"}, "mask_loss: expected one of 'points' or 'pixels', got \"boxes\""),
+        ({"frozen_blocks": -1}, "frozen_blocks: expected greater than or equal to 0, got -1"),
+        ({"layer_decay": 0}, "layer_decay: expected greater than 0, got 0"),
+        ({"layer_decay": 1.1}, "layer_decay: expected less than or equal to 1, got 1.1"),
+        ({"lora_targets": "q_proj,,"}, 'lora_targets: expected names of layers such as q_proj,v_proj, got "q_proj,,"'),
+        ({"lora_targets": [1]}, "lora_targets: expected names of layers such as q_proj,v_proj, got [1]"),
+        (
+            {"frozen_blocks": 2, "freeze_backbone": True},
+            "frozen_blocks: 2 is for a backbone that is trained; set freeze_backbone to false or null",
+        ),
+        ({"layer_decay": 0.8, "freeze_backbone": True}, "layer_decay: 0.8 is for a backbone that is trained"),
+        ({"lora_rank": 4, "frozen_blocks": 2}, "frozen_blocks: 2 is for weights that are trained, lora_rank=4 trains"),
+        ({"lora_rank": 4, "layer_decay": 0.8}, "layer_decay: 0.8 is for weights that are trained, lora_rank=4 trains"),
+        ({"lora_rank": 4, "freeze_backbone": False}, "lora_rank: 4 keeps the backbone's weights; set freeze_backbone"),
+        ({"lora_alpha": 4}, "lora_alpha: scales adapters; give lora_rank as well"),
         ({"valid_split": 1}, "valid_split: expected less than 1, got 1"),
         ({"model": "models/resnet.py"}, "model: 'models/resnet.py' is no model file that we know"),
     ],
 )
 def test_load_config__refuses_with_the_key_and_the_reason(options: dict[str, Any], message: str) -> None:
     assert any(line.startswith(message) for line in faults(**options)), faults(**options)
+
+
+@pytest.mark.parametrize("given", ["q_proj,o_proj", " q_proj, o_proj", ["q_proj", "o_proj"]])
+def test_train_config__lora_targets_forms(given: object) -> None:
+    assert load_config(None, {**REQUIRED, "lora_targets": given})[0].lora_targets == "q_proj,o_proj"
 
 
 def test_load_config__valid_images_without_annotations_name_what_is_missing() -> None:
@@ -250,3 +269,5 @@ def test_load_config__random_weights_are_said_aloud() -> None:
     assert notes[0] == f"backbone: 'large' starts from random weights; DINOv3's are {HUB_BACKBONES['large']}"
     assert notes[1].startswith("freeze_backbone: true keeps these random weights")
     assert load_config(None, {**REQUIRED, "backbone": HUB_BACKBONES["large"]})[1] == []
+    _, notes = load_config(None, {**REQUIRED, "backbone": "large", "lora_rank": 8})
+    assert notes[1] == "lora_rank: 8 trains adapters on these random weights, which stay; set it to 0"

@@ -84,6 +84,20 @@ def test_processes__two_and_accumulation_equal_one_big_batch(toy_dataset: Path, 
         assert lines(run)[-1]["AP"] == pytest.approx(lines(one)[-1]["AP"], abs=1e-6)
 
 
+def test_processes__two_train_adapters_and_last_blocks_as_one_does(toy_dataset: Path, tmp_path: Path) -> None:
+    """Every weight that is trained has a gradient in every process: DDP would otherwise stop, or wait for ever."""
+    ways: dict[str, dict[str, Any]] = {"lora": {"lora_rank": 4}, "blocks": {"frozen_blocks": 2, "layer_decay": 0.8}}
+    for name, options in ways.items():
+        more = {**options, "gradient_checkpointing": True, "max_train_steps": 2}
+        one = finish(
+            [sys.executable], write_config(tmp_path / f"{name}1", toy_dataset, per_device_train_batch_size=2, **more)
+        )
+        two = finish(TORCHRUN, write_config(tmp_path / f"{name}2", toy_dataset, **more))
+        weights, expected = (load_file(run / "last" / "model.safetensors") for run in (two, one))
+        for key, tensor in expected.items():
+            torch.testing.assert_close(weights[key], tensor, atol=1e-4, rtol=0, msg=f"{name}: {key}")
+
+
 def start_two(config: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*TORCHRUN, "-m", "mask2former_dinov3", "train", "--config", str(config)],

@@ -123,7 +123,13 @@ def test_train__overfits_the_toy_set_to_a_high_ap(toy_dataset: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "model", [{}, {"neck": "adapter", "query_init": "seeds", "matching": "pixels", "mask_stride": 2, "ema_decay": 0.5}]
+    "model",
+    [
+        {},
+        {"neck": "adapter", "query_init": "seeds", "matching": "pixels", "mask_stride": 2, "ema_decay": 0.5},
+        {"frozen_blocks": 2, "layer_decay": 0.8},
+        {"lora_rank": 4, "ema_decay": 0.5, "gradient_checkpointing": True, "mixed_precision": "bf16"},
+    ],
 )
 def test_resume__is_bit_for_bit_the_straight_run(toy_dataset: Path, tmp_path: Path, model: dict[str, Any]) -> None:
     """6 images, 4 a step: after 3 of 6 steps the run stands in the middle of its third epoch."""
@@ -359,6 +365,10 @@ def test_resume__refuses_what_does_not_fit(toy_dataset: Path, tmp_path: Path) ->
         train(make_config(toy_dataset, run, **again, num_queries=50, freeze_backbone=True, seed=7, flip="both"))
     for text in ("num_queries: was 100, now 50", "freeze_backbone: was None, now True", "seed: was 0, now 7", "flip: "):
         assert text in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"frozen_blocks: was 0, now 1\n  layer_decay: was 1.0, now 0.5"):
+        train(make_config(toy_dataset, run, **again, frozen_blocks=1, layer_decay=0.5))
+    with pytest.raises(CheckpointError, match="lora_rank: was 0, now 4"):
+        train(make_config(toy_dataset, run, **again, lora_rank=4))
     assert (run / "train_config.json").read_text() == kept
     (run / "checkpoint-1" / "optimizer.pt").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="damaged"):

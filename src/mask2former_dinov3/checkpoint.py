@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from . import __version__
 from .errors import CheckpointError
+from .finetuning import merged_state, unmerged_state
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_card import OPTIONS_FILE, OVERLAY_FILE, RunDescription, is_derived, model_card
 from .writing import written_folder
@@ -47,8 +48,8 @@ def save_model_folder(
     run: RunDescription | None = None,
 ) -> None:
     """`config.json`, `model.safetensors`, `preprocessor_config.json`, `README.md` and, for weights that derive from
-    DINOv3, its licence: all that evaluation and prediction need, without a hub. Of a run also `train_config.json` and,
-    with validation data, `overlay.jpg`."""
+    DINOv3, its licence: all that evaluation and prediction need, without a hub. Adapters are merged into weights. Of a
+    run also `train_config.json` and, with validation data, `overlay.jpg`."""
     with written_folder(path) as folder:
         _write_model(model, processor, folder, metrics, run)
 
@@ -60,7 +61,7 @@ def _write_model(
     metrics: dict[str, Any],
     run: RunDescription | None,
 ) -> None:
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=merged_state(model))
     processor.save_pretrained(folder)
     shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors gives the owner alone access
     canvas = (int(processor.size["height"]), int(processor.size["width"]))
@@ -89,8 +90,9 @@ def save_checkpoint(
     run_config: dict[str, Any],
     run: RunDescription,
 ) -> Path:
-    """`checkpoint-<step>/`: a model folder plus optimiser, schedule and gradient scaler (`optimizer.pt`), the random
-    states of all processes (`rng.pt`) and `state.json`, which also says by which code it was made."""
+    """`checkpoint-<step>/`: a model folder plus optimiser, schedule, gradient scaler, averages and adapters
+    (`optimizer.pt`), the random states of all processes (`rng.pt`) and `state.json`, which also says by which code it
+    was made."""
     path = output_dir / f"checkpoint-{state.step}"
     with written_folder(path) as folder:
         _write_model(model, processor, folder, state.last_metrics, run)
@@ -158,7 +160,8 @@ def load_checkpoint(path: Path, model: Mask2FormerDinov3ForInstanceSegmentation)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged ({reason}); resume from an older checkpoint-* of the run") from error
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    found = {key: tensor.shape for key, tensor in loaded.state_dict().items()}
+    state = unmerged_state(loaded.state_dict(), optimisation.get("adapters", {}))
+    found = {key: tensor.shape for key, tensor in state.items()}
     wrong = {key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)}
     wrong |= set(report["missing_keys"])
     if wrong:
@@ -166,7 +169,7 @@ def load_checkpoint(path: Path, model: Mask2FormerDinov3ForInstanceSegmentation)
             f"{path}: {len(wrong)} weights do not fit this configuration, e.g. {', '.join(sorted(wrong)[:3])}; "
             f"resume with the backbone, neck, classes and num_queries of that run (its train_config.json)"
         )
-    model.load_state_dict(loaded.state_dict())
+    model.load_state_dict(state)
     return optimisation, rng_states
 
 

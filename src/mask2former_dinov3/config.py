@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
 from .errors import ConfigError
 from .old_options import HUB_BACKBONES, translate_old_options
+from .option_text import complaint, read_flags, read_json
 
 PATCH_SIZE = 16
 PLACEHOLDER = "path/to/"  # how the shipped JSON files begin a path that the user has to give
@@ -99,7 +99,25 @@ class TrainConfig(BaseModel):
         "`3,6,9,12`; null: the quarters of its depth.",
     )
     freeze_backbone: bool | None = Field(
-        None, description="Keep the backbone as it is; null freezes pretrained weights and trains random ones."
+        None,
+        description="Keep the backbone as it is; null freezes pretrained weights, unless `frozen_blocks` or "
+        "`layer_decay` says how they are trained, and trains random ones (see docs/finetuning.md).",
+    )
+    frozen_blocks: NotNegativeInt = Field(
+        0, description="Blocks of the backbone that stay as they are, counted from its input; its embeddings with them."
+    )
+    lora_rank: NotNegativeInt = Field(
+        0,
+        description="Rank of low-rank adapters (LoRA, by peft) that are trained in the backbone, whose own weights "
+        "then stay; 0: off.",
+    )
+    lora_alpha: PositiveInt | None = Field(
+        None, description="The adapters' product is scaled by `lora_alpha` / `lora_rank`; null: 1, as peft's defaults."
+    )
+    lora_targets: str = Field(
+        "q_proj,v_proj",
+        description="Linear layers of the backbone that get adapters, by the last part of their names; in JSON also a "
+        "list.",
     )
     num_queries: PositiveInt | Literal["auto"] = Field(
         100,
@@ -155,6 +173,11 @@ class TrainConfig(BaseModel):
     learning_rate: PositiveFloat = Field(1e-4, description="Peak learning rate of the head.")
     backbone_lr_multiplier: NotNegativeFloat = Field(
         0.1, description="The backbone's learning rate as a multiple of `learning_rate`, when it is trained."
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Factor on the backbone's learning rate from each block to the one before it, for pretrained "
+        "weights that are trained; 1: one rate for all.",
     )
     adam_beta1: Fraction = Field(0.9, description="AdamW's first beta.")
     adam_beta2: Fraction = Field(0.999, description="AdamW's second beta.")
@@ -234,6 +257,15 @@ class TrainConfig(BaseModel):
             raise ValueError(f"expected four rising block numbers, got {value}")
         return value
 
+    @field_validator("lora_targets", mode="before")
+    @classmethod
+    def _list_as_string(cls, value: object) -> object:
+        """One form, so that flag, file and tracker agree."""
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
+            raise ValueError(f"expected names of layers such as q_proj,v_proj, got {json.dumps(value, default=str)}")
+        return ",".join(name.strip() for name in names)
+
     @field_validator("image_height", "image_width")
     @classmethod
     def _multiple_of_patch(cls, value: int) -> int:
@@ -277,6 +309,19 @@ def cross_faults(config: TrainConfig) -> list[Fault]:
             f"{values['backbone_taps']} is for a ViT; a backbone that is a pyramid (neck=none) gives its four stages"
         )
         faults.append((("backbone_taps", "neck"), reason))
+    ways = {"frozen_blocks": values["frozen_blocks"] > 0, "layer_decay": values["layer_decay"] < 1}
+    for name in (name for name, chosen in ways.items() if chosen):
+        if values["lora_rank"]:
+            reason = f"{values[name]} is for weights that are trained, lora_rank={values['lora_rank']} trains adapters"
+            faults.append(((name, "lora_rank"), f"{reason}; choose one"))
+        elif values["freeze_backbone"]:
+            reason = f"{values[name]} is for a backbone that is trained; set freeze_backbone to false or null"
+            faults.append(((name, "freeze_backbone"), reason))
+    if values["lora_rank"] and values["freeze_backbone"] is False:
+        reason = f"{values['lora_rank']} keeps the backbone's weights; set freeze_backbone to null or lora_rank to 0"
+        faults.append((("lora_rank", "freeze_backbone"), reason))
+    if values["lora_alpha"] and not values["lora_rank"]:
+        faults.append((("lora_alpha", "lora_rank"), "scales adapters; give lora_rank as well"))
     if values["scale_min"] > values["scale_max"]:
         reason = f"{values['scale_min']} is above scale_max={values['scale_max']}"
         faults.append((("scale_min", "scale_max"), reason))
@@ -293,9 +338,10 @@ def load_config(
     """
     notes: list[str] = []
     faults: list[str] = []
-    in_file = _read_json(Path(path)) if path is not None else {}
+    in_file = read_json(Path(path)) if path is not None else {}
     is_line = not isinstance(overrides, Mapping)
-    given = dict(overrides) if isinstance(overrides, Mapping) else _read_flags(overrides, faults)
+    nullable = [name for name, field in TrainConfig.model_fields.items() if "None" in str(field.annotation)]
+    given = dict(overrides) if isinstance(overrides, Mapping) else read_flags(overrides, nullable, faults)
     merged: dict[str, Any] = {}
     shown: dict[str, str] = {}  # the key as the user wrote it: in a file, or as a flag
     for source, prefix in ((in_file, ""), (given, "--" if is_line else "")):
@@ -325,7 +371,7 @@ def _validate(values: dict[str, Any], shown: Mapping[str, str], faults: list[str
         config = TrainConfig.model_validate(values, context=FIELDS_ONLY)
     except ValidationError as error:
         for item in error.errors():
-            wrong.setdefault(str(item["loc"][0]), _reason(item))
+            wrong.setdefault(str(item["loc"][0]), complaint(item))
         usable = {key: value for key, value in values.items() if key not in wrong}
         config = TrainConfig.model_validate({"output_dir": "unknown", **usable}, context=FIELDS_ONLY)
     faults += [f"{shown.get(key, key)}: {reason}" for key, reason in wrong.items()]
@@ -336,76 +382,15 @@ def _validate(values: dict[str, Any], shown: Mapping[str, str], faults: list[str
     return config
 
 
-_EITHER = {
-    "checkpointing_steps": 'a number of steps above 0, "epoch", or null',
-    "num_queries": 'a number above 0 or "auto"',
-}
-_EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a string"}
-
-
-def _reason(item: ErrorDetails) -> str:
-    """pydantic's complaint in the words of a JSON file."""
-    kind, got, context = item["type"], item["input"], item.get("ctx", {})
-    if item["loc"][0] in _EITHER:
-        return f"expected {_EITHER[str(item['loc'][0])]}, got {json.dumps(got, default=str)}"
-    if kind == "missing":
-        return "required; the folder that the run is written to"  # output_dir is the only field without a default
-    if kind == "value_error":
-        return str(context["error"])
-    if kind == "literal_error":
-        return f"expected one of {context['expected']}, got {json.dumps(got, default=str)}"
-    expected = _EXPECTED.get(kind.split("_")[0], item["msg"].removeprefix("Input should be ").lower())
-    return f"expected {expected}, got {json.dumps(got, default=str)}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A flat JSON object; every way in which it can fail to be one is a ConfigError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = sorted({key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1})
-        if twice:
-            raise ConfigError(f"{path}: given twice: {', '.join(twice)}; keep one of each")
-        return dict(pairs)
-
-    try:
-        found: object = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: no valid JSON, line {error.lineno} column {error.colno}: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: no text in UTF-8 ({error.reason}); expected a JSON file") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a JSON file with --config") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: expected a JSON object of options, got a {type(found).__name__}")
-    return found
-
-
-def _read_flags(words: Sequence[str], faults: list[str]) -> dict[str, Any]:
-    """Command-line words as options; a flag without a value is true, `none` and `null` clear what can be null."""
-    given: dict[str, Any] = {}
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") or word == "--":
-            faults.append(f"{word}: expected --key value")
-            continue
-        key, equals, value = word[2:].partition("=")
-        key = key.replace("-", "_")
-        if not equals and rest and not rest[0].startswith("--"):
-            value, equals = rest.pop(0), "="
-        field = TrainConfig.model_fields.get(key)
-        clears = field is not None and "None" in str(field.annotation) and value.lower() in ("none", "null")
-        given[key] = None if clears else value if equals else True
-    return given
-
-
 def _advice(config: TrainConfig) -> list[str]:
     """What is allowed but probably not meant."""
     if config.backbone not in PRESETS or _is_our_model(config.head):
         return []
     hub = HUB_BACKBONES.get(config.backbone)
     notes = [f"backbone: {config.backbone!r} starts from random weights" + (f"; DINOv3's are {hub}" if hub else "")]
-    if config.freeze_backbone:
+    if config.lora_rank:
+        notes.append(f"lora_rank: {config.lora_rank} trains adapters on these random weights, which stay; set it to 0")
+    elif config.freeze_backbone:
         notes.append("freeze_backbone: true keeps these random weights as they are; set it to false or null")
     return notes
 

@@ -10,6 +10,7 @@ from .data.ceilings import mask_ceilings
 from .data.coco import CocoData
 from .data.statistics import statistics_of
 from .errors import CheckpointError
+from .finetuning import choose_trained
 from .image_processing import Mask2FormerDinov3ImageProcessor
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model.backbone_source import load_backbone, pixel_statistics
@@ -51,9 +52,9 @@ def fitted_to(config: TrainConfig, data: CocoData) -> TrainConfig:
 
 
 def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInstanceSegmentation:
-    """A model for the classes of `data`, its backbone frozen or not as `config` resolves to.
+    """A model for the classes of `data`, as much of its backbone trained as `config` resolves to.
 
-    Raises ValueError when backbone or head cannot be had.
+    Raises ValueError when backbone or head cannot be had, or not trained in this way.
     """
     names = {label: category.name for label, category in enumerate(data.categories)}
     fields: dict[str, Any] = {
@@ -67,8 +68,7 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
     else:
         model = _with_head(config.head, config, fields)
     pretrained = model.config.backbone_source is not None
-    if config.freeze_backbone if config.freeze_backbone is not None else pretrained:
-        model.freeze_backbone()
+    choose_trained(model, config)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

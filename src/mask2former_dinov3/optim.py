@@ -9,40 +9,54 @@ from torch import nn
 from transformers import get_scheduler
 
 from .config import TrainConfig
+from .model.blocks import backbone_blocks
 
 logger = logging.getLogger(__name__)
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, backbone_lr_multiplier: float, weight_decay: float
+    model: nn.Module,
+    learning_rate: float,
+    backbone_lr_multiplier: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, object]]:
-    """Trainable parameters in up to four groups: backbone or not, decayed or not.
+    """Trainable parameters by rate and decay: the head's two groups first, then the backbone's, two a rate.
 
     As in the Mask2Former recipe (arXiv:2112.01527, section 4.1) the backbone moves at its own rate, and norms, biases
-    and embeddings (learned queries, level and token embeddings) are not decayed. Groups without parameters are left
-    out.
+    and embeddings (learned queries, level and token embeddings) are not decayed. With `layer_decay` below 1 the rate
+    of block i (see `backbone_blocks`; 0: the embeddings, depth + 1: the final norm) is the backbone's times
+    layer_decay ** (depth + 1 - i), as in BEiT (arXiv:2106.08254) and ViTDet (arXiv:2203.16527). Low-rank adapters
+    inside the backbone are new weights and move at the head's rate. Groups without parameters are left out.
     """
     embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    below_top: dict[int, int] = {}  # blocks between a parameter and the backbone's end; 0 where all move alike
+    for distance, modules in enumerate(reversed(backbone_blocks(model.backbone)) if layer_decay < 1 else ()):
+        below_top |= {id(parameter): distance for module in modules for parameter in module.parameters()}
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_token = name.rsplit(".", 1)[-1].endswith(("_token", "_tokens", "level_embed"))
         decayed = parameter.dim() > 1 and id(parameter) not in embeddings and not is_token
-        groups.setdefault((name.startswith("backbone."), decayed), []).append(parameter)
+        is_pretrained = name.startswith("backbone.") and ".lora_" not in name
+        distance = below_top.get(id(parameter), 0) if is_pretrained else -1
+        groups.setdefault((distance, decayed), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": learning_rate * (backbone_lr_multiplier if is_backbone else 1.0),
+            "lr": learning_rate * (backbone_lr_multiplier * layer_decay**distance if distance >= 0 else 1.0),
             "weight_decay": weight_decay if decayed else 0.0,
         }
-        for (is_backbone, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (distance, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`."""
-    groups = parameter_groups(model, config.learning_rate, config.backbone_lr_multiplier, config.weight_decay)
+    groups = parameter_groups(
+        model, config.learning_rate, config.backbone_lr_multiplier, config.weight_decay, config.layer_decay
+    )
     return torch.optim.AdamW(
         groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon
     )

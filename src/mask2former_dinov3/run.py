@@ -28,6 +28,7 @@ from .data.statistics import statistics_of
 from .ema import AveragedWeights
 from .errors import CheckpointError
 from .evaluate import evaluate_coco, predict_split
+from .finetuning import adapter_state
 from .image_processing import Mask2FormerDinov3ImageProcessor
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_building import NETWORK
@@ -46,7 +47,8 @@ OPTIMISATION = (
     "ema_decay",
 )
 FIXED = (
-    *("backbone", "head", "freeze_backbone", "seed", "valid_split", *NETWORK),
+    *("backbone", "head", "seed", "valid_split", *NETWORK),
+    *("freeze_backbone", "frozen_blocks", "layer_decay", "lora_rank", "lora_alpha", "lora_targets"),
     *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter"),
 )
 RATES = ("initial_lr", "weight_decay", "betas", "eps")  # of a parameter group
@@ -278,6 +280,7 @@ class Run:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
             "averaged": self.averaged.state_dict() if self.averaged else None,
+            "adapters": adapter_state(self.model),
         }
 
         def write() -> None:

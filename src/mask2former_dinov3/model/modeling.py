@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 from .adapter import AdapterNeck
 from .backbone import build_backbone, grad_mode, tapped_maps, unreachable_parameters
 from .backbone_source import load_backbone
+from .blocks import backbone_blocks
 from .configuration import VIT_SHAPES, Mask2FormerDinov3Config
 from .deformable_attention import MultiScaleDeformableAttention
 from .loss import Mask2FormerCriterion
@@ -166,7 +167,7 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
                 self.neck = (SimpleFeaturePyramid if config.neck == "pyramid" else PlainNeck)(width, channels)
         self.head = Mask2FormerHead(config, channels)
         self.criterion = Mask2FormerCriterion(config)
-        self._backbone_frozen = False
+        self._kept_in_eval: list[nn.Module] = []
         for parameter in unreachable_parameters(self.backbone, config):
             parameter.requires_grad_(False)
         self.post_init()
@@ -200,18 +201,31 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
 
         return from_mask2former(hf_model, **config_kwargs)
 
-    def freeze_backbone(self) -> None:
-        """No gradient for the backbone, and `eval()` for it whatever `train()` says (DINOv3 jitters its positions in
-        train mode, and frozen features must not depend on the mode)."""
-        self._backbone_frozen = True
-        self.backbone.requires_grad_(False)
-        self.backbone.eval()
+    def freeze_backbone(self, frozen_blocks: int | None = None) -> None:
+        """No gradient for the backbone, or for its embeddings and first `frozen_blocks` blocks (see `backbone_blocks`).
+
+        They stay in `eval()` whatever `train()` says: frozen features must not depend on the mode, in which DINOv3
+        jitters its positions and paths are dropped. Raises ValueError for more blocks than there are.
+        """
+        modules: list[nn.Module] = [self.backbone]
+        if frozen_blocks is not None:
+            parts = backbone_blocks(self.backbone)
+            depth = len(parts) - 2
+            if not 0 <= frozen_blocks <= depth:
+                raise ValueError(
+                    f"frozen_blocks: the backbone has {depth} blocks, got {frozen_blocks}; give 0 to {depth}"
+                )
+            modules = [module for part in parts[: frozen_blocks + 1] for module in part]
+        for module in modules:
+            module.requires_grad_(False)
+            module.eval()
+        self._kept_in_eval = modules
 
     def train(self, mode: bool = True) -> Mask2FormerDinov3ForInstanceSegmentation:
-        """As in torch, but a frozen backbone stays in `eval()`."""
+        """As in torch, but what `freeze_backbone` froze stays in `eval()`."""
         super().train(mode)
-        if self._backbone_frozen:
-            self.backbone.eval()
+        for module in self._kept_in_eval:
+            module.eval()
         return self
 
     def feature_maps(self, pixel_values: Tensor) -> list[Tensor]:
