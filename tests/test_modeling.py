@@ -275,3 +275,12 @@ def test_forward__refuses_bad_input() -> None:
 def test_config__refuses_by_name(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Mask2FormerDinov3Config(**kwargs)
+
+
+def test_from_pretrained__leaves_out_what_no_gradient_can_reach(model_folder: Path) -> None:
+    """transformers makes new parameters of what it reads; several processes would wait for the gradient of these."""
+    built = Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3Config.from_pretrained(model_folder))
+    alone = Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(model_folder)
+    with_report, _ = Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(model_folder, output_loading_info=True)
+    frozen = [{n for n, p in one.named_parameters() if not p.requires_grad} for one in (built, alone, with_report)]
+    assert frozen == [{"backbone.embeddings.mask_token"}] * 3
