@@ -20,6 +20,7 @@ from . import __version__
 from .errors import CheckpointError
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_card import model_card
+from .travelling_code import write_code
 from .writing import written_folder
 
 LICENSE_FILE = "DINOV3_LICENSE.md"
@@ -40,12 +41,18 @@ class RunState:
 
 
 def save_model_folder(
-    model: Mask2FormerDinov3ForInstanceSegmentation, processor: Any, path: Path, metrics: dict[str, Any]
+    model: Mask2FormerDinov3ForInstanceSegmentation,
+    processor: Any,
+    path: Path,
+    metrics: dict[str, Any],
+    with_code: bool = False,
 ) -> None:
     """`config.json`, `model.safetensors`, `preprocessor_config.json`, `README.md` and, for weights that derive from
-    DINOv3, its licence: all that evaluation and prediction need, without a hub."""
+    DINOv3, its licence: all that evaluation and prediction need, without a hub. with_code: see `travelling_code`."""
     with written_folder(path) as folder:
         _write_model(model, processor, folder, metrics)
+        if with_code:
+            write_code(folder)
 
 
 def _write_model(

@@ -209,7 +209,9 @@ class Run:
         """A model folder in the run folder."""
         together(
             self.accelerator,
-            lambda: save_model_folder(self.scored, self.processor, self.output_dir / name, self.state.last_metrics),
+            lambda: save_model_folder(
+                self.scored, self.processor, self.output_dir / name, self.state.last_metrics, self.config.with_code
+            ),
             main_only=True,
         )
 
