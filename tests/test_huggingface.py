@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +28,6 @@ from mask2former_dinov3.predict import Predictor
 
 PAGE = Path(__file__).parents[1] / "docs" / "huggingface.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-CANVAS = {"height": 64, "width": 64}
 
 
 @pytest.fixture(scope="module")
@@ -116,40 +115,43 @@ def collate_fn(examples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def trainer(model_folder: Path, toy_dataset: Path, tmp_path: Path) -> Trainer:
+def make_trainer(model_folder: Path, toy_dataset: Path, tmp_path: Path) -> Callable[..., Trainer]:
+    """make(**arguments): a Trainer on the toy data set, with the arguments that the example sets."""
     processor = Mask2FormerDinov3ImageProcessor.from_pretrained(model_folder)
     splits, _ = find_splits(toy_dataset)
     canvas: dict[str, Any] = {"image_height": 64, "image_width": 64, "image_mean": processor.image_mean}
     canvas |= {"image_std": processor.image_std}
-    arguments = TrainingArguments(
-        str(tmp_path / "run"),
-        max_steps=3,
-        per_device_train_batch_size=1,
-        per_device_eval_batch_size=3,  # the last batch has one image
-        gradient_accumulation_steps=2,
-        learning_rate=5e-4,
-        logging_steps=1,
-        eval_strategy="steps",
-        eval_steps=3,
-        save_steps=3,
-        eval_do_concat_batches=False,
-        batch_eval_metrics=True,
-        remove_unused_columns=False,
-        report_to="none",
-        use_cpu=True,
-    )
-    return Trainer(
-        model=Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(model_folder),
-        args=arguments,
-        train_dataset=CocoInstanceDataset(read_coco(splits["train"]), augmentation=Augmentation(), **canvas),
-        eval_dataset=CocoInstanceDataset(read_coco(splits["valid"]), **canvas),
-        data_collator=collate_fn,
-        compute_metrics=Evaluator(processor),
-        processing_class=processor,
-    )
+
+    def make(**arguments: Any) -> Trainer:
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 1,
+            "per_device_eval_batch_size": 3,  # the last batch has one image
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 5e-4,
+            "logging_steps": 1,
+            "eval_do_concat_batches": False,
+            "batch_eval_metrics": True,
+            "remove_unused_columns": False,
+            "report_to": "none",
+            "use_cpu": True,
+            **arguments,
+        }
+        return Trainer(
+            model=Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(model_folder),
+            args=TrainingArguments(**settings),
+            train_dataset=CocoInstanceDataset(read_coco(splits["train"]), augmentation=Augmentation(), **canvas),
+            eval_dataset=CocoInstanceDataset(read_coco(splits["valid"]), **canvas),
+            data_collator=collate_fn,
+            compute_metrics=Evaluator(processor),
+            processing_class=processor,
+        )
+
+    return make
 
 
-def test_trainer__trains_evaluates_saves_and_resumes(trainer: Trainer, model_folder: Path) -> None:
+def test_trainer__trains_evaluates_saves_and_loads(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(max_steps=3, eval_strategy="steps", eval_steps=3, save_steps=3)
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     assert trainer.label_names == ["mask_labels", "class_labels"]
     trainer.train()
@@ -168,21 +170,45 @@ def test_trainer__trains_evaluates_saves_and_resumes(trainer: Trainer, model_fol
     assert json.loads((checkpoint / "config.json").read_text())["category_ids"] == [3, 7]
     for name, value in again.model.state_dict().items():
         assert torch.equal(value, trainer.model.state_dict()[name]), name
-    trainer.args.max_steps = 4
-    trainer.train(resume_from_checkpoint=str(checkpoint))
-    assert trainer.state.global_step == 4
 
 
-def test_trainer__sees_another_augmentation_in_every_epoch(trainer: Trainer) -> None:
-    trainer.args.max_steps, trainer.args.num_train_epochs = -1, 2
-    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
+def test_trainer__resumes_exactly_and_takes_the_best_back(make_trainer: Callable[..., Trainer]) -> None:
+    """Trainer reads its checkpoints by `load_state_dict`, not by `from_pretrained`."""
+    every = {"max_steps": 4, "save_steps": 2, "gradient_accumulation_steps": 1}
+    straight = make_trainer(**every)
+    straight.train()
+    resumed = make_trainer(**every)
+    resumed.train(resume_from_checkpoint=str(Path(straight.args.output_dir) / "checkpoint-2"))
+    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2, 3, 4]
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, straight.model.state_dict()[name]), name
+
+    best = make_trainer(
+        **every,
+        output_dir=straight.args.output_dir + "-best",
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_step",
+        greater_is_better=False,
+    )
+    best.compute_metrics = lambda batch, compute_result: {"eval_step": float(best.state.global_step)}
+    best.train()
+    expected = Predictor.from_pretrained(Path(best.args.output_dir) / "checkpoint-2", "cpu").model.state_dict()
+    for name, value in best.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_trainer__sees_another_augmentation_in_every_epoch(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(num_train_epochs=2, save_strategy="no")
     first = trainer.train_dataset[0]["pixel_values"]
     trainer.train()
     assert trainer.train_dataset.epoch == 1
     assert not torch.equal(trainer.train_dataset[0]["pixel_values"], first)
 
 
-def test_output__of_the_model_has_its_loss_first(trainer: Trainer) -> None:
+def test_output__has_its_loss_first(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
     examples = [trainer.train_dataset[index] for index in (0, 1)]
     output = trainer.model(**collate_fn(examples))
     assert next(iter(output)) == "loss"

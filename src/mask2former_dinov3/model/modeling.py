@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import ModelOutput
 
 from .adapter import AdapterNeck
@@ -184,6 +186,16 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with `output_loading_info`
         model._exempt_unreachable()
         return loaded
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's own, and also for the names that `save_pretrained` gives to the backbone's weights: Trainer reads
+        its checkpoints by this method, and would go on with another backbone than it saved."""
+        names = list(self.state_dict())
+        stored = revert_weight_conversion(self, {name: torch.tensor(index) for index, name in enumerate(names)})
+        name_of = {key: names[int(index)] for key, index in stored.items()}
+        if any(name_of.get(key, key) != key for key in state_dict):
+            state_dict = {name_of.get(key, key): value for key, value in state_dict.items()}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     @classmethod
     def from_backbone(
