@@ -19,7 +19,7 @@ from mask2former_dinov3.data.dataset import CocoInstanceDataset
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
-from mask2former_dinov3.model import Mask2FormerDinov3Config
+from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 
 
 @pytest.fixture
@@ -185,6 +185,27 @@ def test_post_process_instance_segmentation__without_sizes_gives_the_canvas(
     pixel_mask[:, :40, :80] = 1
     (found,) = processor.post_process_instance_segmentation(two_overlapping(), pixel_mask=pixel_mask)
     assert found["segmentation"].shape == (40, 80)
+
+
+def test_post_process__takes_the_pixel_mask_that_the_output_carries(
+    processor: Mask2FormerDinov3ImageProcessor, model_folder: Path
+) -> None:
+    model = Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(model_folder)
+    batch = processor(np.random.default_rng(0).integers(0, 256, (20, 48, 3), dtype=np.uint8))
+    with torch.no_grad():
+        outputs = model(**batch)
+    logits = SimpleNamespace(**{name: outputs[name] for name in ("class_queries_logits", "masks_queries_logits")})
+    sizes = batch["original_sizes"]
+    (carried,), (given,), (padded,) = (
+        processor.post_process(outputs, sizes),
+        processor.post_process(logits, sizes, batch["pixel_mask"]),
+        processor.post_process(logits, sizes),
+    )
+    assert len(carried) > 0
+    assert carried.rles == given.rles
+    assert carried.rles != padded.rles  # the padding taken for image
+    (flat,) = processor.post_process_instance_segmentation(outputs, threshold=0.0)
+    assert flat["segmentation"].shape == (40, 96)  # the canvas without its padding
 
 
 def test_post_process_instance_segmentation__finds_nothing_without_breaking(

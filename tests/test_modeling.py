@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -275,3 +276,37 @@ def test_forward__refuses_bad_input() -> None:
 def test_config__refuses_by_name(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Mask2FormerDinov3Config(**kwargs)
+
+
+def test_from_pretrained__leaves_out_what_no_gradient_can_reach(model_folder: Path) -> None:
+    """transformers makes new parameters of what it reads; several processes would wait for the gradient of these."""
+    built = Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3Config.from_pretrained(model_folder))
+    alone = Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(model_folder)
+    with_report, _ = Mask2FormerDinov3ForInstanceSegmentation.from_pretrained(model_folder, output_loading_info=True)
+    frozen = [{n for n, p in one.named_parameters() if not p.requires_grad} for one in (built, alone, with_report)]
+    assert frozen == [{"backbone.embeddings.mask_token"}] * 3
+
+
+@pytest.mark.parametrize(
+    ("backbone", "neck"),
+    [
+        (None, "pyramid"),
+        (SwinConfig(embed_dim=32, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8]), "none"),
+        (DINOv3ConvNextConfig(hidden_sizes=[16, 32, 64, 128], depths=[1, 1, 1, 1]), "none"),
+    ],
+)
+def test_load_state_dict__takes_the_names_of_a_saved_file(backbone: Any, neck: str, tmp_path: Path) -> None:
+    config = Mask2FormerDinov3Config.preset(
+        "tiny", neck=neck, **({} if backbone is None else {"backbone_config": backbone})
+    )
+    first, second = Mask2FormerDinov3ForInstanceSegmentation(config), Mask2FormerDinov3ForInstanceSegmentation(config)
+    first.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored.keys() != first.state_dict().keys()  # transformers renames when it saves
+    second.load_state_dict(stored)
+    assert all(torch.equal(value, first.state_dict()[name]) for name, value in second.state_dict().items())
+    second.load_state_dict(first.state_dict())
+    missing = next(name for name in stored if name.startswith("head"))
+    del stored[missing]
+    with pytest.raises(RuntimeError, match=missing):
+        second.load_state_dict(stored)

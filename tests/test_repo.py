@@ -39,7 +39,7 @@ lr_scheduler_type mask_feature_size mask_loss mask_stride matching max_detection
 metric_for_best_model mixed_precision neck num_queries num_train_epochs num_warmup_steps output_dir
 per_device_eval_batch_size per_device_train_batch_size push_to_hub query_init report_to resume_from_checkpoint
 save_total_limit scale_max scale_min seed test_annotations test_images train_annotations train_images
-valid_annotations valid_images valid_split weight_decay with_tracking
+valid_annotations valid_images valid_split weight_decay with_code with_tracking
 """
 
 
@@ -94,6 +94,8 @@ def test_modules__imports_run_one_way() -> None:
             "evaluate",
             "predict",
             "visualize",
+            "pipeline",
+            "travelling_code",
         ):
             assert "config" not in imported, (name, imported)
 

@@ -80,6 +80,14 @@ def test_train__leaves_the_run_folder_of_the_contract(toy_dataset: Path, tmp_pat
     assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
 
 
+def test_train__lays_the_code_beside_the_model_on_request(toy_dataset: Path, tmp_path: Path) -> None:
+    train(make_config(toy_dataset, tmp_path / "run", with_code=True))
+    with_code = {path.parent.name for path in (tmp_path / "run").glob("*/modeling.py")}
+    assert with_code == {"best", "last"}
+    for folder in with_code:
+        assert "AutoConfig" in json.loads((tmp_path / "run" / folder / "config.json").read_text())["auto_map"]
+
+
 def test_train__without_validation_data(make_toy_dataset: Callable[..., Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(make_config(make_toy_dataset(valid=0), run, valid_split=0)) == {}

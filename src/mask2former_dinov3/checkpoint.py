@@ -21,6 +21,7 @@ from .errors import CheckpointError
 from .finetuning import merged_state, unmerged_state
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_card import OPTIONS_FILE, OVERLAY_FILE, RunDescription, is_derived, model_card
+from .travelling_code import write_code
 from .writing import written_folder
 
 LICENSE_FILE = "DINOV3_LICENSE.md"
@@ -46,12 +47,15 @@ def save_model_folder(
     path: Path,
     metrics: dict[str, Any],
     run: RunDescription | None = None,
+    with_code: bool = False,
 ) -> None:
     """`config.json`, `model.safetensors`, `preprocessor_config.json`, `README.md` and, for weights that derive from
     DINOv3, its licence: all that evaluation and prediction need, without a hub. Adapters are merged into weights. Of a
-    run also `train_config.json` and, with validation data, `overlay.jpg`."""
+    run also `train_config.json` and, with validation data, `overlay.jpg`. with_code: see `travelling_code`."""
     with written_folder(path) as folder:
         _write_model(model, processor, folder, metrics, run)
+        if with_code:
+            write_code(folder)
 
 
 def _write_model(

@@ -201,9 +201,7 @@ class TrainConfig(BaseModel):
     )
     # --- evaluation, checkpoints, logs
     per_device_eval_batch_size: PositiveInt = Field(2, description="Images per process in evaluation.")
-    max_detections: PositiveInt = Field(
-        100, description="Instances kept per image; COCO's is 100, crowded images need more."
-    )
+    max_detections: PositiveInt = Field(100, description="Instances kept per image; crowds need more than COCO's 100.")
     metric_for_best_model: Metric = Field("AP", description="Metric that decides what `best/` holds.")
     checkpointing_steps: PositiveInt | Literal["epoch"] | None = Field(
         "epoch", description="Evaluate and save every so many optimiser steps, or every `epoch`; null only at the end."
@@ -215,6 +213,7 @@ class TrainConfig(BaseModel):
     logging_steps: PositiveInt = Field(10, description="Optimiser steps between two lines of metrics.jsonl.")
     with_tracking: bool = Field(True, description="Also log to the tracker of `report_to`.")
     report_to: Tracker = Field("tensorboard", description="Tracker of accelerate; all but tensorboard are extras.")
+    with_code: bool = Field(False, description="`best/` and `last/` carry their code, for `trust_remote_code`.")
     push_to_hub: bool = Field(False, description="Upload `best/` to the Hugging Face hub when the run is finished.")
     hub_model_id: str | None = Field(
         None, description="Repository for `push_to_hub`, `USER/NAME`; null: the name of `output_dir`, under your own."

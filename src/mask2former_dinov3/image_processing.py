@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .data.images import read_image, to_rgb
 from .data.transforms import check_canvas, fit_matrix, fitted_size, padded_size, to_pixel_values, warp_image
@@ -57,6 +58,8 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         """Raises ValueError for a canvas or a mean and std that cannot be."""
+        if self._auto_class is None:  # they are about code in the folder this was read from (see `travelling_code`)
+            kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "video_processor_type")}
         super().__init__(**kwargs)
         size = dict(size or CANVAS)
         if set(size) != {"height", "width"}:
@@ -120,12 +123,15 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         max_detections: int = 100,
         categories: tuple[tuple[int, str], ...] | None = None,
     ) -> list[Instances]:
-        """The model's output as one `Instances` per image, best first; see `postprocess.post_process`."""
+        """The model's output as one `Instances` per image, best first; see `postprocess.post_process`.
+
+        pixel_mask: None for the one that the output carries.
+        """
         return post_process(
             outputs.class_queries_logits,
             outputs.masks_queries_logits,
             target_sizes,
-            pixel_mask,
+            _pixel_mask(outputs, pixel_mask),
             threshold=threshold,
             max_detections=max_detections,
             categories=categories,
@@ -150,10 +156,12 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         segments_info: dicts of id, label_id, was_fused (always False) and score, best first, in the order of the masks.
         target_sizes: None for the size of the (unpadded) canvas. overlap_mask_area_threshold: instances of which less
         than this part stays visible are left out of the map (Hugging Face has the argument without an effect).
+        pixel_mask: as for `post_process`.
         """
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps cannot both be set")
         logits = outputs.masks_queries_logits
+        pixel_mask = _pixel_mask(outputs, pixel_mask)
         if target_sizes is None:
             if pixel_mask is not None:
                 target_sizes = [(int(mask.any(1).sum()), int(mask.any(0).sum())) for mask in pixel_mask.bool()]
@@ -196,6 +204,12 @@ def load_image(image: ImageLike) -> NDArray[np.uint8]:
     return image
 
 
+def _pixel_mask(outputs: Any, given: Tensor | None) -> Tensor | None:
+    """Which pixels are real: as given, or as the model was told (without it the padding would be taken for image)."""
+    carried: Tensor | None = getattr(outputs, "pixel_mask", None)
+    return carried if given is None else given
+
+
 def _described(segmentation: Any, found: Instances) -> dict[str, Any]:
     """Hugging Face's result of one image."""
     info = [
@@ -220,6 +234,7 @@ def _flattened(found: Instances, least_visible: float) -> dict[str, Any]:
     return _described(torch.from_numpy(flat), found[kept])
 
 
-AutoImageProcessor.register(
-    Mask2FormerDinov3Config, image_processor_classes={"pil": Mask2FormerDinov3ImageProcessor}, exist_ok=True
-)
+if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):  # code in a model folder is for that folder alone
+    AutoImageProcessor.register(
+        Mask2FormerDinov3Config, image_processor_classes={"pil": Mask2FormerDinov3ImageProcessor}, exist_ok=True
+    )

@@ -261,7 +261,7 @@ class Run:
         def write() -> None:
             path, metrics = self.output_dir / name, self.state.last_metrics
             run = replace(self.description, overlay=self.overlay())
-            save_model_folder(self.scored, self.processor, path, metrics, run)
+            save_model_folder(self.scored, self.processor, path, metrics, run, self.config.with_code)
 
         together(self.accelerator, write, main_only=True)
 

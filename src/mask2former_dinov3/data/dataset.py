@@ -70,7 +70,8 @@ class _Packed(NamedTuple):
 
 
 class CocoInstanceDataset(Dataset[Sample]):
-    """Images with their instances, transformed; indexed by (epoch, index), or by index alone for epoch 0.
+    """Images with their instances, transformed; indexed by (epoch, index), or by index alone for the epoch of
+    `set_epoch`, which accelerate and transformers' Trainer call.
 
     The randomness of a sample depends on (seed, epoch, index) only: not on the worker, the process, or what was asked
     for before. Crowd regions are never targets. Records are kept in one block of bytes, so that forked workers share
@@ -98,6 +99,7 @@ class CocoInstanceDataset(Dataset[Sample]):
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.augmentation = augmentation
         self.seed = seed
+        self.epoch = 0
         packed = [pickle.dumps(tuple(_pack(record)), protocol=pickle.HIGHEST_PROTOCOL) for record in data.images]
         self._offsets = np.cumsum([0, *map(len, packed)], dtype=np.int64)
         self._records = b"".join(packed)
@@ -107,7 +109,7 @@ class CocoInstanceDataset(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
         """The sample of (epoch, index). Raises DatasetError for an image unreadable or not of its stated size."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of a data set of {len(self)} images")
         if get_worker_info() is not None:
@@ -131,6 +133,10 @@ class CocoInstanceDataset(Dataset[Sample]):
             class_labels=torch.tensor(picture.labels, dtype=torch.int64),
             image_id=record.image_id,
         )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Whose randomness a sample has when it is asked for by its index alone."""
+        self.epoch = epoch
 
     def _record(self, index: int) -> _Packed:
         return _Packed(*pickle.loads(self._records[self._offsets[index] : self._offsets[index + 1]]))

@@ -76,6 +76,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         )
     }
     attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["auxiliary_logits", "loss_dict", "pixel_mask"]  # by Trainer
 
     backbone_config: Any = None  # a PreTrainedConfig once constructed
     backbone_taps: Any = None  # a list of four once constructed, for a ViT
@@ -112,6 +113,8 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     init_xavier_std: float = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not self.is_remote_code():  # they are about code in the folder this was read from, not about the network
+            kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "custom_pipelines")}
         super().__post_init__(**kwargs)
         backbone = self.backbone_config
         if isinstance(backbone, PreTrainedConfig) and backbone.model_type == "dinov3_vit":

@@ -12,9 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+try:  # of code that travels with a model, transformers demands on every machine what is imported outside of `try`
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("the kernels for CUDA need triton: pip install triton") from error
 
 # B batch, S tokens of `value`, T tokens that look, A attention heads, d channels of a head, D its next power of two,
 # L levels, P points per head and level, N tokens of one program

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import ModelOutput
 
 from .adapter import AdapterNeck
@@ -36,7 +38,8 @@ class Mask2FormerDinov3Output(ModelOutput):
 
     loss: scalar, the sum of `loss_dict`, when labels were given. class_queries_logits (B, Q, K+1), last class "no
     object". masks_queries_logits (B, Q, H/s, W/s) with s = `config.mask_stride`; None in training unless asked for.
-    auxiliary_logits: on request, the same two of every layer before the last, first layer first.
+    auxiliary_logits: on request, the same two of every layer before the last, first layer first. pixel_mask: the one
+    that was given, which post-processing needs to leave out the padding.
     """
 
     loss: Tensor | None = None
@@ -44,6 +47,7 @@ class Mask2FormerDinov3Output(ModelOutput):
     masks_queries_logits: Tensor | None = None
     auxiliary_logits: list[dict[str, Tensor]] | None = None
     loss_dict: dict[str, Tensor] | None = None
+    pixel_mask: Tensor | None = None
 
 
 class Mask2FormerHead(nn.Module):
@@ -93,6 +97,7 @@ class Mask2FormerDinov3PreTrainedModel(PreTrainedModel):
     config: Mask2FormerDinov3Config
     base_model_prefix = "model"
     main_input_name = "pixel_values"
+    input_modalities = ("image",)
     _supports_sdpa = True
     supports_gradient_checkpointing = True  # `activation_checkpointing_enable()`: each block is computed twice
 
@@ -168,9 +173,31 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         self.head = Mask2FormerHead(config, channels)
         self.criterion = Mask2FormerCriterion(config)
         self._kept_in_eval: list[nn.Module] = []
-        for parameter in unreachable_parameters(self.backbone, config):
-            parameter.requires_grad_(False)
+        self._exempt_unreachable()
         self.post_init()
+
+    def _exempt_unreachable(self) -> None:
+        for parameter in unreachable_parameters(self.backbone, self.config):
+            parameter.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' own, which makes every parameter trainable: also those that no gradient can reach, and that
+        a process group would wait for."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with `output_loading_info`
+        model._exempt_unreachable()
+        return loaded
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's own, and also for the names that `save_pretrained` gives to the backbone's weights: Trainer reads
+        its checkpoints by this method, and would go on with another backbone than it saved."""
+        names = list(self.state_dict())
+        stored = revert_weight_conversion(self, {name: torch.tensor(index) for index, name in enumerate(names)})
+        name_of = {key: names[int(index)] for key, index in stored.items()}
+        if any(name_of.get(key, key) != key for key in state_dict):
+            state_dict = {name_of.get(key, key): value for key, value in state_dict.items()}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     @classmethod
     def from_backbone(
@@ -254,22 +281,26 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         normalizers: Tensor | None = None,
         output_masks: bool | None = None,
         output_auxiliary_logits: bool = False,
+        original_sizes: Any = None,
     ) -> Mask2FormerDinov3Output:
         """pixel_values (B, 3, H, W), normalised; pixel_mask (B, H, W), 1 on real pixels (top left), 0 on padding.
 
         mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,) int64 in 0..K-1. normalizers:
         see `loss.loss_normalizers`; by default those of this batch. output_masks: make dense masks; by default
-        always, except in train mode with labels. Raises ValueError for sizes that are not multiples of 32.
+        always, except in train mode with labels. original_sizes: passed over, so that
+        `model(**processor(images))` works. Raises ValueError for sizes that are not multiples of 32.
         """
         if output_masks is None:
             output_masks = not (self.training and mask_labels is not None)
         if mask_labels is None and class_labels is None:
             _check_images(pixel_values, pixel_mask)
-            return self.predict(pixel_values, pixel_mask, output_masks, output_auxiliary_logits)[1]
+            _, output = self.predict(pixel_values, pixel_mask, output_masks, output_auxiliary_logits)
+            output.pixel_mask = pixel_mask
+            return output
         labels = {"mask_labels": mask_labels, "class_labels": class_labels, "normalizers": normalizers}
         options = {"output_masks": output_masks, "output_auxiliary_logits": output_auxiliary_logits}
-        output: Mask2FormerDinov3Output = self._forward_with_labels(pixel_values, pixel_mask, **options, **labels)
-        return output
+        labelled: Mask2FormerDinov3Output = self._forward_with_labels(pixel_values, pixel_mask, **options, **labels)
+        return labelled
 
     # One more frame, so that torch.compile makes one graph of `predict` and none of what depends on the labels: that
     # would be compiled anew for every number of instances.
@@ -290,6 +321,8 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         predictions, output = self.predict(pixel_values, pixel_mask, output_masks, output_auxiliary_logits)
         output.loss_dict = self.criterion(predictions, masks, classes, pixel_mask, normalizers)
         output.loss = torch.stack(list(output.loss_dict.values())).sum()
+        output.move_to_end("loss", last=False)  # of a tuple, libraries take the first for the loss
+        output.pixel_mask = pixel_mask
         return output
 
 

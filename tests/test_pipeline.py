@@ -1,0 +1,142 @@
+"""Both tasks of transformers' `pipeline`: ours with every instance whole, and the stock one with one segment map."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
+from transformers.utils import logging as transformers_logging
+
+from mask2former_dinov3.demo import SAMPLE
+from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.instances import Instances
+from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from mask2former_dinov3.pipeline import InstanceSegmentationPipeline
+from mask2former_dinov3.predict import Predictor
+
+# Nuclei that touch and lie over each other; the picture is not square, so it has padding on its canvas.
+CROWDED = str(SAMPLE / "valid" / "45f059cf21d85ecf.png")
+
+
+@pytest.fixture(scope="module")
+def nuclei() -> InstanceSegmentationPipeline:
+    """The bundled trained model."""
+    found: InstanceSegmentationPipeline = pipeline("instance-segmentation", model=SAMPLE / "model", device="cpu")
+    return found
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor.from_pretrained(SAMPLE / "model", "cpu")
+
+
+def masks_of(found: list[dict[str, Any]]) -> NDArray[np.bool_]:
+    return np.stack([np.asarray(one["mask"]) == 255 for one in found])
+
+
+def assert_equal(found: list[dict[str, Any]], expected: Instances) -> None:
+    assert len(found) == len(expected) > 0
+    assert [one["score"] for one in found] == expected.scores.tolist()
+    assert [one["label"] for one in found] == expected.names
+    assert [list(one["box"].values()) for one in found] == expected.boxes.tolist()
+    assert set(found[0]["box"]) == {"xmin", "ymin", "xmax", "ymax"}
+    assert all(one["mask"].mode == "L" for one in found)
+    assert np.array_equal(masks_of(found), expected.masks)
+
+
+def test_auto_classes__read_a_folder_that_training_left(model_folder: Path) -> None:
+    assert type(AutoConfig.from_pretrained(model_folder)) is Mask2FormerDinov3Config
+    assert type(AutoImageProcessor.from_pretrained(model_folder)) is Mask2FormerDinov3ImageProcessor
+    model = AutoModelForUniversalSegmentation.from_pretrained(model_folder)
+    assert type(model) is Mask2FormerDinov3ForInstanceSegmentation
+
+
+def test_pipeline__keeps_overlaps_that_one_segment_map_loses(
+    nuclei: InstanceSegmentationPipeline, predictor: Predictor
+) -> None:
+    assert isinstance(nuclei, InstanceSegmentationPipeline)
+    every = nuclei.model.config.num_queries  # the stock pipeline has no limit
+    expected = predictor(CROWDED, threshold=0.3, max_detections=every)
+    found = nuclei(CROWDED, threshold=0.3, max_detections=every)
+    assert_equal(found, expected)
+    covered = masks_of(found).sum(0)
+    assert (covered > 1).sum() > 100  # pixels of more than one nucleus
+
+    stock = pipeline("image-segmentation", model=nuclei.model, image_processor=nuclei.image_processor, device="cpu")
+    one_map = stock(CROWDED, subtask="instance", threshold=0.3, overlap_mask_area_threshold=0.0)
+    assert masks_of(one_map).sum(0).max() == 1
+    assert np.array_equal(masks_of(one_map).any(0), covered > 0)  # the same pixels, each given to one nucleus alone
+    assert sum(mask.sum() for mask in masks_of(one_map)) < expected.areas.sum()
+
+
+def test_stock_pipeline__loads_the_folder_and_leaves_out_the_padding(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    transformers_logging.enable_propagation()
+    stock = pipeline("image-segmentation", model=str(SAMPLE / "model"), subtask="instance", device="cpu")
+    transformers_logging.disable_propagation()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert type(stock.model) is Mask2FormerDinov3ForInstanceSegmentation
+    with Image.open(CROWDED) as image:
+        found = stock(image, threshold=0.5, overlap_mask_area_threshold=0.0)
+    expected = predictor(CROWDED, threshold=0.5, max_detections=stock.model.config.num_queries)
+    assert {one["label"] for one in found} == {"nucleus"}
+    assert found[0]["mask"].size == (expected.width, expected.height)
+    assert np.array_equal(masks_of(found)[0], expected.mask(0))  # nothing lies over the best one
+    assert len(found) > 50
+    assert {one["score"] for one in found} <= {round(float(score), 6) for score in expected.scores}
+    batch = stock([CROWDED, CROWDED, CROWDED], threshold=0.5, batch_size=2)
+    assert len(batch) == 3
+    assert masks_of(batch[2]).shape[1:] == (expected.height, expected.width)
+
+
+def test_pipeline__takes_paths_pil_images_arrays_and_batches(model_folder: Path, toy_dataset: Path) -> None:
+    tiny = pipeline("instance-segmentation", model=str(model_folder), device="cpu", threshold=0.0, max_detections=9)
+    paths = sorted((toy_dataset / "train").glob("*.png"))[:3]
+    predictor = Predictor.from_pretrained(model_folder, "cpu")
+    expected = predictor(paths, threshold=0.0, max_detections=9, batch_size=2)
+    assert {(one.height, one.width) for one in expected} == {(72, 64), (64, 80)}
+    images: list[Image.Image] = [Image.open(path) for path in paths]
+    arrays = [np.asarray(image.convert("RGB")) for image in images]
+    mixed = [str(paths[0]), images[1], arrays[2]]
+    for given in (paths, images, arrays, mixed, (path for path in paths)):
+        for found, instances in zip(tiny(given, batch_size=2), expected, strict=True):
+            assert_equal(found, instances)
+    for single in (paths[0], str(paths[0]), images[0], arrays[0]):
+        assert_equal(tiny(single), predictor(paths[0], threshold=0.0, max_detections=9))
+    for image in images:
+        image.close()
+
+
+def test_pipeline__arguments_at_construction_hold_for_every_call(model_folder: Path) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    found = pipeline("instance-segmentation", model=str(model_folder), device="cpu", threshold=0.0, max_detections=3)
+    assert_equal(found(rgb), Predictor.from_pretrained(model_folder, "cpu")(rgb, threshold=0.0, max_detections=3))
+    assert len(found(rgb, max_detections=1)) == 1
+    assert found(rgb, threshold=1.0) == []
+
+
+def test_pipeline__says_what_it_cannot_take(nuclei: InstanceSegmentationPipeline, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="does not take subtask; expected threshold, max_detections"):
+        nuclei(CROWDED, subtask="instance")
+    with pytest.raises(ValueError, match="RGB array"):
+        nuclei(np.zeros((4, 4), np.uint8))
+    with pytest.raises(ValueError, match="got tuple"):
+        nuclei((CROWDED, CROWDED))
+    with pytest.raises(DatasetError, match="no such file"):
+        nuclei(str(tmp_path / "none.png"))
+
+
+def test_pipeline__saves_a_folder_that_loads_again(nuclei: InstanceSegmentationPipeline, tmp_path: Path) -> None:
+    nuclei.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.py"))
+    again = pipeline("instance-segmentation", model=str(tmp_path), device="cpu")
+    first, second = (one(CROWDED) for one in (nuclei, again))
+    assert [one["score"] for one in first] == [one["score"] for one in second]
