@@ -273,6 +273,30 @@ def message_of_load(endpoint: str, cache: Path, **environment: str) -> str:
     return result.stdout
 
 
+def test_load_backbone__takes_timms_weights_by_their_hub_id(tmp_path: Path) -> None:
+    """From the hub's cache, without a network: `config.json` has no model_type, only timm's architecture."""
+    name = "vit_small_plus_patch16_dinov3_qkvb.sat493m"
+    repository = tmp_path / "hub" / f"models--timm--{name}"
+    folder = repository / "snapshots" / "1"
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1")
+    save_file(as_timm(small_state(META)), folder / "model.safetensors")
+    described = {"architecture": name.split(".")[0], "pretrained_cfg": {"mean": SATELLITE[0], "std": SATELLITE[1]}}
+    (folder / "config.json").write_text(json.dumps(described))
+    code = (
+        "from mask2former_dinov3.model.backbone_source import load_backbone, pixel_statistics\n"
+        f"model = load_backbone('timm/{name}')\n"
+        "print(model.config.hidden_size, model.norm.weight.sum().item())\n"
+        f"print(pixel_statistics('timm/{name}'))\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    weight = small_state(META)["norm.weight"].sum().item()
+    assert done.stdout == f"64 {weight}\n{SATELLITE}\n"
+
+
 @pytest.mark.parametrize("environment", [{}, {"HF_TOKEN": "hf_of_somebody_without_access"}], ids=["401", "403"])
 def test_load_backbone__explains_a_gated_repository(
     gated_hub: str, tmp_path: Path, environment: dict[str, str]

@@ -76,6 +76,15 @@ def test_convert__a_model_of_the_original_project_predicts_as_ours(tmp_path: Pat
     assert found.masks.shape[1:] == (50, 70)
 
 
+def test_convert__a_model_of_ours_gets_its_code(tmp_path: Path, model_folder: Path) -> None:
+    assert run(model_folder, "--output", tmp_path / "out", "--with-code") == 0
+    before, after = (load_file(folder / "model.safetensors") for folder in (model_folder, tmp_path / "out"))
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    assert (tmp_path / "out" / "modeling.py").is_file()
+    assert "auto_map" in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert Predictor.from_pretrained(tmp_path / "out", "cpu").categories == ((3, "disc"), (7, "bar"))
+
+
 def test_convert__mask2former_there_and_back(tmp_path: Path) -> None:
     hf_mask2former().save_pretrained(tmp_path / "theirs")
     assert run(tmp_path / "theirs", "--output", tmp_path / "ours") == 0
@@ -96,6 +105,7 @@ def test_convert__mask2former_there_and_back(tmp_path: Path) -> None:
         (["WEIGHTS", "--to", "timm"], "is none of DINOv3's models"),
         (["MODEL", "--to", "timm"], "has no form of timm, which knows backbones only"),
         (["MODEL", "--output", "FULL"], "holds files already"),
+        (["WEIGHTS", "--with-code"], "only a model of ours carries its code"),
         (["CUT"], r"2 missing: model\.layer\.1\.norm2\.bias, model\.layer\.1\.norm2\.weight"),
     ],
 )

@@ -28,7 +28,8 @@ from mask2former_dinov3.travelling_code import ENTRIES, LICENSE_FILE, PACKAGE, f
 
 ROOT = Path(__file__).parents[1]
 # What the code may ask of an environment; torch and transformers bring the others along but for the last three.
-NEEDED = {"PIL", "numpy", "torch", "transformers", "scipy", "cv2", "faster_coco_eval"}
+# safetensors comes with transformers.
+NEEDED = {"PIL", "numpy", "torch", "transformers", "scipy", "cv2", "faster_coco_eval", "safetensors"}
 COMMIT = "0123456789" * 4
 
 # Runs where the package is not: argv are the packages' folder, the model, another model, the output, images.

@@ -188,6 +188,11 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         choices=("transformers", "timm", "meta", "mask2former-dinov3"),
         help="format; default: transformers for a backbone, mask2former-dinov3 (a model of ours) for a Mask2Former",
     )
+    parser.add_argument(
+        "--with-code",
+        action="store_true",
+        help="the model folder carries its code, for trust_remote_code",
+    )
 
 
 def add_push(parser: argparse.ArgumentParser) -> None:
@@ -299,7 +304,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     """The verb `convert`."""
     from .converting import convert
 
-    print(convert(arguments.source, arguments.output, arguments.to))
+    print(convert(arguments.source, arguments.output, arguments.to, with_code=arguments.with_code))
     print("\n".join(str(path) for path in sorted(arguments.output.iterdir())))
     return 0
 

@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from .errors import ConfigError
 from .old_options import HUB_BACKBONES, translate_old_options
+from .option_faults import cross_faults
 from .option_text import complaint, read_flags, read_json
 
 PATCH_SIZE = 16
-PLACEHOLDER = "path/to/"  # how the shipped JSON files begin a path that the user has to give
 PRESETS = ("tiny", "smallplus", "large")
 
 SPLIT_PATHS = tuple(f"{split}_{part}" for split in ("train", "valid", "test") for part in ("annotations", "images"))
@@ -276,55 +276,12 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _options_fit_together(self, info: ValidationInfo) -> TrainConfig:
-        if info.context != FIELDS_ONLY and (faults := cross_faults(self)):
+        if info.context != FIELDS_ONLY and (faults := cross_faults(dict(self))):
             raise ValueError("; ".join(f"{keys[0]}: {reason}" for keys, reason in faults))
         return self
 
 
 FIELDS_ONLY = "check each field, not yet how they fit together"
-Fault = tuple[tuple[str, ...], str]
-
-
-def cross_faults(config: TrainConfig) -> list[Fault]:
-    """What is wrong between options that are each valid: (the keys involved, the reason)."""
-    values = {name: getattr(config, name) for name in TrainConfig.model_fields}
-    faults: list[Fault] = []
-    dataset = values["dataset_name"]
-    if dataset is None and values["train_annotations"] is None:
-        reason = "required; the folder of a COCO data set (or train_annotations and train_images)"
-        faults.append((("dataset_name", "train_annotations"), reason))
-    if dataset is not None and dataset.startswith(PLACEHOLDER):
-        reason = f"{dataset!r} stands for your own data; write the folder of a COCO data set or add --dataset_name DIR"
-        faults.append((("dataset_name",), reason))
-    for split in ("train", "valid", "test"):
-        annotations, images = f"{split}_annotations", f"{split}_images"
-        if dataset is None and values[images] is not None and values[annotations] is None:
-            faults.append(((annotations, images), f"required, since {images} is given"))
-    if values["neck"] == "plain" and values["mask_stride"] is not None:
-        reason = f"{values['mask_stride']} needs maps finer than those of neck=plain; set it to null, or use pyramid"
-        faults.append((("mask_stride", "neck"), reason))
-    if values["neck"] == "none" and values["backbone_taps"] is not None:
-        reason = (
-            f"{values['backbone_taps']} is for a ViT; a backbone that is a pyramid (neck=none) gives its four stages"
-        )
-        faults.append((("backbone_taps", "neck"), reason))
-    ways = {"frozen_blocks": values["frozen_blocks"] > 0, "layer_decay": values["layer_decay"] < 1}
-    for name in (name for name, chosen in ways.items() if chosen):
-        if values["lora_rank"]:
-            reason = f"{values[name]} is for weights that are trained, lora_rank={values['lora_rank']} trains adapters"
-            faults.append(((name, "lora_rank"), f"{reason}; choose one"))
-        elif values["freeze_backbone"]:
-            reason = f"{values[name]} is for a backbone that is trained; set freeze_backbone to false or null"
-            faults.append(((name, "freeze_backbone"), reason))
-    if values["lora_rank"] and values["freeze_backbone"] is False:
-        reason = f"{values['lora_rank']} keeps the backbone's weights; set freeze_backbone to null or lora_rank to 0"
-        faults.append((("lora_rank", "freeze_backbone"), reason))
-    if values["lora_alpha"] and not values["lora_rank"]:
-        faults.append((("lora_alpha", "lora_rank"), "scales adapters; give lora_rank as well"))
-    if values["scale_min"] > values["scale_max"]:
-        reason = f"{values['scale_min']} is above scale_max={values['scale_max']}"
-        faults.append((("scale_min", "scale_max"), reason))
-    return faults
 
 
 def load_config(
@@ -374,7 +331,8 @@ def _validate(values: dict[str, Any], shown: Mapping[str, str], faults: list[str
         usable = {key: value for key, value in values.items() if key not in wrong}
         config = TrainConfig.model_validate({"output_dir": "unknown", **usable}, context=FIELDS_ONLY)
     faults += [f"{shown.get(key, key)}: {reason}" for key, reason in wrong.items()]
-    faults += [f"{shown.get(k[0], k[0])}: {reason}" for k, reason in cross_faults(config) if not wrong.keys() & set(k)]
+    crossed = [(keys, reason) for keys, reason in cross_faults(dict(config)) if not wrong.keys() & set(keys)]
+    faults += [f"{shown.get(keys[0], keys[0])}: {reason}" for keys, reason in crossed]
     if faults:
         count = "1 error" if len(faults) == 1 else f"{len(faults)} errors"
         raise ConfigError("\n  ".join([f"{count} in {where}", *faults]))
@@ -383,7 +341,7 @@ def _validate(values: dict[str, Any], shown: Mapping[str, str], faults: list[str
 
 def _advice(config: TrainConfig) -> list[str]:
     """What is allowed but probably not meant."""
-    if config.backbone not in PRESETS or _is_our_model(config.head):
+    if config.backbone not in PRESETS or _brings_backbone(config.head):
         return []
     hub = HUB_BACKBONES.get(config.backbone)
     notes = [f"backbone: {config.backbone!r} starts from random weights" + (f"; DINOv3's are {hub}" if hub else "")]
@@ -394,10 +352,12 @@ def _advice(config: TrainConfig) -> list[str]:
     return notes
 
 
-def _is_our_model(head: str | None) -> bool:
-    """Whether `head` is a local folder with a model of ours, which brings its own backbone."""
-    file = Path(head or "") / "config.json"
+def _brings_backbone(head: str | None) -> bool:
+    """Whether `head` is a local folder with a whole model: one of ours, or of the original project."""
+    if head is None:
+        return False
     try:
-        return head is not None and json.loads(file.read_text(encoding="utf-8"))["model_type"] == "mask2former_dinov3"
+        kind = json.loads((Path(head) / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # building the model will say what is wrong with it
+    return kind == "mask2former_dinov3" or (Path(head) / "dinov3_backbone_config.json").is_file()

@@ -45,20 +45,24 @@ NAMES = {
 }
 
 
-def convert(source: str, output: Path, to: str | None = None, token: str | None = None) -> str:
+def convert(
+    source: str, output: Path, to: str | None = None, *, with_code: bool = False, token: str | None = None
+) -> str:
     """Convert what `source` is, a backbone or a Mask2Former, into a folder; returns a line that says what was done.
 
     source: whatever `backbone` and `head` take. A DINOv3 backbone becomes one of transformers (default), timm or Meta.
-    A Mask2Former of Hugging Face or of the original project becomes a model of ours (default); one of ours on a Swin
-    Hugging Face's (`transformers`). Raises ValueError when the source cannot be read or has no such form,
-    CheckpointError when `output` holds files already.
+    A Mask2Former of Hugging Face or of the original project becomes a model of ours (default), with_code one that
+    carries its code; one of ours on a Swin becomes Hugging Face's (`transformers`). Raises ValueError when the source
+    cannot be read or has no such form, CheckpointError when `output` holds files already.
     """
     if to is not None and to not in FORMATS:
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise CheckpointError(f"{output}: holds files already; choose another folder for the result")
     if _model_type(source, token) in ("mask2former", Mask2FormerDinov3Config.model_type):
-        return _convert_model(source, output, to or OURS, token)
+        return _convert_model(source, output, to or OURS, with_code, token)
+    if with_code:
+        raise ValueError(f"with_code: {source} is no Mask2Former, and only a model of ours carries its code")
     return _convert_backbone(source, output, to or "transformers", token)
 
 
@@ -128,7 +132,7 @@ def _write_meta(
     torch.save(written, folder / f"{_name(config)[0]}_pretrain_{data}-{digest.hexdigest()[:8]}.pth")
 
 
-def _convert_model(source: str, output: Path, to: str, token: str | None) -> str:
+def _convert_model(source: str, output: Path, to: str, with_code: bool, token: str | None) -> str:
     try:
         model, _ = rebuilt(load_checkpoint(source, token))
     except (OSError, KeyError, RuntimeError) as error:
@@ -138,8 +142,10 @@ def _convert_model(source: str, output: Path, to: str, token: str | None) -> str
         f"{source}: Mask2Former, {config.backbone_config.model_type}, neck {config.neck}, {config.num_labels} classes"
     )
     if to == OURS:
-        save_model_folder(model, _processor(source, token), output, {})
+        save_model_folder(model, _processor(source, token), output, {}, with_code=with_code)
         return f"{kind}; now a model folder of ours"
+    if with_code:
+        raise ValueError(f"{kind}: with_code is for a model folder of ours")
     if to != "transformers":
         raise ValueError(f"{kind}: has no form of {to}, which knows backbones only")
     theirs = to_mask2former(model)
