@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .weight_files import read_json, shapes_in
 
@@ -26,7 +28,8 @@ def load_config(source: str, token: str | None = None) -> PreTrainedConfig:
         tensors = len(shapes_in(file))
         if deepest > tensors:
             raise ValueError(f"config.json asks for {deepest:,} layers, {file.name} has {tensors:,} tensors")
-    config: PreTrainedConfig = AutoConfig.from_pretrained(source, token=token)
+    # Else code that a folder brings might be offered to the user to be run.
+    config: PreTrainedConfig = AutoConfig.from_pretrained(source, token=token, trust_remote_code=False)
     return config
 
 
@@ -48,9 +51,10 @@ def load_pretrained(
     if file is not None and file.suffix == ".safetensors":
         check_size(kind, config, file)
     model: PreTrainedModel
-    model, report = kind.from_pretrained(
-        source, config=config, token=token, output_loading_info=True, dtype=torch.float32
-    )
+    with _quiet():  # its report of names left over is meant for whole models, and what counts is said below
+        model, report = kind.from_pretrained(
+            source, config=config, token=token, output_loading_info=True, dtype=torch.float32
+        )
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(may_lack))
     if missing:
         raise ValueError(
@@ -61,6 +65,16 @@ def load_pretrained(
     if left:
         raise ValueError(f"{len(left)} weights are not those of its config.json, e.g. {', '.join(left[:3])}")
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def weights_file(source: str, token: str | None = None) -> Path | None:
