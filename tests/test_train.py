@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -167,6 +168,9 @@ def test_resume__is_bit_for_bit_the_straight_run(toy_dataset: Path, tmp_path: Pa
         for run in (straight, cut)
     ]
     assert kept[0] == kept[1]
+    first = next(line for line in lines(straight) if "loss" in line)
+    assert ("loss_seed" in first) == ("query_init" in model)
+    assert all(math.isfinite(first[name]) for name in first if name.startswith("loss"))
     states = [json.loads((run / "checkpoint-6" / "state.json").read_text()) for run in (straight, cut)]
     assert states[0]["best_metric"] == states[1]["best_metric"]
     assert not same_weights(straight / "checkpoint-3", straight / "last")

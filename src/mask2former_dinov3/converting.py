@@ -20,7 +20,7 @@ from .checkpoint import LICENSE_FILE, save_model_folder
 from .errors import CheckpointError
 from .image_processing import Mask2FormerDinov3ImageProcessor
 from .model import Mask2FormerDinov3Config
-from .model.backbone_source import SATELLITE, load_backbone, pixel_statistics, whole_state
+from .model.backbone_source import SATELLITE, explain, is_path, load_backbone, pixel_statistics, whole_state
 from .model.convert import rebuilt, to_mask2former
 from .model.head_source import load_checkpoint
 from .model.weight_files import read_json
@@ -170,13 +170,14 @@ def _processor(source: str, token: str | None) -> Mask2FormerDinov3ImageProcesso
 
 
 def _model_type(source: str, token: str | None) -> str | None:
-    """As config.json says; None for a bare file or a folder without one (what is wrong with it shows in loading)."""
-    if Path(source).is_file() or (Path(source).is_dir() and not (Path(source) / "config.json").is_file()):
+    """As config.json says; None for a bare file or a folder without one: what is wrong with it shows in loading."""
+    path = Path(source)
+    if is_path(source) and not (path / "config.json").is_file():
         return None
     try:
         return read_json(Path(str(cached_file(source, "config.json", token=token)))).get("model_type")
-    except OSError:
-        return None
+    except OSError as error:
+        raise ValueError(explain(source, error)) from error
 
 
 def _name(config: PreTrainedConfig) -> tuple[str, str]:

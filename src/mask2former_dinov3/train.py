@@ -74,7 +74,8 @@ def loop(run: Run, wrapped: Any) -> None:
     log = RunLog(run.accelerator, run.output_dir, first_step=state.step, num_steps=last_step)
     with log, StopRequest() as stop, training_batches(run) as batches:
         wrapped.train()
-        sums, since = torch.zeros(len(LOGGED) + 1, dtype=torch.float64), state.step
+        names = logged_losses(run)
+        sums, since = torch.zeros(len(names) + 1, dtype=torch.float64), state.step
         while state.step < last_step:
             window, normalizers, stopping = next_window(run, batches, stop)
             if stopping:
@@ -86,7 +87,7 @@ def loop(run: Run, wrapped: Any) -> None:
             finished = state.step == last_step
             if finished or state.step % config.logging_steps == 0:
                 means = (sums / (state.step - since)).tolist()
-                values = dict(zip((*LOGGED, "grad_norm"), means, strict=True))
+                values = dict(zip((*names, "grad_norm"), means, strict=True))
                 log.training(state.step, run.epoch, {**values, "lr": float(run.scheduler.get_last_lr()[0])})
                 sums, since = torch.zeros_like(sums), state.step
             if finished or run.is_checkpoint_step():
@@ -274,14 +275,20 @@ def next_window(
     return window, total(run.accelerator, local).float(), False
 
 
+def logged_losses(run: Run) -> tuple[str, ...]:
+    """The whole loss first, then those of its parts that a line of metrics.jsonl has."""
+    return (*LOGGED, "loss_seed") if run.model.config.query_init == "seeds" else LOGGED
+
+
 def update(run: Run, wrapped: Any, window: list[dict[str, Any]], normalizers: torch.Tensor) -> torch.Tensor:
-    """One optimiser step. Returns the losses of `LOGGED` over all processes, and the gradient's norm, (5,) float64.
+    """One optimiser step. Returns the logged losses over all processes, then the gradient's norm, float64.
 
     Raises UserError with the image ids when a loss or the gradient is not finite, on all processes and before anything
     is changed. (In fp16 an infinite gradient is usual now and then: the scaler passes over that step.)
     """
     accelerator, device = run.accelerator, run.accelerator.device
-    local = torch.zeros(len(LOGGED), device=device)
+    names = logged_losses(run)
+    local = torch.zeros(len(names), device=device)
     suspects: list[Any] = []
     for number, batch in enumerate(window, start=1):
         with nullcontext() if number == len(window) else accelerator.no_sync(wrapped):
@@ -294,7 +301,7 @@ def update(run: Run, wrapped: Any, window: list[dict[str, Any]], normalizers: to
             )
             # The normalisers make losses add up over processes; DDP averages gradients, hence the factor.
             accelerator.backward(output.loss * accelerator.num_processes)
-        parts = torch.stack([output.loss, *(output.loss_dict[name] for name in LOGGED[1:])]).detach()
+        parts = torch.stack([output.loss, *(output.loss_dict[name] for name in names[1:])]).detach()
         if not torch.isfinite(parts).all():
             suspects += batch["image_ids"]
         local += parts

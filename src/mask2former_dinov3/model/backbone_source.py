@@ -55,7 +55,7 @@ def load_backbone(source: str, token: str | None = None) -> PreTrainedModel:
             raise ValueError(f"expected a DINOv3 ViT, a DINOv3 ConvNeXt or a Swin, got model_type={kind!r}")
         return _of_transformers(source, kind, token)
     except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(_explain(source, error)) from error
+        raise ValueError(explain(source, error)) from error
     except ValueError as error:
         raise ValueError(f"backbone {source!r}: {error}") from error
 
@@ -87,6 +87,13 @@ def pixel_statistics(source: str | None, token: str | None = None) -> tuple[list
     )
     stored = {} if file is None else read_json(Path(file))
     return list(stored.get("image_mean", IMAGENET[0])), list(stored.get("image_std", IMAGENET[1]))
+
+
+def is_path(source: str) -> bool:
+    """Whether a source is a file or folder, there or not, rather than a hub id."""
+    path = Path(source)
+    looks = path.suffix in WEIGHT_SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") > 1
+    return looks or path.exists()
 
 
 def _found(source: str, token: str | None) -> tuple[dict[str, Any], Path | None]:
@@ -163,11 +170,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__ or seen.__context__
 
 
-def _explain(source: str, error: Exception) -> str:
+def explain(source: str, error: Exception) -> str:
     """One message a user can act on, from the chain of errors that the hub client raised."""
     names = {type(link).__name__ for link in _chain(error)}
     statuses = {getattr(getattr(link, "response", None), "status_code", None) for link in _chain(error)}
-    folder = "or give `backbone` a local folder with config.json and model.safetensors"
+    folder = "or give a local folder with config.json and model.safetensors, or Meta's .pth file"
     if Path(source).exists():
         return f"backbone {source!r}: the folder could not be read as a transformers model: {error}"
     if "GatedRepoError" in names or 403 in statuses:

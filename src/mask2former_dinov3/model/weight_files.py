@@ -77,7 +77,7 @@ def _reason(error: Exception) -> str:
     """One line; torch's advice to load without safety is not ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
-    return (told or lines or [type(error).__name__])[0][:200]
+    return (told or lines or [type(error).__name__])[0].split(". ")[0].rstrip(".")[:200]
 
 
 def _unwrapped(path: Path, stored: Any) -> dict[str, Tensor]:
