@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,13 @@ def test_convert__a_model_of_the_original_project_predicts_as_ours(tmp_path: Pat
 
 
 def test_convert__a_model_of_ours_gets_its_code(tmp_path: Path, model_folder: Path) -> None:
-    assert run(model_folder, "--output", tmp_path / "out", "--with-code") == 0
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    (model / "README.md").write_text("what is known of its training")
+    (model / "optimizer.pt").write_text("of a checkpoint")
+    assert run(model, "--output", tmp_path / "out", "--with-code") == 0
+    assert (tmp_path / "out" / "README.md").read_text() == "what is known of its training"
+    assert not (tmp_path / "out" / "optimizer.pt").exists()
     before, after = (load_file(folder / "model.safetensors") for folder in (model_folder, tmp_path / "out"))
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
     assert (tmp_path / "out" / "modeling.py").is_file()
@@ -105,6 +112,7 @@ def test_convert__mask2former_there_and_back(tmp_path: Path) -> None:
         (["WEIGHTS", "--to", "timm"], "is none of DINOv3's models"),
         (["MODEL", "--to", "timm"], "has no form of timm, which knows backbones only"),
         (["MODEL", "--output", "FULL"], "holds files already"),
+        (["MODEL"], "is a model of ours already; give --with-code"),
         (["WEIGHTS", "--with-code"], "only a model of ours carries its code"),
         (["CUT"], r"2 missing: model\.layer\.1\.norm2\.bias, model\.layer\.1\.norm2\.weight"),
     ],

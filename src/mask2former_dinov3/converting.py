@@ -15,9 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DINOv3ConvNextModel, PreTrainedConfig
 from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 from .checkpoint import LICENSE_FILE, save_model_folder
 from .errors import CheckpointError
+from .hub import RUN_FILES
 from .image_processing import Mask2FormerDinov3ImageProcessor
 from .model import Mask2FormerDinov3Config
 from .model.backbone_source import SATELLITE, explain, is_path, load_backbone, pixel_statistics, whole_state
@@ -25,6 +27,7 @@ from .model.convert import rebuilt, to_mask2former
 from .model.head_source import load_checkpoint
 from .model.weight_files import read_json
 from .model.weight_formats import META_CONVNEXT, META_VIT, TIMM_CONVNEXT, TIMM_VIT, size_name, to_origin
+from .travelling_code import write_code
 from .writing import written_folder
 
 logger = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ def convert(
         raise ValueError(f"to: expected one of {', '.join(FORMATS)}, got {to!r}")
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise CheckpointError(f"{output}: holds files already; choose another folder for the result")
+    disable_progress_bar()  # of transformers, for every file it reads and writes
     if _model_type(source, token) in ("mask2former", Mask2FormerDinov3Config.model_type):
         return _convert_model(source, output, to or OURS, with_code, token)
     if with_code:
@@ -141,6 +145,8 @@ def _convert_model(source: str, output: Path, to: str, with_code: bool, token: s
     kind = (
         f"{source}: Mask2Former, {config.backbone_config.model_type}, neck {config.neck}, {config.num_labels} classes"
     )
+    if to == OURS and Path(source).is_dir() and read_json(Path(source) / "config.json")["model_type"] != "mask2former":
+        return f"{kind}; {_copy_with_code(Path(source), output, with_code)}"
     if to == OURS:
         save_model_folder(model, _processor(source, token), output, {}, with_code=with_code)
         return f"{kind}; now a model folder of ours"
@@ -156,6 +162,20 @@ def _convert_model(source: str, output: Path, to: str, with_code: bool, token: s
         stored = {"image_processor_type": "Mask2FormerImageProcessor", "size": size, "ignore_index": 255}
         _write_json(folder / "preprocessor_config.json", {**stored, "image_mean": mean, "image_std": std})
     return f"{kind}; now Hugging Face's Mask2FormerForUniversalSegmentation"
+
+
+def _copy_with_code(source: Path, output: Path, with_code: bool) -> str:
+    """A model folder of ours with all that it says of its training, and the code beside it."""
+    if not with_code:
+        raise ValueError(
+            f"{source}: is a model of ours already; give --with-code, or --to transformers for one on a Swin"
+        )
+    with written_folder(output) as folder:
+        for file in source.iterdir():
+            if file.is_file() and file.name not in RUN_FILES:
+                shutil.copyfile(file, folder / file.name)
+        write_code(folder)
+    return "copied, with its code"
 
 
 def _processor(source: str, token: str | None) -> Mask2FormerDinov3ImageProcessor:
