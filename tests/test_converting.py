@@ -83,7 +83,9 @@ def test_convert__a_model_of_ours_gets_its_code(tmp_path: Path, model_folder: Pa
     (model / "README.md").write_text("what is known of its training")
     (model / "optimizer.pt").write_text("of a checkpoint")
     assert run(model, "--output", tmp_path / "out", "--with-code") == 0
-    assert (tmp_path / "out" / "README.md").read_text() == "what is known of its training"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("what is known of its training\n")
+    assert card.count("trust_remote_code=True") == 1
     assert not (tmp_path / "out" / "optimizer.pt").exists()
     before, after = (load_file(folder / "model.safetensors") for folder in (model_folder, tmp_path / "out"))
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())

@@ -225,7 +225,7 @@ def test_push__with_xet_says_what_the_hub_refuses(
         push(folder, "ada/cells")
 
 
-@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors", "README.md"])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors"])
 def test_push__refuses_what_is_no_model_folder(name: str, hub: HubStandIn, folder: Path) -> None:
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=f"expected a model folder as training leaves it.*no {name}"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DINOv3ViTModel
+from transformers import DINOv3ConvNextModel, DINOv3ViTModel
 
 from mask2former_dinov3.checkpoint import save_model_folder
 from mask2former_dinov3.config import load_config
@@ -19,7 +20,7 @@ from mask2former_dinov3.data.coco import Annotation, Category, CocoData, ImageRe
 from mask2former_dinov3.errors import CheckpointError
 from mask2former_dinov3.model_building import build_model, build_processor, fitted_to
 from mask2former_dinov3.predict import Predictor
-from test_backbone import randomised, small_vit
+from test_backbone import randomised, small_convnext, small_vit
 from test_parity_hf_mask2former import hf_mask2former
 
 DATA = CocoData(Path("none.json"), (Category(3, "disc"), Category(7, "bar")), [])
@@ -82,6 +83,16 @@ def test_build_processor__takes_mean_and_std_of_the_weights(vit_folder: Path) ->
     assert processor.size == {"height": 64, "width": 64}
     random = config_of(backbone="tiny")
     assert build_processor(random, build_model(random, DATA)).image_mean == [0.485, 0.456, 0.406]
+
+
+def test_build_model__says_that_a_pyramid_network_takes_no_neck(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    DINOv3ConvNextModel(small_convnext()).save_pretrained(tmp_path)
+    with caplog.at_level(logging.INFO, logger="mask2former_dinov3"):
+        model = build_model(config_of(backbone=str(tmp_path), neck="plain"), DATA)
+    assert model.config.neck == "none"
+    assert "neck: none in place of plain, since a dinov3_convnext is a pyramid itself" in caplog.text
 
 
 def test_build_model__starts_the_head_from_a_mask2former_folder(vit_folder: Path, tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_forward__refuses_bad_input() -> None:
     ("kwargs", "message"),
     [
         ({"neck": "adaptor"}, "pyramid, adapter, plain, none, got 'adaptor'"),
-        ({"neck": "none"}, "use pyramid or plain"),
+        ({"neck": "none"}, "use pyramid, adapter or plain"),
         ({"backbone_taps": [1, 2, 3]}, "four rising block numbers in 1..12"),
         ({"backbone_taps": [3, 6, 9, 13]}, "four rising block numbers in 1..12"),
         ({"hidden_dim": 100}, "hidden_dim: 100"),

@@ -305,7 +305,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     from .converting import convert
 
     print(convert(arguments.source, arguments.output, arguments.to, with_code=arguments.with_code))
-    print("\n".join(str(path) for path in sorted(arguments.output.iterdir())))
+    print(arguments.output)
     return 0
 
 

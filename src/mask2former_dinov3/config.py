@@ -345,6 +345,7 @@ def _advice(config: TrainConfig) -> list[str]:
         return []
     hub = HUB_BACKBONES.get(config.backbone)
     notes = [f"backbone: {config.backbone!r} starts from random weights" + (f"; DINOv3's are {hub}" if hub else "")]
+    notes[0] += "" if hub else "; docs/log.md says what learns from them, sample/from_scratch_args.json is a recipe"
     if config.lora_rank:
         notes.append(f"lora_rank: {config.lora_rank} trains adapters on these random weights, which stay; set it to 0")
     elif config.freeze_backbone:

@@ -88,8 +88,9 @@ def _convert_backbone(source: str, output: Path, to: str, token: str | None) -> 
     }
     with written_folder(output) as folder:
         write[to](folder, config, state, *statistics)
+        _readable(folder)
         shutil.copyfile(Path(__file__).with_name(LICENSE_FILE), folder / LICENSE_FILE)
-    return f"{what}; now in {to}'s format, under Meta's DINOv3 License ({LICENSE_FILE})"
+    return f"{what}; now in the format of {to}, under Meta's DINOv3 License ({LICENSE_FILE})"
 
 
 def _write_transformers(
@@ -158,6 +159,7 @@ def _convert_model(source: str, output: Path, to: str, with_code: bool, token: s
     mean, std = pixel_statistics(source, token)
     with written_folder(output) as folder:
         theirs.save_pretrained(folder)
+        _readable(folder)
         size = _processor(source, token).size
         stored = {"image_processor_type": "Mask2FormerImageProcessor", "size": size, "ignore_index": 255}
         _write_json(folder / "preprocessor_config.json", {**stored, "image_mean": mean, "image_std": std})
@@ -210,6 +212,12 @@ def _name(config: PreTrainedConfig) -> tuple[str, str]:
 
 def _width(config: PreTrainedConfig) -> int:
     return int(config.hidden_size if config.model_type == "dinov3_vit" else config.hidden_sizes[-1])
+
+
+def _readable(folder: Path) -> None:
+    """safetensors gives the owner alone access; weights are no more secret than their config."""
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", file)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

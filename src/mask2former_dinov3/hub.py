@@ -58,7 +58,7 @@ def push(folder: Path, repo: str, *, private: bool = False, token: str | None = 
     Files that are there already are not sent again. Raises CheckpointError when it is no model folder of ours or its
     weights are damaged, HubError when the hub refuses or cannot be reached.
     """
-    check_model_folder(folder, ("config.json", "preprocessor_config.json", "model.safetensors", "README.md"))
+    check_model_folder(folder, ("config.json", "preprocessor_config.json", "model.safetensors"))
     try:
         with safe_open(folder / "model.safetensors", framework="np"):
             pass

@@ -71,6 +71,9 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
     choose_trained(model, config)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    if config.head is None and model.config.neck != config.neck:
+        kind = model.config.backbone_config.model_type
+        logger.info("neck: %s in place of %s, since a %s is a pyramid itself", model.config.neck, config.neck, kind)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
         "model: %.1f M parameters, %.1f M trained; backbone %s (%s)",

@@ -59,14 +59,15 @@ def model_card(
     training nobody knows.
     """
     derived = is_derived(config)
-    backbone = f"{config.backbone_config.model_type} (trained from random weights)"
+    kind = str(config.backbone_config.model_type)
+    backbone = f"{kind} ({'trained from random weights' if run else 'where its weights come from is not known'})"
     if config.backbone_source:
         source = Path(config.backbone_source)
         backbone = source.name if source.is_absolute() else config.backbone_source
     names = [str(config.id2label[label]) for label in range(config.num_labels)]
     lines = [
         *("---", _front_matter(config, metrics, run), "---", ""),
-        *("# Mask2Former on DINOv3, instance segmentation", ""),
+        *(f"# Mask2Former on {'DINOv3' if kind.startswith('dinov3') else kind.title()}, instance segmentation", ""),
         *(f"Backbone: {backbone}; neck: {config.neck}; {config.num_queries} queries.", ""),
         *(f"Classes ({len(names)}): {', '.join(names)}", ""),
     ]
@@ -89,10 +90,7 @@ def model_card(
         f"value for {config.mask_stride} x {config.mask_stride} of them: what is only a few of these pixels large is "
         f"not found well. At most {config.num_queries} instances of an image are found, of the classes above only.",
         *("", "## Licence", ""),
-        f"The backbone's weights come from `{backbone}`: they and this model fall under the DINOv3 License of Meta "
-        "(DINOV3_LICENSE.md in this folder), which must travel with them."
-        if derived
-        else "No weights of DINOv3 are in this model.",
+        _licence(kind, backbone if derived else None, is_known=run is not None),
         "",
     ]
     return "\n".join(lines)
@@ -101,6 +99,21 @@ def model_card(
 def is_derived(config: Mask2FormerDinov3Config) -> bool:
     """Whether the weights derive from Meta's, so that their licence has to travel with them."""
     return bool(config.backbone_source) and str(config.backbone_config.model_type).startswith("dinov3")
+
+
+def _licence(kind: str, dinov3: str | None, is_known: bool) -> str:
+    """kind: of backbone. dinov3: which of Meta's weights are in it. is_known: whether its training is."""
+    if dinov3 is not None:
+        return (
+            f"The backbone's weights come from `{dinov3}`: they and this model fall under the DINOv3 License of Meta "
+            "(DINOV3_LICENSE.md in this folder), which must travel with them."
+        )
+    if is_known or not kind.startswith("dinov3"):
+        return "No weights of DINOv3 are in this model."
+    return (
+        "Where the backbone's weights come from was not known when this card was written. If they derive from Meta's "
+        f"DINOv3, its [DINOv3 License]({LICENCE}) binds this model."
+    )
 
 
 def _front_matter(config: Mask2FormerDinov3Config, metrics: dict[str, Any], run: RunDescription | None) -> str:

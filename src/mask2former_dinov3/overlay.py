@@ -56,10 +56,12 @@ def draw_overlay(record: ImageRecord, results: Sequence[dict[str, Any]], categor
     )
     image, instances = shrunk(read_image(record.path), instances)
     picture = draw_instances(image, instances, scale=enlargement(instances))
+    sure = sum(float(result["score"]) >= 0.5 for result in best)
+    why = "" if threshold >= 0.5 else f" (as many as are annotated; {sure} reach 0.50)"
     return Overlay(
         _small_jpeg(picture),
         f"What it finds in an image of the validation set, scores of at least {threshold:.2f}: {len(shown)} instances, "
-        f"where {wanted} are annotated.",
+        f"where {wanted} are annotated{why}.",
     )
 
 

@@ -41,6 +41,20 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "video_processor_type": "none",
     },
 }
+# What the model card then says too.
+USAGE = """## Use without the package
+
+This folder carries its code, so it needs `pip install torch "transformers>=5.23" scipy pillow opencv-python-headless
+faster-coco-eval` and no more:
+
+```python
+from transformers import pipeline
+
+model = "."  # this folder, or the id of its repository: "user/name"
+segment = pipeline("instance-segmentation", model=model, trust_remote_code=True)
+print(segment("image.jpg"))
+```
+"""
 ROOTS = ("model/configuration.py", "model/modeling.py", "image_processing.py", "pipeline.py")
 
 
@@ -57,6 +71,9 @@ def write_code(folder: Path) -> None:
     for name, text in flat_modules().items():
         write_text(folder / f"{name}.py", text)
     shutil.copyfile(PACKAGE / LICENSE_FILE, folder / LICENSE_FILE)
+    card = folder / "README.md"
+    if card.is_file() and USAGE not in (text := card.read_text(encoding="utf-8")):
+        write_text(card, text.rstrip("\n") + f"\n\n{USAGE}")
     for name, entries in ENTRIES.items():
         write_text(folder / name, json.dumps(stored[name] | entries, indent=2, sort_keys=True) + "\n")
 

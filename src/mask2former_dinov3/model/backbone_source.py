@@ -92,7 +92,7 @@ def pixel_statistics(source: str | None, token: str | None = None) -> tuple[list
 def is_path(source: str) -> bool:
     """Whether a source is a file or folder, there or not, rather than a hub id."""
     path = Path(source)
-    looks = path.suffix in WEIGHT_SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") > 1
+    looks = path.suffix in WEIGHT_SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") != 1
     return looks or path.exists()
 
 
@@ -100,9 +100,9 @@ def _found(source: str, token: str | None) -> tuple[dict[str, Any], Path | None]
     """The source's config.json, empty where there is none; its file of weights where transformers cannot read it."""
     path = Path(source)
     if not path.exists() and (
-        path.suffix in WEIGHT_SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") > 1
+        path.suffix in WEIGHT_SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") != 1
     ):
-        raise ValueError("no such file or folder")
+        raise ValueError("no such file or folder; a hub id is USER/NAME")
     if path.is_file():
         return {}, path
     if path.is_dir() and not (path / "config.json").is_file():

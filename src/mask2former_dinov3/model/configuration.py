@@ -139,7 +139,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             raise ValueError(f"neck: expected one of {', '.join(NECKS)}, got {self.neck!r}")
         is_vit = model_type == "dinov3_vit"
         if is_vit == (self.neck == "none"):
-            hint = "use pyramid or plain" if is_vit else "it is a pyramid itself: use none"
+            hint = "use pyramid, adapter or plain" if is_vit else "it is a pyramid itself: use none"
             raise ValueError(f"neck: {self.neck!r} does not fit a backbone of type {model_type}; {hint}")
         if is_vit:
             self._check_vit()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, ClassVar, get_origin
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def to_mask2former(model: Mask2FormerDinov3ForInstanceSegmentation) -> Mask2Form
     if config.backbone_config.model_type != "swin" or ours != {"query_init": "learned", "mask_stride": 4}:
         raise ValueError(
             f"Hugging Face's Mask2Former has a Swin, learned queries and masks at stride 4; this model has "
-            f"{config.backbone_config.model_type}, {ours}"
+            f"{config.backbone_config.model_type}, {config.query_init} queries and masks at stride {config.mask_stride}"
         )
     fields = {name: getattr(config, name) for name in (*CONFIG_FIELDS, "id2label", "label2id")}
     theirs = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=config.backbone_config, **fields))
@@ -176,7 +176,7 @@ def rebuilt(checkpoint: Checkpoint, **changes: Any) -> tuple[Mask2FormerDinov3Fo
     learned queries; the rest starts at random. Raises ValueError when weights are missing or of another shape.
     """
     before = checkpoint.config
-    names = [name for name, kind in Mask2FormerDinov3Config.__annotations__.items() if not _is_class_variable(kind)]
+    names = [name for name, kind in Mask2FormerDinov3Config.__annotations__.items() if "ClassVar" not in str(kind)]
     fields: dict[str, Any] = {name: getattr(before, name) for name in [*names, "id2label", "label2id"]}
     if {"num_labels", "id2label", "category_ids"} & changes.keys():
         fields = {key: x for key, x in fields.items() if key not in ("id2label", "label2id", "category_ids")}
@@ -257,7 +257,3 @@ def _channels_read(state: dict[str, Tensor]) -> list[int]:
     decoder = "head.pixel_decoder."
     names = [f"{decoder}lateral.0.weight", *(f"{decoder}input_projections.{level}.0.weight" for level in (2, 1, 0))]
     return [state[name].shape[1] for name in names]
-
-
-def _is_class_variable(kind: Any) -> bool:
-    return "ClassVar" in kind if isinstance(kind, str) else get_origin(kind) is ClassVar
