@@ -49,7 +49,7 @@ OPTIMISATION = (
 FIXED = (
     *("backbone", "head", "seed", "valid_split", *NETWORK),
     *("freeze_backbone", "frozen_blocks", "layer_decay", "lora_rank", "lora_alpha", "lora_targets"),
-    *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter"),
+    *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter", "copy_paste"),
 )
 RATES = ("initial_lr", "weight_decay", "betas", "eps")  # of a parameter group
 # What says nothing of the model to somebody who reads its card.
