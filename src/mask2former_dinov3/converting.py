@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import DINOv3ConvNextModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
@@ -26,7 +26,7 @@ from .model.backbone_source import SATELLITE, explain, is_path, load_backbone, p
 from .model.convert import rebuilt, to_mask2former
 from .model.head_source import load_checkpoint
 from .model.weight_files import read_json
-from .model.weight_formats import META_CONVNEXT, META_VIT, TIMM_CONVNEXT, TIMM_VIT, size_name, to_origin
+from .model.weight_formats import META_CONVNEXT, META_VIT, TIMM_CONVNEXT, TIMM_VIT, WHOLE, size_name, to_origin
 from .travelling_code import write_code
 from .writing import written_folder
 
@@ -63,8 +63,10 @@ def convert(
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise CheckpointError(f"{output}: holds files already; choose another folder for the result")
     disable_progress_bar()  # of transformers, for every file it reads and writes
-    if _model_type(source, token) in ("mask2former", Mask2FormerDinov3Config.model_type):
-        return _convert_model(source, output, to or OURS, with_code, token)
+    model_type = _model_type(source, token)
+    is_ours = model_type == Mask2FormerDinov3Config.model_type
+    if is_ours or model_type == "mask2former":
+        return _convert_model(source, output, to or OURS, is_ours, with_code, token)
     if with_code:
         raise ValueError(f"with_code: {source} is no Mask2Former, and only a model of ours carries its code")
     return _convert_backbone(source, output, to or "transformers", token)
@@ -96,10 +98,7 @@ def _convert_backbone(source: str, output: Path, to: str, token: str | None) -> 
 def _write_transformers(
     folder: Path, config: PreTrainedConfig, state: dict[str, Tensor], mean: list[float], std: list[float]
 ) -> None:
-    from transformers import DINOv3ViTModel
-
-    kinds: dict[str, Any] = {"dinov3_vit": DINOv3ViTModel, "dinov3_convnext": DINOv3ConvNextModel}
-    whole = kinds[config.model_type](config)
+    whole = WHOLE[config.model_type](config)
     whole.load_state_dict(state)
     whole.save_pretrained(folder)
     stored = {"image_processor_type": "DINOv3ViTImageProcessorFast", "do_resize": True, "do_rescale": True}
@@ -137,7 +136,7 @@ def _write_meta(
     torch.save(written, folder / f"{_name(config)[0]}_pretrain_{data}-{digest.hexdigest()[:8]}.pth")
 
 
-def _convert_model(source: str, output: Path, to: str, with_code: bool, token: str | None) -> str:
+def _convert_model(source: str, output: Path, to: str, is_ours: bool, with_code: bool, token: str | None) -> str:
     try:
         model, _ = rebuilt(load_checkpoint(source, token))
     except (OSError, KeyError, RuntimeError) as error:
@@ -146,7 +145,7 @@ def _convert_model(source: str, output: Path, to: str, with_code: bool, token: s
     kind = (
         f"{source}: Mask2Former, {config.backbone_config.model_type}, neck {config.neck}, {config.num_labels} classes"
     )
-    if to == OURS and Path(source).is_dir() and read_json(Path(source) / "config.json")["model_type"] != "mask2former":
+    if to == OURS and is_ours and Path(source).is_dir():
         return f"{kind}; {_copy_with_code(Path(source), output, with_code)}"
     if to == OURS:
         save_model_folder(model, _processor(source, token), output, {}, with_code=with_code)

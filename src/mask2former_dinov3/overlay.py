@@ -50,8 +50,8 @@ def draw_overlay(record: ImageRecord, results: Sequence[dict[str, Any]], categor
         record.height,
         record.width,
         tuple(result["segmentation"] for result in shown),
-        [labels[result["category_id"]] for result in shown],  # type: ignore[arg-type]  # lists become arrays
-        [result["score"] for result in shown],  # type: ignore[arg-type]
+        np.array([labels[result["category_id"]] for result in shown], np.int64),
+        np.array([result["score"] for result in shown], np.float32),
         tuple((category.id, category.name) for category in categories),
     )
     image, instances = shrunk(read_image(record.path), instances)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import (
     DINOv3ConvNextBackbone,
@@ -20,7 +19,7 @@ from transformers.utils import cached_file
 
 from .configuration import PYRAMID_STAGES
 from .safe_loading import load_config, load_pretrained
-from .weight_files import read_json, read_weights
+from .weight_files import read_json, read_weights, shapes_of
 from .weight_formats import from_origin
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -99,9 +98,7 @@ def is_path(source: str) -> bool:
 def _found(source: str, token: str | None) -> tuple[dict[str, Any], Path | None]:
     """The source's config.json, empty where there is none; its file of weights where transformers cannot read it."""
     path = Path(source)
-    if not path.exists() and (
-        path.suffix in WEIGHT_SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") != 1
-    ):
+    if is_path(source) and not path.exists():
         raise ValueError("no such file or folder; a hub id is USER/NAME")
     if path.is_file():
         return {}, path
@@ -139,7 +136,7 @@ def whole_state(source: str, model: PreTrainedModel, token: str | None = None) -
     weights = _found(source, token)[1]
     if weights is not None:
         return from_origin(read_weights(weights))[1]
-    return dict(DINOv3ConvNextModel.from_pretrained(source, token=token, dtype=torch.float32).state_dict())
+    return dict(load_pretrained(DINOv3ConvNextModel, source, load_config(source, token), token).state_dict())
 
 
 def _without_final_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -158,8 +155,7 @@ def _is_satellite(weights: Path) -> bool:
     """By the file's name; or Meta's ViT-L, of which only the satellite model has an untied norm (dinov3/hub)."""
     if any(name in weights.name.lower() for name in SATELLITE_NAMES):
         return True
-    norm = read_weights(weights).get("local_cls_norm.weight")
-    return norm is not None and len(norm) == 1024
+    return shapes_of(weights).get("local_cls_norm.weight") == (1024,)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

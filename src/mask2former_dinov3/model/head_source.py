@@ -10,7 +10,7 @@ from .configuration import Mask2FormerDinov3Config
 from .convert import ORIGINAL, Checkpoint, checkpoint_of
 from .modeling import Mask2FormerDinov3ForInstanceSegmentation
 from .safe_loading import load_config, load_pretrained, weights_file
-from .weight_files import read_weights, shapes_in
+from .weight_files import read_weights, shapes_of
 
 WANTED = "expected a Hugging Face Mask2Former or a model of ours (hub id or local folder)"
 
@@ -40,5 +40,4 @@ def load_checkpoint(source: str, token: str | None = None) -> Checkpoint:
 
 def is_original(file: Path) -> bool:
     """Whether a file of weights is one of the original DINOv3 + Mask2Former project."""
-    keys = shapes_in(file) if file.suffix == ".safetensors" else read_weights(file)
-    return any(key.startswith(ORIGINAL) for key in keys)
+    return any(key.startswith(ORIGINAL) for key in shapes_of(file))

@@ -61,6 +61,13 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{path}: cut or damaged ({_reason(error)})") from error
 
 
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a file that `read_weights` reads; of `.safetensors` as stored, and no weight is read."""
+    if path.suffix == ".safetensors":
+        return shapes_in(path)
+    return {key: tuple(tensor.shape) for key, tensor in read_weights(path).items()}
+
+
 def _is_safetensors(start: bytes) -> bool:
     """Eight bytes of length, then a JSON object (safetensors' format)."""
     return len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MOST_HEADER

@@ -13,11 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, PreTrainedConfig
+from transformers import (
+    DINOv3ConvNextConfig,
+    DINOv3ConvNextModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    PreTrainedConfig,
+)
 
 from .renaming import matched, renamed
 
 State = dict[str, Tensor]
+WHOLE: dict[str, Any] = {"dinov3_vit": DINOv3ViTModel, "dinov3_convnext": DINOv3ConvNextModel}  # with the final norm
 SEVEN_B = 4096  # width of the largest ViT, which differs in heads, biases and norms
 ATTENTION = tuple(f"model.layer.#.attention.{part}_proj" for part in "qkv")
 VIT_TABLE: dict[str, str] = {  # what Meta and timm call by the same name
@@ -300,11 +307,8 @@ def check_complete(what: str, config: PreTrainedConfig, state: State, left: Iter
 
 def _expected_shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
     """Of transformers' class, on the meta device: no memory, whatever the size."""
-    from transformers import DINOv3ConvNextModel, DINOv3ViTModel
-
-    kinds: dict[str, Any] = {"dinov3_vit": DINOv3ViTModel, "dinov3_convnext": DINOv3ConvNextModel}
     with torch.device("meta"):
-        model = kinds[config.model_type](config)
+        model = WHOLE[config.model_type](config)
     return {key: tensor.shape for key, tensor in model.state_dict().items()}
 
 
