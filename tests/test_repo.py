@@ -253,11 +253,12 @@ def test_constraints__pin_every_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
-    for wanted in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
-        assert re.split(r"[>=\[]", wanted)[0].lower() in pinned, wanted
-    assert set(project["optional-dependencies"]) == {
-        *("dev", "export", "peft", "ray", "serve", "supervision", "trackers")
-    }
+    extras = project["optional-dependencies"]
+    tested = ("dev", "export", "large", "peft", "ray", "serve")
+    for wanted in [*project["dependencies"], *(line for extra in tested for line in extras[extra])]:
+        assert re.split(r"[>=\[]", wanted)[0].lower() in pinned | {"mask2former-dinov3"}, wanted
+    assert set(extras) == {*tested, "supervision", "trackers"}
+    assert f"mask2former-dinov3[{','.join(tested[1:])}]" in extras["dev"]  # what the tests use
 
 
 def test_readme__table_of_files_is_the_folder() -> None:
