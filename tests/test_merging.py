@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mask2former_dinov3.data.windows import Grid, Region
+from mask2former_dinov3.data.grid import Grid, Region
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.merging import Merger, Runs, joined
 from mask2former_dinov3.tiling import predict_tiled

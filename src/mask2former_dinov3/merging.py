@@ -25,8 +25,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .data.grid import Grid, Region
 from .data.rle import compress, runs_of_each
-from .data.windows import Grid, Region
 from .instances import Instances, Rle
 
 SAME = 0.5  # IoU above which two masks are the same object; only one mask of disjoint ones can be above it

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from .data.grid import Grid
 from .data.images import IMAGE_SUFFIXES, read_image
-from .data.windows import Grid
 from .errors import CheckpointError, DatasetError
 from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list, load_image
 from .instances import Instances

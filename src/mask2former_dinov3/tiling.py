@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .data.windows import Grid, Region
+from .data.grid import Grid, Region
 from .instances import Instances
 from .merging import Merger
 
