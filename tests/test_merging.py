@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from mask2former_dinov3.data.grid import Grid, Region
+from mask2former_dinov3.data.windows import ImageReader
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.merging import Merger, Runs, joined
-from mask2former_dinov3.tiling import predict_tiled
+from mask2former_dinov3.tiling import merge_rows, rows_of_tiles
 
 Masks = NDArray[np.bool_]
 CATEGORIES = ((3, "disc"), (7, "bar"))
@@ -216,7 +217,7 @@ def test_grid__refuses_what_cannot_be(tile: int, overlap: float, message: str) -
         Grid.of(100, 100, tile, overlap)
 
 
-def test_predict_tiled__reads_each_tile_once_in_batches() -> None:
+def test_rows_of_tiles__reads_each_tile_once_in_batches() -> None:
     image = np.arange(150 * 100, dtype=np.uint32).reshape(150, 100)
     batches: list[list[tuple[int, ...]]] = []
 
@@ -231,7 +232,8 @@ def test_predict_tiled__reads_each_tile_once_in_batches() -> None:
         read.append(at)
         return image[at.y0 : at.y1, at.x0 : at.x1]
 
-    found = predict_tiled(pixels, grid, predict, 2, CATEGORIES)
+    rows = rows_of_tiles(ImageReader(150, 100, pixels), grid, predict, 2)
+    found = merge_rows(rows, grid, CATEGORIES)
     assert (len(found), found.height, found.width) == (0, 150, 100)
     assert read == [tile for row in range(3) for tile in grid.row(row)]
     assert batches == [[(64, 64)] * 2] * 3

@@ -65,7 +65,7 @@ class ImageReader:
     @classmethod
     def of(cls, rgb: Rgb) -> ImageReader:
         """An image in memory, (H, W, 3)."""
-        return cls(*rgb.shape[:2], lambda at: rgb[at.y0 : at.y1, at.x0 : at.x1])
+        return cls(rgb.shape[0], rgb.shape[1], lambda at: rgb[at.y0 : at.y1, at.x0 : at.x1])
 
     @property
     def large(self) -> bool:
