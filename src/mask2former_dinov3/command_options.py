@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-SAVEABLE = ("overlays", "masks", "coco")
+SAVEABLE = ("overlays", "masks", "coco", "geojson", "yolo")
 SPLIT_OPTIONS = tuple(f"{split}_{part}" for split in ("train", "valid", "test") for part in ("annotations", "images"))
 
 
@@ -73,7 +73,21 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save", metavar="WHAT", default="overlays,coco", help=f"any of {','.join(SAVEABLE)} (default: %(default)s)"
     )
+    add_tiles(parser)
     add_model_options(parser, required=True)
+
+
+def add_tiles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile",
+        type=positive,
+        metavar="N",
+        help="predict images that are larger in tiles of N pixels a side and merge them; --batch-size and "
+        "--max-detections then count in tiles",
+    )
+    parser.add_argument(
+        "--overlap", type=float, metavar="F", default=0.2, help="part of a tile that neighbours share (default: 0.2)"
+    )
 
 
 def add_check_data(parser: argparse.ArgumentParser) -> None:
