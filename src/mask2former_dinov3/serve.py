@@ -38,8 +38,8 @@ def serve(
     from .serve_app import build_app
     from .serve_watch import Metrics
 
-    listening = _listen(host, port)  # before the model is loaded, which may take long
     predictor = Predictor.from_pretrained(model, device)
+    listening = _listen(host, port)
     metrics = Metrics()
     queue = ModelQueue(predictor, limits, metrics)
     app = build_app(queue, metrics, shown_name(model), licence_line(predictor))
@@ -63,7 +63,10 @@ def serve(
         timeout_graceful_shutdown=int(limits.timeout + GRACE),
     )
     LOG.info("serving %s on http://%s:%d", shown_name(model), *_shown_address(listening))
-    Server(config).run([listening])
+    server = Server(config)
+    server.run([listening])
+    if not server.started:
+        raise RuntimeError("the server did not start; the lines above say why")
     LOG.info("stopped")
 
 
@@ -84,12 +87,14 @@ def shown_name(model: str | Path) -> str:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 65536:
+        raise ConfigError(f"port: expected a number from 0 to 65535, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{host}, port {port}: cannot listen there ({reason}); give another --host or --port") from error
+    except OSError as error:
+        advice = f"cannot listen there ({error.strerror}); give another --host or --port"
+        raise ConfigError(f"{host}, port {port}: {advice}") from error
 
 
 def _shown_address(listening: socket.socket) -> tuple[str, int]:

@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from . import __version__
+from .data.grid import SMALLEST_TILE
 from .errors import DatasetError
 from .instances import Instances
 from .serve_page import PageOrApi, build_page
@@ -33,6 +34,7 @@ from .serve_watch import GONE, Metrics, Refused, Watch, error_response, too_many
 RAW = ("image/jpeg", "image/png", "image/webp", "image/tiff", "image/bmp", "image/gif", "application/octet-stream")
 FORM = "multipart/form-data"
 MOST_DETECTIONS = 10_000
+LARGEST_TILE = 8192
 Result = TypeVar("Result")
 
 
@@ -46,9 +48,9 @@ class Options(BaseModel):
         int, Field(ge=1, le=MOST_DETECTIONS, description="Most instances; with tiles, of each tile.")
     ] = 100
     tile: Annotated[
-        int | None, Field(ge=64, le=8192, description="Predict in tiles of so many pixels and merge them.")
+        int | None, Field(ge=SMALLEST_TILE, le=LARGEST_TILE, description="Predict in tiles of so many pixels and merge them.")
     ] = None
-    overlap: Annotated[float, Field(ge=0, le=0.8, description="Part of a tile that its neighbour shows as well.")] = 0.2
+    overlap: Annotated[float, Field(ge=0, lt=0.5, description="Part of a tile that its neighbour shows as well.")] = 0.2
     classes: Annotated[list[str] | None, Field(description="Only these classes, by name; repeat for several.")] = None
     overlay: Annotated[bool, Field(description="Also a PNG with the instances drawn in, as base64.")] = False
 
@@ -142,7 +144,7 @@ BODY = {
 
 
 def build_app(queue: ModelQueue, metrics: Metrics, name: str, licence: str) -> FastAPI:
-    """The whole server. name: of the model; licence: the page's last line."""
+    """The whole server. name: of the model; licence: the page's last line. Not to be called inside an event loop."""
     metrics.queue.set_function(lambda: queue.inside)
     page, page_lifespan = build_page(queue.predictor, name, licence, queue.limits.max_bytes)
 

@@ -6,6 +6,7 @@ It is imported where the extra `serve` is known to be installed.
 
 from __future__ import annotations
 
+import asyncio
 import html
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -16,6 +17,7 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .data.grid import SMALLEST_TILE
 from .predict import Predictor
 from .visualize import PALETTE
 
@@ -46,27 +48,33 @@ def build_page(
     predictor: Predictor, name: str, licence: str, max_bytes: int
 ) -> tuple[FastAPI, Callable[[], AbstractAsyncContextManager[Any]]]:
     """The page as an application of its own, and what has to be entered while it is served."""
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    gr.mount_gradio_app(
-        app,
-        _blocks(predictor, name, licence, max_bytes),
-        path="/",
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        max_file_size=1,  # nothing is uploaded to Gradio
-        theme=gr.themes.Base(
-            primary_hue="blue",
-            neutral_hue="gray",
-            radius_size="lg",
-            font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
-            font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
-        ),
-        css=(PAGE / "page.css").read_text(encoding="utf-8"),
-    )
+
+
+    async def build() -> FastAPI:
+        """In an event loop: without one Gradio would make one and leave it open."""
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        gr.mount_gradio_app(
+            app,
+            _blocks(predictor, name, licence, max_bytes),
+            path="/",
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            theme=gr.themes.Base(
+                primary_hue="blue",
+                neutral_hue="gray",
+                radius_size="lg",
+                font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
+                font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+            ),
+            css=(PAGE / "page.css").read_text(encoding="utf-8"),
+        )
+        return app
+
+    app = asyncio.run(build())
     return app, lambda: app.router.lifespan_context(app)
 
 
@@ -103,9 +111,8 @@ def _controls() -> None:
     threshold = gr.Slider(LEAST_SCORE, 1, value=0.5, step=0.01, label="Least score", buttons=[], elem_id="m2f-threshold")
     _html('<p class="m2f-title">Classes</p><div class="m2f-list"></div>', elem_id="m2f-classes")
     opacity = gr.Slider(0, 0.8, value=0.35, step=0.05, label="Fill", buttons=[], elem_id="m2f-opacity")
-    with gr.Group():
-        tiles = gr.Checkbox(False, label="Predict in tiles", info="For large images", elem_id="m2f-tiles")
-        tile = gr.Number(512, label="Pixels of a tile", minimum=64, maximum=8192, precision=0, elem_id="m2f-tile")
+    tiles = gr.Checkbox(False, label="Predict in tiles, for large images", elem_id="m2f-tiles")
+    tile = gr.Number(512, label="Pixels of a tile", minimum=SMALLEST_TILE, precision=0, elem_id="m2f-tile")
     with gr.Column():
         _html('<p class="m2f-title">Download what is shown</p>')
         with gr.Row():

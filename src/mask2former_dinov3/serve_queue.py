@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from .data.grid import Grid, Region
 from .data.images import decode_image
 from .errors import DatasetError
 from .image_processing import Prepared
 from .instances import Instances
+from .merging import Merger
 from .predict import Predictor
 from .visualize import draw_instances, enlargement
 
@@ -32,6 +34,7 @@ Result = TypeVar("Result")
 
 # What is decoded: formats whose decoders are made for strangers' files. Pillow knows more, some of which start programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_TILES = 1_000  # of one image
 READERS = 2  # threads that decode, prepare and draw
 
 
@@ -74,7 +77,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a request wants of its image. tile, overlap: as of `Predictor.__call__`; overlay: also a picture."""
+    """What a request wants of its image, as `Predictor.__call__` has it; classes: only these; overlay: also a picture."""
 
     threshold: float
     max_detections: int
@@ -92,19 +95,15 @@ class Meter(Protocol):
 
 @dataclass(eq=False)
 class _Job:
-    """One image before the model: on its canvas, or as pixels if it is to be predicted in tiles."""
+    """One image, or one tile of it, before the model."""
 
-    image: Prepared | NDArray[np.uint8]
+    image: Prepared
     wanted: Wanted
     answer: asyncio.Future[Instances]
 
     def fits(self, other: _Job) -> bool:
-        """Whether both can be in one batch."""
-        return (
-            self.wanted.tile is None
-            and other.wanted.tile is None
-            and self.wanted.max_detections == other.wanted.max_detections
-        )
+        """Whether both can be in one batch; the model ranks all its detections by how many are wanted."""
+        return self.wanted.max_detections == other.wanted.max_detections
 
 
 class ModelQueue:
@@ -116,8 +115,8 @@ class ModelQueue:
         self.inside = 0  # requests in the house: their bodies are read, they wait, or the model works on them
         self.closing = False
         self._meter = meter
-        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
-        self._held: _Job | None = None  # came up while a batch was formed that it does not fit into
+        self._waiting: list[_Job] = []
+        self._arrived = asyncio.Event()
         self._seconds = 1.0  # that the model spends on an image, smoothed
         # Bodies wait as they came; only so many are pixels at a time: one batch in the model, the next one prepared.
         self._decoded = asyncio.Semaphore(2 * limits.batch_size)
@@ -158,25 +157,52 @@ class ModelQueue:
         name: what errors call the image. Raises TooLarge, DatasetError for what is no image, ModelFailed.
         """
         async with self._decoded:
-            rgb, image = await self._read(self._prepare, data, name, wanted)
-            job = _Job(image, wanted, asyncio.get_running_loop().create_future())
-            del image  # the model's thread drops it when it is done; the picture below may take longer
-            self._jobs.put_nowait(job)
-            found = _chosen(await job.answer, wanted)
-            picture = None if rgb is None else await self._read(_overlay, rgb, found)
+            if wanted.tile is None:
+                rgb, prepared = await self._read(self._prepare, data, name, wanted)
+                found = await self._through_model(prepared, wanted)
+            else:
+                rgb = await self._read(self._decode, data, name, wanted)
+                found = await self._tiled(rgb, wanted)
+            if wanted.classes is not None:
+                found = found[np.array([name in wanted.classes for name in found.names], dtype=bool)]
+            picture = await self._read(_overlay, rgb, found) if wanted.overlay and rgb is not None else None
         return found, picture
 
     async def _read(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._readers, function, *arguments)
 
-    def _prepare(
-        self, data: bytes, name: str, wanted: Wanted
-    ) -> tuple[NDArray[np.uint8] | None, Prepared | NDArray[np.uint8]]:
-        """The picture (where something is to be drawn into it) and what the model takes of it."""
-        check_header(data, name, self.limits.max_pixels)
-        rgb = decode_image(data, name)
-        image = rgb if wanted.tile is not None else self.predictor.processor.prepare(rgb)
-        return rgb if wanted.overlay else None, image
+    def _decode(self, data: bytes, name: str, wanted: Wanted) -> NDArray[np.uint8]:
+        check_header(data, name, self.limits.max_pixels, wanted)
+        return decode_image(data, name)
+
+    def _prepare(self, data: bytes, name: str, wanted: Wanted) -> tuple[NDArray[np.uint8] | None, Prepared]:
+        """The picture, where something is to be drawn into it, and the image on its canvas."""
+        rgb = self._decode(data, name, wanted)
+        return rgb if wanted.overlay else None, self.predictor.processor.prepare(rgb)
+
+    async def _tiled(self, rgb: NDArray[np.uint8], wanted: Wanted) -> Instances:
+        """As `Predictor` does it, but that the tiles wait among other images: a large one does not stop the small."""
+        assert wanted.tile is not None
+        grid = Grid.of(*rgb.shape[:2], wanted.tile, wanted.overlap)
+        merger = Merger(grid, self.predictor.categories)
+
+        async def instances(tile: Region) -> Instances:
+            prepared = await self._read(self.predictor.processor.prepare, rgb[tile.y0 : tile.y1, tile.x0 : tile.x1])
+            return await self._through_model(prepared, wanted)
+
+        for row in range(len(grid.tops)):
+            tiles, found = list(grid.row(row)), list[Instances]()
+            for start in range(0, len(tiles), self.limits.batch_size):
+                found += await asyncio.gather(*map(instances, tiles[start : start + self.limits.batch_size]))
+            await self._read(merger.add_row, row, found)
+        return await self._read(merger.instances)
+
+    async def _through_model(self, prepared: Prepared, wanted: Wanted) -> Instances:
+        job = _Job(prepared, wanted, asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._arrived.set()
+        found = await job.answer
+        return found[found.scores >= wanted.threshold]
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
@@ -196,25 +222,26 @@ class ModelQueue:
             del batch, results, job, result  # or the last batch's pixels would stay until the next one
 
     async def _next_batch(self) -> list[_Job]:
-        """The image that waits longest, with those behind it that fit, for at most max_wait milliseconds."""
-        batch = [await self._next()]
-        try:
-            async with asyncio.timeout(self.limits.max_wait / 1000):
-                while len(batch) < self.limits.batch_size and batch[0].wanted.tile is None:
-                    job = await self._next()
-                    if not job.fits(batch[0]):
-                        self._held = job
-                        break
-                    batch.append(job)
-        except TimeoutError:
-            pass
-        return [job for job in batch if not job.answer.done()] or await self._next_batch()
-
-    async def _next(self) -> _Job:
+        """The image that waits longest, with others that fit, which it awaits for at most max_wait milliseconds."""
         while True:
-            job, self._held = self._held or await self._jobs.get(), None
-            if not job.answer.done():
-                return job
+            while not self._fitting():
+                await self._arrival()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.limits.max_wait / 1000):
+                    while len(self._fitting()) < self.limits.batch_size:
+                        await self._arrival()
+            if batch := self._fitting()[: self.limits.batch_size]:  # none, if all were cancelled meanwhile
+                self._waiting = [job for job in self._waiting if job not in batch]
+                return batch
+
+    def _fitting(self) -> list[_Job]:
+        """All that could be in the next batch; what was cancelled is forgotten."""
+        self._waiting = [job for job in self._waiting if not job.answer.done()]
+        return [job for job in self._waiting if job.fits(self._waiting[0])]
+
+    async def _arrival(self) -> None:
+        self._arrived.clear()
+        await self._arrived.wait()
 
     def _predict(self, jobs: list[_Job]) -> list[Instances | Exception]:
         """In the model's thread. What fails as a batch is tried image by image, so that one spoils no other."""
@@ -227,24 +254,12 @@ class ModelQueue:
             return [ModelFailed(f"the model failed on this image ({type(error).__name__})")]
 
     def _together(self, jobs: list[_Job]) -> list[Instances]:
-        wanted = jobs[0].wanted
-        if isinstance(jobs[0].image, np.ndarray):
-            found = self.predictor(
-                jobs[0].image,
-                threshold=wanted.threshold,
-                max_detections=wanted.max_detections,
-                batch_size=self.limits.batch_size,
-                tile=wanted.tile,
-                overlap=wanted.overlap,
-            )
-            return [found]
         # The least threshold serves all: who asked for more drops the rest, and no score depends on it.
         least = min(job.wanted.threshold for job in jobs)
-        prepared = [job.image for job in jobs if not isinstance(job.image, np.ndarray)]
-        return self.predictor.predict_prepared(prepared, least, wanted.max_detections)
+        return self.predictor.predict_prepared([job.image for job in jobs], least, jobs[0].wanted.max_detections)
 
 
-def check_header(data: bytes, name: str, max_pixels: int) -> None:
+def check_header(data: bytes, name: str, max_pixels: int, wanted: Wanted) -> None:
     """Look at an image's header alone. Raises TooLarge, DatasetError for what is no image of a known format."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -259,14 +274,10 @@ def check_header(data: bytes, name: str, max_pixels: int) -> None:
         raise TooLarge(
             f"{name}: expected at most {max_pixels:,} pixels, got {height} x {width} (height x width); cut it into parts"
         )
-
-
-def _chosen(found: Instances, wanted: Wanted) -> Instances:
-    """Those that one request asked for, of what was found for its whole batch."""
-    kept = found.scores >= wanted.threshold
-    if wanted.classes is not None:
-        kept &= np.array([name in wanted.classes for name in found.names], dtype=bool)
-    return found[kept]
+    if wanted.tile is not None and height and width:
+        grid = Grid.of(height, width, wanted.tile, wanted.overlap)
+        if (tiles := len(grid.tops) * len(grid.lefts)) > MOST_TILES:
+            raise TooLarge(f"{name}: expected at most {MOST_TILES} tiles, got {tiles}; take larger ones")
 
 
 def _overlay(rgb: NDArray[np.uint8], found: Instances) -> bytes:

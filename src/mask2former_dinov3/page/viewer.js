@@ -280,7 +280,7 @@ async function open(file) {
 // ---- zoom --------------------------------------------------------------------------------------------------------
 
 function fit(width, height) {
-  $(".m2f-stage").style.setProperty("--aspect", width / height);
+  $(".m2f-window").style.setProperty("--aspect", width / height);
   Object.assign(view, { zoom: 1, x: 0, y: 0 });
   move();
 }
