@@ -160,8 +160,8 @@ def test_predict__refuses_wrong_bodies(client: TestClient, data: bytes, kind: st
 
 
 def test_predict__takes_images_of_any_shape(client: TestClient) -> None:
-    for size in ((1, 1), (1, 5000), (5000, 1)):
-        status, answer = post(client, png(*size), overlay=True)
+    for size, options in (((1, 1), {"tile": 32}), ((1, 5000), {"tile": 1000}), ((5000, 1), {})):
+        status, answer = post(client, png(*size), overlay=True, **options)
         assert status == 200
         assert (answer["images"][0]["height"], answer["images"][0]["width"]) == size
 
