@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -44,11 +45,11 @@ def filled(rings: list[NDArray[np.float64]], height: int = 60, width: int = 80) 
     rows, columns = np.mgrid[:height, :width] + 0.5
     crossings = np.zeros((height, width), dtype=int)
     for ring in rings:
-        for (x0, y0), (x1, y1) in zip(ring[:-1], ring[1:], strict=True):
+        for (x0, y0), (x1, y1) in itertools.pairwise(ring):
             if y0 != y1:  # what a ray to the left crosses
                 at = x0 + (rows - y0) * (x1 - x0) / (y1 - y0)
                 crossings += (columns > at) & (rows > min(y0, y1)) & (rows < max(y0, y1))
-    return crossings % 2 == 1
+    return np.asarray(crossings % 2 == 1)
 
 
 def test_polygons_of__cover_their_mask(instances: Instances) -> None:

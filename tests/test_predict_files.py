@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ from PIL import Image
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.evaluate import evaluate_coco
 from mask2former_dinov3.inputs import find_images
+from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.predict import Predictor
 from mask2former_dinov3.predict_files import predict_files
+from mask2former_dinov3.progress import Progress
 from mask2former_dinov3.visualize import draw_instances
 
 
@@ -138,3 +143,158 @@ def test_find_images__gives_each_file_once_with_a_name_of_its_own(tmp_path: Path
 def test_predict_files__refuses_a_threshold_that_is_no_score(threshold: float, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="threshold: expected a score between 0 and 1"):
         predict_files(tmp_path, [tmp_path], tmp_path / "out", threshold=threshold)
+
+
+def results_of(output: Path) -> tuple[str, str]:
+    return (output / "predictions.json").read_text(), (output / "images.json").read_text()
+
+
+def write_pictures(folder: Path, count: int, size: tuple[int, int] = (40, 60)) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(count):
+        Image.fromarray(picture(seed, *size)).save(folder / f"{seed}.png")
+    return folder
+
+
+def test_predict_files__writes_every_kind_of_output_for_tiles(predictor: Predictor, tmp_path: Path) -> None:
+    pytest.importorskip("rasterio")
+    folder = write_pictures(tmp_path / "in", 2, (100, 130))
+    Image.fromarray(picture(9)).save(folder / "small.png")
+    save = ("overlays", "masks", "coco", "geojson", "yolo")
+    summary = predict_files(predictor, [folder], tmp_path / "out", threshold=0.0, save=save, tile=64, batch_size=3)
+    assert summary.failed == []
+    results = json.loads(results_of(tmp_path / "out")[0])
+    for number, name in enumerate(("0", "1", "small"), start=1):
+        found = predictor(folder / f"{name}.png", threshold=0.0, tile=64, batch_size=3)
+        own = [result for result in results if result["image_id"] == number]
+        if name != "small":  # which was in a batch of its own here and there
+            assert own == found.to_coco(number)
+        assert len(list((tmp_path / "out" / "masks" / name).glob("*.png"))) == len(own)
+        features = json.loads((tmp_path / "out" / "geojson" / f"{name}.geojson").read_text())["features"]
+        assert [feature["properties"]["score"] for feature in features] == [result["score"] for result in own]
+        assert len((tmp_path / "out" / "yolo" / "labels" / f"{name}.txt").read_text().splitlines()) == len(own)
+    assert '0: "disc"' in (tmp_path / "out" / "yolo" / "data.yaml").read_text()
+
+
+def test_predict_files__draws_large_images_smaller_and_cuts_their_masks(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mask2former_dinov3.data.windows.WHOLE_PIXELS", 1000)
+    monkeypatch.setattr("mask2former_dinov3.outputs.LONGEST_OVERLAY", 50)
+    folder = write_pictures(tmp_path / "in", 1, (100, 130))
+    found = predictor(folder / "0.png", threshold=0.0, tile=64)
+    predict_files(predictor, [folder], tmp_path / "out", threshold=0.0, save=("overlays", "masks"), tile=64)
+    with Image.open(tmp_path / "out" / "overlays" / "0.png") as overlay:
+        assert overlay.size == (44, 34)  # a third, rounded up
+    first = sorted((tmp_path / "out" / "masks" / "0").glob("*.png"))[0]
+    _, left, top = re.fullmatch(r"(.+)_x(\d+)_y(\d+)", first.stem).groups()  # type: ignore[union-attr]
+    window = found.window(0)
+    assert (int(top), int(left)) == (window.top, window.left)
+    with Image.open(first) as mask:
+        np.testing.assert_array_equal(np.asarray(mask), window.pixels.astype(bool))
+
+
+RUN = """
+import sys
+from pathlib import Path
+from mask2former_dinov3 import progress
+from mask2former_dinov3.predict_files import predict_files
+
+append, lines = progress.Progress._append, []
+
+def killed(self, line):
+    place = append(self, line)
+    lines.append(line)
+    if len(lines) == int(sys.argv[4]):
+        self._file.write(b'{"key": "half a li')
+        self._file.flush()
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    return place
+
+progress.Progress._append = killed
+predict_files(sys.argv[1], [sys.argv[2]], Path(sys.argv[3]), threshold=0.0, tile=64, device="cpu")
+"""
+
+
+def test_predict_files__goes_on_after_a_kill_and_ends_as_a_straight_run(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed (SIGKILL) after two images and two of the three rows of tiles of the next."""
+    folder = write_pictures(tmp_path / "in", 2)
+    for seed in (2, 3):
+        Image.fromarray(picture(seed, 150, 100)).save(folder / f"{seed}.png")
+    predict_files(model_folder, [folder], tmp_path / "straight", threshold=0.0, tile=64, device="cpu")
+    words = [str(model_folder), str(folder), str(tmp_path / "out"), "5"]  # settings, two images, two rows
+    done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    assert not (tmp_path / "out" / "predictions.json").exists()
+    asked: list[int] = []
+    predict = Predictor.predict_prepared
+
+    def counted(self: Predictor, prepared: Any, *options: Any) -> list[Instances]:
+        asked.append(len(prepared))
+        return predict(self, prepared, *options)
+
+    monkeypatch.setattr(Predictor, "predict_prepared", counted)
+    caplog.set_level("INFO")
+    summary = predict_files(model_folder, [folder], tmp_path / "out", threshold=0.0, tile=64, device="cpu")
+    assert "going on with what an earlier run has left: 2 images are done, 1 in part" in caplog.text
+    assert len(asked) == 2 + 3 * 2  # the last row of the third image, and the fourth
+    assert results_of(tmp_path / "out") == results_of(tmp_path / "straight")
+    assert (summary.images, len(summary.overlays)) == (4, 4)
+    assert all(path.is_file() for path in summary.overlays)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"threshold": 0.1}, "threshold"),
+        ({"tile": 48}, "tile"),
+        ({"overlap": 0.3}, "tile"),
+        ({"max_detections": 9}, "max_"),
+    ],
+)
+def test_predict_files__does_not_mix_settings(
+    changed: dict[str, Any], word: str, predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_pictures(tmp_path / "in", 2)
+    options: dict[str, Any] = {"threshold": 0.0, "tile": 64, "save": ("coco",)}
+    stop_after(1, lambda: predict_files(predictor, [folder], tmp_path / "out", **options))
+    options |= changed
+    predict_files(predictor, [folder], tmp_path / "out", **options)
+    assert re.search(rf"starting anew: an earlier, unfinished run had another {word}", caplog.text)
+    predict_files(predictor, [folder], tmp_path / "straight", **options)
+    assert results_of(tmp_path / "out") == results_of(tmp_path / "straight")
+
+
+def test_predict_files__does_not_mix_models_or_images(
+    predictor: Predictor, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_pictures(tmp_path / "in", 3)
+    other = Predictor.from_pretrained(model_folder, "cpu")
+    next(other.model.parameters()).data[0] += 1
+    stop_after(2, lambda: predict_files(other, [folder], tmp_path / "out", threshold=0.0))
+    stop_after(2, lambda: predict_files(predictor, [folder], tmp_path / "out", threshold=0.0))
+    assert "another model" in caplog.text
+    Image.fromarray(picture(7)).save(folder / "0.png")  # done already, but it is another one now
+    predict_files(predictor, [folder], tmp_path / "out", threshold=0.0)
+    predict_files(predictor, [folder], tmp_path / "straight", threshold=0.0)
+    assert results_of(tmp_path / "out") == results_of(tmp_path / "straight")
+
+
+def stop_after(count: int, run: Any) -> None:
+    """Ctrl-C once so many images are done."""
+    finish, done = Progress.finish, []
+
+    def stopped(self: Progress, key: str, entry: dict[str, Any]) -> None:
+        finish(self, key, entry)
+        done.append(key)
+        if len(done) == count:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "finish", stopped)
+        with pytest.raises(KeyboardInterrupt, match=f"stopped: {count} of"):
+            run()

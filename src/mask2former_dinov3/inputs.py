@@ -56,9 +56,11 @@ def shown(text: object) -> str:
 
 
 def _matches(given: str) -> list[Path]:
-    """The file or folder of that name, or else what the pattern matches."""
+    """The file or folder of that name, or else what the pattern matches; dead links are left out."""
     try:
-        return [Path(given)] if Path(given).exists() else [Path(match) for match in glob.glob(given, recursive=True)]
+        if Path(given).exists():
+            return [Path(given)]
+        return [path for match in glob.glob(given, recursive=True) if (path := Path(match)).exists()]
     except (OSError, ValueError):  # a name that is too long, or holds a zero byte
         return []
 

@@ -43,7 +43,7 @@ def place(output: Path, *parts: str) -> Path:
     """
     path = output.joinpath(*parts)
     if not path.parent.resolve().is_relative_to(output.resolve()):
-        raise DatasetError(f"{path}: a link leads out of the output folder, so nothing is written there; remove it")
+        raise DatasetError(f"{path}: this leads out of the output folder (a link?), so nothing is written there")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # a link, also a hard one, is not written through
     return path

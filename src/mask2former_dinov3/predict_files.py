@@ -45,7 +45,7 @@ class PredictionSummary:
 
     def text(self) -> str:
         """For people: counts, then the names of what found nothing and of what failed."""
-        lines = [f"{self.detections} instances in {self.images} images; results in {self.summary.output}"]
+        lines = [f"{self.detections} instances in {self.images} images; results in {self.output}"]
         if self.without_detection:
             lines.append(f"no detection in {len(self.without_detection)} of them:")
             lines.extend(f"  {shown(path)}" for path in self.without_detection)
