@@ -1,8 +1,8 @@
 """A server under load: good and bad requests of several clients for many minutes, and what it used meanwhile.
 
-The server is a process of its own on the loopback. Good requests must be answered, or told to wait (503 with Retry-After,
-then sent again); bad ones must get the status of their fault; clients that hang up or send slowly must harm no one; the
-server's memory must not grow. Exit code 1 when one of that does not hold.
+The server is a process of its own on the loopback. Good requests must be answered, or told to wait (503 with
+Retry-After, then sent again); bad ones must get the status of their fault; clients that hang up or send slowly must
+harm no one; the server's memory must not grow. Exit code 1 when one of that does not hold.
 """
 
 from __future__ import annotations

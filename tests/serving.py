@@ -88,7 +88,9 @@ class Server:
     def half_sent(self, data: bytes) -> Iterator[socket.socket]:
         """A connection that has sent its headers and half of an image, and is taken by the server."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
-            head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
+            head = (
+                f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
+            )
             connection.sendall(head.encode() + data[: len(data) // 2])
             while self.metric("queue_length") < 1:
                 pass

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from serving import Server, answer_on
 
 from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.errors import CheckpointError, ConfigError
 from mask2former_dinov3.predict import Predictor
 from mask2former_dinov3.serve import serve, shown_name
 from mask2former_dinov3.serve_queue import Limits
+from serving import Server, answer_on
 
 MODEL = SAMPLE / "model"
 FILES = sorted((SAMPLE / "valid").glob("*.png"))[:6]

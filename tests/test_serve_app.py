@@ -16,7 +16,6 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from pycocotools.coco import COCO
-from serving import form
 
 from mask2former_dinov3.data.images import read_image
 from mask2former_dinov3.demo import SAMPLE
@@ -25,6 +24,7 @@ from mask2former_dinov3.serve_app import build_app
 from mask2former_dinov3.serve_queue import Limits, ModelQueue
 from mask2former_dinov3.serve_watch import Metrics
 from mask2former_dinov3.visualize import draw_instances, enlargement
+from serving import form
 
 IMAGE = SAMPLE / "valid" / "a7f767ca9770b160.png"
 LIMITS = Limits(max_bytes=300_000, max_pixels=700_000, max_wait=0)
@@ -160,8 +160,8 @@ def test_predict__refuses_wrong_bodies(client: TestClient, data: bytes, kind: st
 
 
 def test_predict__takes_images_of_any_shape(client: TestClient) -> None:
-    for size, options in (((1, 1), {"tile": 32}), ((1, 5000), {"tile": 1000}), ((5000, 1), {})):
-        status, answer = post(client, png(*size), overlay=True, **options)
+    for size, tile in (((1, 1), 32), ((1, 5000), 1000), ((5000, 1), None)):
+        status, answer = post(client, png(*size), overlay=True, **({} if tile is None else {"tile": tile}))
         assert status == 200
         assert (answer["images"][0]["height"], answer["images"][0]["width"]) == size
 

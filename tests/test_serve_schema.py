@@ -7,9 +7,8 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from serving import Server
-
 from mask2former_dinov3.demo import SAMPLE
+from serving import Server
 
 EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "5")  # for each kind of request; more by hand
 
@@ -22,7 +21,13 @@ positive_data_acceptance.expected-statuses = ["2xx", 422]
 
 def test_api__keeps_to_its_description(tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
-    command = [f"{sysconfig.get_path('scripts')}/schemathesis", "--config-file", "schemathesis.toml", "run", "--no-color"]
+    command = [
+        f"{sysconfig.get_path('scripts')}/schemathesis",
+        "--config-file",
+        "schemathesis.toml",
+        "run",
+        "--no-color",
+    ]
     with Server(SAMPLE / "model", "--device", "cpu", "--max-wait", "0") as server:
         url = f"http://127.0.0.1:{server.port}/openapi.json"
         words = [*command, url, "--checks", "all", "--max-examples", EXAMPLES, "--seed", "1"]

@@ -108,7 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
         verb("convert", run_convert, "Weights from and to other formats; models of others into models of ours.")
     )
     add_push(verb("push", run_push, "Upload a model folder to the Hugging Face hub."))
-    add_serve(verb("serve", run_serve, "A web page and an HTTP API for a model, on this machine unless told otherwise."))
+    add_serve(
+        verb("serve", run_serve, "A web page and an HTTP API for a model, on this machine unless told otherwise.")
+    )
     demo = verb("demo", run_demo, "Check, train, evaluate and predict on the bundled sample, in minutes.")
     demo.add_argument("--output", type=Path, metavar="DIR", default=Path("runs/demo"), help="default: %(default)s")
     return parser

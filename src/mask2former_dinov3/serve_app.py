@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import PurePath
@@ -48,7 +48,8 @@ class Options(BaseModel):
         int, Field(ge=1, le=MOST_DETECTIONS, description="Most instances; with tiles, of each tile.")
     ] = 100
     tile: Annotated[
-        int | None, Field(ge=SMALLEST_TILE, le=LARGEST_TILE, description="Predict in tiles of so many pixels and merge them.")
+        int | None,
+        Field(ge=SMALLEST_TILE, le=LARGEST_TILE, description="Predict in tiles of so many pixels and merge them."),
     ] = None
     overlap: Annotated[float, Field(ge=0, lt=0.5, description="Part of a tile that its neighbour shows as well.")] = 0.2
     classes: Annotated[list[str] | None, Field(description="Only these classes, by name; repeat for several.")] = None
@@ -286,7 +287,8 @@ def _gone(request: Request) -> Refused:
 
 async def _explain(metrics: Metrics, request: Request, error: Exception) -> JSONResponse:
     """Every error as JSON, counted by reason."""
-    status, message, reason, headers = 500, str(error), None, None
+    status, message, reason = 500, str(error), None
+    headers: Mapping[str, str] | None = None
     match error:
         case Refused():
             status, reason, headers = error.status, error.reason, error.headers

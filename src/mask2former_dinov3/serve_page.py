@@ -49,7 +49,6 @@ def build_page(
 ) -> tuple[FastAPI, Callable[[], AbstractAsyncContextManager[Any]]]:
     """The page as an application of its own, and what has to be entered while it is served."""
 
-
     async def build() -> FastAPI:
         """In an event loop: without one Gradio would make one and leave it open."""
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -88,7 +87,8 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int) -> gr
         "max_bytes": max_bytes,
         "palette": [f"rgb({red}, {green}, {blue})" for red, green, blue in PALETTE.tolist()],
     }
-    with gr.Blocks(title=f"{name}: instance segmentation", analytics_enabled=False, fill_width=True) as blocks:
+    page = gr.Blocks(title=f"{name}: instance segmentation", analytics_enabled=False, fill_width=True)
+    with page:
         dark = '<button type="button" onclick="m2f.dark()" aria-label="Dark or light">Dark / light</button>'
         _html(f'<div id="m2f-head"><h1>{html.escape(name)}</h1><span>finds {kinds}</span>{dark}</div>')
         with gr.Row():
@@ -103,12 +103,14 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int) -> gr
                 _controls()
         foot = f'{html.escape(licence)} <a href="docs">API</a>'
         _html(f'<div id="m2f-foot">{foot}</div>')
-    return blocks
+    return page
 
 
 def _controls() -> None:
     """The column at the side; whatever is moved calls `window.m2f` in the browser and nothing in Python."""
-    threshold = gr.Slider(LEAST_SCORE, 1, value=0.5, step=0.01, label="Least score", buttons=[], elem_id="m2f-threshold")
+    threshold = gr.Slider(
+        LEAST_SCORE, 1, value=0.5, step=0.01, label="Least score", buttons=[], elem_id="m2f-threshold"
+    )
     _html('<p class="m2f-title">Classes</p><div class="m2f-list"></div>', elem_id="m2f-classes")
     opacity = gr.Slider(0, 0.8, value=0.35, step=0.05, label="Fill", buttons=[], elem_id="m2f-opacity")
     tiles = gr.Checkbox(False, label="Predict in tiles, for large images", elem_id="m2f-tiles")

@@ -32,7 +32,7 @@ from .visualize import draw_instances, enlargement
 LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-# What is decoded: formats whose decoders are made for strangers' files. Pillow knows more, some of which start programs.
+# What is decoded. Pillow knows more formats, some of which start programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_TILES = 1_000  # of one image
 READERS = 2  # threads that decode, prepare and draw
@@ -77,7 +77,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a request wants of its image, as `Predictor.__call__` has it; classes: only these; overlay: also a picture."""
+    """What a request wants of its image, as `Predictor` has it; classes: only these; overlay: also a picture."""
 
     threshold: float
     max_detections: int
@@ -183,7 +183,8 @@ class ModelQueue:
     async def _tiled(self, rgb: NDArray[np.uint8], wanted: Wanted) -> Instances:
         """As `Predictor` does it, but that the tiles wait among other images: a large one does not stop the small."""
         assert wanted.tile is not None
-        grid = Grid.of(*rgb.shape[:2], wanted.tile, wanted.overlap)
+        height, width = rgb.shape[:2]
+        grid = Grid.of(height, width, wanted.tile, wanted.overlap)
         merger = Merger(grid, self.predictor.categories)
 
         async def instances(tile: Region) -> Instances:
@@ -271,9 +272,8 @@ def check_header(data: bytes, name: str, max_pixels: int, wanted: Wanted) -> Non
     except Exception as error:  # a decoder fed with broken bytes raises anything
         raise DatasetError(f"{name}: the image is damaged or cut short ({type(error).__name__})") from error
     if height * width > max_pixels:
-        raise TooLarge(
-            f"{name}: expected at most {max_pixels:,} pixels, got {height} x {width} (height x width); cut it into parts"
-        )
+        size = f"{height} x {width} (height x width)"
+        raise TooLarge(f"{name}: expected at most {max_pixels:,} pixels, got {size}; cut it into parts")
     if wanted.tile is not None and height and width:
         grid = Grid.of(height, width, wanted.tile, wanted.overlap)
         if (tiles := len(grid.tops) * len(grid.lefts)) > MOST_TILES:

@@ -43,7 +43,9 @@ class Metrics:
 
         self.requests = made(Counter, "requests_total", "Requests answered.", ("route", "status"))
         buckets = (0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
-        self.seconds = made(Histogram, "request_seconds", "Seconds to the end of an answer.", ("route",), buckets=buckets)
+        self.seconds = made(
+            Histogram, "request_seconds", "Seconds to the end of an answer.", ("route",), buckets=buckets
+        )
         self.rejected = made(Counter, "rejected_total", "Images not predicted, by reason.", ("reason",))
         self.images = made(Counter, "images_total", "Images that the model has worked on.")
         self.batch = made(Histogram, "batch_size", "Images in a forward pass.", buckets=(1, 2, 4, 8, 16, 32, 64))
@@ -100,7 +102,9 @@ class Watch:
         except Exception:
             LOG.exception("request %s failed", state["request_id"])
             if not status:
-                await error_response(500, "the server failed; its log has the reason", state["request_id"])(scope, receive, answer)
+                await error_response(500, "the server failed; its log has the reason", state["request_id"])(
+                    scope, receive, answer
+                )
         finally:
             self._note(scope, status, time.perf_counter() - begun, size)
 

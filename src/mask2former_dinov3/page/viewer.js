@@ -95,7 +95,7 @@ function smooth(loop) {
     const [ax, ay] = kept[kept.length - 1], [bx, by] = points[i + 1], [x, y] = points[i];
     const length = Math.hypot(bx - ax, by - ay) || 1;
     const off = Math.abs((bx - ax) * (ay - y) - (ax - x) * (by - ay)) / length;
-    if (off > 0.08 || length > 24) kept.push(points[i]);
+    if (off > 0.03 || length > 24) kept.push(points[i]);
   }
   return kept;
 }
@@ -203,6 +203,12 @@ function complain(message) {
   $(".m2f-error").hidden = !message;
 }
 
+/** The image with what is found in it, or the place to drop one. */
+function show(image) {
+  $(".m2f-drop").hidden = image;
+  $(".m2f-window").hidden = $(".m2f-other").hidden = !image;
+}
+
 // ---- asking ------------------------------------------------------------------------------------------------------
 
 const pause = (seconds, signal) =>
@@ -225,7 +231,7 @@ async function ask(file, signal) {
       continue;
     }
     const answer = await response.json().catch(() => ({ error: `the server answered with status ${response.status}` }));
-    if (!response.ok) throw new Error(answer.error);
+    if (!response.ok) throw Object.assign(new Error(answer.error), { isRefused: response.status < 500 });
     return answer;
   }
 }
@@ -239,6 +245,7 @@ async function predict() {
   try {
     const answer = await ask(state.file, control.signal);
     state.answer = answer;
+    show(true);
     state.seconds = (performance.now() - begun) / 1000;
     fit(answer.images[0].width, answer.images[0].height); // also where the browser cannot show the picture itself
     draw(answer);
@@ -246,20 +253,19 @@ async function predict() {
     if (control.signal.aborted) return;
     say("");
     complain(error instanceof TypeError ? "The server cannot be reached." : error.message);
+    if (error.isRefused || state.blank) show(false); // else the same image may be tried again
   }
   progress.hidden = true;
 }
 
 async function open(file) {
   if (!file) return;
-  Object.assign(state, { file, answer: null, shapes: [], hidden: new Set() });
+  Object.assign(state, { file, answer: null, blank: false, shapes: [], hidden: new Set() });
   $(".m2f-shapes").replaceChildren();
   filter();
-  $(".m2f-drop").hidden = true;
-  $(".m2f-window").hidden = $(".m2f-other").hidden = false;
   if (file.size > settings.max_bytes) {
-    fit(4, 3);
     say("");
+    show(false);
     return complain(`${file.name}: the server takes files of at most ${(settings.max_bytes / 1e6).toFixed(0)} MB`);
   }
   const canvas = $("canvas");
@@ -269,10 +275,11 @@ async function open(file) {
     if (state.file !== file) return;
     [canvas.width, canvas.height] = [picture.width, picture.height];
     canvas.getContext("2d").drawImage(picture, 0, 0);
+    show(true);
     fit(picture.width, picture.height);
   } catch {
     [canvas.width, canvas.height] = [4, 3]; // a kind that browsers do not show, such as TIFF, or no image at all
-    fit(4, 3);
+    state.blank = true;
   }
   await predict();
 }
@@ -291,6 +298,7 @@ function move() {
     const spare = Math.max(0, (size * view.zoom - room) / 2);
     view[axis] = Math.min(spare, Math.max(-spare, view[axis]));
   }
+  stage.style.setProperty("--zoom", view.zoom);
   stage.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
   $(".m2f-window").classList.toggle("zoomed", view.zoom > 1);
 }
