@@ -17,7 +17,7 @@ from mask2former_dinov3 import demo as demo_module
 from mask2former_dinov3.cli import main
 from mask2former_dinov3.demo import SAMPLE, best_scores, demo, free_folder
 
-VERBS = ("train", "evaluate", "predict", "check-data", "push", "demo")
+VERBS = ("train", "evaluate", "predict", "check-data", "push", "serve", "demo")
 VALID = SAMPLE / "valid" / "_annotations.coco.json"
 
 # Fails on import of a heavy or optional module, then prints the help of every verb.
@@ -65,6 +65,8 @@ def test_main__help_of_every_verb_loads_nothing_heavy() -> None:
         "evaluate --output o --predictions p",
         "check-data",
         "push --model m",
+        "serve",
+        "serve --model m --max-queue 0",
     ],
 )
 def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +86,8 @@ def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixtur
         ("evaluate --annotations none.json --images i --model no_such_model --output o", "none.json"),
         ("predict --model no_such_model --output o none.png", "none.png"),
         ("check-data no_such_folder", "no_such_folder"),
+        ("serve --model no_such_model --port 0", "no_such_model: expected a model folder"),
+        ("serve --model no_such_model --timeout 0", "timeout: expected seconds above 0, got 0.0"),
         ("push --model no_such_folder --repo user/name", "no_such_folder: expected a model folder"),
     ],
 )

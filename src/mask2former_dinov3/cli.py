@@ -25,6 +25,7 @@ from .command_options import (
     add_evaluate,
     add_predict,
     add_push,
+    add_serve,
     configuration_help,
 )
 from .memory import keep_freed_memory
@@ -107,6 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
         verb("convert", run_convert, "Weights from and to other formats; models of others into models of ours.")
     )
     add_push(verb("push", run_push, "Upload a model folder to the Hugging Face hub."))
+    add_serve(
+        verb("serve", run_serve, "A web page and an HTTP API for a model, on this machine unless told otherwise.")
+    )
     demo = verb("demo", run_demo, "Check, train, evaluate and predict on the bundled sample, in minutes.")
     demo.add_argument("--output", type=Path, metavar="DIR", default=Path("runs/demo"), help="default: %(default)s")
     return parser
@@ -227,6 +231,18 @@ def run_push(arguments: argparse.Namespace) -> int:
     from .hub import push
 
     print(push(arguments.model, arguments.repo, private=arguments.private))
+    return 0
+
+
+def run_serve(arguments: argparse.Namespace) -> int:
+    """The verb `serve`; 0 when a signal has ended it and everything taken is done."""
+    from .serve import serve
+    from .serve_queue import Limits
+
+    keep_freed_memory()
+    names = ("batch_size", "max_queue", "max_bytes", "max_pixels", "timeout", "max_wait")
+    limits = Limits(**{name: getattr(arguments, name) for name in names})
+    serve(arguments.model, host=arguments.host, port=arguments.port, device=arguments.device, limits=limits)
     return 0
 
 

@@ -123,3 +123,19 @@ def add_push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, metavar="FOLDER", required=True, help="saved by training, such as best/")
     parser.add_argument("--repo", metavar="USER/NAME", required=True, help="repository; it is made if there is none")
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="M", required=True, help="folder saved by training, a hub id, or .onnx file")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
+    parser.add_argument("--port", type=int, metavar="N", default=8000, help="0: any free one (default: %(default)s)")
+    parser.add_argument("--device", help="such as cpu, cuda, cuda:1; default: a GPU if there is one")
+    for name, kind, default, text in (
+        ("batch-size", positive, 8, "most images in one forward pass"),
+        ("max-queue", positive, 64, "most requests taken at a time; others are told to come back"),
+        ("max-bytes", positive, 20_000_000, "largest request"),
+        ("max-pixels", positive, 50_000_000, "largest image"),
+        ("timeout", float, 60.0, "seconds after which a request is given up"),
+        ("max-wait", float, 10.0, "milliseconds that an image waits for others to fill its batch"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, metavar="N", default=default, help=f"{text} (default: {default})")

@@ -70,7 +70,8 @@ def check_tiles(tile: int, overlap: float) -> None:
 
 def _starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
     """Where tiles of `tile` begin on an axis of `length` pixels."""
-    steps = math.ceil((length - tile) / (tile - math.ceil(tile * overlap)))
+    # Of a tile of one pixel nothing can be shared: the image is one pixel wide.
+    steps = math.ceil((length - tile) / max(1, tile - math.ceil(tile * overlap)))
     return tuple(round(step * (length - tile) / max(steps, 1)) for step in range(steps + 1))
 
 

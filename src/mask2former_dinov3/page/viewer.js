@@ -1,0 +1,427 @@
+// The page's one script: Gradio runs it when the viewer is there, with `element` and its `props`.
+// It asks /predict once per image, for nearly everything, and filters here: moving the threshold costs the server nothing.
+
+const settings = props.settings; // least, threshold, max_detections, max_bytes, palette
+const $ = (selector) => element.querySelector(selector);
+const state = { file: null, answer: null, shapes: [], hidden: new Set(), threshold: settings.threshold, tile: null };
+const view = { zoom: 1, x: 0, y: 0 };
+let running = null; // AbortController of the request on its way
+
+// ---- masks -------------------------------------------------------------------------------------------------------
+
+/** COCO's compressed counts to run lengths (maskApi.c, rleFrString). */
+function runLengths(counts) {
+  const runs = [];
+  let place = 0;
+  while (place < counts.length) {
+    let value = 0, shift = 0, more = true, group = 0;
+    while (more) {
+      group = counts.charCodeAt(place++) - 48;
+      value += (group & 31) * 2 ** shift;
+      shift += 5;
+      more = (group & 32) !== 0;
+    }
+    if (group & 16) value -= 2 ** shift;
+    if (runs.length > 2) value += runs[runs.length - 2];
+    runs.push(value);
+  }
+  return runs;
+}
+
+/** The pixels of a mask inside its box, with a border of one empty pixel: {x, y, width, height, inside}. */
+function pixelsOf(annotation) {
+  const height = annotation.segmentation.size[0];
+  const [left, top, boxWidth, boxHeight] = annotation.bbox.map(Math.round);
+  const width = boxWidth + 2, inside = new Uint8Array(width * (boxHeight + 2));
+  let place = 0;
+  runLengths(annotation.segmentation.counts).forEach((run, index) => {
+    if (index % 2) {
+      for (let at = place; at < place + run; at++) {
+        inside[((at % height) - top + 1) * width + Math.floor(at / height) - left + 1] = 1;
+      }
+    }
+    place += run;
+  });
+  return { x: left - 1, y: top - 1, width, height: boxHeight + 2, inside };
+}
+
+const STEPS = [[1, 0], [0, 1], [-1, 0], [0, -1]]; // right, down, left, up
+
+/** Outlines along the pixels' edges, inside on the right: closed loops of [x, y], one point per edge (its middle). */
+function outlines({ x, y, width, height, inside }) {
+  const stride = width + 1, edges = new Uint8Array(stride * (height + 1)); // bit d: an edge leaves in direction d
+  for (let row = 1; row < height - 1; row++) {
+    for (let column = 1; column < width - 1; column++) {
+      const at = row * width + column;
+      if (!inside[at]) continue;
+      const corner = row * stride + column;
+      if (!inside[at - width]) edges[corner] |= 1;
+      if (!inside[at + 1]) edges[corner + 1] |= 2;
+      if (!inside[at + width]) edges[corner + stride + 1] |= 4;
+      if (!inside[at - 1]) edges[corner + stride] |= 8;
+    }
+  }
+  const loops = [];
+  for (let start = 0; start < edges.length; start++) {
+    while (edges[start]) {
+      const loop = [];
+      let at = start, direction = Math.log2(edges[start] & -edges[start]);
+      do {
+        edges[at] &= ~(1 << direction);
+        const [dx, dy] = STEPS[direction];
+        loop.push([x + (at % stride) + dx / 2, y + Math.floor(at / stride) + dy / 2]);
+        at += dx + dy * stride;
+        // Right first: pixels that touch at a corner alone are two shapes.
+        direction = [1, 0, 3].map((turn) => (direction + turn) % 4).find((next) => edges[at] & (1 << next));
+      } while (direction !== undefined);
+      loops.push(loop);
+    }
+  }
+  return loops;
+}
+
+/** A loop without the stairs of its pixels, and without the points that a straight line does not need. */
+function smooth(loop) {
+  let points = loop;
+  for (let pass = 0; pass < 3; pass++) {
+    const last = points.length - 1;
+    points = points.map(([x, y], i) => {
+      const [ax, ay] = points[i ? i - 1 : last], [bx, by] = points[i < last ? i + 1 : 0];
+      return [(ax + 2 * x + bx) / 4, (ay + 2 * y + by) / 4];
+    });
+  }
+  const kept = [points[0]];
+  for (let i = 1; i < points.length - 1; i++) {
+    const [ax, ay] = kept[kept.length - 1], [bx, by] = points[i + 1], [x, y] = points[i];
+    const length = Math.hypot(bx - ax, by - ay) || 1;
+    const off = Math.abs((bx - ax) * (ay - y) - (ax - x) * (by - ay)) / length;
+    if (off > 0.03 || length > 24) kept.push(points[i]);
+  }
+  return kept;
+}
+
+function pathOf(annotation) {
+  return outlines(pixelsOf(annotation))
+    .map((loop) => "M" + smooth(loop).map((point) => point.map((value) => +value.toFixed(2)).join(" ")).join("L") + "Z")
+    .join("");
+}
+
+/** A colour for every annotation: of its class where the model has several, else other than its neighbours'. */
+function colours(answer) {
+  const palette = settings.palette, order = new Map(answer.categories.map(({ id }, index) => [id, index]));
+  if (answer.categories.length > 1) {
+    return answer.annotations.map((one) => palette[order.get(one.category_id) % palette.length]);
+  }
+  const chosen = [], used = palette.map(() => 0);
+  answer.annotations.forEach(({ bbox: [x, y, w, h] }, index) => {
+    const reach = 0.5 * Math.max(w, h) + 4, near = palette.map(() => 0);
+    for (let other = 0; other < index; other++) {
+      const [ox, oy, ow, oh] = answer.annotations[other].bbox;
+      if (ox < x + w + reach && ox + ow > x - reach && oy < y + h + reach && oy + oh > y - reach) near[chosen[other]]++;
+    }
+    let best = 0;
+    palette.forEach((_, colour) => {
+      if (near[colour] < near[best] || (near[colour] === near[best] && used[colour] < used[best])) best = colour;
+    });
+    used[best]++;
+    chosen.push(best);
+  });
+  return chosen.map((colour) => palette[colour]);
+}
+
+// ---- drawing -----------------------------------------------------------------------------------------------------
+
+function draw(answer) {
+  const names = new Map(answer.categories.map(({ id, name }) => [id, name])), palette = colours(answer);
+  state.shapes = answer.annotations.map((annotation, index) => {
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", pathOf(annotation));
+    path.style.color = palette[index];
+    const shape = { annotation, path, name: names.get(annotation.category_id), colour: palette[index] };
+    path.shape = shape;
+    return shape;
+  });
+  const [{ width, height }] = answer.images, layer = $(".m2f-shapes");
+  layer.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  // Small ones on top, or they could not be pointed at.
+  layer.replaceChildren(...[...state.shapes].sort((a, b) => b.annotation.area - a.annotation.area).map((one) => one.path));
+  filter();
+}
+
+const isShown = ({ annotation, name }) => annotation.score >= state.threshold && !state.hidden.has(name);
+
+function filter() {
+  for (const shape of state.shapes) shape.path.classList.toggle("off", !isShown(shape));
+  const shown = state.shapes.filter(isShown).length;
+  if (state.answer) {
+    const [{ width, height }] = state.answer.images;
+    say(`${shown} ${shown === 1 ? "instance" : "instances"}`, `${width} × ${height} pixels, ${state.seconds.toFixed(1)} s`);
+  }
+  listClasses();
+  document.querySelectorAll(".m2f-save").forEach((button) => (button.disabled = !state.answer));
+}
+
+/** One row a class that was found: swatch, name, how many are above the threshold. A click takes it out or back in. */
+function listClasses() {
+  const list = document.querySelector("#m2f-classes .m2f-list");
+  if (!list) return;
+  const counts = new Map();
+  for (const { name, annotation, colour } of state.shapes) {
+    const row = counts.get(name) ?? { count: 0, colour };
+    row.count += annotation.score >= state.threshold;
+    counts.set(name, row);
+  }
+  const mixed = state.answer?.categories.length === 1;
+  const rows = [...counts].sort(([, a], [, b]) => b.count - a.count).map(([name, { count, colour }]) => {
+    const row = document.createElement("button");
+    row.type = "button";
+    row.setAttribute("aria-pressed", String(!state.hidden.has(name)));
+    const swatch = Object.assign(document.createElement("i"), { className: mixed ? "mixed" : "" });
+    swatch.style.color = colour;
+    const [text, number] = [document.createElement("span"), document.createElement("b")];
+    text.textContent = name;
+    number.textContent = count;
+    row.append(swatch, text, number);
+    row.onclick = () => {
+      state.hidden.has(name) ? state.hidden.delete(name) : state.hidden.add(name);
+      filter();
+    };
+    return row;
+  });
+  if (rows.length) list.replaceChildren(...rows);
+  else list.textContent = state.answer ? "Nothing was found." : "Shown here once there is an image.";
+}
+
+function say(main, rest = "") {
+  const status = $(".m2f-status");
+  status.textContent = main;
+  if (rest) status.append(Object.assign(document.createElement("span"), { textContent: rest }));
+}
+
+function complain(message) {
+  $(".m2f-error").textContent = message;
+  $(".m2f-error").hidden = !message;
+}
+
+/** The image with what is found in it, or the place to drop one. */
+function show(image) {
+  $(".m2f-drop").hidden = image;
+  $(".m2f-window").hidden = $(".m2f-other").hidden = !image;
+}
+
+// ---- asking ------------------------------------------------------------------------------------------------------
+
+const pause = (seconds, signal) =>
+  new Promise((done, failed) => {
+    const timer = setTimeout(done, 1000 * seconds);
+    signal.addEventListener("abort", () => (clearTimeout(timer), failed(signal.reason)));
+  });
+
+async function ask(file, signal) {
+  const query = new URLSearchParams({ threshold: settings.least, max_detections: settings.max_detections });
+  if (state.tile) query.set("tile", state.tile);
+  for (let attempt = 1; ; attempt++) {
+    const body = new FormData();
+    body.append("image", file, file.name || "image");
+    const response = await fetch(`predict?${query}`, { method: "POST", body, signal });
+    if (response.status === 503 && attempt < 6) {
+      const seconds = Number(response.headers.get("Retry-After")) || 2;
+      say(`The server is busy; next try in ${seconds} s`);
+      await pause(seconds, signal);
+      continue;
+    }
+    const answer = await response.json().catch(() => ({ error: `the server answered with status ${response.status}` }));
+    if (!response.ok) throw Object.assign(new Error(answer.error), { isRefused: response.status < 500 });
+    return answer;
+  }
+}
+
+async function predict() {
+  running?.abort();
+  const control = (running = new AbortController()), begun = performance.now(), progress = $(".m2f-progress");
+  complain("");
+  progress.hidden = false;
+  say("Finding instances …");
+  try {
+    const answer = await ask(state.file, control.signal);
+    state.answer = answer;
+    show(true);
+    state.seconds = (performance.now() - begun) / 1000;
+    fit(answer.images[0].width, answer.images[0].height); // also where the browser cannot show the picture itself
+    draw(answer);
+  } catch (error) {
+    if (control.signal.aborted) return;
+    say("");
+    complain(error instanceof TypeError ? "The server cannot be reached." : error.message);
+    if (error.isRefused || state.blank) show(false); // else the same image may be tried again
+  }
+  progress.hidden = true;
+}
+
+async function open(file) {
+  if (!file) return;
+  Object.assign(state, { file, answer: null, blank: false, shapes: [], hidden: new Set() });
+  $(".m2f-shapes").replaceChildren();
+  filter();
+  if (file.size > settings.max_bytes) {
+    say("");
+    show(false);
+    return complain(`${file.name}: the server takes files of at most ${(settings.max_bytes / 1e6).toFixed(0)} MB`);
+  }
+  const canvas = $("canvas");
+  try {
+    // As stored, without the turn that EXIF asks for: the masks are those of the stored pixels.
+    const picture = await createImageBitmap(file, { imageOrientation: "none" });
+    if (state.file !== file) return;
+    [canvas.width, canvas.height] = [picture.width, picture.height];
+    canvas.getContext("2d").drawImage(picture, 0, 0);
+    show(true);
+    fit(picture.width, picture.height);
+  } catch {
+    [canvas.width, canvas.height] = [4, 3]; // a kind that browsers do not show, such as TIFF, or no image at all
+    state.blank = true;
+  }
+  await predict();
+}
+
+// ---- zoom --------------------------------------------------------------------------------------------------------
+
+function fit(width, height) {
+  $(".m2f-window").style.setProperty("--aspect", width / height);
+  Object.assign(view, { zoom: 1, x: 0, y: 0 });
+  move();
+}
+
+function move() {
+  const stage = $(".m2f-stage"), frame = $(".m2f-window").getBoundingClientRect();
+  for (const [axis, size, room] of [["x", stage.offsetWidth, frame.width], ["y", stage.offsetHeight, frame.height]]) {
+    const spare = Math.max(0, (size * view.zoom - room) / 2);
+    view[axis] = Math.min(spare, Math.max(-spare, view[axis]));
+  }
+  stage.style.setProperty("--zoom", view.zoom);
+  stage.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
+  $(".m2f-window").classList.toggle("zoomed", view.zoom > 1);
+}
+
+/** Closer or farther, keeping what is under (x, y) of the page where it is. */
+function zoom(factor, x, y) {
+  const frame = $(".m2f-window").getBoundingClientRect(), before = view.zoom;
+  view.zoom = Math.min(32, Math.max(1, before * factor));
+  const [dx, dy] = [x - frame.left - frame.width / 2, y - frame.top - frame.height / 2];
+  view.x = dx - ((dx - view.x) * view.zoom) / before;
+  view.y = dy - ((dy - view.y) * view.zoom) / before;
+  move();
+}
+
+// ---- downloads ---------------------------------------------------------------------------------------------------
+
+function save(content, type, ending) {
+  const blob = content instanceof Blob ? content : new Blob([content], { type });
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = (state.file.name || "image").replace(/\.[^.]*$/, "") + ending;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+const chosen = () => state.shapes.filter(isShown);
+
+const downloads = {
+  coco() {
+    const annotations = chosen().map(({ annotation }, index) => ({ ...annotation, id: index + 1 }));
+    save(JSON.stringify({ ...state.answer, annotations }), "application/json", ".coco.json");
+  },
+  csv() {
+    const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
+    const rows = chosen().map(({ annotation: { score, area, bbox }, name }, index) =>
+      [index + 1, quoted(name), score, area, ...bbox].join(","));
+    save(["id,class,score,area,x,y,width,height", ...rows].join("\r\n") + "\r\n", "text/csv", ".csv");
+  },
+  overlay() {
+    const source = $("canvas"), [{ width, height }] = state.answer.images;
+    const scale = Math.max(1, Math.min(4, Math.floor(1600 / Math.max(width, height))));
+    const canvas = Object.assign(document.createElement("canvas"), { width: width * scale, height: height * scale });
+    const pen = canvas.getContext("2d"), fill = Number(getComputedStyle(element).getPropertyValue("--m2f-fill")) || 0.35;
+    pen.drawImage(source, 0, 0, canvas.width, canvas.height);
+    pen.scale(scale, scale);
+    pen.lineWidth = Math.max(1, Math.max(width, height) / 900);
+    for (const { path } of chosen().sort((a, b) => b.annotation.area - a.annotation.area)) {
+      const shape = new Path2D(path.getAttribute("d"));
+      pen.fillStyle = pen.strokeStyle = path.style.color;
+      pen.globalAlpha = fill;
+      pen.fill(shape, "evenodd");
+      pen.globalAlpha = 1;
+      pen.stroke(shape);
+    }
+    canvas.toBlob((blob) => save(blob, "image/png", ".overlay.png"));
+  },
+};
+
+// ---- events ------------------------------------------------------------------------------------------------------
+
+element.addEventListener("change", (event) => {
+  if (event.target.type === "file") open(event.target.files[0]).finally(() => (event.target.value = ""));
+});
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  element.classList.add("m2f-over");
+});
+for (const name of ["dragleave", "drop"]) {
+  document.addEventListener(name, (event) => (event.preventDefault(), element.classList.remove("m2f-over")));
+}
+document.addEventListener("drop", (event) => open(event.dataTransfer.files[0]));
+document.addEventListener("paste", (event) => open([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+
+const tip = $(".m2f-tip"), shapes = $(".m2f-shapes");
+shapes.addEventListener("pointermove", (event) => {
+  const shape = event.target.shape, frame = $(".m2f-frame").getBoundingClientRect();
+  tip.hidden = !shape;
+  if (!shape) return;
+  tip.replaceChildren(
+    Object.assign(document.createElement("b"), { textContent: shape.name }),
+    ` ${shape.annotation.score.toFixed(2)}`,
+    Object.assign(document.createElement("span"), { textContent: `${shape.annotation.area} px` }),
+  );
+  const [x, y] = [event.clientX - frame.left, event.clientY - frame.top];
+  tip.style.left = `${Math.min(x + 14, frame.width - tip.offsetWidth - 4)}px`;
+  tip.style.top = `${y + 18 + tip.offsetHeight > frame.height ? y - tip.offsetHeight - 8 : y + 18}px`;
+});
+shapes.addEventListener("pointerleave", () => (tip.hidden = true));
+
+const box = $(".m2f-window");
+box.addEventListener("wheel", (event) => {
+  if (!event.ctrlKey) return; // pinching is a wheel with Ctrl as well
+  event.preventDefault();
+  zoom(Math.exp(-event.deltaY / 200), event.clientX, event.clientY);
+}, { passive: false });
+box.addEventListener("pointermove", (event) => {
+  if (!event.buttons || view.zoom === 1) return;
+  view.x += event.movementX;
+  view.y += event.movementY;
+  move();
+});
+$(".m2f-zoom").addEventListener("click", (event) => {
+  const { left, top, width, height } = box.getBoundingClientRect();
+  if (event.target.dataset.zoom) zoom(Number(event.target.dataset.zoom), left + width / 2, top + height / 2);
+});
+
+// What Gradio's controls call.
+window.m2f = {
+  threshold: (value) => ((state.threshold = value), filter()),
+  opacity: (value) => document.body.style.setProperty("--m2f-fill", value),
+  tile(on, size) {
+    const tile = on && size ? Math.round(size) : null;
+    if (tile === state.tile) return;
+    state.tile = tile;
+    if (state.file) predict();
+  },
+  download: (kind) => state.answer && downloads[kind](),
+  dark() {
+    const dark = document.body.classList.toggle("dark");
+    localStorage.setItem("m2f-dark", dark ? "1" : "0");
+  },
+};
+const remembered = localStorage.getItem("m2f-dark");
+if (remembered !== null) document.body.classList.toggle("dark", remembered === "1");
+$(".m2f-limits").textContent = `JPEG, PNG, WebP, TIFF, BMP or GIF, up to ${(settings.max_bytes / 1e6).toFixed(0)} MB`;
+filter();
