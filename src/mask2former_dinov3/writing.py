@@ -41,9 +41,14 @@ def written_folder(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
         temporary.rename(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
