@@ -218,3 +218,17 @@ def test_load_model__explains_a_broken_folder(name: str, content: str, tmp_path:
     (tmp_path / name).write_text(content)
     with pytest.raises(CheckpointError, match=str(tmp_path)):
         load_model(tmp_path, "cpu")
+
+
+def test_predictor__finds_the_same_in_one_tile_as_without(predictor: Predictor) -> None:
+    alone = predictor(picture(), threshold=0.0)
+    tiled = predictor([picture(), picture()], threshold=0.0, tile=60)
+    for one in tiled:
+        assert one.rles == alone.rles
+        assert one.scores.tolist() == alone.scores.tolist()
+        assert one.categories == alone.categories
+    larger = predictor(picture(0, 100, 130), threshold=0.0, tile=64, overlap=0.3, batch_size=4)
+    assert (larger.height, larger.width) == (100, 130)
+    assert len(larger) > 0
+    with pytest.raises(ValueError, match="tile: expected at least 32 pixels, got 8"):
+        predictor(picture(), tile=8)

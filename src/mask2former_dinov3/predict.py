@@ -20,13 +20,15 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
+from .data.grid import Grid
 from .data.images import IMAGE_SUFFIXES, read_image
 from .errors import CheckpointError, DatasetError
-from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list
+from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list, load_image
 from .instances import Instances
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model.safe_loading import load_config, load_pretrained
 from .model_folder import check_model_folder
+from .tiling import predict_tiled
 from .visualize import draw_instances, enlargement
 from .writing import check_writable, write_text
 
@@ -55,7 +57,14 @@ class Predictor:
 
     @overload
     def __call__(
-        self, images: ImageLike, *, threshold: float = ..., max_detections: int = ..., batch_size: int = ...
+        self,
+        images: ImageLike,
+        *,
+        threshold: float = ...,
+        max_detections: int = ...,
+        batch_size: int = ...,
+        tile: int | None = ...,
+        overlap: float = ...,
     ) -> Instances: ...
 
     @overload
@@ -66,6 +75,8 @@ class Predictor:
         threshold: float = ...,
         max_detections: int = ...,
         batch_size: int = ...,
+        tile: int | None = ...,
+        overlap: float = ...,
     ) -> list[Instances]: ...
 
     def __call__(
@@ -75,20 +86,39 @@ class Predictor:
         threshold: float = 0.5,
         max_detections: int = 100,
         batch_size: int = 1,
+        tile: int | None = None,
+        overlap: float = 0.2,
     ) -> Instances | list[Instances]:
         """Instances with a score of at least `threshold`, best first: for one image one, for a list a list.
 
         An image is a path, a PIL image, or an RGB array (H, W, 3) of uint8. Masks may overlap.
+        tile: predict images that are larger in tiles of so many pixels a side, which share the part `overlap` of it
+        with their neighbours, and merge what is found; `max_detections` and `batch_size` then count in tiles.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         batch = as_list(images)
-        found: list[Instances] = []
-        for start in range(0, len(batch), batch_size):
-            prepared = [self.processor.prepare(image) for image in batch[start : start + batch_size]]
-            found.extend(self.predict_prepared(prepared, threshold, max_detections))
+        if tile is not None:
+            found = [self.predict_tiled(image, tile, overlap, threshold, max_detections, batch_size) for image in batch]
+        else:
+            found = []
+            for start in range(0, len(batch), batch_size):
+                prepared = [self.processor.prepare(image) for image in batch[start : start + batch_size]]
+                found.extend(self.predict_prepared(prepared, threshold, max_detections))
         single = len(batch) == 1 and batch[0] is images
         return found[0] if single else found
+
+    def predict_tiled(
+        self, image: ImageLike, tile: int, overlap: float, threshold: float, max_detections: int, batch_size: int
+    ) -> Instances:
+        """Instances of one image, found tile by tile."""
+        rgb = load_image(image)
+        grid = Grid.of(rgb.shape[0], rgb.shape[1], tile, overlap)
+
+        def predict(tiles: Sequence[NDArray[np.uint8]]) -> list[Instances]:
+            return self.predict_prepared([self.processor.prepare(one) for one in tiles], threshold, max_detections)
+
+        return predict_tiled(lambda at: rgb[at.y0 : at.y1, at.x0 : at.x1], grid, predict, batch_size, self.categories)
 
     @torch.no_grad()
     def predict_prepared(self, prepared: Sequence[Prepared], threshold: float, max_detections: int) -> list[Instances]:

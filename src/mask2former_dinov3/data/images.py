@@ -50,19 +50,19 @@ def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
 
     Raises DatasetError, naming the file, when it is missing, cut short, no image, too large, or of a refused kind.
     """
-    with _explained(path), Image.open(path) as image:
+    with explained(path), Image.open(path) as image:
         return to_rgb(image)
 
 
 def decode_image(data: bytes, name: Path | str) -> npt.NDArray[np.uint8]:
     """The picture in the bytes of a file as RGB, (H, W, 3) uint8; `name` is what an error calls it."""
-    with _explained(name), Image.open(io.BytesIO(data)) as image:
+    with explained(name), Image.open(io.BytesIO(data)) as image:
         return to_rgb(image)
 
 
 def read_header(path: Path | str) -> ImageHeader:
     """Size and EXIF orientation of an image file, without decoding its pixels. Raises DatasetError as read_image."""
-    with _explained(path), Image.open(path) as image:
+    with explained(path), Image.open(path) as image:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         known = isinstance(orientation, int) and 1 <= orientation <= 8  # some cameras write 0 for "not known"
         return ImageHeader(image.height, image.width, orientation if known else 1)
@@ -76,7 +76,7 @@ def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     if image.width == 0 or image.height == 0:
         raise DatasetError(f"expected an image with pixels, got {image.height} x {image.width} (height x width)")
     if image.mode in _SIXTEEN_BIT_MODES:
-        grey = _sixteen_to_eight(np.asarray(image))
+        grey = sixteen_to_eight(np.asarray(image))
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("P", "PA"):
         # Through RGBA: straight to RGB, Pillow warns about (and may apply) palette transparency.
@@ -89,7 +89,7 @@ def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
-def _sixteen_to_eight(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+def sixteen_to_eight(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     """(H, W) integers of 16 bits (or wider, if they fit) scaled by the full range 0..65535 to 0..255, rounded."""
     if values.dtype.itemsize > 2:
         low, high = int(values.min()), int(values.max())
@@ -102,7 +102,7 @@ def _sixteen_to_eight(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
 
 
 @contextmanager
-def _explained(name: Path | str) -> Iterator[None]:
+def explained(name: Path | str) -> Iterator[None]:
     """Turn whatever a decoder raises into a DatasetError that names the file and says what to do."""
     try:
         yield
@@ -120,6 +120,9 @@ def _explained(name: Path | str) -> Iterator[None]:
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise DatasetError(f"{name}: over {limit:,} pixels, refused as a possible bomb; cut it into tiles") from error
+        raise DatasetError(
+            f"{name}: over {limit:,} pixels, refused as a possible bomb; to predict on it, "
+            "give --tile, with pip install 'mask2former-dinov3[large]'"
+        ) from error
     except Exception as error:  # a decoder fed with broken bytes raises anything, from SyntaxError to struct.error
         raise DatasetError(f"{name}: the image is damaged or cut short ({type(error).__name__}: {error})") from error

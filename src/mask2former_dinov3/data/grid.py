@@ -1,0 +1,81 @@
+"""The grid of overlapping tiles that an image is cut into."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+SMALLEST_TILE = 32
+
+
+class Region(NamedTuple):
+    """A rectangle of pixels: rows y0 to y1, columns x0 to x1, the far edges not in it."""
+
+    y0: int
+    x0: int
+    y1: int
+    x1: int
+
+    def shared(self, other: Region) -> Region:
+        """What is in both; y0 >= y1 or x0 >= x1 if nothing is."""
+        return Region(max(self.y0, other.y0), max(self.x0, other.x0), min(self.y1, other.y1), min(self.x1, other.x1))
+
+    def meets(self, other: Region) -> bool:
+        """Whether they share a pixel."""
+        return self.y0 < other.y1 and other.y0 < self.y1 and self.x0 < other.x1 and other.x0 < self.x1
+
+
+class Grid(NamedTuple):
+    """Tiles of one size, tile_height x tile_width, that cover an image of height x width: one at each top and left."""
+
+    height: int
+    width: int
+    tile_height: int
+    tile_width: int
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, height: int, width: int, tile: int, overlap: float) -> Grid:
+        """Tiles of `tile` pixels a side that share at least the part `overlap` of it with each neighbour.
+
+        They are as few as that allows, all of the full size and evenly spread; an image smaller than a tile is one of
+        its own size. Raises ValueError for tile and overlap that cannot be.
+        """
+        check_tiles(tile, overlap)
+        rows, columns = min(tile, height), min(tile, width)
+        return cls(height, width, rows, columns, _starts(height, rows, overlap), _starts(width, columns, overlap))
+
+    def row(self, index: int) -> Iterator[Region]:
+        """The tiles of one row, from left to right."""
+        top = self.tops[index]
+        for left in self.lefts:
+            yield Region(top, left, top + self.tile_height, left + self.tile_width)
+
+    def holds(self, box: Region, margin: int) -> bool:
+        """Whether some tile has the box inside, `margin` pixels from its edges (from those of the image none)."""
+        return _holds(box.y0, box.y1, self.tops, self.tile_height, self.height, margin) and _holds(
+            box.x0, box.x1, self.lefts, self.tile_width, self.width, margin
+        )
+
+
+def check_tiles(tile: int, overlap: float) -> None:
+    """Raise ValueError unless tiles can be of this size, and overlap by this part of it."""
+    if tile < SMALLEST_TILE:
+        raise ValueError(f"tile: expected at least {SMALLEST_TILE} pixels, got {tile}")
+    if not 0 <= overlap < 0.5:
+        raise ValueError(f"overlap: expected a part of the tile from 0 to below 0.5, got {overlap}")
+
+
+def _starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
+    """Where tiles of `tile` begin on an axis of `length` pixels."""
+    steps = math.ceil((length - tile) / (tile - math.ceil(tile * overlap)))
+    return tuple(round(step * (length - tile) / max(steps, 1)) for step in range(steps + 1))
+
+
+def _holds(first: int, last: int, starts: tuple[int, ...], tile: int, length: int, margin: int) -> bool:
+    return any(
+        first >= start + margin * (start > 0) and last <= start + tile - margin * (start + tile < length)
+        for start in starts
+    )
