@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from .batch_inputs import list_images
 from .batch_resources import Workers, plan_workers
 from .batch_shards import ShardFolder
 from .batch_workers import OUT_OF_MEMORY, ModelFiles, Row, Search, find_in_parts
+from .data.grid import check_tiles
 from .errors import UserError
 from .image_processing import Mask2FormerDinov3ImageProcessor
 from .predict import Predictor
@@ -67,7 +69,9 @@ def batch_predict(
     tile, overlap: as `Predictor` takes them; a batch is then one image. Raises UserError for what the user can mend,
     KeyboardInterrupt with the finished shards kept.
     """
-    _check(threshold, device, gpus_per_actor)
+    _check(threshold, device, cpus_per_actor, gpus_per_actor)
+    if tile is not None:
+        check_tiles(tile, overlap)
     _need_extra()
     predictor = Predictor.from_pretrained(model, "cpu")  # a model that cannot be used is known before anything starts
     files = ModelFiles.read(_path_of(model))
@@ -219,12 +223,14 @@ def _need_extra() -> None:
         raise UserError(f"batch-predict: needs {error.name}; pip install 'mask2former-dinov3[ray]'") from error
 
 
-def _check(threshold: float, device: str | None, gpus_per_actor: float | None) -> None:
+def _check(threshold: float, device: str | None, cpus_per_actor: float | None, gpus_per_actor: float | None) -> None:
     """Raise UserError for what could not be."""
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold: expected a score between 0 and 1, got {threshold}")
     if device not in (None, "cpu", "cuda"):
         raise UserError(f"device: expected cpu or cuda, got {device}; Ray gives every actor a GPU of its own")
+    if cpus_per_actor is not None and not 0 < cpus_per_actor < math.inf:
+        raise UserError(f"cpus_per_actor: expected a number above 0, got {cpus_per_actor}")
     if gpus_per_actor is not None and not 0 <= gpus_per_actor <= 1:
         raise UserError(f"gpus_per_actor: expected 0 to 1, got {gpus_per_actor}; a model runs on one GPU")
 
