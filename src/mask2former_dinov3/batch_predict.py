@@ -26,7 +26,7 @@ from .batch_gathering import Batches, BatchSummary, Gathering
 from .batch_inputs import list_images
 from .batch_resources import Workers, plan_workers
 from .batch_shards import ShardFolder
-from .batch_workers import OUT_OF_MEMORY, ModelFiles, Row, Search, find_in_parts
+from .batch_workers import OUT_OF_MEMORY, ModelFiles, Pass, Row, Search
 from .data.grid import check_tiles
 from .errors import UserError
 from .image_processing import Mask2FormerDinov3ImageProcessor
@@ -156,7 +156,8 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
     """One pass over batches. Raises NodeLostError when nothing comes and a node is gone.
 
     Ray starts the actors of a lost node again on another, where they may take the last CPU from the tasks that read
-    images, and both wait for ever. So the pass is a process of its own, which can be ended with all that it started.
+    images, and both wait for ever; and an actor that died may outlive its pass. So the pass is a process of its own:
+    when that is killed, all that it started ends with it.
     """
     import pyarrow as pa
     import ray
@@ -167,8 +168,8 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
         for part in np.array_split(numbers, len(numbers) if careful else min(len(numbers), MOST_TASKS))
     ]
     planned = _nodes().keys()
-    run = ray.remote(num_cpus=0, max_retries=0, num_returns="streaming")(find_in_parts)
-    rows = run.remote(
+    run = ray.remote(num_cpus=0)(Pass).remote()
+    rows = run.results.options(num_returns="streaming").remote(
         parts, [job.model], job.processor, job.search, workers, batch_size=job.batch_size, careful=careful
     )
     try:
@@ -181,7 +182,7 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
     except StopIteration:
         return
     finally:
-        ray.cancel(rows, force=True)
+        ray.kill(run)
 
 
 @contextmanager

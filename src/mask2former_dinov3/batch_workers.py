@@ -146,45 +146,49 @@ class FindInBatch:
                 raise DatasetError(str(error).replace(str(file), image)) from error
 
 
-def find_in_parts(
-    parts: list[Any],
-    model: list[Any],
-    processor: Mask2FormerDinov3ImageProcessor,
-    search: Search,
-    workers: Workers,
-    *,
-    batch_size: int,
-    careful: bool,
-) -> Iterator[Row]:
-    """The job on Ray Data: rows of FindInBatch in any order; those of workers that die do not come.
+class Pass:
+    """The job on Ray Data, in a process (a Ray actor) of its own."""
 
-    parts: references to Arrow tables of `number` and `images`. model: one reference, in a list that Ray passes on as it
-    is. Ray would send a batch that died with its worker to the
-    same worker again and again; so nothing is tried twice here. careful: an actor has only one batch at a time to lose.
-    """
-    import ray.data
+    def results(
+        self,
+        parts: list[Any],
+        model: list[Any],
+        processor: Mask2FormerDinov3ImageProcessor,
+        search: Search,
+        workers: Workers,
+        *,
+        batch_size: int,
+        careful: bool,
+    ) -> Iterator[Row]:
+        """Rows of `FindInBatch` in any order; those of workers that die do not come.
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = BLOCK_BYTES
-    context.max_errored_blocks = -1
-    context.execution_no_progress_timeout_s = -1  # a cluster may be busy for hours, an image of many tiles take one
-    read = partial(read_batch, processor=processor, tiled=bool(search.tile))
-    rows = (
-        ray.data.from_arrow_refs(parts)
-        .map(read, num_cpus=READER_CPUS)
-        .map(
-            FindInBatch,
-            fn_constructor_args=(model[0], search, "cuda" if workers.gpus else "cpu", batch_size),
-            compute=ray.data.ActorPoolStrategy(
-                size=min(workers.count, len(parts)), max_tasks_in_flight_per_actor=1 if careful else None
-            ),
-            num_cpus=workers.cpus,
-            num_gpus=workers.gpus,
-            ray_remote_args_fn=_no_second_try,
+        parts: references to Arrow tables of `number` and `images`. model: one reference, in a list that Ray passes on
+        as it is. Ray would send a batch that died with its worker to the same worker again and again; so nothing is
+        tried twice here. careful: an actor has only one batch at a time to lose.
+        """
+        import ray.data
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.target_max_block_size = BLOCK_BYTES
+        context.max_errored_blocks = -1
+        context.execution_no_progress_timeout_s = -1  # a cluster may be busy for hours, an image of many tiles take one
+        read = partial(read_batch, processor=processor, tiled=bool(search.tile))
+        rows = (
+            ray.data.from_arrow_refs(parts)
+            .map(read, num_cpus=READER_CPUS)
+            .map(
+                FindInBatch,
+                fn_constructor_args=(model[0], search, "cuda" if workers.gpus else "cpu", batch_size),
+                compute=ray.data.ActorPoolStrategy(
+                    size=min(workers.count, len(parts)), max_tasks_in_flight_per_actor=1 if careful else None
+                ),
+                num_cpus=workers.cpus,
+                num_gpus=workers.gpus,
+                ray_remote_args_fn=_no_second_try,
+            )
         )
-    )
-    yield from rows.iter_rows()
+        yield from rows.iter_rows()
 
 
 def _no_second_try() -> dict[str, int]:
