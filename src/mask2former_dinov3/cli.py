@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from . import __version__
 from .command_options import (
     SPLIT_OPTIONS,
     VerbParser,
+    add_batch_predict,
     add_check_data,
     add_convert,
     add_evaluate,
@@ -103,6 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--config", metavar="FILE.json", help="options as flat JSON; flags override them")
     add_evaluate(verb("evaluate", run_evaluate, "COCO mask AP of a model, or of a predictions file."))
     add_predict(verb("predict", run_predict, "Find instances in images, folders and patterns such as 'shots/*.jpg'."))
+    add_batch_predict(verb("batch-predict", run_batch_predict, "Find instances in very many images, on a Ray cluster."))
     add_check_data(verb("check-data", run_check_data, "Read a data set and list everything that is wrong with it."))
     add_convert(
         verb("convert", run_convert, "Weights from and to other formats; models of others into models of ours.")
@@ -189,6 +192,34 @@ def run_predict(arguments: argparse.Namespace) -> int:
     )
     print(summary.text())
     return 1 if summary.failed else 0
+
+
+def run_batch_predict(arguments: argparse.Namespace) -> int:
+    """The verb `batch-predict`; 1 when an image could not be read, after all others are done."""
+    from .batch_predict import batch_predict
+
+    with redirect_stdout(sys.stderr):  # Ray tells on stdout of workers and nodes that died
+        summary = batch_predict(
+            arguments.model,
+            arguments.inputs,
+            arguments.output,
+            column=arguments.column,
+            threshold=arguments.threshold,
+            max_detections=arguments.max_detections,
+            tile=arguments.tile,
+            overlap=arguments.overlap,
+            batch_size=arguments.batch_size,
+            device=arguments.device,
+            ray_address=arguments.ray_address,
+            actors=arguments.actors,
+            cpus_per_actor=arguments.cpus_per_actor,
+            gpus_per_actor=arguments.gpus_per_actor,
+            shard_size=arguments.shard_size,
+            retry_failed=arguments.retry_failed,
+            progress=sys.stderr.isatty(),
+        )
+    print(summary.text())
+    return 1 if summary.failed or summary.failed_earlier else 0
 
 
 def run_check_data(arguments: argparse.Namespace) -> int:

@@ -90,6 +90,28 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_batch_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="image, folder, pattern in quotes, list (.txt, .parquet); paths or URIs such as s3://bucket/folder",
+    )
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder or URI for the Parquet files")
+    parser.add_argument("--threshold", type=float, metavar="T", default=0.5, help="least score (default: 0.5)")
+    add_tiles(parser)
+    parser.add_argument("--column", metavar="NAME", help="column of Parquet lists; default: image, uri, url or path")
+    parser.add_argument("--shard-size", type=positive, metavar="N", default=1000, help="images a file (default: 1000)")
+    parser.add_argument("--retry-failed", action="store_true", help="images that failed in earlier runs once more")
+    parser.add_argument("--ray-address", metavar="A", help='of a Ray cluster, or "auto"; default: one for this run')
+    parser.add_argument("--actors", type=positive, metavar="N", help="models; default: one a GPU, or one a node")
+    parser.add_argument(
+        "--cpus-per-actor", type=float, metavar="N", help="default: what a node has, but a rest to read"
+    )
+    parser.add_argument("--gpus-per-actor", type=float, metavar="F", help="0 to 1; default: 1 where there are GPUs")
+    add_model_options(parser, required=True)
+
+
 def add_check_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, nargs="?", metavar="PATH", help="folder of the data set, or one COCO JSON")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report as JSON")

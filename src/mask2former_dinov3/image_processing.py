@@ -30,6 +30,13 @@ ImageLike: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 CANVAS = {"height": 1024, "width": 1024}
 
 
+class Fitted(NamedTuple):
+    """One image at its size on the canvas: pixels (h, w, 3) uint8, original (height, width)."""
+
+    pixels: NDArray[np.uint8]
+    original_size: tuple[int, int]
+
+
 class Prepared(NamedTuple):
     """One image on its canvas: values (3, H, W) float32, mask (H, W) bool, original (height, width)."""
 
@@ -94,13 +101,21 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
 
     def prepare(self, image: ImageLike) -> Prepared:
         """One image on its canvas; safe to call from several threads."""
+        return self.on_canvas(self.fit(image))
+
+    def fit(self, image: ImageLike) -> Fitted:
+        """One image at its size on the canvas, as bytes: a quarter of what it is once prepared."""
         rgb = load_image(image)
         height, width = rgb.shape[:2]
         canvas = (self.size["height"], self.size["width"])
         real = fitted_size(height, width, *canvas)
-        fitted = warp_image(rgb, fit_matrix(height, width, *canvas), *real)
-        values, mask = to_pixel_values(fitted, *padded_size(*canvas), self.image_mean, self.image_std)
-        return Prepared(values, mask, (height, width))
+        return Fitted(warp_image(rgb, fit_matrix(height, width, *canvas), *real), (height, width))
+
+    def on_canvas(self, fitted: Fitted) -> Prepared:
+        """The rest of `prepare`."""
+        canvas = padded_size(self.size["height"], self.size["width"])
+        values, mask = to_pixel_values(fitted.pixels, *canvas, self.image_mean, self.image_std)
+        return Prepared(values, mask, fitted.original_size)
 
     def collate(self, prepared: Sequence[Prepared]) -> BatchFeature:
         """Prepared images as one batch of tensors, as `preprocess` returns it."""

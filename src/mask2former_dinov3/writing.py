@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, Literal
 
 from safetensors import SafetensorError
 
@@ -41,15 +41,15 @@ def written_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def written_file(path: Path) -> Iterator[TextIO]:
-    """A text file under a temporary name that takes its place once the block ends without an error.
+def written_file(path: Path, mode: Literal["x", "xb"] = "x") -> Iterator[IO[Any]]:
+    """A file, of text or of bytes, under a temporary name that takes its place once the block ends without an error.
 
     Raises CheckpointError when it cannot be written; what stood at `path` is then as it was.
     """
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        temporary.unlink(missing_ok=True)  # were it a link, the text would go where it leads
-        with temporary.open("x", encoding="utf-8") as file:
+        temporary.unlink(missing_ok=True)  # were it a link, the content would go where it leads
+        with temporary.open(mode, encoding="utf-8" if mode == "x" else None) as file:
             yield file
         temporary.rename(path)
     except OSError as error:
@@ -64,6 +64,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
     with written_file(path) as file:
         file.write(text)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
+    with written_file(path, "xb") as file:
+        file.write(data)
 
 
 def _space_left(path: Path) -> str:

@@ -1,0 +1,126 @@
+"""Images a second of `batch-predict` on a Ray cluster of this machine, beside the plain loop of `predict`.
+
+The same images, copied under other names until there are enough. All are timed once loaded: the loop by its own clock,
+the job from its first finished shard to its last, since Ray takes its time to start; `seconds` has that in it. The
+loop computes with all threads that torch takes, an actor with as many as it reserves CPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from machine import describe_machine, slug_of
+from mask2former_dinov3.batch_predict import batch_predict
+from mask2former_dinov3.data.images import IMAGE_SUFFIXES
+from mask2former_dinov3.memory import keep_freed_memory
+from mask2former_dinov3.predict import Predictor, predict_files
+from measure import Row, markdown, name_of, sample_dataset, show
+
+SHARDS = 20
+HEAD = ("work", "images", "seconds", "images_per_second", "of_the_loop")
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description="batch-predict beside the plain loop.", allow_abbrev=False)
+    found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    found.add_argument("--model", default=str(sample_dataset().parent / "model"), help="default: the sample's")
+    found.add_argument("--images", type=Path, default=sample_dataset(), help="folder; default: the sample's validation")
+    found.add_argument("--count", type=int, default=400, help="images (default: 400)")
+    found.add_argument("--actors", type=int, nargs="+", default=[1, 2], help="default: 1 2")
+    found.add_argument("--batch-size", type=int, default=1)
+    found.add_argument("--json", action="store_true", help="one JSON object a row in place of a table")
+    found.add_argument("--output", type=Path, help="also leave Markdown and JSON in this folder, such as results")
+    return found
+
+
+def rows(argv: Sequence[str]) -> list[Row]:
+    """The loop, then the job with each number of actors."""
+    args = parser().parse_args(argv)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder, "images")
+        copy_images(args.images, images, args.count)
+        found = [loop(args, images, Path(folder, "loop"))]
+        for actors in args.actors:
+            found.append(job(args, images, Path(folder, f"job{actors}"), actors))
+    for row in found:
+        row["of_the_loop"] = row["images_per_second"] / found[0]["images_per_second"]
+    return found
+
+
+def copy_images(source: Path, target: Path, count: int) -> None:
+    """`count` image files in a new folder."""
+    files = sorted(file for file in source.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    target.mkdir()
+    for number in range(count):
+        file = files[number % len(files)]
+        shutil.copy(file, target / f"{number:06d}{file.suffix}")
+
+
+def loop(args: argparse.Namespace, images: Path, output: Path) -> Row:
+    predictor = Predictor.from_pretrained(args.model, args.device)
+    predictor([next(images.iterdir())] * args.batch_size, batch_size=args.batch_size)  # warm-up
+    start = time.perf_counter()
+    summary = predict_files(predictor, [images], output, save=("coco",), batch_size=args.batch_size)
+    seconds = time.perf_counter() - start
+    return {
+        "work": f"predict, {args.device}",
+        "images": summary.images,
+        "seconds": seconds,
+        "images_per_second": summary.images / seconds,
+    }
+
+
+def job(args: argparse.Namespace, images: Path, output: Path, actors: int) -> Row:
+    shard = max(args.count // SHARDS, 1)
+    start = time.perf_counter()
+    summary = batch_predict(
+        args.model,
+        [str(images)],
+        str(output),
+        device=args.device,
+        actors=actors,
+        batch_size=args.batch_size,
+        shard_size=shard,
+    )
+    seconds = time.perf_counter() - start
+    finished = sorted(file.stat().st_mtime for file in (output / "images").iterdir())
+    return {
+        "work": f"batch-predict, {args.device}, actors: {actors}",
+        "images": summary.images,
+        "seconds": seconds,
+        "images_per_second": (summary.images - shard) / (finished[-1] - finished[0]),
+    }
+
+
+def write(folder: Path, args: argparse.Namespace, found: Sequence[Row]) -> None:
+    """Markdown and JSON, named after the hardware and the day."""
+    machine = describe_machine(args.device)
+    date = datetime.date.today().isoformat()
+    facts = {"date": date, **machine, "data set": name_of(args.images), "batch size": args.batch_size}
+    known = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    table = markdown([list(HEAD), *([row["work"], *(f"{row[key]:.4g}" for key in HEAD[1:])] for row in found)])
+    stem = folder / f"{slug_of(machine)}_{date}_batch_predict"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".md").write_text(f"# batch-predict\n\n{known}\n\n{table}\n", encoding="utf-8")
+    stem.with_suffix(".json").write_text(json.dumps({"facts": facts, "rows": found}, indent=2) + "\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parser().parse_args(argv)
+    found = rows(argv)
+    if args.output:
+        write(args.output, args, found)
+    show(found, args.json)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,116 @@
+"""What `batch-predict` is given becomes one list of images, each once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mask2former_dinov3.batch_inputs import filesystem_of, list_images
+from mask2former_dinov3.errors import DatasetError, UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images, one of them deeper, and a file that is none."""
+    (tmp_path / "in" / "deeper").mkdir(parents=True)
+    for name in ("b.png", "a.JPG", "deeper/c.tif", "notes.md"):
+        (tmp_path / "in" / name).write_bytes(b"x")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """A folder of an object store, as fsspec's memory file system."""
+    filesystem = fsspec.filesystem("memory")
+    for name in ("one/a.png", "one/deeper/b.jpg", "one/readme"):
+        filesystem.pipe_file(f"/bucket/{name}", b"x")
+    yield "memory:///bucket"
+    filesystem.rm("/bucket", recursive=True)
+
+
+def test_list_images__takes_files_folders_and_patterns_each_image_once(folder: Path) -> None:
+    everything = [str(folder / name) for name in ("a.JPG", "b.png", "deeper/c.tif")]
+    assert list_images([str(folder)]).to_pylist() == everything
+    assert list_images([str(folder / "*.png"), f"file://{folder}", str(folder / "b.png")]).to_pylist() == [
+        everything[1],
+        everything[0],
+        everything[2],
+    ]
+    # What is named is taken at its word, whatever its ending; the folder that the pattern meets is searched.
+    assert list_images([str(folder / "*")]).to_pylist() == [*everything, str(folder / "notes.md")]
+
+
+def test_list_images__takes_uris(bucket: str) -> None:
+    assert list_images([f"{bucket}/one"]).to_pylist() == [f"{bucket}/one/a.png", f"{bucket}/one/deeper/b.jpg"]
+    assert list_images([f"{bucket}/*/*.png"]).to_pylist() == [f"{bucket}/one/a.png"]
+
+
+def test_list_images__reads_text_lists(folder: Path, bucket: str) -> None:
+    (folder / "list.txt").write_text(
+        f"b.png\r\n\n../x.png\n/absolute/y.png\ns3://bucket/z.png\nfile://{folder}/a.JPG\n"
+    )
+    assert list_images([str(folder / "list.txt")]).to_pylist() == [
+        str(folder / "b.png"),
+        str(folder.parent / "x.png"),
+        "/absolute/y.png",
+        "s3://bucket/z.png",
+        str(folder / "a.JPG"),
+    ]
+    with fsspec.open(f"{bucket}/list.txt", "wt") as file:
+        file.write("one/a.png\n")
+    assert list_images([f"{bucket}/list.txt"]).to_pylist() == [f"{bucket}/one/a.png"]
+
+
+def test_list_images__reads_parquet_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "parts.parquet").mkdir()
+    for part in range(2):
+        names = [f"s3://bucket/{part}-{number}.jpg" for number in range(3)]
+        table = pa.table({"id": [1, 2, 3], "url": names, "licence": ["CC0"] * 3})
+        pq.write_table(table, tmp_path / "parts.parquet" / f"{part}.parquet")
+    found = list_images([str(tmp_path / "parts.parquet")]).to_pylist()
+    assert found == [f"s3://bucket/{part}-{number}.jpg" for part in range(2) for number in range(3)]
+    one = str(tmp_path / "parts.parquet" / "0.parquet")
+    assert list_images([one], column="licence").to_pylist() == [str(tmp_path / "parts.parquet" / "CC0")]
+    pq.write_table(pa.table({"anything": pa.array(["/a.png"], pa.large_string())}), tmp_path / "only.parquet")
+    assert list_images([str(tmp_path / "only.parquet")]).to_pylist() == ["/a.png"]
+
+
+def test_list_images__says_what_is_wrong_with_a_list(tmp_path: Path) -> None:
+    path = str(tmp_path / "list.parquet")
+    pq.write_table(pa.table({"a": ["x"], "b": ["y"], "size": [1]}), path)
+    with pytest.raises(DatasetError, match=r"called image or uri or url or path, got a \(string\).*--column"):
+        list_images([path])
+    with pytest.raises(DatasetError, match="column of strings called size"):
+        list_images([path], column="size")
+    pq.write_table(pa.table({"image": ["x", None]}), path)
+    with pytest.raises(DatasetError, match="column image has rows without a value"):
+        list_images([path])
+    Path(path).write_bytes(b"no Parquet")
+    with pytest.raises(DatasetError, match=r"list\.parquet: cannot be read"):
+        list_images([path])
+    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DatasetError, match=r"cannot be read \(UnicodeDecodeError"):
+        list_images([str(tmp_path / "list.txt")])
+
+
+def test_list_images__refuses_an_input_without_images(tmp_path: Path, folder: Path) -> None:
+    for given in (tmp_path / "nowhere", tmp_path / "*.gif"):
+        with pytest.raises(DatasetError, match="no such file, folder or pattern"):
+            list_images([str(folder), str(given)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="empty: no image in it"):
+        list_images([str(folder), str(tmp_path / "empty")])
+
+
+def test_filesystem_of__names_the_package_that_a_protocol_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UserError, match=r"s3://bucket/a\.png: Install s3fs to access S3 \(with pip, on every machine"):
+        filesystem_of("s3://bucket/a.png")
+    with pytest.raises(UserError, match="nonsense://a: Protocol not known: nonsense"):
+        filesystem_of("nonsense://a")
