@@ -23,6 +23,7 @@ from .command_options import (
     add_check_data,
     add_convert,
     add_evaluate,
+    add_export,
     add_predict,
     add_push,
     configuration_help,
@@ -106,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert(
         verb("convert", run_convert, "Weights from and to other formats; models of others into models of ours.")
     )
+    add_export(verb("export", run_export, "Write a model as an ONNX file, checked against torch on real images."))
     add_push(verb("push", run_push, "Upload a model folder to the Hugging Face hub."))
     demo = verb("demo", run_demo, "Check, train, evaluate and predict on the bundled sample, in minutes.")
     demo.add_argument("--output", type=Path, metavar="DIR", default=Path("runs/demo"), help="default: %(default)s")
@@ -217,6 +219,25 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
     print(convert(arguments.source, arguments.output, arguments.to, with_code=arguments.with_code))
     print(arguments.output)
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """The verb `export`."""
+    from .exporting import export
+
+    done = export(
+        arguments.model,
+        arguments.output,
+        size=tuple(arguments.size) if arguments.size else None,
+        dynamic=arguments.dynamic,
+        precision=arguments.precision,
+        with_postprocess=arguments.with_postprocess,
+        images=arguments.images,
+        calibration_images=arguments.calibration_images,
+        say=complain,
+    )
+    print(done.text())
     return 0
 
 
