@@ -25,6 +25,7 @@ from .command_options import (
     add_check_data,
     add_convert,
     add_evaluate,
+    add_export,
     add_predict,
     add_push,
     add_serve,
@@ -110,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_convert(
         verb("convert", run_convert, "Weights from and to other formats; models of others into models of ours.")
     )
+    add_export(verb("export", run_export, "Write a model as an ONNX file, checked against torch on real images."))
     add_push(verb("push", run_push, "Upload a model folder to the Hugging Face hub."))
     add_serve(
         verb("serve", run_serve, "A web page and an HTTP API for a model, on this machine unless told otherwise.")
@@ -254,6 +256,25 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
     print(convert(arguments.source, arguments.output, arguments.to, with_code=arguments.with_code))
     print(arguments.output)
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """The verb `export`."""
+    from .exporting import export
+
+    done = export(
+        arguments.model,
+        arguments.output,
+        size=tuple(arguments.size) if arguments.size else None,
+        dynamic=arguments.dynamic,
+        precision=arguments.precision,
+        with_postprocess=arguments.with_postprocess,
+        images=arguments.images,
+        calibration_images=arguments.calibration_images,
+        say=complain,
+    )
+    print(done.text())
     return 0
 
 

@@ -40,7 +40,10 @@ def configuration_help() -> str:
 def add_model_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """What every verb that runs a model takes."""
     parser.add_argument(
-        "--model", metavar="M", required=required, help="folder saved by training (such as best/), or a hub id"
+        "--model",
+        metavar="M",
+        required=required,
+        help="folder saved by training (such as best/), a hub id, or an .onnx file of export",
     )
     parser.add_argument("--device", help="such as cpu, cuda, cuda:1; default: a GPU if there is one")
     parser.add_argument("--batch-size", type=positive, metavar="N", default=1, help="images at once (default: 1)")
@@ -161,3 +164,31 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         ("max-wait", float, 10.0, "milliseconds that an image waits for others to fill its batch"),
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="N", default=default, help=f"{text} (default: {default})")
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="M", required=True, help="folder saved by training (such as best/), or a hub id"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE.onnx", required=True, help="file for the result")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--size",
+        type=positive,
+        nargs=2,
+        metavar=("H", "W"),
+        help="canvas that images are fitted into (default: that of training); the file takes this size only",
+    )
+    sizes.add_argument("--dynamic", action="store_true", help="the file takes every size in multiples of 32")
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of the weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--with-postprocess", action="store_true", help="the file also gives scores, labels and masks at canvas size"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="images by which the file is checked (default: the bundled sample)"
+    )
+    parser.add_argument(
+        "--calibration-images", type=Path, metavar="DIR", help="for int8: images like those the model is used on"
+    )

@@ -150,7 +150,7 @@ def predict_split(
     """
     ids = match_categories(model.config, data)
     categories = tuple((category, str(model.config.id2label[label])) for label, category in enumerate(ids))
-    device = torch.device(device) if device is not None else next(model.parameters()).device
+    device = torch.device(device) if device is not None else model.device
     records = data.images[rank::world]
     results: list[dict[str, Any]] = []
     with (
@@ -183,7 +183,7 @@ def evaluate_model(
     predictions: Path | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a model folder (or hub id) on a COCO file with its images, or the results file `predictions` instead.
+    """Score a model folder (or hub id, or exported .onnx file) on a COCO file with its images, or the results file `predictions` instead.
 
     Leaves metrics.json and predictions.json in `output`, each written whole or not at all, and returns the metrics.
     """

@@ -23,6 +23,7 @@ from .instances import Instances
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model.safe_loading import load_config, load_pretrained
 from .model_folder import check_model_folder
+from .onnx_model import OnnxModel, load_onnx
 from .tiling import merge_rows, rows_of_tiles
 
 
@@ -40,7 +41,7 @@ class Predictor:
 
     @classmethod
     def from_pretrained(cls, model: str | Path, device: str | torch.device | None = None) -> Predictor:
-        """A folder saved by training, or a hub id. device: None for a GPU if there is one.
+        """A folder saved by training, a hub id, or an exported .onnx file. device: None for a GPU if there is one.
 
         Raises CheckpointError when there is no such model, or it is another one than ours.
         """
@@ -125,7 +126,7 @@ class Predictor:
     @torch.no_grad()
     def predict_prepared(self, prepared: Sequence[Prepared], threshold: float, max_detections: int) -> list[Instances]:
         """Instances of images that `processor.prepare` has put on the canvas, as one batch."""
-        inputs = self.processor.collate(prepared).to(next(self.model.parameters()).device)
+        inputs = self.processor.collate(prepared).to(self.model.device)
         outputs = self.model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
         return self.processor.post_process(
             outputs,
@@ -139,13 +140,16 @@ class Predictor:
 
 def load_model(
     model: str | Path, device: str | torch.device | None = None
-) -> tuple[Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3ImageProcessor]:
+) -> tuple[Mask2FormerDinov3ForInstanceSegmentation | OnnxModel, Mask2FormerDinov3ImageProcessor]:
     """A model folder (or hub id) on a device and in evaluation mode, with its processor; every weight must be there.
+    Or an exported .onnx file with the processor that it describes.
 
     device: None for a GPU if there is one. Raises CheckpointError saying what is missing.
     """
     name = str(model)
     folder = Path(model)
+    if folder.suffix == ".onnx" and not folder.is_dir():
+        return load_onnx(folder, device)
     target = usable_device(device)
     if folder.is_dir():
         check_model_folder(folder)

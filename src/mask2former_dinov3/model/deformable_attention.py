@@ -29,16 +29,17 @@ def deformable_attention(
     P. The last two at least in float32: in half precision a position would be off by pixels at the far end of a large
     map. Sums are taken in the dtype of the weights. Returns (B, S, A * d) in the dtype of `value`.
     """
+    if torch.compiler.is_exporting():  # before int() makes constants of sizes that the export leaves open
+        return plain_attention(value, spatial_shapes, positions, attention_weights)
     shapes = [(int(h), int(w)) for h, w in spatial_shapes]
     assert value.shape[1] == sum(h * w for h, w in shapes)
     assert positions.shape[3] == len(shapes)
-    if not torch.compiler.is_exporting():
-        if value.device.type == "cpu":
-            return bag_attention(value, shapes, positions, attention_weights)
-        if value.device.type == "cuda" and HAS_TRITON:
-            from .deformable_triton import triton_attention
+    if value.device.type == "cpu":
+        return bag_attention(value, shapes, positions, attention_weights)
+    if value.device.type == "cuda" and HAS_TRITON:
+        from .deformable_triton import triton_attention
 
-            return triton_attention(value, shapes, positions, attention_weights)
+        return triton_attention(value, shapes, positions, attention_weights)
     return plain_attention(value, shapes, positions, attention_weights)
 
 
@@ -52,8 +53,9 @@ def plain_attention(
     per_level = value.to(attention_weights.dtype).split([h * w for h, w in spatial_shapes], dim=1)
     for level, (h, w) in enumerate(spatial_shapes):
         level_map = per_level[level].permute(0, 2, 3, 1).reshape(batch * heads, width, h, w)
-        scale = positions.new_tensor([2 / w, 2 / h])
-        grid = (positions[:, :, :, level] * scale - 1).transpose(1, 2).flatten(0, 1)  # (B*A, S, P, 2) in [-1, 1]
+        x, y = positions[:, :, :, level].unbind(-1)  # each by its size: a tensor of the two would fix them in an export
+        grid = torch.stack((x * 2 / w - 1, y * 2 / h - 1), dim=-1)
+        grid = grid.transpose(1, 2).flatten(0, 1)  # (B*A, S, P, 2) in [-1, 1]
         sampled.append(F.grid_sample(level_map, grid, align_corners=False))  # (B*A, d, S, P)
     weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, tokens, levels * points)
     output = (torch.stack(sampled, dim=-2).flatten(-2) * weights).sum(-1)  # (B*A, d, S)

@@ -19,18 +19,17 @@ NUM_POINTS = 4  # of deformable attention, per head and level
 TOKENS_AT_ONCE = 4096  # in the feed-forward part, on a CPU
 
 
-def reference_points(valid_ratios: Tensor, spatial_shapes: SpatialShapes, heads: int, points: int) -> Tensor:
+def reference_points(real: Tensor, spatial_shapes: SpatialShapes, heads: int, points: int) -> Tensor:
     """Each token's own place, in pixels of every level (Deformable DETR, appendix A.4: "valid ratios").
 
-    valid_ratios (B, L, 2): real share of (width, height) of each level. Returns (B, S, A, L, P, 2), (x, y), the same
+    real (B, L, 2) float32: real pixels of each level, (width, height). Returns (B, S, A, L, P, 2), (x, y), the same
     for all heads and points: written out once here, or every layer would add over a dimension of length 2.
     """
-    size = torch.tensor([(w, h) for h, w in spatial_shapes], dtype=torch.float32, device=valid_ratios.device)  # (L, 2)
-    real = valid_ratios * size  # (B, L, 2) real pixels of each level
     per_level = []
     for level, (h, w) in enumerate(spatial_shapes):
-        y = torch.arange(0.5, h, device=real.device)[:, None] / real[:, level, 1, None, None]  # (B, h, 1)
-        x = torch.arange(0.5, w, device=real.device)[None, :] / real[:, level, 0, None, None]  # (B, 1, w)
+        # From 0 and a half added: the length of arange(0.5, h) is no whole multiple of h to an exporter.
+        y = (torch.arange(h, device=real.device) + 0.5)[:, None] / real[:, level, 1, None, None]  # (B, h, 1)
+        x = (torch.arange(w, device=real.device) + 0.5)[None, :] / real[:, level, 0, None, None]  # (B, 1, w)
         per_level.append(torch.stack(torch.broadcast_tensors(x, y), dim=-1).flatten(1, 2))  # (B, h*w, 2)
     places = torch.cat(per_level, dim=1)[:, :, None] * real[:, None]  # (B, S, L, 2)
     return places[:, :, None, :, None].expand(-1, -1, heads, -1, points, -1).contiguous()
@@ -116,10 +115,10 @@ class PixelDecoder(nn.Module):
             ],
             dim=1,
         ).to(hidden_states.dtype)  # (B, S, C)
-        ratios = torch.stack(
-            [torch.stack((v[:, 0].float().mean(1), v[:, :, 0].float().mean(1)), dim=-1) for v in coarse_valid], dim=1
-        )  # (B, L, 2)
-        reference = reference_points(ratios, shapes, self.num_heads, NUM_POINTS)  # (B, S, A, L, P, 2)
+        real = torch.stack(
+            [torch.stack((v[:, 0].sum(1), v[:, :, 0].sum(1)), dim=-1) for v in coarse_valid], dim=1
+        ).float()  # (B, L, 2)
+        reference = reference_points(real, shapes, self.num_heads, NUM_POINTS)  # (B, S, A, L, P, 2)
         valid_tokens = torch.cat([v.flatten(1) for v in coarse_valid], dim=1)  # (B, S)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position, reference, shapes, valid_tokens)

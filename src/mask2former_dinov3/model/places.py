@@ -134,11 +134,14 @@ def coverage(masks: list[Tensor], height: int, width: int) -> Tensor:
 
 
 def real_pixels(feature_map: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """Which places of a map (B, C, h, w) show a real pixel, (B, h, w) bool: one is padding when all its pixels are."""
+    """Which places of a map (B, C, h, w) show a real pixel, (B, h, w) bool: one is padding when all its pixels are.
+
+    Real pixels form a rectangle at the top left, so the first pixel of each place tells.
+    """
     batch, _, height, width = feature_map.shape
     if pixel_mask is None:
         return torch.ones(batch, height, width, dtype=torch.bool, device=feature_map.device)
-    return F.max_pool2d(pixel_mask[:, None].float(), pixel_mask.shape[1] // height)[:, 0] > 0
+    return F.interpolate(pixel_mask[:, None].float(), size=(height, width), mode="nearest")[:, 0] > 0
 
 
 def real_extent(pixel_mask: Tensor | None, features: Tensor) -> Tensor:

@@ -51,7 +51,8 @@ class QuerySeeds(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         index = peaks(logits.detach(), valid, self.num_queries)  # (B, Q)
         width = logits.shape[2]
-        places = torch.stack((index % width, index // width), dim=-1) + 0.5  # (B, Q, 2) in pixels of the map
+        row = index // width
+        places = torch.stack((index - row * width, row), dim=-1) + 0.5  # (B, Q, 2) in pixels of the map
         rows = as_rows(maps)  # (B, h*w, C)
         features = self.features(rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2])))
         real = torch.stack((valid[:, 0].sum(1), valid[:, :, 0].sum(1)), dim=-1)[:, None]  # (B, 1, 2)
@@ -68,9 +69,10 @@ def peaks(logits: Tensor, valid: Tensor, count: int) -> Tensor:
     highest = F.max_pool2d(logits[:, None], 3, stride=1, padding=1)[:, 0]
     # A thousand is more than any two logits differ by: a peak is above all that are none.
     ranked = torch.where(logits == highest, logits, logits - 1000.0).masked_fill(~valid, -math.inf).flatten(1)
-    found = ranked.topk(min(count, ranked.shape[1]), dim=1).indices
-    repeats = -(-count // found.shape[1])
-    return found.repeat(1, repeats)[:, :count]
+    if ranked.shape[1] >= count:
+        return ranked.topk(count, dim=1).indices
+    found = ranked.topk(ranked.shape[1], dim=1).indices
+    return found.repeat(1, -(-count // found.shape[1]))[:, :count]
 
 
 def heat_map(coverage: Tensor) -> Tensor:

@@ -165,8 +165,8 @@ class TransformerDecoder(nn.Module):
             attention_features.append(_at_size(mask_features, memory.shape[2], memory.shape[3]))  # (B, E, S)
         born = None
         if self.seeds is None:
-            queries = self.queries_features.weight.expand(len(fine), -1, -1)  # (B, Q, C)
-            query_position = self.queries_embedder.weight.expand(len(fine), -1, -1)
+            queries = self.queries_features.weight.expand(fine.shape[0], -1, -1)  # (B, Q, C)
+            query_position = self.queries_embedder.weight.expand(fine.shape[0], -1, -1)
         else:
             born = self.seeds(fine, valid[-1])
             queries, query_position = born.features, born.position
@@ -221,4 +221,4 @@ def attention_mask(mask_logits: Tensor, valid: Tensor) -> Tensor:
     """
     real = valid.flatten(1)[:, None]  # (B, 1, S)
     inside = (mask_logits >= 0) & real  # (B, Q, S)
-    return torch.where(inside.any(-1, keepdim=True), inside, real)
+    return real & (inside | ~inside.any(-1, keepdim=True))

@@ -1,0 +1,160 @@
+"""Does an exported file say what the network says? Asked on real images before the file is kept.
+
+B batch, Q queries, N instances of one image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as rle_codec
+from torch import Tensor
+
+from .errors import CheckpointError
+from .export_graph import DETECTIONS, LOGITS
+from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
+from .instances import Instances, encode_masks
+from .model import Mask2FormerDinov3ForInstanceSegmentation
+from .onnx_model import OnnxModel
+
+TOLERANCE = 1e-3  # of a logit; relative where it is above 1
+# Two decisions of the network are discrete, where a query is born and where it may look. The last bit of a float can
+# turn one, and everything of this one query with it; so not every single logit is asked for.
+SHARE_WITHIN = 0.95
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """When instances count as the same: those of at least `score` on one side have a partner of their class on the
+    other, with a mask of at least this IoU and a score no further away than `drift`; at least a `share` of them do."""
+
+    score: float
+    iou: float
+    drift: float
+    share: float
+
+
+# fp32: a rounding error apart. The others as measured on the sample (docs/export.md).
+BOUNDS = {
+    "fp32": Bounds(score=0.1, iou=0.95, drift=0.01, share=0.98),
+    "fp16": Bounds(score=0.5, iou=0.9, drift=0.05, share=0.95),
+    "int8": Bounds(score=0.5, iou=0.8, drift=0.2, share=0.9),
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was found. batches: shapes of the inputs. within: share of the logits within TOLERANCE. largest: median
+    over the batches of the largest difference of a class logit. instances: how many were looked for on either side;
+    matched: the share that has a partner."""
+
+    batches: tuple[tuple[int, ...], ...]
+    within: float
+    largest: float
+    instances: int
+    matched: float
+
+    def text(self) -> str:
+        """One line for people."""
+        shapes = ", ".join("x".join(map(str, shape)) for shape in self.batches)
+        return (
+            f"checked on batches of {shapes}: {self.within:.2%} of the logits within {TOLERANCE}, "
+            f"{self.matched:.1%} of {self.instances} instances the same"
+        )
+
+
+@torch.no_grad()
+def check_agreement(
+    network: Mask2FormerDinov3ForInstanceSegmentation,
+    exported: OnnxModel,
+    batches: Sequence[tuple[Mask2FormerDinov3ImageProcessor, Sequence[Prepared]]],
+) -> Agreement:
+    """Run both on every batch and compare logits (fp32 only) and instances.
+
+    batches: prepared images with the processor that made them. Raises CheckpointError saying what differs, or, for fp16
+    and int8, that there was no instance by which to judge.
+    """
+    precision = exported.metadata.precision
+    bounds = BOUNDS[precision]
+    shapes, errors, largest, partners = [], [], [], []
+    for processor, prepared in batches:
+        inputs = processor.collate(prepared)
+        pixels, mask, sizes = inputs["pixel_values"], inputs["pixel_mask"], inputs["original_sizes"]
+        shapes.append(tuple(pixels.shape))
+        expected = network(pixel_values=pixels, pixel_mask=mask)
+        got = exported(pixel_values=pixels, pixel_mask=mask)
+        pairs = [(getattr(expected, name), getattr(got, name)) for name in LOGITS]
+        if not all(bool(ours.isfinite().all()) for _, ours in pairs):
+            raise CheckpointError(f"the exported graph gives logits that are not finite in {precision}")
+        errors.extend(relative_error(*pair).flatten() for pair in pairs)
+        largest.append(float((pairs[0][0] - pairs[0][1]).abs().max()))
+        sides = [processor.post_process(one, sizes, mask, threshold=bounds.score / 2) for one in (expected, got)]
+        partners.extend(same_instances(*pair, bounds) for pair in zip(*sides, strict=True))
+        if len(exported.session.get_outputs()) > len(LOGITS):
+            check_detections(exported, processor, got, pixels, mask)
+    have_partner = np.concatenate([np.zeros(0, dtype=bool), *partners])
+    found = Agreement(
+        batches=tuple(shapes),
+        within=float(torch.stack([(error <= TOLERANCE).double().mean() for error in errors]).min()),
+        largest=float(np.median(largest)),
+        instances=len(have_partner),
+        matched=float(have_partner.mean()) if len(have_partner) else 1.0,
+    )
+    if precision != "fp32" and not len(have_partner):
+        raise CheckpointError(
+            f"{precision} cannot be checked: the model finds nothing with a score of {bounds.score} in the images; give "
+            f"some of its own kind (--images DIR)"
+        )
+    if (precision == "fp32" and found.within < SHARE_WITHIN) or found.matched < bounds.share:
+        raise CheckpointError(f"the exported file is not the model in {precision}: {found.text()}")
+    return found
+
+
+def relative_error(expected: Tensor, got: Tensor) -> Tensor:
+    """Absolute, and relative where the expected value is above 1: the spatial prior is tens of thousands far away."""
+    return (expected - got).abs() / expected.abs().clamp(min=1.0)
+
+
+def same_instances(one: Instances, other: Instances, bounds: Bounds) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """For every instance of either side, best first, that is above the score: does it have a partner?"""
+    if not len(one) or not len(other):
+        return np.zeros(int((one.scores >= bounds.score).sum() + (other.scores >= bounds.score).sum()), dtype=bool)
+    iou = np.asarray(
+        rle_codec.iou([dict(rle) for rle in one.rles], [dict(rle) for rle in other.rles], [0] * len(other))
+    )
+    partner = (
+        (iou >= bounds.iou)
+        & (one.labels[:, None] == other.labels[None])
+        & (np.abs(one.scores[:, None] - other.scores[None]) <= bounds.drift)
+    )  # (N of one, N of other)
+    sides = ((partner.any(1), one.scores), (partner.any(0), other.scores))
+    return np.fromiter(chain.from_iterable(has[scores >= bounds.score] for has, scores in sides), dtype=bool)
+
+
+def check_detections(
+    exported: OnnxModel, processor: Mask2FormerDinov3ImageProcessor, logits: object, pixels: Tensor, mask: Tensor
+) -> None:
+    """Are the instances that the graph itself makes those that our post-processing makes of the graph's logits?
+
+    logits: the output that belongs to pixels and mask. Raises CheckpointError.
+    """
+    real = [(int(one.any(1).sum()), int(one.any(0).sum())) for one in mask]
+    feed = {"pixel_values": pixels.numpy(), "pixel_mask": mask.numpy()}
+    scores, labels, masks = exported.run(feed, DETECTIONS)
+    expected = processor.post_process(logits, real, mask, max_detections=scores.shape[1])
+    for index, (height, width) in enumerate(real):
+        kept = scores[index] > 0
+        if masks[index, :, height:].any() or masks[index, :, :, width:].any():
+            raise CheckpointError("the exported graph's masks reach into the padding")
+        inside = masks[index, kept, :height, :width]
+        found = Instances(height, width, encode_masks(inside), labels[index][kept], scores[index][kept], None)
+        partners = same_instances(expected[index], found, BOUNDS["fp32"])
+        if len(partners) and partners.mean() < BOUNDS["fp32"].share:
+            raise CheckpointError(
+                f"the exported graph's instances are not those of its logits: {partners.mean():.1%} of "
+                f"{len(partners)} the same"
+            )
