@@ -23,6 +23,7 @@ from PIL import Image
 from mask2former_dinov3.cli import main
 from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.evaluate import evaluate_model
 from mask2former_dinov3.inputs import find_images, shown
 from mask2former_dinov3.outputs import place
 from mask2former_dinov3.predict import Predictor
@@ -316,3 +317,29 @@ def test_write_text__does_not_follow_a_link_left_in_its_way(tmp_path: Path) -> N
     write_text(tmp_path / "a.txt", "new")
     assert (kept.read_text(), (tmp_path / "a.txt").read_text()) == ("kept", "new")
     assert not (tmp_path / "a.txt").is_symlink()
+
+
+def test_evaluate_model__writes_nothing_by_the_names_of_a_coco_file(model_folder: Path, tmp_path: Path) -> None:
+    """`..` leads to an image that is read; results go by ids."""
+    images_in(tmp_path / "elsewhere", "a.png")
+    folder = images_in(tmp_path / "images", "b.png")
+    names = ["../elsewhere/a.png", "b.png"]
+    annotations = tmp_path / "truth.json"
+    annotations.write_text(
+        json.dumps(
+            {
+                "images": [
+                    {"id": index, "file_name": name, "height": 60, "width": 80} for index, name in enumerate(names)
+                ],
+                "annotations": [{"id": 1, "image_id": 0, "category_id": 3, "segmentation": [[0, 0, 9, 0, 9, 9]]}],
+                "categories": [{"id": 3, "name": "disc"}, {"id": 7, "name": "bar"}],
+            }
+        )
+    )
+    before = everything_in(tmp_path)
+    evaluate_model(model_folder, annotations, folder, tmp_path / "out", device="cpu")
+    after = everything_in(tmp_path)
+    new = {Path(name).relative_to(tmp_path).parts[0] for name in after.keys() - before.keys()}
+    assert new == {"out"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.json", "predictions.json"}
+    assert {name: after[name] for name in before} == before
