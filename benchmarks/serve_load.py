@@ -35,8 +35,8 @@ from machine import describe_machine
 from mask2former_dinov3.demo import SAMPLE
 
 MAX_BYTES, MAX_PIXELS, TIMEOUT, MAX_QUEUE = 2_000_000, 4_000_000, 10, 8
-WARM_UP = 0.2  # of the run, before memory is compared
-GROWTH_MB_PER_HOUR = 60.0  # more than this, by a line through the medians, counts as growth
+WARM_UP = 1 / 3  # of the run, before memory is compared
+GROWTH_MB_PER_HOUR = 60.0  # more than this counts as growth
 
 
 @dataclass
@@ -234,9 +234,11 @@ def watch_memory(process: subprocess.Popen[str], end: float, every: float) -> li
 
 
 def growth(memory: list[tuple[float, float]]) -> float:
-    """MB an hour, by a line through what came after the warm-up."""
-    minutes, megabytes = np.array(memory[int(WARM_UP * len(memory)) :]).T
-    return float(np.polyfit(minutes / 60, megabytes, 1)[0]) if len(minutes) > 2 else 0.0
+    """MB an hour: a line through the least of every minute after the warm-up, what stays between two batches."""
+    least: dict[int, float] = {}
+    for minute, megabytes in memory[int(WARM_UP * len(memory)) :]:
+        least[int(minute)] = min(megabytes, least.get(int(minute), megabytes))
+    return float(np.polyfit(np.array(list(least)) / 60, list(least.values()), 1)[0]) if len(least) > 2 else 0.0
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytest
 from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.errors import CheckpointError, ConfigError
 from mask2former_dinov3.predict import Predictor
-from mask2former_dinov3.serve import serve, shown_name
+from mask2former_dinov3.serve import licence_line, serve, shown_name
 from mask2former_dinov3.serve_queue import Limits
 from serving import Server, answer_on
 
@@ -81,7 +81,7 @@ def test_serve__sends_away_whom_it_has_no_room_for() -> None:
             status, headers, body = server.ask("POST", "/predict", IMAGE, {"Content-Type": "image/png"})
             assert status == 503
             assert int(headers["retry-after"]) >= 1
-            assert json.loads(body)["error"] == "1 images are waiting already; try again later"
+            assert json.loads(body)["error"] == "1 requests are waiting already; try again later"
             status, late = answer_on(connection)  # it never sends the rest
             assert status == 408
             assert json.loads(late)["error"] == "the image did not arrive within 3 seconds"
@@ -141,3 +141,10 @@ def test_shown_name__tells_no_folders_of_the_machine(tmp_path: Path) -> None:
     assert shown_name(tmp_path / "runs/first/best") == "first/best"
     assert shown_name(tmp_path / "nuclei") == "nuclei"
     assert shown_name("user/model") == "user/model"
+
+
+def test_licence_line__names_the_licence_that_travels_with_a_model(model_folder: Path, tmp_path: Path) -> None:
+    predictor = Predictor.from_pretrained(model_folder, "cpu")
+    assert licence_line(predictor, model_folder) == ""
+    (tmp_path / "DINOV3_LICENSE.md").write_text("text")
+    assert "DINOv3 License" in licence_line(predictor, tmp_path)

@@ -168,7 +168,7 @@ def test_model_queue__holds_few_images_as_pixels(predictor: HeldPredictor) -> No
 def test_model_queue__is_bounded_and_says_when_to_come_back(predictor: HeldPredictor) -> None:
     queue = ModelQueue(predictor, Limits(max_queue=2), Counts())
     with queue.place():
-        with queue.place(), pytest.raises(Busy, match="2 images are waiting already") as full, queue.place():
+        with queue.place(), pytest.raises(Busy, match="2 requests are waiting already") as full, queue.place():
             pass
         assert full.value.retry_after >= 1
         with queue.place():  # a place is given back
@@ -240,3 +240,23 @@ def test_model_queue__tiles_wait_among_other_images(predictor: HeldPredictor) ->
     assert sum(counts.batches) == 2 * 4 + 1
     assert len(found) == len(expected) > 0
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+def test_model_queue__takes_no_one_whom_it_would_give_up_later(predictor: HeldPredictor) -> None:
+    tiled = replace(WANTED, tile=32, threshold=0.9)
+
+    async def run() -> None:
+        queue = ModelQueue(predictor, Limits(timeout=20), Counts())
+        async with queue.running():
+            with queue.place():
+                task = asyncio.create_task(queue.predict(picture(300, 300), "a", tiled))
+                await asyncio.to_thread(predictor.begun.wait, 30)
+                assert queue.ahead == 144  # tiles, of a fifth of a second each as long as nobody knows better
+                with pytest.raises(Busy) as full, queue.place():
+                    pass
+                assert 10 < full.value.retry_after < 20
+                predictor.go.set()
+                await task
+        assert queue.ahead == queue.inside == 0
+
+    asyncio.run(run())

@@ -42,7 +42,7 @@ def serve(
     listening = _listen(host, port)
     metrics = Metrics()
     queue = ModelQueue(predictor, limits, metrics)
-    app = build_app(queue, metrics, shown_name(model), licence_line(predictor))
+    app = build_app(queue, metrics, shown_name(model), licence_line(predictor, model))
 
     class Server(uvicorn.Server):
         """uvicorn's, but ended by a signal as any other way: with exit code 0 when all is done."""
@@ -70,9 +70,12 @@ def serve(
     LOG.info("stopped")
 
 
-def licence_line(predictor: Predictor) -> str:
-    """What binds those who use the model, beside its own licence; empty where nothing is known to."""
-    if is_derived(predictor.model.config):
+def licence_line(predictor: Predictor, model: str | Path) -> str:
+    """What binds those who use the model, for the page's last line; empty where nothing is known to."""
+    stored = getattr(predictor.model, "metadata", None)  # of an ONNX file
+    if stored is not None:
+        return f"Licence of the weights: {stored.licence['weights']}."
+    if is_derived(predictor.model.config) or (Path(model) / "DINOV3_LICENSE.md").is_file():
         return "The weights derive from Meta's DINOv3 and fall under the DINOv3 License."
     return ""
 

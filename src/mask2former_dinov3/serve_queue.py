@@ -113,11 +113,12 @@ class ModelQueue:
         self.predictor = predictor
         self.limits = limits
         self.inside = 0  # requests in the house: their bodies are read, they wait, or the model works on them
+        self.ahead = 0  # the images and tiles of these
         self.closing = False
         self._meter = meter
         self._waiting: list[_Job] = []
         self._arrived = asyncio.Event()
-        self._seconds = 1.0  # that the model spends on an image, smoothed
+        self._seconds = 0.2  # that the model spends on an image, smoothed; a guess until the first
         # Bodies wait as they came; only so many are pixels at a time: one batch in the model, the next one prepared.
         self._decoded = asyncio.Semaphore(2 * limits.batch_size)
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
@@ -128,17 +129,27 @@ class ModelQueue:
         """A place in the house for one request. Raises Busy when there is none."""
         if self.closing:
             raise Busy("the server is shutting down; try another one, or later", 10)
-        if self.inside >= self.limits.max_queue:
-            raise Busy(f"{self.inside} images are waiting already; try again later", self.seconds_to_wait())
+        # Whoever would be taken only to be given up later is better told at once.
+        if self.inside >= self.limits.max_queue or self._seconds * self.ahead > self.limits.timeout / 2:
+            raise Busy(f"{self.inside} requests are waiting already; try again later", self.seconds_to_wait())
         self.inside += 1
         try:
-            yield
+            with self._ahead(1):
+                yield
         finally:
             self.inside -= 1
 
+    @contextmanager
+    def _ahead(self, images: int) -> Iterator[None]:
+        self.ahead += images
+        try:
+            yield
+        finally:
+            self.ahead -= images
+
     def seconds_to_wait(self) -> int:
         """Whole seconds until half of what is in the house should be done, by the speed seen so far."""
-        return max(1, math.ceil(self._seconds * self.inside / 2))
+        return max(1, math.ceil(self._seconds * self.ahead / 2))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -191,11 +202,12 @@ class ModelQueue:
             prepared = await self._read(self.predictor.processor.prepare, rgb[tile.y0 : tile.y1, tile.x0 : tile.x1])
             return await self._through_model(prepared, wanted)
 
-        for row in range(len(grid.tops)):
-            tiles, found = list(grid.row(row)), list[Instances]()
-            for start in range(0, len(tiles), self.limits.batch_size):
-                found += await asyncio.gather(*map(instances, tiles[start : start + self.limits.batch_size]))
-            await self._read(merger.add_row, row, found)
+        with self._ahead(len(grid.tops) * len(grid.lefts) - 1):
+            for row in range(len(grid.tops)):
+                tiles, found = list(grid.row(row)), list[Instances]()
+                for start in range(0, len(tiles), self.limits.batch_size):
+                    found += await asyncio.gather(*map(instances, tiles[start : start + self.limits.batch_size]))
+                await self._read(merger.add_row, row, found)
         return await self._read(merger.instances)
 
     async def _through_model(self, prepared: Prepared, wanted: Wanted) -> Instances:
