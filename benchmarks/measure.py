@@ -103,7 +103,7 @@ def alone(load: Callable[[], Timed], args: argparse.Namespace) -> Row:
     loaded = _memory_now(args.device)
 
     def row(seconds: float | None) -> Row:
-        peak = _memory_peak(args.device)
+        peak = memory_peak(args.device)
         return {"side": args.only, "seconds": seconds, "peak_gb": peak / 1e9, "above_loaded_gb": (peak - loaded) / 1e9}
 
     if not args.serve:
@@ -250,7 +250,7 @@ def _memory_now(device: str) -> int:
     return int(torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss)
 
 
-def _memory_peak(device: str) -> int:
+def memory_peak(device: str) -> int:
     """Most bytes ever held by this process."""
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask2former_dinov3.instances import Instances, encode_masks
+from mask2former_dinov3.data.rle import compress
+from mask2former_dinov3.instances import Instances, Rle, encode_masks
 
 CATEGORIES = ((4, "fig"), (9, "date"))
 
@@ -118,3 +119,39 @@ def test_instances__refuse_what_does_not_belong_together() -> None:
         Instances(5, 17, found.rles, found.labels, found.scores)
     with pytest.raises(ValueError, match=r"labels must be in 0\.\.1"):
         Instances.from_masks(masks, [0, 2], [1, 1], CATEGORIES)
+
+
+def test_instances__boxes_and_windows_equal_the_coco_api() -> None:
+    import faster_coco_eval.core.mask as coco
+
+    rng = np.random.default_rng(0)
+    masks = np.stack([rng.random((9, 7)) < share for share in (0.0, 0.02, 0.1, 0.5, 0.9, 1.0) for _ in range(20)])
+    found = Instances.from_masks(masks, [0] * len(masks), [0.5] * len(masks))
+    expected = np.asarray(coco.toBbox([dict(rle) for rle in found.rles])).reshape(-1, 4)
+    expected[:, 2:] += expected[:, :2]
+    np.testing.assert_array_equal(found.boxes, expected)
+    for index, mask in enumerate(masks):
+        window = found.window(index)
+        pasted = np.zeros(mask.shape, dtype=bool)
+        pasted[window.place] = window.pixels
+        np.testing.assert_array_equal(pasted, mask)
+
+
+def test_instances__boxes_hold_where_32_bits_do_not() -> None:
+    side = 100_000
+    start = 99_000 * side + 5
+    runs = np.array([start, 10, side - 10, 10, side * side - start - side - 10])
+    counts = str(compress(runs, np.array([len(runs)]))[0], "ascii")
+    found = Instances(side, side, (Rle(size=[side, side], counts=counts),), [0], [0.5])  # type: ignore[arg-type]
+    assert found.boxes.tolist() == [[99_000, 5, 99_002, 15]]
+    assert found.window(0).pixels.shape == (10, 2)
+    assert found.areas.tolist() == [20]
+
+
+def test_instances__shrunk_reads_masks_at_the_new_pixels() -> None:
+    masks = np.zeros((2, 40, 60), dtype=bool)
+    masks[0, 8:24, 12:32] = True
+    masks[1, 3, 3] = True  # meets no pixel
+    found = Instances.from_masks(masks, [0, 1], [0.5, 0.4]).shrunk(10, 15)
+    assert (found.height, found.width, len(found)) == (10, 15, 1)
+    np.testing.assert_array_equal(found.mask(0), masks[0, 2::4, 2::4])

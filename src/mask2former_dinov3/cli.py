@@ -169,8 +169,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def run_predict(arguments: argparse.Namespace) -> int:
-    """The verb `predict`; 1 when an input could not be read, after all others are done."""
-    from .predict import predict_files
+    """The verb `predict`; 1 when an input failed, after all others are done."""
+    from .predict_files import predict_files
 
     keep_freed_memory()
     summary = predict_files(
@@ -182,6 +182,8 @@ def run_predict(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         batch_size=arguments.batch_size,
         max_detections=arguments.max_detections,
+        tile=arguments.tile,
+        overlap=arguments.overlap,
         progress=sys.stderr.isatty(),
     )
     print(summary.text())

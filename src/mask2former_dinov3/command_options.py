@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-SAVEABLE = ("overlays", "masks", "coco")
+SAVEABLE = ("overlays", "masks", "coco", "geojson", "yolo")
 SPLIT_OPTIONS = tuple(f"{split}_{part}" for split in ("train", "valid", "test") for part in ("annotations", "images"))
 
 
@@ -73,7 +73,21 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save", metavar="WHAT", default="overlays,coco", help=f"any of {','.join(SAVEABLE)} (default: %(default)s)"
     )
+    add_tiles(parser)
     add_model_options(parser, required=True)
+
+
+def add_tiles(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile",
+        type=positive,
+        metavar="N",
+        help="predict images that are larger in tiles of N pixels a side and merge them; --batch-size and "
+        "--max-detections then count in tiles",
+    )
+    parser.add_argument(
+        "--overlap", type=float, metavar="F", default=0.2, help="part of a tile that neighbours share (default: 0.2)"
+    )
 
 
 def add_batch_predict(parser: argparse.ArgumentParser) -> None:
@@ -85,10 +99,7 @@ def add_batch_predict(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="folder or URI for the Parquet files")
     parser.add_argument("--threshold", type=float, metavar="T", default=0.5, help="least score (default: 0.5)")
-    parser.add_argument("--tile", type=positive, metavar="N", help="predict in tiles of N x N pixels")
-    parser.add_argument(
-        "--overlap", type=float, metavar="F", default=0.2, help="part of a tile shared with the next (default: 0.2)"
-    )
+    add_tiles(parser)
     parser.add_argument("--column", metavar="NAME", help="column of Parquet lists; default: image, uri, url or path")
     parser.add_argument("--shard-size", type=positive, metavar="N", default=1000, help="images a file (default: 1000)")
     parser.add_argument("--retry-failed", action="store_true", help="images that failed in earlier runs once more")

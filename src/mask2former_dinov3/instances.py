@@ -7,12 +7,15 @@ N instances of one image, H W its own size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import numpy as np
 from faster_coco_eval.core import mask as rle_codec
 from numpy.typing import ArrayLike, NDArray
+
+from .data.rle import boxes, compress, run_lengths
+from .data.segmentation import Window, runs_window
 
 
 class Rle(TypedDict):
@@ -113,14 +116,37 @@ class Instances:
         decoded: NDArray[np.bool_] = rle_codec.decode(dict(rle)).astype(bool)
         return decoded
 
+    def window(self, index: int) -> Window:
+        """The pixels around one mask, made without those of the image: for images of any size."""
+        runs = run_lengths(self.rles[index]["counts"].encode())
+        return runs_window(runs, self.height) or Window(np.zeros((0, 0), dtype=np.uint8), 0, 0)
+
+    def shrunk(self, height: int, width: int) -> Instances:
+        """The same in a smaller image: a mask is read at the places of the new pixels. What meets none is left out."""
+        rows, columns = (
+            ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+            for new, old in ((height, self.height), (width, self.width))
+        )
+        places = (columns[:, None] * self.height + rows).ravel()  # column by column, as RLE counts
+        shown, runs = [], []
+        for index, rle in enumerate(self.rles):
+            ends = np.cumsum(run_lengths(rle["counts"].encode()))
+            counted = np.diff(np.searchsorted(places, ends), prepend=0)
+            if counted[1::2].any():
+                shown.append(index)
+                runs.append(counted)
+        counts = compress(
+            np.concatenate([*runs, np.zeros(0, np.int64)]), np.array([len(one) for one in runs], np.int64)
+        )
+        rles = tuple(Rle(size=[height, width], counts=str(one, "ascii")) for one in counts)
+        return replace(self[shown], height=height, width=width, rles=rles)
+
     @property
     def boxes(self) -> NDArray[np.float32]:
         """(N, 4) x0 y0 x1 y1 in pixels, around the mask; x1, y1 are the far edges (width = x1 - x0)."""
-        if len(self) == 0:
-            return np.zeros((0, 4), dtype=np.float32)
-        boxes = np.asarray(rle_codec.toBbox([dict(rle) for rle in self.rles]), dtype=np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        return boxes
+        if self.height * self.width == 0:
+            return np.zeros((len(self), 4), dtype=np.float32)
+        return boxes([rle["counts"].encode() for rle in self.rles], self.height).astype(np.float32)
 
     @property
     def areas(self) -> NDArray[np.int64]:

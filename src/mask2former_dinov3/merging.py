@@ -3,8 +3,8 @@
 Two neighbouring tiles see the same pixels in their overlap, so an object that lies there is seen by both. Per class:
 
 1. A piece cut by an inner edge of its tile that lies inside another tile is dropped: that tile sees more of the object.
-2. Pieces cut by no inner edge claim to be whole. Two of them from different tiles, each the best of the other by the
-   IoU of their masks (over 0.5), are one object twice: the higher score stays.
+2. Pieces cut by no inner edge claim to be whole. Of two from different tiles whose masks have an IoU over 0.5 the one
+   with the higher score stays.
 3. What crosses an overlap is in both tiles a part of the object. The parts are joined where each is the best of the
    other by the IoU of their masks *inside the overlap* (over 0.5), or where one, cut on its way to the other, lies in
    the other there (an arm of a horseshoe whose bend only the neighbour sees). Joins go on from tile to tile, so the
@@ -91,6 +91,7 @@ class Piece:
     box: Region
     whole: bool
     open: bool = True  # a tile to come may still meet it
+    repeated: bool = False  # another tile has the same with a higher score
     group: list[Piece] = field(default_factory=list)  # all pieces of its object, itself included; shared by them
 
 
@@ -140,7 +141,8 @@ class Merger:
         for piece in closed:
             piece.open = False
         groups = {id(piece.group): piece.group for piece in closed}
-        done = [group for group in groups.values() if not any(piece.open for piece in group)]
+        ended = [group for group in groups.values() if not any(piece.open for piece in group)]
+        done = [kept for group in ended if (kept := [piece for piece in group if not piece.repeated])]
         settled = [settle(group) for group in done]
         rles = encode([runs for _, runs in settled], self.grid.height, self.grid.width)
         self.finished.extend(
@@ -186,6 +188,7 @@ class Likeness(NamedTuple):
     of_first: float
     of_second: float
     crossing: bool  # both are cut on their way to the other: the object runs through the whole overlap
+    whole: bool  # both are
 
 
 def likenesses(
@@ -205,8 +208,8 @@ def likenesses(
             if one.label != two.label or not one.box.meets(two.box):
                 continue
             first, second = one.runs, two.runs
-            crossing = False
-            if not (one.whole and two.whole):
+            crossing, whole = False, one.whole and two.whole
+            if not whole:
                 first, second = first.within(overlap, height), second.within(overlap, height)
                 ends = reaches(first, tile, other, height), reaches(second, other, tile, height)
                 crossing = all(ends)
@@ -216,7 +219,7 @@ def likenesses(
             if shared := first.shared(second):
                 areas = first.area, second.area
                 iou = shared / (sum(areas) - shared)
-                found[i, j] = Likeness(iou, shared / areas[0], shared / areas[1], crossing)
+                found[i, j] = Likeness(iou, shared / areas[0], shared / areas[1], crossing, whole)
     return found
 
 
@@ -236,11 +239,15 @@ def reaches(runs: Runs, tile: Region, other: Region, height: int) -> bool:
 
 
 def link(pieces: list[Piece], earlier: list[Piece], like: dict[tuple[int, int], Likeness]) -> None:
-    """Put pieces of two tiles that are the same object into one group (rules 2 and 3)."""
+    """Mark repeated pieces of two tiles, put parts of the same object into one group (rules 2 and 3)."""
     best, best_earlier = {}, {}
     for i, j in sorted(like, key=lambda pair: like[pair].iou):
         best[i], best_earlier[j] = j, i
     for (i, j), alike in like.items():
+        if alike.whole:
+            if alike.iou > SAME:
+                min(pieces[i], earlier[j], key=lambda piece: piece.score).repeated = True
+            continue
         first, second = best[i] == j, best_earlier[j] == i
         same = first and second and alike.iou > SAME
         arm = alike.crossing and ((first and alike.of_first > INSIDE) or (second and alike.of_second > INSIDE))
@@ -253,12 +260,8 @@ def link(pieces: list[Piece], earlier: list[Piece], like: dict[tuple[int, int], 
 
 def settle(group: list[Piece]) -> tuple[np.float32, Runs]:
     """Score and pixels of one object from its pieces."""
-    if all(piece.whole for piece in group):
-        best = max(group, key=lambda piece: piece.score)
-        return best.score, joined([best.runs])
-    areas = [piece.runs.area for piece in group]
-    score = np.float32(np.average([piece.score for piece in group], weights=areas))
-    return score, joined([piece.runs for piece in group])
+    score = np.average([piece.score for piece in group], weights=[piece.runs.area for piece in group])
+    return np.float32(score), joined([piece.runs for piece in group])
 
 
 def encode(masks: list[Runs], height: int, width: int) -> list[Rle]:

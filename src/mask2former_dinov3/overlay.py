@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -14,8 +13,7 @@ from PIL import Image
 
 from .data.coco import Category, ImageRecord
 from .data.images import read_image
-from .data.rle import compress, run_lengths
-from .instances import Instances, Rle
+from .instances import Instances
 from .model_card import Overlay
 from .visualize import Picture, draw_instances, enlargement
 
@@ -70,29 +68,11 @@ def _annotated(record: ImageRecord) -> int:
 
 
 def shrunk(image: Picture, instances: Instances) -> tuple[Picture, Instances]:
-    """Both as large as the file will be: drawing at the size of a photograph would take seconds.
-
-    A mask is read at the places of the new pixels; instances that are too small to meet one are left out.
-    """
+    """Both as large as the file will be: drawing at the size of a photograph would take seconds."""
     small = _resized(image, SIZES[0][0])
     if small.shape == image.shape:
         return image, instances
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
-        for new, old in zip(small.shape[:2], image.shape[:2], strict=True)
-    )
-    places = (columns[:, None] * image.shape[0] + rows).ravel()  # of the new pixels, column by column as RLE counts
-    shown, runs = [], []
-    for index, rle in enumerate(instances.rles):
-        ends = np.cumsum(run_lengths(rle["counts"].encode()))
-        counted = np.diff(np.searchsorted(places, ends), prepend=0)
-        if counted[1::2].any():
-            shown.append(index)
-            runs.append(counted)
-    counts = compress(np.concatenate([*runs, np.zeros(0, np.int64)]), np.array([len(one) for one in runs], np.int64))
-    rles = tuple(Rle(size=list(small.shape[:2]), counts=str(one, "ascii")) for one in counts)
-    kept = instances[shown]
-    return small, replace(kept, height=small.shape[0], width=small.shape[1], rles=rles)
+    return small, instances.shrunk(*small.shape[:2])
 
 
 def _resized(picture: Picture, side: int) -> Picture:

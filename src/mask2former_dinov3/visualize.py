@@ -104,8 +104,7 @@ class _Shape:
     @classmethod
     def of(cls, instances: Instances, index: int, scale: int) -> _Shape:
         """Cut instance `index` out and enlarge it with round edges rather than stairs."""
-        left, top, right, bottom = (int(value) for value in instances[index].boxes[0])
-        box = instances.mask(index)[top:bottom, left:right].astype(np.uint8)
+        box, top, left = instances.window(index)
         if scale > 1:
             box = _enlarged(box, scale)
         contours, _ = cv2.findContours(

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from safetensors import SafetensorError
 
@@ -39,20 +40,36 @@ def written_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
-    write_bytes(path, text.encode("utf-8"))
+@contextmanager
+def written_file(path: Path) -> Iterator[TextIO]:
+    """A text file under a temporary name that takes its place once the block ends without an error.
 
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
+    Raises CheckpointError when it cannot be written; what stood at `path` is then as it was.
+    """
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        temporary.write_bytes(data)
+        temporary.unlink(missing_ok=True)  # were it a link, the text would go where it leads
+        with temporary.open("x", encoding="utf-8") as file:
+            yield file
         temporary.rename(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: could not be written ({error}); {_space_left(path)}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
+    with written_file(path) as file:
+        file.write(text)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As `write_text`."""
+    with written_file(path) as file:
+        file.buffer.write(data)
 
 
 def _space_left(path: Path) -> str:

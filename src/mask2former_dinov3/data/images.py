@@ -121,8 +121,8 @@ def explained(name: Path | str) -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise DatasetError(
-            f"{name}: over {limit:,} pixels, refused as a possible bomb; to predict on it, "
-            "give --tile, with pip install 'mask2former-dinov3[large]'"
+            f"{name}: over {limit:,} pixels, refused as a possible bomb; cut it into tiles (predict does it with "
+            "--tile, after pip install 'mask2former-dinov3[large]')"
         ) from error
     except Exception as error:  # a decoder fed with broken bytes raises anything, from SyntaxError to struct.error
         raise DatasetError(f"{name}: the image is damaged or cut short ({type(error).__name__}: {error})") from error

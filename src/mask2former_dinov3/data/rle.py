@@ -84,6 +84,34 @@ def whole_mask_areas(counts: Sequence[bytes], pixels: Sequence[int]) -> Numbers:
     return _sums(np.where(_place(number) & 1, runs, 0), number)
 
 
+def boxes(counts: Sequence[bytes], height: int) -> Numbers:
+    """(N, 4) x0 y0 x1 y1 around each mask of images `height` pixels high, the far edges not in it; 0 where it is empty.
+
+    In 64 bits: COCO's own code counts pixels in 32, which an image of 65,536 x 65,536 exceeds.
+    """
+    found = np.zeros((len(counts), 4), dtype=np.int64)
+    for first in range(0, len(counts), 1000):  # the runs of some at a time
+        runs, number = decompress(counts[first : first + 1000])
+        place = _place(number)
+        inside = (place & 1 == 1) & (runs > 0)
+        mask = np.repeat(np.arange(len(number)), number)[inside]
+        own = np.cumsum(runs) - np.repeat(np.concatenate(([0], np.cumsum(_sums(runs, number))[:-1])), number)
+        last = own[inside] - 1
+        start = last + 1 - runs[inside]
+        one_column = start // height == last // height
+        edges = (
+            start // height,
+            np.where(one_column, start % height, 0),
+            last // height + 1,
+            np.where(one_column, last % height + 1, height),
+        )
+        begins = np.flatnonzero(np.diff(mask, prepend=-1))
+        if len(begins):
+            for column, (values, reduce) in enumerate(zip(edges, (np.minimum,) * 2 + (np.maximum,) * 2, strict=True)):
+                found[first + mask[begins], column] = reduce.reduceat(values, begins)
+    return found
+
+
 def _values(counts: bytes) -> tuple[Numbers, Numbers]:
     """What the groups of characters say, (R,), and where each ends, (R,).
 

@@ -47,6 +47,7 @@ DRIVERS = (
 ENVIRONMENT = {
     "GDAL_CACHEMAX": CACHE_MB,
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no overviews, masks or world files beside the image
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # else the missing part of a JPEG that was cut short is grey
     "GDAL_PAM_ENABLED": False,  # nor .aux.xml, which may name any file or address
 }
 
@@ -65,7 +66,7 @@ class ImageReader:
     @classmethod
     def of(cls, rgb: Rgb) -> ImageReader:
         """An image in memory, (H, W, 3)."""
-        return cls(*rgb.shape[:2], lambda at: rgb[at.y0 : at.y1, at.x0 : at.x1])
+        return cls(rgb.shape[0], rgb.shape[1], lambda at: rgb[at.y0 : at.y1, at.x0 : at.x1])
 
     @property
     def large(self) -> bool:
