@@ -27,10 +27,9 @@ from ray.cluster_utils import Cluster
 
 from mask2former_dinov3 import batch_predict as job
 from mask2former_dinov3.batch_predict import batch_predict
+from mask2former_dinov3.batch_reading import read_batch
 from mask2former_dinov3.batch_resources import plan_workers
-from mask2former_dinov3.batch_workers import read_batch
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
-from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.predict import Predictor
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -268,13 +267,18 @@ def test_read_batch__an_image_that_cannot_be_had_stops_nothing(images: Path) -> 
     import pickle
 
     names = [str(images / "000.png"), str(images / "gone.png"), str(images), "nonsense://x.png"]
-    processor = Mask2FormerDinov3ImageProcessor({"height": 64, "width": 64})
-    read = pickle.loads(read_batch({"number": 3, "images": names}, processor=processor, tiled=False)["read"])
+    read = pickle.loads(read_batch({"number": 3, "images": names}, canvas=(64, 64))["read"])
     assert [one.image for one in read] == names
-    assert read[0].content.original_size == (40, 90)
+    assert (read[0].content.pixels.shape, read[0].content.original_size) == ((28, 64, 3), (40, 90))
     assert read[1].content == f"{names[1]}: no such file"
     assert read[2].content.startswith(f"{names[2]}: cannot be read (IsADirectoryError")
     assert read[3].content == "nonsense://x.png: Protocol not known: nonsense"
+
+
+def test_batch_reading__loads_no_torch() -> None:
+    code = "import sys, mask2former_dinov3.batch_reading; print({'torch', 'transformers'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
 
 
 @pytest.mark.parametrize(("cpus", "each"), [(1, 0.5), (2, 1)])
