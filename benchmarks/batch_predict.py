@@ -21,7 +21,8 @@ from machine import describe_machine, slug_of
 from mask2former_dinov3.batch_predict import batch_predict
 from mask2former_dinov3.data.images import IMAGE_SUFFIXES
 from mask2former_dinov3.memory import keep_freed_memory
-from mask2former_dinov3.predict import Predictor, predict_files
+from mask2former_dinov3.predict import Predictor
+from mask2former_dinov3.predict_files import predict_files
 from measure import Row, markdown, name_of, sample_dataset, show
 
 SHARDS = 20

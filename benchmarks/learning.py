@@ -32,9 +32,9 @@ from mask2former_dinov3.data.coco import CocoData, read_coco
 from mask2former_dinov3.data.dataset import collate
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.order import TrainingOrder
-from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.ema import AveragedWeights
 from mask2former_dinov3.evaluate import evaluate_coco, predict_split
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.memory import keep_freed_memory
 from mask2former_dinov3.model_building import build_model, build_processor, fitted_to
 from mask2former_dinov3.optim import build_optimizer

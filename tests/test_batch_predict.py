@@ -27,9 +27,9 @@ from ray.cluster_utils import Cluster
 
 from mask2former_dinov3 import batch_predict as job
 from mask2former_dinov3.batch_predict import batch_predict
-from mask2former_dinov3.batch_workers import read_batch
+from mask2former_dinov3.batch_reading import read_batch
+from mask2former_dinov3.batch_resources import plan_workers
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
-from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.predict import Predictor
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -63,9 +63,9 @@ def stop(cluster: Cluster) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(environment: None) -> Iterator[Cluster]:
-    """Two nodes of two CPUs each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": STORE})
-    cluster.add_node(num_cpus=2, object_store_memory=STORE)
+    """Two nodes of one CPU each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
+    cluster.add_node(num_cpus=1, object_store_memory=STORE)
     started(cluster)
     yield cluster
     stop(cluster)
@@ -110,11 +110,10 @@ def straight(cluster: Cluster, images: Path, model_folder: Path, tmp_path_factor
     folder = tmp_path_factory.mktemp("straight")
     model = folder / "model"
     shutil.copytree(model_folder, model)
-    plan = job.plan_workers
 
-    def remove_and_plan(*arguments: Any) -> Any:
+    def remove_and_plan(nodes: Any, *options: Any) -> Any:
         shutil.rmtree(model)
-        return plan(*arguments)
+        return plan_workers(nodes, *options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "plan_workers", remove_and_plan)
@@ -228,7 +227,7 @@ def test_batch_predict__a_killed_worker_loses_and_doubles_nothing(
 def test_batch_predict__a_killed_node_loses_and_doubles_nothing(
     straight: Path, cluster: Cluster, images: Path, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = cluster.add_node(num_cpus=2, object_store_memory=STORE)
+    other = cluster.add_node(num_cpus=1, object_store_memory=STORE)
     cluster.wait_for_nodes()
     thread = disturb(tmp_path / "out", 2, lambda: cluster.remove_node(other, allow_graceful=False))
     with caplog.at_level(logging.WARNING):
@@ -268,28 +267,41 @@ def test_read_batch__an_image_that_cannot_be_had_stops_nothing(images: Path) -> 
     import pickle
 
     names = [str(images / "000.png"), str(images / "gone.png"), str(images), "nonsense://x.png"]
-    processor = Mask2FormerDinov3ImageProcessor({"height": 64, "width": 64})
-    read = pickle.loads(read_batch({"number": 3, "images": names}, processor=processor, tiled=False)["read"])
+    read = pickle.loads(read_batch({"number": 3, "images": names}, canvas=(64, 64))["read"])
     assert [one.image for one in read] == names
-    assert read[0].content.original_size == (40, 90)
+    assert (read[0].content.pixels.shape, read[0].content.original_size) == ((28, 64, 3), (40, 90))
     assert read[1].content == f"{names[1]}: no such file"
     assert read[2].content.startswith(f"{names[2]}: cannot be read (IsADirectoryError")
     assert read[3].content == "nonsense://x.png: Protocol not known: nonsense"
 
 
-def test_batch_predict__one_cpu_is_enough_for_readers_and_actors(
-    straight: Path, images: Path, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_batch_reading__loads_no_torch() -> None:
+    code = "import sys, mask2former_dinov3.batch_reading; print({'torch', 'transformers'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
+@pytest.mark.parametrize(("cpus", "each"), [(1, 0.5), (2, 1)])
+def test_batch_predict__actors_leave_cpus_to_the_readers(
+    cpus: int,
+    each: float,
+    straight: Path,
+    images: Path,
+    model_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Four actors asked for where one fits: they would take the CPU from the readers that they wait for."""
+    """Four actors asked for where one fits: they would take the CPUs from the readers that they wait for."""
     ray.shutdown()  # of the cluster of this module, whose straight run is all that is still needed
-    small = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
+    small = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "object_store_memory": STORE})
     try:
         started(small)
+        options = dict[str, Any](threshold=0.0, shard_size=20, actors=4, cpus_per_actor=each)
         with caplog.at_level(logging.WARNING):
-            batch_predict(model_folder, [str(images)], str(tmp_path / "out"), threshold=0.0, shard_size=20, actors=4)
+            batch_predict(model_folder, [str(images)], str(tmp_path / "out"), **options)
     finally:
         stop(small)
-    assert "4 actors of 0.5 CPUs and 0 GPUs were asked for; 1 fit" in caplog.text
+    assert f"4 actors of {each:g} CPUs and 0 GPUs were asked for; 1 fit" in caplog.text
     assert_same_results(tmp_path / "out", straight)
 
 
@@ -330,8 +342,8 @@ def test_command__goes_on_after_ctrl_c_and_after_kill_9(
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-        _, left = psutil.wait_procs(family, timeout=20)
-        assert not left  # Ray ends with its driver
+        _, left = psutil.wait_procs(family, timeout=120)
+        assert not left  # Ray ends with its driver, if not at once
         if way == signal.SIGINT:
             assert process.returncode == 130, complained
             assert complained.startswith("stopped after ")

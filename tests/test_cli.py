@@ -15,7 +15,8 @@ import pytest
 from mask2former_dinov3 import cli
 from mask2former_dinov3 import demo as demo_module
 from mask2former_dinov3.cli import main
-from mask2former_dinov3.demo import SAMPLE, best_scores, demo, free_folder
+from mask2former_dinov3.demo import best_scores, demo, free_folder
+from mask2former_dinov3.inputs import SAMPLE
 
 VERBS = ("train", "evaluate", "predict", "check-data", "push", "serve", "demo")
 VALID = SAMPLE / "valid" / "_annotations.coco.json"

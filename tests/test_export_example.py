@@ -12,8 +12,8 @@ import pytest
 import torch
 from faster_coco_eval.core import mask as rle_codec
 
-from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.export_graph import LOGITS
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.instances import encode_masks
 from mask2former_dinov3.onnx_model import OnnxModel
 from mask2former_dinov3.predict import Predictor

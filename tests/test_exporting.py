@@ -22,17 +22,18 @@ from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, SwinConfig
 from mask2former_dinov3 import exporting
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split
-from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
 from mask2former_dinov3.evaluate import evaluate_coco, evaluate_model, predict_split
 from mask2former_dinov3.export_check import check_agreement, check_detections
 from mask2former_dinov3.export_graph import DETECTIONS, LOGITS, patch_centers
 from mask2former_dinov3.exporting import batches_of, export, feed_of, read_images, set_metadata
 from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.lower_precision import to_half, to_int8
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.onnx_model import OnnxModel, load_onnx
-from mask2former_dinov3.predict import load_model, predict_files
+from mask2former_dinov3.predict import load_model
+from mask2former_dinov3.predict_files import predict_files
 from test_modeling import HEAD, SEEDS, padded_mask
 
 VALID = SAMPLE / "valid"
@@ -239,7 +240,7 @@ def test_export__leaves_nothing_when_the_check_fails(
 ) -> None:
     """What is written is a file of other weights: the folder's own are changed after it was made."""
     folder = shutil.copytree(SAMPLE / "model", tmp_path / "model")
-    network, processor = load_model(folder, "cpu")
+    network, _ = load_model(folder, "cpu")
     with torch.no_grad():
         network.head.transformer_decoder.class_predictor.bias[0] += 0.01
     network.save_pretrained(folder)

@@ -21,10 +21,9 @@ import pytest
 from PIL import Image
 
 from mask2former_dinov3.cli import main
-from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.evaluate import evaluate_model
-from mask2former_dinov3.inputs import find_images, shown
+from mask2former_dinov3.inputs import SAMPLE, find_images, shown
 from mask2former_dinov3.outputs import place
 from mask2former_dinov3.predict import Predictor
 from mask2former_dinov3.predict_files import predict_files

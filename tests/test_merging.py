@@ -15,8 +15,8 @@ from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.data.rle import run_lengths
 from mask2former_dinov3.data.segmentation import polygons_to_runs
 from mask2former_dinov3.data.windows import ImageReader
-from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.evaluate import evaluate_coco
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.merging import Merger, Runs, joined
 from mask2former_dinov3.tiling import merge_rows, rows_of_tiles

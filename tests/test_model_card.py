@@ -20,7 +20,7 @@ from PIL import Image
 from hub_stand_in import faults_of_card
 from mask2former_dinov3.config import load_config
 from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
-from mask2former_dinov3.demo import SAMPLE
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.instances import Instances, encode_masks
 from mask2former_dinov3.model import Mask2FormerDinov3Config
 from mask2former_dinov3.model_card import RunDescription, model_card

@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
 from transformers.utils import logging as transformers_logging
 
-from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.pipeline import InstanceSegmentationPipeline

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mask2former_dinov3.demo import SAMPLE
 from mask2former_dinov3.errors import CheckpointError, ConfigError
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.predict import Predictor
 from mask2former_dinov3.serve import licence_line, serve, shown_name
 from mask2former_dinov3.serve_queue import Limits

@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mask2former_dinov3.data.images import read_image
-from mask2former_dinov3.demo import SAMPLE
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.predict import Predictor
 from mask2former_dinov3.serve_app import build_app
 from mask2former_dinov3.serve_queue import Limits, ModelQueue

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from mask2former_dinov3.demo import SAMPLE
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.predict import Predictor
 from serving import Server
 

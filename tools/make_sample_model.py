@@ -24,7 +24,7 @@ from PIL import Image
 
 from mask2former_dinov3.checkpoint import checkpoints, save_model_folder
 from mask2former_dinov3.config import TrainConfig, load_config
-from mask2former_dinov3.demo import SAMPLE
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.memory import keep_freed_memory
 from mask2former_dinov3.model_card import RunDescription
 from mask2former_dinov3.predict import load_model

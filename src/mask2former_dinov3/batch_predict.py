@@ -24,18 +24,20 @@ from tqdm import tqdm
 
 from .batch_gathering import Batches, BatchSummary, Gathering
 from .batch_inputs import list_images
+from .batch_reading import Row
 from .batch_resources import Workers, plan_workers
 from .batch_shards import ShardFolder
-from .batch_workers import OUT_OF_MEMORY, ModelFiles, Pass, Row, Search
+from .batch_workers import OUT_OF_MEMORY, ModelFiles, Pass, Search
 from .data.grid import check_tiles
 from .errors import UserError
-from .image_processing import Mask2FormerDinov3ImageProcessor
 from .predict import Predictor
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 3
 MOST_TASKS = 20_000
 """Reading tasks of a job: what is kept for each of them stays small for ten million images, too."""
+READ_AT_ONCE = 16
+"""Images that a task reads, at least."""
 WATCH_SECONDS = 10
 """So long without a result, and the nodes are counted."""
 
@@ -88,7 +90,8 @@ def batch_predict(
     with bar, _cluster(ray_address):
         import ray
 
-        job = Job(batches, ray.put(files), predictor.processor, search, batch_size)
+        size = predictor.processor.size
+        job = Job(batches, ray.put(files), (size["height"], size["width"]), search, batch_size)
         del files, predictor
         gathering = Gathering(batches, folder, summary, bar)
         try:
@@ -110,7 +113,7 @@ class Job:
 
     batches: Batches
     model: Any
-    processor: Mask2FormerDinov3ImageProcessor
+    canvas: tuple[int, int]
     search: Search
     batch_size: int
 
@@ -162,15 +165,16 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
     import pyarrow as pa
     import ray
 
+    tasks = len(numbers) if careful else min(-(-len(numbers) * job.batches.batch_size // READ_AT_ONCE), MOST_TASKS)
     # Arrow tables, one at a time: as Python objects all names would be many times as large.
     parts = [
         ray.put(pa.table({"number": part, "images": [job.batches.images_of(number) for number in part.tolist()]}))
-        for part in np.array_split(numbers, len(numbers) if careful else min(len(numbers), MOST_TASKS))
+        for part in np.array_split(numbers, min(tasks, len(numbers)))
     ]
     planned = _nodes().keys()
     run = ray.remote(num_cpus=0)(Pass).remote()
     rows = run.results.options(num_returns="streaming").remote(
-        parts, [job.model], job.processor, job.search, workers, batch_size=job.batch_size, careful=careful
+        parts, [job.model], job.canvas, job.search, workers, batch_size=job.batch_size, careful=careful
     )
     try:
         while True:

@@ -1,8 +1,4 @@
-"""What runs on the workers of `batch-predict`: tasks read images, actors hold a model and find instances.
-
-Both take and give rows of Ray Data. A row is a batch of images: `number` of the batch and, in turn, `images` (URIs),
-`read` (pickled), `found` (pickled). Batches keep their images from the list to the results.
-"""
+"""What runs on the workers of `batch-predict`: a pass over batches, and actors that hold a model and find instances."""
 
 from __future__ import annotations
 
@@ -18,16 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .batch_inputs import filesystem_of
+from .batch_reading import Fitted, Read, Row, read_batch
 from .batch_resources import READER_CPUS, Workers
 from .batch_shards import Found, found_of
-from .data.images import decode_image
-from .errors import DatasetError, UserError
-from .image_processing import Fitted, Mask2FormerDinov3ImageProcessor
+from .errors import DatasetError
 from .instances import Instances
 from .predict import Predictor
 
-Row = dict[str, Any]
 BLOCK_BYTES = 32 * 2**20
 """About what an actor is given at once, and loses when it dies."""
 OUT_OF_MEMORY = "out of memory on the device"
@@ -65,33 +58,6 @@ class ModelFiles(NamedTuple):
             return Predictor.from_pretrained(Path(folder, self.name), device)
 
 
-class Read(NamedTuple):
-    """An image that was read: at its size on the canvas, or the bytes of its file where it is to be cut into tiles.
-
-    Where it could not be read, content is the reason.
-    """
-
-    image: str
-    content: Fitted | bytes | str
-
-
-def read_batch(row: Row, *, processor: Mask2FormerDinov3ImageProcessor, tiled: bool) -> Row:
-    """`images` to `read`. An image that cannot be read stops nothing."""
-    read: list[Read] = []
-    for image in row["images"]:
-        try:
-            filesystem, path = filesystem_of(image)
-            data = filesystem.cat_file(path)
-            read.append(Read(image, data if tiled else processor.fit(decode_image(data, image))))
-        except UserError as error:
-            read.append(Read(image, str(error)))
-        except FileNotFoundError:
-            read.append(Read(image, f"{image}: no such file"))
-        except Exception as error:  # file systems of object stores raise what their clients raise
-            read.append(Read(image, f"{image}: cannot be read ({type(error).__name__}: {error})"))
-    return {"number": row["number"], "read": pickle.dumps(read)}
-
-
 class FindInBatch:
     """`read` to `found`, by a model that stays loaded; `trouble` says what happened where the model itself failed.
 
@@ -122,7 +88,7 @@ class FindInBatch:
         failures = [(image, content) for image, content in read if isinstance(content, str)]
         start = time.perf_counter()
         if fitted := [(image, content) for image, content in read if isinstance(content, Fitted)]:
-            prepared = [self.predictor.processor.on_canvas(content) for _, content in fitted]
+            prepared = [self.predictor.processor.on_canvas(*content) for _, content in fitted]
             found = self.predictor.predict_prepared(prepared, self.search.threshold, self.search.max_detections)
             seconds = (time.perf_counter() - start) / len(fitted)
             images = [(image, instances, seconds) for (image, _), instances in zip(fitted, found, strict=True)]
@@ -153,7 +119,7 @@ class Pass:
         self,
         parts: list[Any],
         model: list[Any],
-        processor: Mask2FormerDinov3ImageProcessor,
+        canvas: tuple[int, int],
         search: Search,
         workers: Workers,
         *,
@@ -173,7 +139,7 @@ class Pass:
         context.target_max_block_size = BLOCK_BYTES
         context.max_errored_blocks = -1
         context.execution_no_progress_timeout_s = -1  # a cluster may be busy for hours, an image of many tiles take one
-        read = partial(read_batch, processor=processor, tiled=bool(search.tile))
+        read = partial(read_batch, canvas=None if search.tile else canvas)
         rows = (
             ray.data.from_arrow_refs(parts)
             .map(read, num_cpus=READER_CPUS)

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+from .inputs import SAMPLE
 from .old_options import HUB_BACKBONES
-
-SAMPLE = Path(__file__).with_name("sample")
 
 
 def demo(output: Path, *, say: Callable[[str], None], run: Callable[[list[str]], int]) -> int:

@@ -106,8 +106,8 @@ def check_agreement(
     )
     if precision != "fp32" and not len(have_partner):
         raise CheckpointError(
-            f"{precision} cannot be checked: the model finds nothing with a score of {bounds.score} in the images; give "
-            f"some of its own kind (--images DIR)"
+            f"{precision} cannot be checked: the model finds nothing with a score of {bounds.score} in the images; "
+            "give some of its own kind (--images DIR)"
         )
     if (precision == "fp32" and found.within < SHARE_WITHIN) or found.matched < bounds.share:
         raise CheckpointError(f"the exported file is not the model in {precision}: {found.text()}")
@@ -131,8 +131,8 @@ def same_instances(one: Instances, other: Instances, bounds: Bounds) -> np.ndarr
         & (one.labels[:, None] == other.labels[None])
         & (np.abs(one.scores[:, None] - other.scores[None]) <= bounds.drift)
     )  # (N of one, N of other)
-    sides = ((partner.any(1), one.scores), (partner.any(0), other.scores))
-    return np.fromiter(chain.from_iterable(has[scores >= bounds.score] for has, scores in sides), dtype=bool)
+    has_partner = ((partner.any(1), one.scores), (partner.any(0), other.scores))
+    return np.fromiter(chain.from_iterable(has[scores >= bounds.score] for has, scores in has_partner), dtype=bool)
 
 
 def check_detections(

@@ -19,12 +19,11 @@ from torch.export import Dim
 
 from . import __version__
 from .data.transforms import check_canvas, padded_size
-from .demo import SAMPLE
 from .errors import CheckpointError, DatasetError, UserError
 from .export_check import Agreement, check_agreement
 from .export_graph import DETECTIONS, INPUTS, LOGITS, ExportGraph, traceable_positions
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
-from .inputs import find_images
+from .inputs import SAMPLE, find_images
 from .lower_precision import to_half, to_int8
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_card import LICENCE, is_derived
@@ -72,9 +71,9 @@ def export(
     cannot be loaded, a check that fails, or a file that cannot be written.
     """
     check_request(output, size, dynamic, precision, calibration_images)
-    network, processor = load_model(model, "cpu")
-    if isinstance(network, OnnxModel):
+    if Path(model).suffix == ".onnx":
         raise UserError(f"{model}: is an ONNX file already; give the model folder that it was made from")
+    network, processor = load_model(model, "cpu")
     if size is not None:
         processor = at_canvas(processor, *size)
     prepared = read_images(images or SAMPLE / "valid", processor, CHECKED_IMAGES)

@@ -19,7 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .data.images import read_image, to_rgb
-from .data.transforms import check_canvas, fit_matrix, fitted_size, padded_size, to_pixel_values, warp_image
+from .data.transforms import check_canvas, fit_image, padded_size, to_pixel_values
 from .instances import Instances
 from .model import Mask2FormerDinov3Config
 from .model.backbone_source import IMAGENET
@@ -28,13 +28,6 @@ from .postprocess import post_process
 ImageLike: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 
 CANVAS = {"height": 1024, "width": 1024}
-
-
-class Fitted(NamedTuple):
-    """One image at its size on the canvas: pixels (h, w, 3) uint8, original (height, width)."""
-
-    pixels: NDArray[np.uint8]
-    original_size: tuple[int, int]
 
 
 class Prepared(NamedTuple):
@@ -101,21 +94,13 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
 
     def prepare(self, image: ImageLike) -> Prepared:
         """One image on its canvas; safe to call from several threads."""
-        return self.on_canvas(self.fit(image))
-
-    def fit(self, image: ImageLike) -> Fitted:
-        """One image at its size on the canvas, as bytes: a quarter of what it is once prepared."""
         rgb = load_image(image)
-        height, width = rgb.shape[:2]
-        canvas = (self.size["height"], self.size["width"])
-        real = fitted_size(height, width, *canvas)
-        return Fitted(warp_image(rgb, fit_matrix(height, width, *canvas), *real), (height, width))
+        return self.on_canvas(fit_image(rgb, self.size["height"], self.size["width"]), (rgb.shape[0], rgb.shape[1]))
 
-    def on_canvas(self, fitted: Fitted) -> Prepared:
-        """The rest of `prepare`."""
+    def on_canvas(self, fitted: NDArray[np.uint8], original_size: tuple[int, int]) -> Prepared:
+        """The second half of `prepare`: from an image that `fit_image` has brought to its size on the canvas."""
         canvas = padded_size(self.size["height"], self.size["width"])
-        values, mask = to_pixel_values(fitted.pixels, *canvas, self.image_mean, self.image_std)
-        return Prepared(values, mask, fitted.original_size)
+        return Prepared(*to_pixel_values(fitted, *canvas, self.image_mean, self.image_std), original_size)
 
     def collate(self, prepared: Sequence[Prepared]) -> BatchFeature:
         """Prepared images as one batch of tensors, as `preprocess` returns it."""

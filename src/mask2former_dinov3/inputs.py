@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .data.images import IMAGE_SUFFIXES
 
+SAMPLE = Path(__file__).with_name("sample")  # the bundled data set, a trained model in it
 LONGEST_NAME = 180  # bytes of a file's name; outputs add to it, and file systems end at 255
 
 

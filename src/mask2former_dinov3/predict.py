@@ -45,7 +45,7 @@ class Predictor:
 
         Raises CheckpointError when there is no such model, or it is another one than ours.
         """
-        return cls(*load_model(model, device))
+        return cls(*load_any_model(model, device))
 
     @overload
     def __call__(
@@ -138,18 +138,23 @@ class Predictor:
         )
 
 
-def load_model(
+def load_any_model(
     model: str | Path, device: str | torch.device | None = None
 ) -> tuple[Mask2FormerDinov3ForInstanceSegmentation | OnnxModel, Mask2FormerDinov3ImageProcessor]:
+    """An exported .onnx file with the processor that it describes, or whatever `load_model` takes."""
+    is_onnx = Path(model).suffix == ".onnx" and not Path(model).is_dir()
+    return load_onnx(Path(model), device) if is_onnx else load_model(model, device)
+
+
+def load_model(
+    model: str | Path, device: str | torch.device | None = None
+) -> tuple[Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3ImageProcessor]:
     """A model folder (or hub id) on a device and in evaluation mode, with its processor; every weight must be there.
-    Or an exported .onnx file with the processor that it describes.
 
     device: None for a GPU if there is one. Raises CheckpointError saying what is missing.
     """
     name = str(model)
     folder = Path(model)
-    if folder.suffix == ".onnx" and not folder.is_dir():
-        return load_onnx(folder, device)
     target = usable_device(device)
     if folder.is_dir():
         check_model_folder(folder)

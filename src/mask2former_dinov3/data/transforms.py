@@ -87,6 +87,13 @@ def fit_matrix(height: int, width: int, canvas_height: int, canvas_width: int) -
     return np.array([[columns / width, 0.0, 0.0], [0.0, rows / height, 0.0]])
 
 
+def fit_image(image: Pixels, canvas_height: int, canvas_width: int) -> Pixels:
+    """The picture (H, W, 3) at its size on the canvas (r, c, 3), up or down, its aspect kept."""
+    height, width = image.shape[:2]
+    real = fitted_size(height, width, canvas_height, canvas_width)
+    return warp_image(image, fit_matrix(height, width, canvas_height, canvas_width), *real)
+
+
 def sample_matrix(
     rng: np.random.Generator,
     height: int,
