@@ -164,7 +164,8 @@ def test_predict__refuses_wrong_bodies(client: TestClient, data: bytes, kind: st
 
 def test_predict__takes_images_of_any_shape(client: TestClient) -> None:
     for size, tile in (((1, 1), 32), ((1, 5000), 1000), ((5000, 1), None)):
-        status, answer = post(client, png(*size), **{"overlay": True} | ({} if tile is None else {"tile": tile}))
+        options: dict[str, Any] = {"overlay": True} if tile is None else {"overlay": True, "tile": tile}
+        status, answer = post(client, png(*size), "image/png", **options)
         assert status == 200
         assert (answer["images"][0]["height"], answer["images"][0]["width"]) == size
 

@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle_codec
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import CheckpointError
@@ -80,7 +81,10 @@ def check_agreement(
     """
     precision = exported.metadata.precision
     bounds = BOUNDS[precision]
-    shapes, errors, largest, partners = [], [], [], []
+    shapes: list[tuple[int, ...]] = []
+    errors: list[Tensor] = []
+    largest: list[float] = []
+    partners: list[NDArray[np.bool_]] = []
     for processor, prepared in batches:
         inputs = processor.collate(prepared)
         pixels, mask, sizes = inputs["pixel_values"], inputs["pixel_mask"], inputs["original_sizes"]
@@ -93,7 +97,7 @@ def check_agreement(
         errors.extend(relative_error(*pair).flatten() for pair in pairs)
         largest.append(float((pairs[0][0] - pairs[0][1]).abs().max()))
         sides = [processor.post_process(one, sizes, mask, threshold=bounds.score / 2) for one in (expected, got)]
-        partners.extend(same_instances(*pair, bounds) for pair in zip(*sides, strict=True))
+        partners.extend(same_instances(one, other, bounds) for one, other in zip(*sides, strict=True))
         if len(exported.session.get_outputs()) > len(LOGITS):
             check_detections(exported, processor, got, pixels, mask)
     have_partner = np.concatenate([np.zeros(0, dtype=bool), *partners])
@@ -119,7 +123,7 @@ def relative_error(expected: Tensor, got: Tensor) -> Tensor:
     return (expected - got).abs() / expected.abs().clamp(min=1.0)
 
 
-def same_instances(one: Instances, other: Instances, bounds: Bounds) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def same_instances(one: Instances, other: Instances, bounds: Bounds) -> NDArray[np.bool_]:
     """For every instance of either side, best first, that is above the score: does it have a partner?"""
     if not len(one) or not len(other):
         return np.zeros(int((one.scores >= bounds.score).sum() + (other.scores >= bounds.score).sum()), dtype=bool)

@@ -32,8 +32,12 @@ class ExportGraph(nn.Module):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
         _, output = self.model.predict(pixel_values, pixel_mask)
-        logits = (output.class_queries_logits, output.masks_queries_logits)
-        return (*logits, *best_detections(*logits, pixel_mask, self.detections)) if self.detections else logits
+        class_logits, mask_logits = output.class_queries_logits, output.masks_queries_logits
+        assert class_logits is not None
+        assert mask_logits is not None
+        if not self.detections:
+            return class_logits, mask_logits
+        return class_logits, mask_logits, *best_detections(class_logits, mask_logits, pixel_mask, self.detections)
 
 
 def best_detections(

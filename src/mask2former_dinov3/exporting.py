@@ -203,7 +203,7 @@ def describe(
         format_version=FORMAT_VERSION,
         producer={"mask2former-dinov3": __version__, "torch": torch.__version__},
         classes=[str(config.id2label[label]) for label in range(config.num_labels)],
-        category_ids=[int(id_) for id_ in config.category_ids],
+        category_ids=[int(id_) for id_ in config.category_ids or ()],
         mean=processor.image_mean,
         std=processor.image_std,
         canvas=[processor.size["height"], processor.size["width"]],

@@ -66,7 +66,7 @@ def to_int8(source: Path, target: Path, images: Iterable[Feed]) -> None:
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Images(CalibrationDataReader):  # type: ignore[misc]
+    class Images(CalibrationDataReader):
         def __init__(self) -> None:
             self.coming: Iterator[Feed] = iter(images)
 
