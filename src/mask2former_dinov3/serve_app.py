@@ -119,11 +119,11 @@ def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
         422: "Wrong options, or not an image.",
         500: "The model failed.",
         503: "No room: try again after Retry-After seconds.",
-        504: "No answer in time.",
+        504: "No answer in time: try again after Retry-After seconds.",
     }
     retry = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
     return {
-        status: {"model": Failure, "description": texts[status], **({"headers": retry} if status == 503 else {})}
+        status: {"model": Failure, "description": texts[status], **({"headers": retry} if status in (503, 504) else {})}
         for status in statuses
     }
 
@@ -196,7 +196,7 @@ def _routes(queue: ModelQueue, metrics: Metrics, name: str) -> APIRouter:
                     data, file_name = await _file_in(request, limits.max_bytes)
             except TimeoutError:
                 raise Refused(408, f"the image did not arrive within {limits.timeout:g} seconds", "slow") from None
-            found, picture = await _while_there(request, queue.predict(data, file_name, wanted), end)
+            found, picture = await _while_there(request, queue, queue.predict(data, file_name, wanted), end)
         request.state.noted["instances"] = len(found)
         return JSONResponse(coco_of(found, file_name, queue.predictor.categories, picture))
 
@@ -259,7 +259,7 @@ async def _file_in(request: Request, max_bytes: int) -> tuple[bytes, str]:
         raise _gone(request) from None
 
 
-async def _while_there(request: Request, work: Coroutine[Any, Any, Result], end: float) -> Result:
+async def _while_there(request: Request, queue: ModelQueue, work: Coroutine[Any, Any, Result], end: float) -> Result:
     """The result of `work`, which is dropped when the client hangs up or the time is over (`end`, of the loop)."""
     loop = asyncio.get_running_loop()
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(request))
@@ -269,7 +269,8 @@ async def _while_there(request: Request, work: Coroutine[Any, Any, Result], end:
             return task.result()
         if gone.done():
             raise _gone(request)
-        raise Refused(504, "no answer in time; try again later, or with a smaller image", "timeout")
+        message = "no answer in time; try again later, or with a smaller image"
+        raise Refused(504, message, "timeout", {"Retry-After": str(queue.seconds_to_wait())})
     finally:
         task.cancel()
         gone.cancel()
