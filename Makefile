@@ -35,7 +35,7 @@ demo: install
 	OMP_WAIT_POLICY=passive $(BIN)/mask2former-dinov3 demo --output runs/demo
 
 test: install
-	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n $(TEST_WORKERS) $(TESTS)
+	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(TESTS)
 
 check: install
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ IMAGES = 60
 
 # Ray leaves sockets and files of the cluster's processes to the garbage collector.
 pytestmark = [
+    pytest.mark.xdist_group("ray"),  # one cluster for all of this file
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.timeout(600),  # every process of a cluster imports torch, six or more of them on two cores
 ]
