@@ -17,7 +17,7 @@ from mask2former_dinov3 import demo as demo_module
 from mask2former_dinov3.cli import main
 from mask2former_dinov3.demo import SAMPLE, best_scores, demo, free_folder
 
-VERBS = ("train", "evaluate", "predict", "check-data", "push", "demo")
+VERBS = ("train", "evaluate", "predict", "check-data", "export", "push", "demo")
 VALID = SAMPLE / "valid" / "_annotations.coco.json"
 
 # Fails on import of a heavy or optional module, then prints the help of every verb.
@@ -65,6 +65,10 @@ def test_main__help_of_every_verb_loads_nothing_heavy() -> None:
         "evaluate --output o --predictions p",
         "check-data",
         "push --model m",
+        "export --model m",
+        "export --model m --output m.onnx --size 64",
+        "export --model m --output m.onnx --size 64 64 --dynamic",
+        "export --model m --output m.onnx --precision bf16",
     ],
 )
 def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +88,9 @@ def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixtur
         ("evaluate --annotations none.json --images i --model no_such_model --output o", "none.json"),
         ("predict --model no_such_model --output o none.png", "none.png"),
         ("check-data no_such_folder", "no_such_folder"),
+        ("export --model no_such_folder --output m.onnx", "no_such_folder: expected a model folder"),
+        ("export --model no_such_folder --output m.onnx --precision int8", "int8 needs a folder of images"),
+        ("predict --model none.onnx --output o none.png", "none.png"),
         ("push --model no_such_folder --repo user/name", "no_such_folder: expected a model folder"),
     ],
 )

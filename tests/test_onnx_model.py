@@ -56,13 +56,13 @@ def test_load_model__reads_what_a_file_says_of_itself(foreign: Path) -> None:
 
 
 def test_load_model__refuses_files_that_are_not_ours(foreign: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="foreign.onnx: expected an ONNX file of `mask2former-dinov3 export`"):
+    with pytest.raises(CheckpointError, match=r"foreign.onnx: expected an ONNX file of `mask2former-dinov3 export`"):
         load_model(foreign, "cpu")
-    with pytest.raises(CheckpointError, match="nowhere.onnx: no such file"):
+    with pytest.raises(CheckpointError, match=r"nowhere.onnx: no such file"):
         load_model(tmp_path / "nowhere.onnx", "cpu")
     for content in (b"", b"no model at all", foreign.read_bytes()[:60]):
         (tmp_path / "cut.onnx").write_bytes(content)
-        with pytest.raises(CheckpointError, match="cut.onnx"):
+        with pytest.raises(CheckpointError, match=r"cut.onnx"):
             load_model(tmp_path / "cut.onnx", "cpu")
 
 

@@ -183,7 +183,7 @@ def evaluate_model(
     predictions: Path | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a model folder (or hub id, or exported .onnx file) on a COCO file with its images, or the results file `predictions` instead.
+    """Score a model (as `load_model` takes it) on a COCO file with its images, or the results file `predictions`.
 
     Leaves metrics.json and predictions.json in `output`, each written whole or not at all, and returns the metrics.
     """

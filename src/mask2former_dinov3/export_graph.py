@@ -32,8 +32,11 @@ class ExportGraph(nn.Module):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
         _, output = self.model.predict(pixel_values, pixel_mask)
-        logits = (output.class_queries_logits, output.masks_queries_logits)
-        return (*logits, *best_detections(*logits, pixel_mask, self.detections)) if self.detections else logits
+        classes, masks = output.class_queries_logits, output.masks_queries_logits
+        assert classes is not None
+        assert masks is not None
+        found = best_detections(classes, masks, pixel_mask, self.detections) if self.detections else ()
+        return classes, masks, *found
 
 
 def best_detections(

@@ -19,7 +19,6 @@ from torch.export import Dim
 
 from . import __version__
 from .data.transforms import check_canvas, padded_size
-from .demo import SAMPLE
 from .errors import CheckpointError, DatasetError, UserError
 from .export_check import Agreement, check_agreement
 from .export_graph import DETECTIONS, INPUTS, LOGITS, ExportGraph, traceable_positions
@@ -28,8 +27,9 @@ from .lower_precision import to_half, to_int8
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_card import LICENCE, is_derived
 from .onnx_model import FORMAT_VERSION, OnnxMetadata, OnnxModel
-from .predict import find_images, load_model
+from .predict import find_images, load_network
 
+SAMPLE = Path(__file__).with_name("sample") / "valid"  # images that every installation has
 PRECISIONS = ("fp32", "fp16", "int8")
 OPSET = 20  # torch's own default: the newest for which its exporter, onnxruntime, its quantiser and OpenVINO all stand
 DETECTIONS_AT_MOST = 100  # of one image in a graph that makes instances, as COCO counts
@@ -71,12 +71,14 @@ def export(
     cannot be loaded, a check that fails, or a file that cannot be written.
     """
     check_request(output, size, dynamic, precision, calibration_images)
-    network, processor = load_model(model, "cpu")
-    if isinstance(network, OnnxModel):
-        raise UserError(f"{model}: is an ONNX file already; give the model folder that it was made from")
+    network, processor = load_network(model, "cpu")
+    if dynamic and network.config.backbone_config.model_type == "swin":
+        raise UserError(
+            "dynamic: the windows of a Swin backbone do not follow open sizes; export one file per size (--size H W)"
+        )
     if size is not None:
         processor = at_canvas(processor, *size)
-    prepared = read_images(images or SAMPLE / "valid", processor, CHECKED_IMAGES)
+    prepared = read_images(images or SAMPLE, processor, CHECKED_IMAGES)
     calibration = []
     if calibration_images is not None:
         calibration = read_images(calibration_images, processor, CALIBRATION_IMAGES)
@@ -85,7 +87,7 @@ def export(
         written = Path(folder) / output.name
         say("tracing the network (a minute or more)")
         trace(network, processor, written, metadata, dynamic=dynamic, with_postprocess=with_postprocess)
-        batches = batches_of(prepared, processor, dynamic, images or SAMPLE / "valid")
+        batches = batches_of(prepared, processor, dynamic, images or SAMPLE)
         say(f"comparing with torch on {len(prepared)} images")
         agreement = check_agreement(network, OnnxModel(written, "cpu"), batches)
         if precision != "fp32":
@@ -95,7 +97,8 @@ def export(
             if precision == "fp16":
                 to_half(written, lower)
             else:
-                to_int8(written, lower, (feed_of(processor, one) for one in calibration))
+                with quietly():  # the quantiser advises preparations that torch's exporter has made already
+                    to_int8(written, lower, (feed_of(processor, one) for one in calibration))
             set_metadata(lower, replace(metadata, precision=precision))
             agreement = check_agreement(network, OnnxModel(lower, "cpu"), batches)
             written = lower
@@ -203,7 +206,7 @@ def describe(
         format_version=FORMAT_VERSION,
         producer={"mask2former-dinov3": __version__, "torch": torch.__version__},
         classes=[str(config.id2label[label]) for label in range(config.num_labels)],
-        category_ids=[int(id_) for id_ in config.category_ids],
+        category_ids=[int(id_) for id_ in config.category_ids or ()],
         mean=processor.image_mean,
         std=processor.image_std,
         canvas=[processor.size["height"], processor.size["width"]],
@@ -232,9 +235,7 @@ def read_images(folder: Path, processor: Mask2FormerDinov3ImageProcessor, count:
     return [processor.prepare(path) for path, _ in islice(files, count)]
 
 
-def at_canvas(
-    processor: Mask2FormerDinov3ImageProcessor, height: int, width: int
-) -> Mask2FormerDinov3ImageProcessor:
+def at_canvas(processor: Mask2FormerDinov3ImageProcessor, height: int, width: int) -> Mask2FormerDinov3ImageProcessor:
     """The same for another canvas."""
     size = {"height": height, "width": width}
     return Mask2FormerDinov3ImageProcessor(size, processor.image_mean, processor.image_std)

@@ -27,7 +27,7 @@ from .instances import Instances
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model.safe_loading import load_config, load_pretrained
 from .model_folder import check_model_folder
-from .onnx_model import OnnxModel, load_onnx
+from .onnx_model import load_onnx
 from .visualize import draw_instances, enlargement
 from .writing import check_writable, write_text
 
@@ -221,16 +221,21 @@ def find_images(inputs: Sequence[str | Path], output: Path, failed: list[tuple[s
 
 def load_model(
     model: str | Path, device: str | torch.device | None = None
-) -> tuple[Mask2FormerDinov3ForInstanceSegmentation | OnnxModel, Mask2FormerDinov3ImageProcessor]:
+) -> tuple[Any, Mask2FormerDinov3ImageProcessor]:
+    """What can be used as a model, with its processor: see `load_network`, or an exported .onnx file (`OnnxModel`)."""
+    path = Path(model)
+    return load_onnx(path, device) if path.suffix == ".onnx" and not path.is_dir() else load_network(model, device)
+
+
+def load_network(
+    model: str | Path, device: str | torch.device | None = None
+) -> tuple[Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3ImageProcessor]:
     """A model folder (or hub id) on a device and in evaluation mode, with its processor; every weight must be there.
-    Or an exported .onnx file with the processor that it describes.
 
     device: None for a GPU if there is one. Raises CheckpointError saying what is missing.
     """
     name = str(model)
     folder = Path(model)
-    if folder.suffix == ".onnx" and not folder.is_dir():
-        return load_onnx(folder, device)
     target = usable_device(device)
     if folder.is_dir():
         check_model_folder(folder)
