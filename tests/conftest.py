@@ -14,9 +14,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask a hub; those on errors of 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.model import (
     Mask2FormerDinov3Config,
     Mask2FormerDinov3ForInstanceSegmentation,
@@ -124,3 +126,17 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Mask2FormerDinov3ForInstanceSegmentation(config).save_pretrained(folder)
     Mask2FormerDinov3ImageProcessor({"height": 64, "width": 64}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sample_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model as an .onnx file, with its instances in the graph. Not to be changed."""
+    from mask2former_dinov3.exporting import export
+
+    # Made once for all workers of pytest-xdist, whose folders lie side by side.
+    shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else None
+    file = (shared or tmp_path_factory.mktemp("onnx")) / "sample.onnx"
+    with FileLock(f"{file}.lock"):
+        if not file.exists():
+            export(SAMPLE / "model", file, with_postprocess=True)
+    return file

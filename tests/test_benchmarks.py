@@ -216,3 +216,21 @@ def test_shapes__are_the_same_for_a_seed_and_read_without_a_fault(tmp_path: Path
     areas = [one.area for one in instances]
     assert max(areas) > 50 * min(areas)
     assert {one.label for one in instances} == {0, 1, 2, 3}
+
+
+@pytest.mark.timeout(900)  # a trace is half a minute of CPU time
+def test_runtimes__measures_every_runtime_and_precision(tmp_path: Path, script: Any) -> None:
+    words = ["--preset", "tiny", "--sizes", "64", "--repeat", "1", "--no-compiled", "--output", str(tmp_path)]
+    script("runtimes").main(words)
+    (file,) = tmp_path.glob("runtimes_*_tiny.json")
+    content = json.loads(file.read_text())
+    assert {(row["runtime"], row["precision"]) for row in content["rows"]} == {
+        *(("torch eager", precision) for precision in ("fp32", "bf16")),
+        *(("onnxruntime", precision) for precision in ("fp32", "int8")),
+        *(("OpenVINO", precision) for precision in ("fp32", "bf16", "int8")),
+    }
+    for row in content["rows"]:
+        assert row["latency_64_seconds"] > 0
+        assert row["file_mb"] > 1
+    assert "| OpenVINO " in file.with_suffix(".md").read_text()
+    assert str(tmp_path) not in file.read_text()

@@ -18,7 +18,7 @@ from mask2former_dinov3.cli import main
 from mask2former_dinov3.demo import best_scores, demo, free_folder
 from mask2former_dinov3.inputs import SAMPLE
 
-VERBS = ("train", "evaluate", "predict", "check-data", "push", "serve", "demo")
+VERBS = ("train", "evaluate", "predict", "check-data", "convert", "export", "serve", "batch-predict", "push", "demo")
 VALID = SAMPLE / "valid" / "_annotations.coco.json"
 
 # Fails on import of a heavy or optional module, then prints the help of every verb.
@@ -68,6 +68,10 @@ def test_main__help_of_every_verb_loads_nothing_heavy() -> None:
         "push --model m",
         "serve",
         "serve --model m --max-queue 0",
+        "export --model m",
+        "export --model m --output m.onnx --size 64",
+        "export --model m --output m.onnx --size 64 64 --dynamic",
+        "export --model m --output m.onnx --precision bf16",
     ],
 )
 def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,6 +93,9 @@ def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixtur
         ("check-data no_such_folder", "no_such_folder"),
         ("serve --model no_such_model --port 0", "no_such_model: expected a model folder"),
         ("serve --model no_such_model --timeout 0", "timeout: expected seconds above 0, got 0.0"),
+        ("export --model no_such_folder --output m.onnx", "no_such_folder: expected a model folder"),
+        ("export --model no_such_folder --output m.onnx --precision int8", "int8 needs a folder of images"),
+        ("predict --model none.onnx --output o none.png", "none.png"),
         ("push --model no_such_folder --repo user/name", "no_such_folder: expected a model folder"),
     ],
 )

@@ -17,8 +17,8 @@ from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.instances import encode_masks
 from mask2former_dinov3.onnx_model import OnnxModel
 from mask2former_dinov3.predict import Predictor
-from test_exporting import sample_file  # noqa: F401 (a fixture)
 
+pytestmark = pytest.mark.timeout(900)  # whichever test asks first makes the file
 TEXT = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
 PROGRAM, OPENVINO = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 IMAGE = SAMPLE / "valid" / "14cc1424c5980827.png"
@@ -49,7 +49,7 @@ def test_example__is_short_and_the_environment_has_no_torch(tmp_path: Path) -> N
     assert "torch must not be imported" in run_isolated("import torch", tmp_path).stderr
 
 
-def test_example__finds_what_predictor_finds(sample_file: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_example__finds_what_predictor_finds(sample_file: Path, tmp_path: Path) -> None:
     done = run_isolated(PROGRAM, tmp_path, sample_file, IMAGE)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "instances.npz") as found:
@@ -64,7 +64,7 @@ def test_example__finds_what_predictor_finds(sample_file: Path, tmp_path: Path) 
     np.testing.assert_allclose(scores[iou.max(1) > 0.95], expected.scores[iou.argmax(1)][iou.max(1) > 0.95], atol=0.01)
 
 
-def test_openvino__reads_the_same_file(sample_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_openvino__reads_the_same_file(sample_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     exported = OnnxModel(sample_file, "cpu")
     inputs = exported.metadata.processor().preprocess(IMAGE)

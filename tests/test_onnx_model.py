@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from mask2former_dinov3.errors import CheckpointError, UserError
 from mask2former_dinov3.onnx_model import FORMAT_VERSION, OnnxMetadata
-from mask2former_dinov3.predict import load_any_model
+from mask2former_dinov3.predict import load_model
 
 METADATA = OnnxMetadata(
     format_version=FORMAT_VERSION,
@@ -47,23 +47,23 @@ def described(file: Path, **changed: str) -> Path:
     return file
 
 
-def test_load_any_model__reads_what_a_file_says_of_itself(foreign: Path) -> None:
-    model, processor = load_any_model(described(foreign), "cpu")
+def test_load_model__reads_what_a_file_says_of_itself(foreign: Path) -> None:
+    model, processor = load_model(described(foreign), "cpu")
     assert model.config.id2label == {0: "disc"}
     assert model.config.category_ids == [3]
     assert (model.config.num_queries, model.config.mask_stride) == (8, 4)
     assert (processor.size, processor.image_std) == ({"height": 64, "width": 96}, [0.2] * 3)
 
 
-def test_load_any_model__refuses_files_that_are_not_ours(foreign: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"foreign\.onnx: expected an ONNX file of `mask2former-dinov3 export`"):
-        load_any_model(foreign, "cpu")
-    with pytest.raises(CheckpointError, match=r"nowhere\.onnx: no such file"):
-        load_any_model(tmp_path / "nowhere.onnx", "cpu")
+def test_load_model__refuses_files_that_are_not_ours(foreign: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"foreign.onnx: expected an ONNX file of `mask2former-dinov3 export`"):
+        load_model(foreign, "cpu")
+    with pytest.raises(CheckpointError, match=r"nowhere.onnx: no such file"):
+        load_model(tmp_path / "nowhere.onnx", "cpu")
     for content in (b"", b"no model at all", foreign.read_bytes()[:60]):
         (tmp_path / "cut.onnx").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"cut\.onnx"):
-            load_any_model(tmp_path / "cut.onnx", "cpu")
+        with pytest.raises(CheckpointError, match=r"cut.onnx"):
+            load_model(tmp_path / "cut.onnx", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -75,22 +75,22 @@ def test_load_any_model__refuses_files_that_are_not_ours(foreign: Path, tmp_path
         ({"std": "[0, 0, 0]"}, "describe no image processor"),
     ],
 )
-def test_load_any_model__refuses_broken_metadata(changed: dict[str, str], message: str, foreign: Path) -> None:
+def test_load_model__refuses_broken_metadata(changed: dict[str, str], message: str, foreign: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
-        load_any_model(described(foreign, **changed), "cpu")
+        load_model(described(foreign, **changed), "cpu")
 
 
-def test_load_any_model__says_which_devices_there_are(foreign: Path) -> None:
+def test_load_model__says_which_devices_there_are(foreign: Path) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     for device in ("cuda", "mps"):
         with pytest.raises(ValueError, match=f"device: {device} cannot be used .*CPUExecutionProvider"):
-            load_any_model(described(foreign), device)
+            load_model(described(foreign), device)
 
 
-def test_load_any_model__says_how_to_install_onnxruntime(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_model__says_how_to_install_onnxruntime(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"pip install 'mask2former-dinov3\[export\]'"):
-        load_any_model(foreign, "cpu")
+        load_model(foreign, "cpu")

@@ -28,7 +28,7 @@ from .data.images import read_image
 from .data.layout import Split
 from .errors import DatasetError
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
-from .predict import load_any_model
+from .predict import load_model
 from .results import GroundTruth, Id, Source, read_ground_truth, read_results
 from .writing import check_writable, write_text
 
@@ -183,9 +183,7 @@ def evaluate_model(
     predictions: Path | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a model on a COCO file with its images, or the results file `predictions` instead.
-
-    model: a folder, a hub id, or an exported .onnx file.
+    """Score a model (as `load_model` takes it) on a COCO file with its images, or the results file `predictions`.
 
     Leaves metrics.json and predictions.json in `output`, each written whole or not at all, and returns the metrics.
     """
@@ -198,7 +196,7 @@ def evaluate_model(
         if model is None or images is None:
             raise DatasetError("evaluate: give a model and the folder of the images, or a file of predictions")
         data = read_coco(Split("evaluate", Path(annotations), Path(images)))
-        network, processor = load_any_model(model, device)
+        network, processor = load_model(model, device)
         check_writable(output)
         start = time.perf_counter()
         results = predict_split(

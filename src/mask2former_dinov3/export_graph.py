@@ -32,12 +32,11 @@ class ExportGraph(nn.Module):
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[Tensor, ...]:
         _, output = self.model.predict(pixel_values, pixel_mask)
-        class_logits, mask_logits = output.class_queries_logits, output.masks_queries_logits
-        assert class_logits is not None
-        assert mask_logits is not None
-        if not self.detections:
-            return class_logits, mask_logits
-        return class_logits, mask_logits, *best_detections(class_logits, mask_logits, pixel_mask, self.detections)
+        classes, masks = output.class_queries_logits, output.masks_queries_logits
+        assert classes is not None
+        assert masks is not None
+        found = best_detections(classes, masks, pixel_mask, self.detections) if self.detections else ()
+        return classes, masks, *found
 
 
 def best_detections(

@@ -28,8 +28,9 @@ from .lower_precision import to_half, to_int8
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_card import LICENCE, is_derived
 from .onnx_model import FORMAT_VERSION, OnnxMetadata, OnnxModel
-from .predict import load_model
+from .predict import load_network
 
+SAMPLE_IMAGES = SAMPLE / "valid"  # every installation has them
 PRECISIONS = ("fp32", "fp16", "int8")
 OPSET = 20  # torch's own default: the newest for which its exporter, onnxruntime, its quantiser and OpenVINO all stand
 DETECTIONS_AT_MOST = 100  # of one image in a graph that makes instances, as COCO counts
@@ -71,12 +72,14 @@ def export(
     cannot be loaded, a check that fails, or a file that cannot be written.
     """
     check_request(output, size, dynamic, precision, calibration_images)
-    if Path(model).suffix == ".onnx":
-        raise UserError(f"{model}: is an ONNX file already; give the model folder that it was made from")
-    network, processor = load_model(model, "cpu")
+    network, processor = load_network(model, "cpu")
+    if dynamic and network.config.backbone_config.model_type == "swin":
+        raise UserError(
+            "dynamic: the windows of a Swin backbone do not follow open sizes; export one file per size (--size H W)"
+        )
     if size is not None:
         processor = at_canvas(processor, *size)
-    prepared = read_images(images or SAMPLE / "valid", processor, CHECKED_IMAGES)
+    prepared = read_images(images or SAMPLE_IMAGES, processor, CHECKED_IMAGES)
     calibration = []
     if calibration_images is not None:
         calibration = read_images(calibration_images, processor, CALIBRATION_IMAGES)
@@ -85,7 +88,7 @@ def export(
         written = Path(folder) / output.name
         say("tracing the network (a minute or more)")
         trace(network, processor, written, metadata, dynamic=dynamic, with_postprocess=with_postprocess)
-        batches = batches_of(prepared, processor, dynamic, images or SAMPLE / "valid")
+        batches = batches_of(prepared, processor, dynamic, images or SAMPLE_IMAGES)
         say(f"comparing with torch on {len(prepared)} images")
         agreement = check_agreement(network, OnnxModel(written, "cpu"), batches)
         if precision != "fp32":
@@ -95,7 +98,8 @@ def export(
             if precision == "fp16":
                 to_half(written, lower)
             else:
-                to_int8(written, lower, (feed_of(processor, one) for one in calibration))
+                with quietly():  # the quantiser advises preparations that torch's exporter has made already
+                    to_int8(written, lower, (feed_of(processor, one) for one in calibration))
             set_metadata(lower, replace(metadata, precision=precision))
             agreement = check_agreement(network, OnnxModel(lower, "cpu"), batches)
             written = lower

@@ -23,7 +23,7 @@ from .instances import Instances
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model.safe_loading import load_config, load_pretrained
 from .model_folder import check_model_folder
-from .onnx_model import OnnxModel, load_onnx
+from .onnx_model import load_onnx
 from .tiling import merge_rows, rows_of_tiles
 
 
@@ -45,7 +45,7 @@ class Predictor:
 
         Raises CheckpointError when there is no such model, or it is another one than ours.
         """
-        return cls(*load_any_model(model, device))
+        return cls(*load_model(model, device))
 
     @overload
     def __call__(
@@ -138,15 +138,15 @@ class Predictor:
         )
 
 
-def load_any_model(
-    model: str | Path, device: str | torch.device | None = None
-) -> tuple[Mask2FormerDinov3ForInstanceSegmentation | OnnxModel, Mask2FormerDinov3ImageProcessor]:
-    """An exported .onnx file with the processor that it describes, or whatever `load_model` takes."""
-    is_onnx = Path(model).suffix == ".onnx" and not Path(model).is_dir()
-    return load_onnx(Path(model), device) if is_onnx else load_model(model, device)
-
-
 def load_model(
+    model: str | Path, device: str | torch.device | None = None
+) -> tuple[Any, Mask2FormerDinov3ImageProcessor]:
+    """What can be used as a model, with its processor: see `load_network`, or an exported .onnx file (`OnnxModel`)."""
+    path = Path(model)
+    return load_onnx(path, device) if path.suffix == ".onnx" and not path.is_dir() else load_network(model, device)
+
+
+def load_network(
     model: str | Path, device: str | torch.device | None = None
 ) -> tuple[Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3ImageProcessor]:
     """A model folder (or hub id) on a device and in evaluation mode, with its processor; every weight must be there.
