@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -19,22 +20,27 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.dataset
 import pytest
 import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
+from tqdm import tqdm
 
 from mask2former_dinov3 import batch_predict as job
+from mask2former_dinov3.batch_gathering import Batches, BatchSummary, Gathering
 from mask2former_dinov3.batch_predict import batch_predict
 from mask2former_dinov3.batch_reading import read_batch
-from mask2former_dinov3.batch_resources import plan_workers
+from mask2former_dinov3.batch_resources import Workers, plan_workers
+from mask2former_dinov3.batch_shards import ShardFolder, found_of
+from mask2former_dinov3.batch_workers import Search
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
 from mask2former_dinov3.predict import Predictor
 
 SOURCE = Path(__file__).parents[1] / "src"
 STORE = 200_000_000  # bytes of Ray's object store on each node
-IMAGES = 60
+IMAGES = 150  # ten tasks of reading: enough to be in the middle of
 
 # Ray leaves sockets and files of the cluster's processes to the garbage collector.
 pytestmark = [
@@ -152,7 +158,7 @@ def test_batch_predict__does_what_is_left(
     inputs, again = [str(images)], dict[str, Any](threshold=0.0, shard_size=4)
     summary = batch_predict(model_folder, inputs, str(output), **again)
     assert (summary.images, summary.earlier, summary.failed_earlier) == (0, IMAGES, 2)
-    assert "60 images were done before\n2 failed before; --retry-failed" in summary.text()
+    assert f"{IMAGES} images were done before\n2 failed before; --retry-failed" in summary.text()
     assert_same_results(output, straight)
 
     shutil.copy(images / "001.png", tmp_path / "new.png")
@@ -250,6 +256,7 @@ def test_batch_predict__says_what_it_cannot_do(
         ({"device": "cuda:1"}, "device: expected cpu or cuda, got cuda:1"),
         ({"gpus_per_actor": 2}, "gpus_per_actor: expected 0 to 1"),
         ({"cpus_per_actor": 0}, "cpus_per_actor: expected a number above 0"),
+        ({"shard_size": 0}, "shard_size: expected at least 1"),
         ({"tile": 8}, "tile: expected at least 32"),
         ({"device": "cuda"}, "gpus_per_actor 1: no node of the cluster has that"),
         ({"cpus_per_actor": 64}, "no worker of 64 CPUs .* fits on the cluster"),
@@ -265,8 +272,6 @@ def test_batch_predict__needs_the_extra(model_folder: Path, monkeypatch: pytest.
 
 
 def test_read_batch__an_image_that_cannot_be_had_stops_nothing(images: Path) -> None:
-    import pickle
-
     names = [str(images / "000.png"), str(images / "gone.png"), str(images), "nonsense://x.png"]
     read = pickle.loads(read_batch({"number": 3, "images": names}, canvas=(64, 64))["read"])
     assert [one.image for one in read] == names
@@ -274,6 +279,64 @@ def test_read_batch__an_image_that_cannot_be_had_stops_nothing(images: Path) -> 
     assert read[1].content == f"{names[1]}: no such file"
     assert read[2].content.startswith(f"{names[2]}: cannot be read (IsADirectoryError")
     assert read[3].content == "nonsense://x.png: Protocol not known: nonsense"
+
+
+@pytest.fixture
+def five(tmp_path: Path) -> tuple[job.Job, Gathering]:
+    """A job of five batches of one image, and what gathers it; its passes are those that a test makes up."""
+    batches = Batches(pa.array([f"/{number}.png" for number in range(5)], pa.large_string()), 2, 1)
+    gathering = Gathering(batches, ShardFolder(str(tmp_path / "out"), {}), BatchSummary(""), tqdm(disable=True))
+    return job.Job(batches, None, (64, 64), Search(0.5, 100, None, 0.2), 1), gathering
+
+
+def row_of(number: int, trouble: str = "") -> dict[str, Any]:
+    return {"number": number, "found": pickle.dumps(found_of([], [(f"/{number}.png", "no file")])), "trouble": trouble}
+
+
+def test_find_all__a_batch_that_kills_its_workers_has_failed(
+    five: tuple[job.Job, Gathering], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    passes: list[tuple[list[int], bool]] = []
+
+    def results(_: job.Job, numbers: Any, workers: Any, *, careful: bool) -> Iterator[dict[str, Any]]:
+        passes.append((numbers.tolist(), careful))
+        if len(passes) == 1:
+            yield row_of(0)
+            raise ray.exceptions.RayError("lost")  # of the pass itself: no batch is to blame
+        yield from (row_of(number) for number in numbers.tolist() if number != 3)
+
+    monkeypatch.setattr(job, "_results", results)
+    job._find_all(*five, lambda: Workers(1, 1, 0))
+    assert passes == [([0, 1, 2, 3, 4], False), ([1, 2, 3, 4], False), ([3], True), ([3], True)]
+    reasons = {row["image"]: row["reason"] for row in rows(tmp_path / "out", "failures")}
+    assert len(reasons) == 5
+    assert reasons["/3.png"].startswith("/3.png: the worker that had it died, 3 times")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error", "message"),
+    [
+        ("", UserError, "every worker died"),
+        ("ray", UserError, "the workers failed: gone"),
+        ("out of memory on the device", UserError, "out of memory on the device; lower the batch size"),
+        ("Traceback: KeyError", RuntimeError, "(?s)the model failed on a worker.*KeyError"),
+    ],
+)
+def test_find_all__stops_when_nothing_gets_done(
+    trouble: str,
+    error: type[Exception],
+    message: str,
+    five: tuple[job.Job, Gathering],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def results(*_: Any, careful: bool) -> Iterator[dict[str, Any]]:
+        if trouble == "ray":
+            raise ray.exceptions.RayError("no actor\ngone")
+        yield from [row_of(0, trouble)] if trouble else []
+
+    monkeypatch.setattr(job, "_results", results)
+    with pytest.raises(error, match=message):
+        job._find_all(*five, lambda: Workers(1, 1, 0))
 
 
 def test_batch_reading__loads_no_torch() -> None:
@@ -351,7 +414,7 @@ def test_command__goes_on_after_ctrl_c_and_after_kill_9(
             assert complained.startswith("stopped after ")
             assert "the same command does the rest" in complained
         if way:
-            assert before + 2 <= finished(output) < 9
+            assert before + 2 <= finished(output) < (IMAGES + 2) / 7
     assert process.returncode == 1, complained  # two images cannot be read
     assert complained == ""
     assert "images were done before" in said

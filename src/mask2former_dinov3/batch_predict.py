@@ -72,6 +72,9 @@ def batch_predict(
     KeyboardInterrupt with the finished shards kept.
     """
     _check(threshold, device, cpus_per_actor, gpus_per_actor)
+    for name, value in (("batch_size", batch_size), ("shard_size", shard_size), ("actors", actors)):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: expected at least 1, got {value}")
     if tile is not None:
         check_tiles(tile, overlap)
     _need_extra()
@@ -128,8 +131,6 @@ def _find_all(job: Job, gathering: Gathering, plan: Callable[[], Workers]) -> No
 
     attempt = 0
     while len(numbers := gathering.missing()) and attempt < ATTEMPTS:
-        fault = "every worker died, most likely out of memory; fewer actors or a lower batch size need less"
-        cause: Exception | None = None
         try:
             for row in _results(job, numbers, plan(), careful=attempt > 0):
                 if row["trouble"] == OUT_OF_MEMORY:
@@ -137,16 +138,19 @@ def _find_all(job: Job, gathering: Gathering, plan: Callable[[], Workers]) -> No
                 if row["trouble"]:
                     raise RuntimeError(f"the model failed on a worker\n{row['trouble']}")
                 gathering.add(row["number"], pickle.loads(row["found"]))
-            attempt += 1
         except ray.exceptions.RayError as error:
-            fault, cause = f"the workers failed: {str(error).strip().splitlines()[-1]}", error
+            if len(gathering.missing()) == len(numbers):
+                raise UserError(f"the workers failed: {str(error).strip().splitlines()[-1]}") from error
+            logger.warning("Ray lost its work; going on with what is missing")
+            continue
         except NodeLostError as error:
             logger.warning("%s; going on with the others", error)
             continue
+        attempt += 1
         missing = len(gathering.missing())
-        if missing == len(numbers) and attempt <= 1:
-            raise UserError(fault) from cause
-        if missing:
+        if missing == len(numbers) and attempt == 1:
+            raise UserError("every worker died, most likely out of memory; lower the batch size, or use fewer actors")
+        if missing and attempt < ATTEMPTS:
             logger.warning("%d batches were lost with a worker that died; they are done again", missing)
     gathering.give_up(f"the worker that had it died, {ATTEMPTS} times; most likely it ran out of memory")
 
@@ -164,6 +168,7 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
     """
     import pyarrow as pa
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     tasks = len(numbers) if careful else min(-(-len(numbers) * job.batches.batch_size // READ_AT_ONCE), MOST_TASKS)
     # Arrow tables, one at a time: as Python objects all names would be many times as large.
@@ -172,7 +177,8 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
         for part in np.array_split(numbers, min(tasks, len(numbers)))
     ]
     planned = _nodes().keys()
-    run = ray.remote(num_cpus=0)(Pass).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    run = ray.remote(num_cpus=0, scheduling_strategy=here)(Pass).remote()
     rows = run.results.options(num_returns="streaming").remote(
         parts, [job.model], job.canvas, job.search, workers, batch_size=job.batch_size, careful=careful
     )

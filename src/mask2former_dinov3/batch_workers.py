@@ -19,6 +19,7 @@ from .batch_resources import READER_CPUS, Workers
 from .batch_shards import Found, found_of
 from .errors import DatasetError
 from .instances import Instances
+from .memory import keep_freed_memory
 from .predict import Predictor
 
 BLOCK_BYTES = 32 * 2**20
@@ -67,6 +68,7 @@ class FindInBatch:
     def __init__(self, model: Any, search: Search, device: str, batch_size: int) -> None:
         import ray
 
+        keep_freed_memory()
         files: ModelFiles = ray.get(model)
         self.predictor = files.load(device)
         self.search = search
