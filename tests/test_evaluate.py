@@ -27,6 +27,8 @@ CANVAS = {"height": 256, "width": 256}
 class ColourModel(nn.Module):
     """Knows the toy data set's colours (red discs, green bars): right without training, logits at stride 4."""
 
+    device = torch.device("cpu")
+
     def __init__(self, names: tuple[str, ...] = ("disc", "bar")) -> None:
         super().__init__()
         self.config = SimpleNamespace(id2label=dict(enumerate(names)), category_ids=[3, 7])
