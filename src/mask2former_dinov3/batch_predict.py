@@ -71,10 +71,9 @@ def batch_predict(
     tile, overlap: as `Predictor` takes them; a batch is then one image. Raises UserError for what the user can mend,
     KeyboardInterrupt with the finished shards kept.
     """
-    _check(threshold, device, cpus_per_actor, gpus_per_actor)
-    for name, value in (("batch_size", batch_size), ("shard_size", shard_size), ("actors", actors)):
-        if value is not None and value < 1:
-            raise UserError(f"{name}: expected at least 1, got {value}")
+    _check(
+        threshold, device, cpus_per_actor, gpus_per_actor, batch_size=batch_size, shard_size=shard_size, actors=actors
+    )
     if tile is not None:
         check_tiles(tile, overlap)
     _need_extra()
@@ -234,8 +233,17 @@ def _need_extra() -> None:
         raise UserError(f"batch-predict: needs {error.name}; pip install 'mask2former-dinov3[ray]'") from error
 
 
-def _check(threshold: float, device: str | None, cpus_per_actor: float | None, gpus_per_actor: float | None) -> None:
+def _check(
+    threshold: float,
+    device: str | None,
+    cpus_per_actor: float | None,
+    gpus_per_actor: float | None,
+    **counts: int | None,
+) -> None:
     """Raise UserError for what could not be."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name}: expected at least 1, got {value}")
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold: expected a score between 0 and 1, got {threshold}")
     if device not in (None, "cpu", "cuda"):
