@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, SwinConfig
 
-from mask2former_dinov3 import exporting
+from mask2former_dinov3 import exporting, lower_precision
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
@@ -219,6 +219,26 @@ def test_lower_precision__keeps_instances_and_ap(
     types = Counter(tensor.data_type for tensor in onnx.load(file).graph.initializer if len(tensor.dims) > 1)
     assert types[{"fp16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]] > 20
     assert abs(average_precision(exported, processor) - average_precision(network, processor)) < 0.03
+
+
+def test_save__large_weights_lie_beside_the_file_and_move_with_it(
+    sample_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lower_precision, "ONE_FILE", 1000)
+    (tmp_path / "made").mkdir()
+    written, output = tmp_path / "made" / "model.onnx", tmp_path / "model.onnx"
+    to_half(sample_file, written)
+    assert written.stat().st_size < 2_000_000 < written.with_name("model.onnx.data").stat().st_size
+    total = exporting.move(written, output)
+    assert total == sum(path.stat().st_size for path in tmp_path.glob("model.onnx*"))
+    OnnxModel(output, "cpu")
+    exporting.move(Path(shutil.copy(sample_file, written)), output)  # a small one takes its place
+    assert [path.name for path in tmp_path.glob("model.onnx*")] == ["model.onnx"]
+    output.with_name("model.onnx.data").write_bytes(b"")
+    to_half(sample_file, output)
+    output.with_name("model.onnx.data").unlink()
+    with pytest.raises(CheckpointError, match=r"its .data file is missing"):
+        OnnxModel(output, "cpu")
 
 
 def test_check_agreement__cannot_judge_lower_precision_without_instances(

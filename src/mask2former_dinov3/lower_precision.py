@@ -18,6 +18,7 @@ Feed = dict[str, Any]  # input name -> array
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SCOPES = "pkg.torch.onnx.name_scopes"  # where torch's exporter says from which module a node comes
 NOT_HALF = ("mask_prior",)
+ONE_FILE = 1.8e9  # bytes of weights; a file of ONNX holds 2 GB at most
 
 
 def to_half(source: Path, target: Path) -> None:
@@ -60,7 +61,7 @@ def to_half(source: Path, target: Path) -> None:
 def to_int8(source: Path, target: Path, images: Iterable[Feed]) -> None:
     """Weights (per channel) and activations of the products of backbone and neck as 8-bit integers, QDQ format.
 
-    images: inputs by which the ranges of the activations are found.
+    images: inputs by which the ranges of the activations are found. Metadata do not come along.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -72,12 +73,11 @@ def to_int8(source: Path, target: Path, images: Iterable[Feed]) -> None:
         def get_next(self) -> Feed | None:
             return next(self.coming, None)
 
-    model = onnx.load(source)
+    model = onnx.load(source, load_external_data=False)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     chosen = [node.name for node in model.graph.node if is_product(node, weights) and in_int8(scope_of(node))]
-    properties = {entry.key: entry.value for entry in model.metadata_props}
     quantize_static(
-        model,
+        source,
         target,
         Images(),
         quant_format=QuantFormat.QDQ,
@@ -85,11 +85,8 @@ def to_int8(source: Path, target: Path, images: Iterable[Feed]) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        use_external_data_format=is_large(model),
+        use_external_data_format=source.with_name(f"{source.name}.data").exists(),
     )
-    done = onnx.load(target)
-    onnx.helper.set_model_props(done, properties)
-    save(done, target)
 
 
 def in_int8(scope: str) -> bool:
@@ -107,13 +104,9 @@ def scope_of(node: Any) -> str:
     return next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "")
 
 
-def is_large(model: Any) -> bool:
-    """Above what one file can hold (2 GB), with a margin."""
-    return bool(model.ByteSize() > 1.8e9)
-
-
 def save(model: Any, target: Path) -> None:
     """As one file, or with the weights in `target`.data beside it."""
     import onnx
 
-    onnx.save(model, target, save_as_external_data=is_large(model), location=f"{target.name}.data")
+    is_large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > ONE_FILE
+    onnx.save(model, target, save_as_external_data=is_large, location=f"{target.name}.data")

@@ -143,7 +143,9 @@ class OnnxModel(nn.Module):
             )
 
 
-def load_onnx(path: Path, device: str | torch.device | None = None) -> tuple[OnnxModel, Any]:
+def load_onnx(
+    path: Path, device: str | torch.device | None = None
+) -> tuple[OnnxModel, Mask2FormerDinov3ImageProcessor]:
     """A file and the image processor that its metadata describe. Raises as `OnnxModel`."""
     model = OnnxModel(path, device)
     try:
