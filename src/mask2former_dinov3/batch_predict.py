@@ -71,12 +71,10 @@ def batch_predict(
     tile, overlap: as `Predictor` takes them; a batch is then one image. Raises UserError for what the user can mend,
     KeyboardInterrupt with the finished shards kept.
     """
-    _check(
-        threshold, device, cpus_per_actor, gpus_per_actor, batch_size=batch_size, shard_size=shard_size, actors=actors
-    )
+    counts = {"batch_size": batch_size, "shard_size": shard_size, "actors": actors}
+    _check(threshold, device, cpus_per_actor, gpus_per_actor, **counts)
     if tile is not None:
         check_tiles(tile, overlap)
-    _need_extra()
     predictor = Predictor.from_pretrained(model, "cpu")  # a model that cannot be used is known before anything starts
     files = ModelFiles.read(_path_of(model))
     search = Search(threshold, max_detections, tile, overlap)
@@ -240,7 +238,8 @@ def _check(
     gpus_per_actor: float | None,
     **counts: int | None,
 ) -> None:
-    """Raise UserError for what could not be."""
+    """Raise UserError for what could not be, and without the extra."""
+    _need_extra()
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UserError(f"{name}: expected at least 1, got {value}")
