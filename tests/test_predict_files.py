@@ -225,7 +225,7 @@ def test_predict_files__goes_on_after_a_kill_and_ends_as_a_straight_run(
     for seed in (2, 3):
         Image.fromarray(picture(seed, 150, 100)).save(folder / f"{seed}.png")
     predict_files(model_folder, [folder], tmp_path / "straight", threshold=0.0, tile=64, device="cpu")
-    words = [str(model_folder), str(folder), str(tmp_path / "out"), "5"]  # settings, two images, two rows
+    words = [str(model_folder), str(folder), str(tmp_path / "out"), "7"]  # settings, 2 for each of two images, two rows
     done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
     assert not (tmp_path / "out" / "predictions.json").exists()
@@ -288,8 +288,8 @@ def stop_after(count: int, run: Any) -> None:
     """Ctrl-C once so many images are done."""
     finish, done = Progress.finish, []
 
-    def stopped(self: Progress, key: str, entry: dict[str, Any]) -> None:
-        finish(self, key, entry)
+    def stopped(self: Progress, key: str, entry: dict[str, Any], results: Any) -> None:
+        finish(self, key, entry, results)
         done.append(key)
         if len(done) == count:
             raise KeyboardInterrupt

@@ -30,6 +30,7 @@ from .tiling import merge_rows
 from .writing import check_writable, write_text, written_file
 
 PROGRESS = ".predict-progress.jsonl"
+RESULTS_AT_ONCE = 1000  # that are written and read together: a large image may have hundreds of thousands
 
 
 @dataclass
@@ -195,7 +196,7 @@ class _Run:
                 entry = self.done.entry(file.key)
                 size = {"height": entry["height"], "width": entry["width"]}
                 images.append({"id": file.number, "file_name": file.name, **size})
-                for result in entry["results"]:
+                for result in self.done.results(file.key):
                     results.write((", " if written else "[") + json.dumps(result | {"image_id": file.number}))
                     written += 1
             results.write("]\n" if written else "[]\n")
@@ -225,9 +226,9 @@ class _Run:
     def _finish(self, file: _File, image: ImageReader, instances: Instances) -> None:
         save_image(self.summary.output, file.path, file.name, image, instances, self.save)
         entry: dict[str, Any] = {"height": image.height, "width": image.width, "detections": len(instances)}
-        if "coco" in self.save:
-            entry["results"] = instances.to_coco(file.number)
-        self.done.finish(file.key, entry)
+        starts = range(0, len(instances) if "coco" in self.save else 0, RESULTS_AT_ONCE)
+        parts = (instances[start : start + RESULTS_AT_ONCE].to_coco(file.number) for start in starts)
+        self.done.finish(file.key, entry, parts)
 
     def _fail(self, file: _File, error: DatasetError) -> None:
         self.summary.failed.append((str(file.path), str(error)))

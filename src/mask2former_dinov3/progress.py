@@ -1,6 +1,7 @@
 """What a run over many images has done so far, kept on disk, so that a stopped one goes on where it was.
 
-One JSON object a line: first the settings, then each finished image and each finished row of tiles of a large one.
+One JSON object a line: first the settings, then finished rows of tiles of large images, and of each finished image its
+results and, after them, that it is finished and where they are.
 Lines are only ever added; one that a kill has cut short is dropped. In memory is where each line begins.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,15 +60,21 @@ class Progress:
     def __contains__(self, key: str) -> bool:
         return key in self._finished
 
-    def finish(self, key: str, entry: dict[str, Any]) -> None:
-        """An image is done; `entry` is what is to be known of it later."""
-        self._finished[key] = self._append({"key": key, "image": entry})
+    def finish(self, key: str, entry: dict[str, Any], results: Iterable[list[dict[str, Any]]]) -> None:
+        """An image is done; `entry` and its results, some at a time, are what is to be known of it later."""
+        places = [self._append({"results": some}) for some in results]
+        self._finished[key] = self._append({"key": key, "image": entry, "results": places})
         self._rows.pop(key, None)
 
     def entry(self, key: str) -> dict[str, Any]:
         """What `finish` was given."""
         found: dict[str, Any] = self._at(self._finished[key])["image"]
         return found
+
+    def results(self, key: str) -> Iterator[dict[str, Any]]:
+        """The results that `finish` was given, one after the other."""
+        for place in self._at(self._finished[key])["results"]:
+            yield from self._at(place)["results"]
 
     def rows(self, key: str, categories: Categories) -> Iterator[list[Instances]]:
         """The rows of tiles that an image has already, from the top."""
@@ -136,7 +143,7 @@ class Progress:
             elif "image" in line:
                 self._finished[line["key"]] = place
                 self._rows.pop(line["key"], None)
-            else:
+            elif "row" in line:
                 self._rows.setdefault(line["key"], []).append(place)
             place += len(raw)
         return place

@@ -40,6 +40,7 @@ LONG_SIDE = 1000  # pictures under it are enlarged for drawing, or labels of sma
 LONGEST_SIDE = 2600  # and no picture beyond it
 MOST_ENLARGED = 8
 SMALL = 28  # pixels: half of the instances being smaller asks for more enlargement, or outlines would hide them
+CROWDED = 5000  # instances: among more, colours go round the palette
 MOST_COVERED = 0.1  # of a label may lie on other instances; a label that hides more is left out
 
 
@@ -138,6 +139,8 @@ def _enlarged(mask: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
 
 def _colours(shapes: list[_Shape]) -> NDArray[np.uint8]:
     """(N, 3): each shape gets the palette's colour that is farthest from those of its neighbours, rarest first."""
+    if len(shapes) > CROWDED:  # each is compared with all, and as dots they need no such care
+        return PALETTE[np.arange(len(shapes)) % len(PALETTE)]
     boxes = np.array([shape.box for shape in shapes], dtype=np.float64).reshape(-1, 4)
     lab = cv2.cvtColor(PALETTE[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]  # distances as the eye sees them
     distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1)  # (P, P)
