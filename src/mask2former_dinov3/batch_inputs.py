@@ -84,10 +84,11 @@ def _images_of(given: str, column: str | None) -> Iterator[str]:
 
 
 def _uri(filesystem: Any, path: str) -> str:
-    return path if _is_local(filesystem) else str(filesystem.unstrip_protocol(path))
+    return path if is_local(filesystem) else str(filesystem.unstrip_protocol(path))
 
 
-def _is_local(filesystem: Any) -> bool:
+def is_local(filesystem: Any) -> bool:
+    """Whether a file system is this machine's own."""
     return "file" in ([filesystem.protocol] if isinstance(filesystem.protocol, str) else filesystem.protocol)
 
 

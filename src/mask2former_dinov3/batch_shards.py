@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from .batch_inputs import filesystem_of
+from .batch_inputs import filesystem_of, is_local
 from .errors import UserError
 from .instances import Instances
 from .writing import check_writable, write_bytes
@@ -118,7 +118,7 @@ class ShardFolder:
     def __init__(self, output: str, settings: Mapping[str, Any]) -> None:
         self.output = output
         self.filesystem, self.root = filesystem_of(output)
-        self.is_local = self.filesystem.protocol == "file" or "file" in self.filesystem.protocol
+        self.is_local = is_local(self.filesystem)
         if self.is_local:
             check_writable(Path(self.root))
         try:

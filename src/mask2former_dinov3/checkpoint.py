@@ -20,11 +20,10 @@ from . import __version__
 from .errors import CheckpointError
 from .finetuning import merged_state, unmerged_state
 from .model import Mask2FormerDinov3ForInstanceSegmentation
-from .model_card import OPTIONS_FILE, OVERLAY_FILE, RunDescription, is_derived, model_card
+from .model_card import LICENSE_FILE, OPTIONS_FILE, OVERLAY_FILE, RunDescription, is_derived, model_card
 from .travelling_code import write_code
 from .writing import written_folder
 
-LICENSE_FILE = "DINOV3_LICENSE.md"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 CHECKPOINT_FILES = ("state.json", "optimizer.pt", "rng.pt", "model.safetensors")
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from .checkpoint import LICENSE_FILE, save_model_folder
+from .checkpoint import save_model_folder
 from .errors import CheckpointError
 from .hub import RUN_FILES
 from .image_processing import Mask2FormerDinov3ImageProcessor
@@ -27,6 +27,7 @@ from .model.convert import rebuilt, to_mask2former
 from .model.head_source import load_checkpoint
 from .model.weight_files import read_json
 from .model.weight_formats import META_CONVNEXT, META_VIT, TIMM_CONVNEXT, TIMM_VIT, WHOLE, size_name, to_origin
+from .model_card import LICENSE_FILE
 from .travelling_code import write_code
 from .writing import written_folder
 

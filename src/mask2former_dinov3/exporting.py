@@ -26,7 +26,7 @@ from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from .inputs import SAMPLE, find_images
 from .lower_precision import to_half, to_int8
 from .model import Mask2FormerDinov3ForInstanceSegmentation
-from .model_card import LICENCE, is_derived
+from .model_card import LICENCE, LICENSE_FILE, is_bound
 from .onnx_model import FORMAT_VERSION, OnnxMetadata, OnnxModel
 from .predict import load_network
 
@@ -200,9 +200,9 @@ def describe(
     """What an fp32 file of this model says of itself."""
     config = network.config
     licence = {"code": "MIT", "weights": "not stated; ask whoever trained the model"}
-    text = Path(__file__).with_name("DINOV3_LICENSE.md")
-    if is_derived(config) or (folder / text.name).is_file():
-        licence |= {"weights": f"DINOv3 License, {LICENCE}", "weights_text": text.read_text(encoding="utf-8")}
+    if is_bound(config, folder):
+        text = Path(__file__).with_name(LICENSE_FILE).read_text(encoding="utf-8")
+        licence |= {"weights": f"DINOv3 License, {LICENCE}", "weights_text": text}
     return OnnxMetadata(
         format_version=FORMAT_VERSION,
         producer={"mask2former-dinov3": __version__, "torch": torch.__version__},

@@ -160,6 +160,18 @@ class Instances:
             return [f"class {label}" for label in self.labels]
         return [self.categories[label][1] for label in self.labels]
 
+    @property
+    def category_ids(self) -> list[int]:
+        """The data set's own category id of each instance; the label where nobody knows the ids."""
+        if self.categories is None:
+            return [int(label) for label in self.labels]
+        return [int(self.categories[label][0]) for label in self.labels]
+
+    @property
+    def short_scores(self) -> list[float]:
+        """The scores for a text: the shortest decimals that read back as the same float32 (0.9, not 0.89999998)."""
+        return [float(str(score)) for score in self.scores]
+
     def __len__(self) -> int:
         return len(self.rles)
 
@@ -190,11 +202,9 @@ class Instances:
         No "bbox": readers take the box from the mask. With one, pycocotools would sort masks into small, medium and
         large by the area of their box.
         """
-        ids = self.labels if self.categories is None else [self.categories[label][0] for label in self.labels]
         return [
-            # str() gives the shortest decimal that reads back as the same float32: 0.9, not 0.8999999761581421.
-            {"image_id": image_id, "category_id": int(category), "segmentation": dict(rle), "score": float(str(score))}
-            for category, rle, score in zip(ids, self.rles, self.scores, strict=True)
+            {"image_id": image_id, "category_id": category, "segmentation": dict(rle), "score": score}
+            for category, rle, score in zip(self.category_ids, self.rles, self.short_scores, strict=True)
         ]
 
     def to_supervision(self) -> Any:

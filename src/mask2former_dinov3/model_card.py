@@ -15,6 +15,7 @@ from .model import Mask2FormerDinov3Config
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "boundary_AP", "box_AP")
 INDEXED = {"AP": "mask AP", "AP50": "mask AP at IoU 0.50", "AP75": "mask AP at IoU 0.75", "box_AP": "box AP"}
 LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
+LICENSE_FILE = "DINOV3_LICENSE.md"  # its text, in this package and in every model folder that it binds
 OVERLAY_FILE = "overlay.jpg"
 OPTIONS_FILE = "train_config.json"
 
@@ -101,12 +102,17 @@ def is_derived(config: Mask2FormerDinov3Config) -> bool:
     return bool(config.backbone_source) and str(config.backbone_config.model_type).startswith("dinov3")
 
 
+def is_bound(config: Mask2FormerDinov3Config, folder: Path) -> bool:
+    """Whether the DINOv3 License binds a model: by its configuration, or since its text lies in the folder."""
+    return is_derived(config) or (folder / LICENSE_FILE).is_file()
+
+
 def _licence(kind: str, dinov3: str | None, is_known: bool) -> str:
     """kind: of backbone. dinov3: which of Meta's weights are in it. is_known: whether its training is."""
     if dinov3 is not None:
         return (
             f"The backbone's weights come from `{dinov3}`: they and this model fall under the DINOv3 License of Meta "
-            "(DINOV3_LICENSE.md in this folder), which must travel with them."
+            f"({LICENSE_FILE} in this folder), which must travel with them."
         )
     if is_known or not kind.startswith("dinov3"):
         return "No weights of DINOv3 are in this model."

@@ -63,8 +63,8 @@ def write_geojson(path: Path, instances: Instances, georeference: tuple[tuple[fl
 
 
 def _features(instances: Instances, georeference: tuple[tuple[float, ...], str] | None) -> Iterator[dict[str, Any]]:
-    found = zip(instances.names, instances.labels, instances.scores, strict=True)
-    for index, (name, label, score) in enumerate(found):
+    found = zip(instances.names, instances.labels, instances.category_ids, instances.short_scores, strict=True)
+    for index, (name, label, category, score) in enumerate(found):
         parts = [
             [ring.astype(int).tolist() if georeference is None else _placed(ring, georeference[0]) for ring in part]
             for part in polygons_of(instances, index)
@@ -74,9 +74,7 @@ def _features(instances: Instances, georeference: tuple[tuple[float, ...], str] 
             if len(parts) == 1
             else {"type": "MultiPolygon", "coordinates": parts}
         )
-        category = int(label) if instances.categories is None else instances.categories[label][0]
         colour = PALETTE[label % len(PALETTE)].tolist()
-        value = float(str(score))  # 0.9, not 0.8999999761581421
         yield {
             "type": "Feature",
             "id": index + 1,
@@ -84,9 +82,9 @@ def _features(instances: Instances, georeference: tuple[tuple[float, ...], str] 
             "properties": {
                 "objectType": "annotation",
                 "classification": {"name": name, "color": colour},
-                "measurements": {"score": value},  # with the two above: what QuPath reads
+                "measurements": {"score": score},  # with the two above: what QuPath reads
                 "category_id": category,
-                "score": value,
+                "score": score,
             },
         }
 

@@ -103,7 +103,7 @@ class Progress:
                     [one.height, one.width],
                     [rle["counts"] for rle in one.rles],
                     one.labels.tolist(),
-                    [float(str(score)) for score in one.scores],
+                    one.short_scores,
                 )
                 for one in row
             ]

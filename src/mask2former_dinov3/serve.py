@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from .errors import ConfigError
-from .model_card import is_derived
+from .model_card import is_bound
 from .predict import Predictor
 from .serve_queue import Limits, ModelQueue
 
@@ -75,7 +75,7 @@ def licence_line(predictor: Predictor, model: str | Path) -> str:
     stored = getattr(predictor.model, "metadata", None)  # of an ONNX file
     if stored is not None:
         return f"Licence of the weights: {stored.licence['weights']}."
-    if is_derived(predictor.model.config) or (Path(model) / "DINOV3_LICENSE.md").is_file():
+    if is_bound(predictor.model.config, Path(model)):
         return "The weights derive from Meta's DINOv3 and fall under the DINOv3 License."
     return ""
 
