@@ -35,7 +35,7 @@ demo: install
 	OMP_WAIT_POLICY=passive $(BIN)/mask2former-dinov3 demo --output runs/demo
 
 test: install
-	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup $(TESTS)
+	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadgroup --max-worker-restart 0 $(TESTS)
 
 check: install
 	$(BIN)/ruff check .
