@@ -126,7 +126,8 @@ def _find_all(job: Job, gathering: Gathering, plan: Callable[[], Workers]) -> No
     """
     import ray
 
-    attempt = 0
+    attempt = 0  # passes that came to their end
+    lost = 0  # passes in a row that did not, and did nothing: with a node that dies Ray may lose the next one, too
     while len(numbers := gathering.missing()) and attempt < ATTEMPTS:
         try:
             for row in _results(job, numbers, plan(), careful=attempt > 0):
@@ -136,7 +137,8 @@ def _find_all(job: Job, gathering: Gathering, plan: Callable[[], Workers]) -> No
                     raise RuntimeError(f"the model failed on a worker\n{row['trouble']}")
                 gathering.add(row["number"], pickle.loads(row["found"]))
         except ray.exceptions.RayError as error:
-            if len(gathering.missing()) == len(numbers):
+            lost = lost + 1 if len(gathering.missing()) == len(numbers) else 0
+            if lost == ATTEMPTS:
                 raise UserError(f"the workers failed: {str(error).strip().splitlines()[-1]}") from error
             logger.warning("Ray lost its work; going on with what is missing")
             continue
@@ -174,7 +176,8 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
         for part in np.array_split(numbers, min(tasks, len(numbers)))
     ]
     planned = _nodes().keys()
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # The node that this process is on does not die before it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     run = ray.remote(num_cpus=0, scheduling_strategy=here)(Pass).remote()
     rows = run.results.options(num_returns="streaming").remote(
         parts, [job.model], job.canvas, job.search, workers, batch_size=job.batch_size, careful=careful
