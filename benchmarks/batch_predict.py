@@ -8,8 +8,6 @@ loop computes with all threads that torch takes, an actor with as many as it res
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import shutil
 import sys
 import tempfile
@@ -17,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from machine import describe_machine, slug_of
+from machine import leave_result
 from mask2former_dinov3.batch_predict import batch_predict
 from mask2former_dinov3.data.images import IMAGE_SUFFIXES
 from mask2former_dinov3.memory import keep_freed_memory
@@ -102,24 +100,13 @@ def job(args: argparse.Namespace, images: Path, output: Path, actors: int) -> Ro
     }
 
 
-def write(folder: Path, args: argparse.Namespace, found: Sequence[Row]) -> None:
-    """Markdown and JSON, named after the hardware and the day."""
-    machine = describe_machine(args.device)
-    date = datetime.date.today().isoformat()
-    facts = {"date": date, **machine, "data set": name_of(args.images), "batch size": args.batch_size}
-    known = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    table = markdown([list(HEAD), *([row["work"], *(f"{row[key]:.4g}" for key in HEAD[1:])] for row in found)])
-    stem = folder / f"{slug_of(machine)}_{date}_batch_predict"
-    folder.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".md").write_text(f"# batch-predict\n\n{known}\n\n{table}\n", encoding="utf-8")
-    stem.with_suffix(".json").write_text(json.dumps({"facts": facts, "rows": found}, indent=2) + "\n", encoding="utf-8")
-
-
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     found = rows(argv)
     if args.output:
-        write(args.output, args, found)
+        facts = {"data set": name_of(args.images), "batch size": args.batch_size}
+        table = markdown([list(HEAD), *([row["work"], *(f"{row[key]:.4g}" for key in HEAD[1:])] for row in found)])
+        leave_result(args.output, "batch_predict", facts, table, found, args.device)
     show(found, args.json)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
 import platform
 import re
@@ -36,6 +38,20 @@ def slug_of(machine: dict[str, Any]) -> str:
     """The hardware as part of a file name: the GPU where there is one, else the CPU and its cores."""
     name = machine.get("gpu") or f"{machine['cpu']} {machine['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+
+
+def leave_result(
+    folder: Path, what: str, facts: dict[str, Any], table: str, rows: list[dict[str, Any]], device: str = "cpu"
+) -> None:
+    """HARDWARE_DATE_WHAT.md (the table) and .json (all of the rows) in `folder`, each with the machine and `facts`."""
+    machine = describe_machine(device)
+    facts = {"date": datetime.date.today().isoformat(), **machine, **facts}
+    known = "\n".join(f"- {key}: {value}" for key, value in facts.items())
+    stem = folder / f"{slug_of(machine)}_{facts['date']}_{what}"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".md").write_text(f"# {what}\n\n{known}\n\n{table}\n", encoding="utf-8")
+    content = json.dumps({"facts": facts, "rows": rows}, indent=2, ensure_ascii=False)
+    stem.with_suffix(".json").write_text(content + "\n", encoding="utf-8")
 
 
 def cpu_model() -> str:

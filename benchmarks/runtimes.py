@@ -7,8 +7,6 @@ folder's validation images on its own canvas. Float32 rows are checked against t
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import sys
 import tempfile
@@ -21,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from machine import describe_machine, slug_of
+from machine import leave_result
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.evaluate import evaluate_coco, predict_split
@@ -210,20 +208,10 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())
-    machine = describe_machine()
     found = rows(args)
-    facts = {
-        "date": datetime.date.today().isoformat(),
-        **machine,
-        "model": args.preset or args.model.resolve().parts[-2],
-    }
     table = table_of(found)
-    known = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / f"runtimes_{slug_of(machine)}_{facts['date']}{f'_{args.preset}' if args.preset else ''}"
-    path.with_suffix(".md").write_text(f"# Runtimes\n\n{known}\n\n{table}\n", encoding="utf-8")
-    content = {"facts": facts, "rows": found}
-    path.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    facts = {"model": args.preset or args.model.resolve().parts[-2]}
+    leave_result(args.output, f"runtimes{f'_{args.preset}' if args.preset else ''}", facts, table, found)
     print(table)
 
 

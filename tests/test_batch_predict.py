@@ -34,8 +34,9 @@ from mask2former_dinov3.batch_predict import batch_predict
 from mask2former_dinov3.batch_reading import read_batch
 from mask2former_dinov3.batch_resources import Workers, plan_workers
 from mask2former_dinov3.batch_shards import ShardFolder, found_of
-from mask2former_dinov3.batch_workers import Search
+from mask2former_dinov3.batch_workers import ModelFiles, Search
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
+from mask2former_dinov3.inputs import SAMPLE
 from mask2former_dinov3.predict import Predictor
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -279,6 +280,17 @@ def test_read_batch__an_image_that_cannot_be_had_stops_nothing(images: Path) -> 
     assert read[1].content == f"{names[1]}: no such file"
     assert read[2].content.startswith(f"{names[2]}: cannot be read (IsADirectoryError")
     assert read[3].content == "nonsense://x.png: Protocol not known: nonsense"
+
+
+def test_model_files__carry_an_exported_model(sample_file: Path, tmp_path: Path) -> None:
+    image = next((SAMPLE / "valid").glob("*.png"))
+    shutil.copy(sample_file, tmp_path / "m.onnx")
+    (tmp_path / "m.onnx.data").write_bytes(b"weights")
+    files = pickle.loads(pickle.dumps(ModelFiles.read(tmp_path / "m.onnx")))
+    shutil.rmtree(tmp_path)
+    assert (files.name, {*files.files}) == ("m.onnx", {"m.onnx", "m.onnx.data"})
+    expected = Predictor.from_pretrained(sample_file, "cpu")(image)
+    assert files.load("cpu")(image).rles == expected.rles
 
 
 @pytest.fixture

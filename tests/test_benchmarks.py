@@ -223,7 +223,7 @@ def test_runtimes__measures_every_runtime_and_precision(tmp_path: Path) -> None:
     words = ["--preset", "tiny", "--sizes", "64", "--repeat", "1", "--no-compiled", "--output", str(tmp_path)]
     done = subprocess.run([sys.executable, str(BENCHMARKS / "runtimes.py"), *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.glob("runtimes_*_tiny.json")
+    (file,) = tmp_path.glob("*_runtimes_tiny.json")
     content = json.loads(file.read_text())
     assert {(row["runtime"], row["precision"]) for row in content["rows"]} == {
         *(("torch eager", precision) for precision in ("fp32", "bf16")),

@@ -56,6 +56,15 @@ def test_serve__predicts_in_batches_what_the_predictor_finds(server: Server) -> 
     assert batches < images
 
 
+def test_serve__takes_an_exported_model(sample_file: Path) -> None:
+    expected = Predictor.from_pretrained(sample_file, "cpu")(FILES[0])
+    with Server(sample_file, "--device", "cpu") as server:
+        status, answer = server.predict(IMAGE)
+        assert status == 200
+        assert [one["score"] for one in answer["annotations"]] == pytest.approx(expected.scores.tolist(), abs=1e-4)
+        assert server.stop() == 0
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_serve__answers_the_commands_of_its_documentation(server: Server, tmp_path: Path) -> None:
     text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")

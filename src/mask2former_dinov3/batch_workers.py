@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import pickle
 import tempfile
 import time
@@ -45,9 +46,10 @@ class ModelFiles(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> ModelFiles:
-        """A model folder, or the one file that is a model."""
+        """A model folder, or an .onnx file with the weights that may lie beside it."""
         if path.is_file():
-            return cls(path.name, {path.name: path.read_bytes()})
+            parts = [path, *path.parent.glob(f"{glob.escape(path.name)}.data")]
+            return cls(path.name, {part.name: part.read_bytes() for part in parts})
         names = [*path.glob("*.json"), *path.glob("*.safetensors")]
         return cls("", {name.name: name.read_bytes() for name in sorted(names)})
 
