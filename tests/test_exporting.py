@@ -24,7 +24,7 @@ from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
 from mask2former_dinov3.evaluate import evaluate_coco, evaluate_model, predict_split
-from mask2former_dinov3.export_check import check_agreement, check_detections
+from mask2former_dinov3.export_check import check_agreement, check_detections, in_order_of
 from mask2former_dinov3.export_graph import DETECTIONS, LOGITS, patch_centers
 from mask2former_dinov3.exporting import batches_of, export, feed_of, read_images, set_metadata
 from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
@@ -193,6 +193,19 @@ def test_best_detections__are_those_of_post_process(sample_file: Path, sample_mo
 def checked_batches(sample_model: Any) -> exporting.Batches:
     _, processor = sample_model
     return batches_of(read_images(VALID, processor, 3), processor, False, VALID)
+
+
+def test_in_order_of__undoes_another_order_of_queries_and_hides_nothing() -> None:
+    torch.manual_seed(0)
+    expected = [torch.randn(2, 30, 4), torch.randn(2, 30, 24, 32) * 20]
+    order = torch.stack([torch.randperm(30), torch.randperm(30)])
+    got = [logits[torch.arange(2)[:, None], order].clone() for logits in expected]
+    for one, other in zip(in_order_of(expected, got), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+    got[1][1, 7] += 0.01
+    wrong = [(one != other).flatten(2).any(2) for one, other in zip(in_order_of(expected, got), expected, strict=True)]
+    assert [int(one.sum()) for one in wrong] == [0, 1]
+    assert wrong[1][1, order[1, 7]]
 
 
 def test_check_agreement__sees_another_network(sample_file: Path, sample_model: Any, checked_batches: Any) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle_codec
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from .errors import CheckpointError
 from .export_graph import DETECTIONS, LOGITS
@@ -88,9 +90,10 @@ def check_agreement(
         shapes.append(tuple(pixels.shape))
         expected = network(pixel_values=pixels, pixel_mask=mask)
         got = exported(pixel_values=pixels, pixel_mask=mask)
-        pairs = [(getattr(expected, name), getattr(got, name)) for name in LOGITS]
-        if not all(bool(ours.isfinite().all()) for _, ours in pairs):
+        logits = [[getattr(side, name) for name in LOGITS] for side in (expected, got)]
+        if not all(bool(one.isfinite().all()) for one in logits[1]):
             raise CheckpointError(f"the exported graph gives logits that are not finite in {precision}")
+        pairs = zip(logits[0], in_order_of(*logits), strict=True)
         within.extend(float((relative_error(*pair) <= TOLERANCE).double().mean()) for pair in pairs)
         sides = [processor.post_process(one, sizes, mask, threshold=bounds.score / 2) for one in (expected, got)]
         partners.extend(same_instances(one, other, bounds) for one, other in zip(*sides, strict=True))
@@ -111,6 +114,21 @@ def check_agreement(
     if (precision == "fp32" and found.within < SHARE_WITHIN) or found.matched < bounds.share:
         raise CheckpointError(f"the exported file is not the model in {precision}: {found.text()}")
     return found
+
+
+def in_order_of(expected: Sequence[Tensor], got: Sequence[Tensor]) -> list[Tensor]:
+    """The second logits with their queries in the order of the first.
+
+    expected, got: class logits (B, Q, K+1) and mask logits (B, Q, h, w). Queries born at seeds come in the order of the
+    seeds' scores. Where two scores are one but for the last bit they change places, and nothing else changes.
+    """
+    one, other = (
+        torch.cat([classes, adaptive_avg_pool2d(torch.tanh(masks / 10), 16).flatten(2)], 2)  # (B, Q, K+1 + 256)
+        for classes, masks in (expected, got)
+    )
+    order = torch.stack([torch.as_tensor(linear_sum_assignment(cost)[1]) for cost in torch.cdist(one, other)])  # (B, Q)
+    images = torch.arange(len(order))[:, None]
+    return [logits[images, order] for logits in got]
 
 
 def relative_error(expected: Tensor, got: Tensor) -> Tensor:

@@ -179,6 +179,6 @@ def open_session(path: Path, device: str | torch.device | None = None) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # its errors share no class of their own, and one of a cut file may be any of them
         raise CheckpointError(
-            f"{path}: cannot be read as an ONNX file; it may be cut short, or its .data file is missing "
-            f"({str(error).splitlines()[0]})"
+            f"{path}: cannot be read as an ONNX file: it is none, is cut short, or its .data file is missing; "
+            f"`export` makes one ({str(error).splitlines()[0]})"
         ) from error
