@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from machine import leave_result
+from machine import describe_run, write_result
 from mask2former_dinov3.batch_predict import batch_predict
 from mask2former_dinov3.data.images import IMAGE_SUFFIXES
 from mask2former_dinov3.memory import keep_freed_memory
@@ -102,11 +102,11 @@ def job(args: argparse.Namespace, images: Path, output: Path, actors: int) -> Ro
 
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
+    facts = describe_run(args.device) | {"data set": name_of(args.images), "batch size": args.batch_size}
     found = rows(argv)
     if args.output:
-        facts = {"data set": name_of(args.images), "batch size": args.batch_size}
         table = markdown([list(HEAD), *([row["work"], *(f"{row[key]:.4g}" for key in HEAD[1:])] for row in found)])
-        leave_result(args.output, "batch_predict", facts, table, found, args.device)
+        write_result(args.output, ["batch_predict"], "batch-predict", facts, table, {"rows": found})
     show(found, args.json)
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,24 @@ def slug_of(machine: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
 
 
-def leave_result(
-    folder: Path, what: str, facts: dict[str, Any], table: str, rows: list[dict[str, Any]], device: str = "cpu"
+def describe_run(device: str = "cpu") -> dict[str, Any]:
+    """The day and the machine; asked before anything is measured, while the commit is that of the running code."""
+    return {"date": datetime.date.today().isoformat(), **describe_machine(device)}
+
+
+def write_result(
+    folder: Path, parts: Sequence[str], title: str, facts: dict[str, Any], text: str, content: dict[str, Any]
 ) -> None:
-    """HARDWARE_DATE_WHAT.md (the table) and .json (all of the rows) in `folder`, each with the machine and `facts`."""
-    machine = describe_machine(device)
-    facts = {"date": datetime.date.today().isoformat(), **machine, **facts}
+    """HARDWARE_DATE_PARTS.md (text) and .json (content) in `folder`, what is known of the run first.
+
+    facts: `describe_run` and what else is known.
+    """
     known = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    stem = folder / f"{slug_of(machine)}_{facts['date']}_{what}"
+    stem = folder / "_".join([slug_of(facts), facts["date"], *parts])
     folder.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".md").write_text(f"# {what}\n\n{known}\n\n{table}\n", encoding="utf-8")
-    content = json.dumps({"facts": facts, "rows": rows}, indent=2, ensure_ascii=False)
-    stem.with_suffix(".json").write_text(content + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(f"# {title}\n\n{known}\n\n{text}\n", encoding="utf-8")
+    stored = json.dumps({"facts": facts} | content, indent=2, ensure_ascii=False)
+    stem.with_suffix(".json").write_text(f"{stored}\n", encoding="utf-8")
 
 
 def cpu_model() -> str:

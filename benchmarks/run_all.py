@@ -7,9 +7,7 @@ smoke test on a tiny model and small images: its numbers mean nothing. On a GPU 
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
-import json
 import re
 import sys
 import traceback
@@ -24,12 +22,13 @@ import evaluation
 import inference
 import startup
 import train_step
-from machine import describe_machine, slug_of
+from machine import describe_run, write_result
 from mask2former_dinov3.train import cpu_has_bf16
 from measure import HERE, Row, default_dataset, markdown, name_of, sample_dataset
 
 HEAD = ("work", "baseline", "ours", "ratio", "target", "met")
 FAILED = "failed"
+NOTE = "Ratios are ours / baseline, speeds the other way round; see benchmarks/README.md."
 NO_BF16 = "not measured: this CPU has no bf16 instructions"
 
 
@@ -206,16 +205,9 @@ def cell(row: Row, key: str | None, unit: str) -> str:
     return "—" if key is None else f"{row[key]:.3g} {unit}".rstrip()
 
 
-def write(folder: Path, name: str, facts: dict[str, Any], lines: list[dict[str, Any]], rows: list[Row]) -> str:
-    """`name`.md and `name`.json in `folder`, what is known of the run first; returns the table."""
-    table = markdown([list(HEAD), *([str(line[column]) for column in HEAD] for line in lines)])
-    known = "\n".join(f"- {key}: {value}" for key, value in facts.items())
-    note = "Ratios are ours / baseline, speeds the other way round; see benchmarks/README.md.\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(f"# Benchmarks\n\n{known}\n\n{table}\n\n{note}", encoding="utf-8")
-    content = {"facts": facts, "table": lines, "rows": rows}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return table
+def table_of(lines: list[dict[str, Any]]) -> str:
+    """The lines as a Markdown table."""
+    return markdown([list(HEAD), *([str(line[column]) for column in HEAD] for line in lines)])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -242,23 +234,21 @@ def main(argv: Sequence[str]) -> int:
         print("--device cuda: torch finds no GPU here", file=sys.stderr)
         return 1
     dataset = args.dataset or (sample_dataset() if args.quick else default_dataset())
-    machine = describe_machine(args.device)
-    date = datetime.date.today().isoformat()
-    facts = {"date": date, **machine, "data set": name_of(dataset), "command": command_of(args)}
+    facts = describe_run(args.device) | {"data set": name_of(dataset), "command": command_of(args)}
     if args.quick:
         facts |= {"smoke test": "a tiny model and small images throughout, the numbers mean nothing"}
-    part = "".join(f"_{word}" for word in re.findall(r"\w+", args.rows))
-    name = f"{slug_of(machine)}_{date}{part}{'_quick' if args.quick else ''}"
+    parts = [*re.findall(r"\w+", args.rows), *(["quick"] if args.quick else [])]
     lines: list[dict[str, Any]] = []
     rows: list[Row] = []
-    table = ""
     for entry in (one for one in (CUDA_PLAN if args.device == "cuda" else PLAN) if args.rows in one.work):
         print(f"{entry.work} …", file=sys.stderr, flush=True)
         found, added = measure(entry, args, dataset)
         rows += found
         lines += added
-        table = write(args.output, name, facts, lines, rows)  # after each: a run that is killed keeps what it has
-    print(table)
+        # After each: a run that is killed keeps what it has.
+        content = {"table": lines, "rows": rows}
+        write_result(args.output, parts, "Benchmarks", facts, f"{table_of(lines)}\n\n{NOTE}", content)
+    print(table_of(lines))
     return int(any(line["met"] == FAILED for line in lines))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from machine import leave_result
+from machine import describe_run, write_result
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.evaluate import evaluate_coco, predict_split
@@ -208,10 +208,11 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())
+    facts = describe_run() | {"model": args.preset or args.model.resolve().parts[-2]}
     found = rows(args)
     table = table_of(found)
-    facts = {"model": args.preset or args.model.resolve().parts[-2]}
-    leave_result(args.output, f"runtimes{f'_{args.preset}' if args.preset else ''}", facts, table, found)
+    parts = ["runtimes", *([args.preset] if args.preset else [])]
+    write_result(args.output, parts, "Runtimes", facts, table, {"rows": found})
     print(table)
 
 

@@ -145,7 +145,7 @@ def _find_all(job: Job, gathering: Gathering, plan: Callable[[], Workers]) -> No
         except NodeLostError as error:
             logger.warning("%s; going on with the others", error)
             continue
-        attempt += 1
+        attempt, lost = attempt + 1, 0
         missing = len(gathering.missing())
         if missing == len(numbers) and attempt == 1:
             raise UserError("every worker died, most likely out of memory; lower the batch size, or use fewer actors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import pickle
 import tempfile
 import time
@@ -21,6 +20,7 @@ from .batch_shards import Found, found_of
 from .errors import DatasetError
 from .instances import Instances
 from .memory import keep_freed_memory
+from .onnx_model import data_file
 from .predict import Predictor
 
 BLOCK_BYTES = 32 * 2**20
@@ -48,8 +48,8 @@ class ModelFiles(NamedTuple):
     def read(cls, path: Path) -> ModelFiles:
         """A model folder, or an .onnx file with the weights that may lie beside it."""
         if path.is_file():
-            parts = [path, *path.parent.glob(f"{glob.escape(path.name)}.data")]
-            return cls(path.name, {part.name: part.read_bytes() for part in parts})
+            parts = (path, data_file(path))
+            return cls(path.name, {part.name: part.read_bytes() for part in parts if part.exists()})
         names = [*path.glob("*.json"), *path.glob("*.safetensors")]
         return cls("", {name.name: name.read_bytes() for name in sorted(names)})
 

@@ -90,10 +90,10 @@ def check_agreement(
         shapes.append(tuple(pixels.shape))
         expected = network(pixel_values=pixels, pixel_mask=mask)
         got = exported(pixel_values=pixels, pixel_mask=mask)
-        logits = [[getattr(side, name) for name in LOGITS] for side in (expected, got)]
-        if not all(bool(one.isfinite().all()) for one in logits[1]):
+        theirs, ours = ([getattr(side, name) for name in LOGITS] for side in (expected, got))
+        if not all(bool(logits.isfinite().all()) for logits in ours):
             raise CheckpointError(f"the exported graph gives logits that are not finite in {precision}")
-        pairs = zip(logits[0], in_order_of(*logits), strict=True)
+        pairs = zip(theirs, in_order_of(theirs, ours), strict=True)
         within.extend(float((relative_error(*pair) <= TOLERANCE).double().mean()) for pair in pairs)
         sides = [processor.post_process(one, sizes, mask, threshold=bounds.score / 2) for one in (expected, got)]
         partners.extend(same_instances(one, other, bounds) for one, other in zip(*sides, strict=True))

@@ -27,7 +27,7 @@ from .inputs import SAMPLE, find_images
 from .lower_precision import to_half, to_int8
 from .model import Mask2FormerDinov3ForInstanceSegmentation
 from .model_card import LICENCE, LICENSE_FILE, is_bound
-from .onnx_model import FORMAT_VERSION, OnnxMetadata, OnnxModel
+from .onnx_model import FORMAT_VERSION, OnnxMetadata, OnnxModel, data_file
 from .predict import load_network
 
 SAMPLE_IMAGES = SAMPLE / "valid"  # every installation has them
@@ -275,7 +275,7 @@ def existing_parent(output: Path) -> Path:
 
 def move(written: Path, output: Path) -> int:
     """Put a file and its weights, if they lie beside it, in the place of older ones; returns their bytes."""
-    data = written.with_name(f"{written.name}.data")
+    data = data_file(written)
     old = output.with_name(data.name)
     total = written.stat().st_size
     if data.exists():

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .onnx_model import data_file
+
 Feed = dict[str, Any]  # input name -> array
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -85,7 +87,7 @@ def to_int8(source: Path, target: Path, images: Iterable[Feed]) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        use_external_data_format=source.with_name(f"{source.name}.data").exists(),
+        use_external_data_format=data_file(source).exists(),
     )
 
 
@@ -109,4 +111,4 @@ def save(model: Any, target: Path) -> None:
     import onnx
 
     is_large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > ONE_FILE
-    onnx.save(model, target, save_as_external_data=is_large, location=f"{target.name}.data")
+    onnx.save(model, target, save_as_external_data=is_large, location=data_file(target).name)

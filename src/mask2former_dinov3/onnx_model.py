@@ -154,6 +154,11 @@ def load_onnx(
         raise CheckpointError(f"{path}: its metadata describe no image processor ({error})") from error
 
 
+def data_file(path: Path) -> Path:
+    """Where an .onnx file has its weights if they do not fit into it: `model.onnx.data` beside `model.onnx`."""
+    return path.with_name(f"{path.name}.data")
+
+
 def open_session(path: Path, device: str | torch.device | None = None) -> Any:
     """onnxruntime's session of a file, with as many threads as torch takes."""
     try:

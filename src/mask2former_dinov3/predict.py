@@ -160,8 +160,8 @@ def load_network(
         check_model_folder(folder)
     elif folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise CheckpointError(
-            f"{name}: expected a model folder as training leaves it, an .onnx file or a hub id such as user/model; "
-            f"{'it is a file of another kind' if folder.exists() else 'nothing is there'}"
+            f"{name}: expected a model folder as training leaves it, or a hub id such as user/model; "
+            f"{'it is a file' if folder.exists() else 'nothing is there'}"
         )
     disable_progress_bar()  # of transformers: a local file is read at once
     try:
