@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import torch
 
-from mask2former_dinov3.memory import keep_freed_memory
+from mask2former_dinov3.allocator import keep_freed_memory
 
 HERE = Path(__file__).parent
 SIDES = ("baseline", "ours")

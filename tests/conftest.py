@@ -17,12 +17,9 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
-from mask2former_dinov3.inputs import SAMPLE
-from mask2former_dinov3.model import (
-    Mask2FormerDinov3Config,
-    Mask2FormerDinov3ForInstanceSegmentation,
-)
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inference.files.find_images import SAMPLE
+from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "bar"}]
 
@@ -131,7 +128,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sample_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model as an .onnx file, with its instances in the graph. Not to be changed."""
-    from mask2former_dinov3.exporting import export
+    from mask2former_dinov3.export.onnx_export import export
 
     # Made once for all workers of pytest-xdist, whose folders lie side by side.
     shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else None

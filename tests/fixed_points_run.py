@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from mask2former_dinov3 import train as train_module
-from mask2former_dinov3.config import load_config
-from mask2former_dinov3.model_building import build_model
+from mask2former_dinov3.training import train as train_module
+from mask2former_dinov3.config.train_config import load_config
+from mask2former_dinov3.training.build_model import build_model
 
 
 def fixed_rand(*size: int, device: Any = None) -> torch.Tensor:

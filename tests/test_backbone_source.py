@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.model.backbone_source import IMAGENET, SATELLITE, load_backbone, pixel_statistics
-from mask2former_dinov3.model.weight_formats import from_origin
+from mask2former_dinov3.weights.backbones import IMAGENET, SATELLITE, load_backbone, pixel_statistics
+from mask2former_dinov3.weights.formats import from_origin
 from origins import as_timm, small_state
 from test_backbone import small_convnext, small_vit
 from test_parity_hf_mask2former import hf_mask2former

@@ -15,8 +15,8 @@ import pyarrow.dataset
 import pytest
 from tqdm import tqdm
 
-from mask2former_dinov3.batch_gathering import Batches, BatchSummary, Gathering
-from mask2former_dinov3.batch_shards import ShardFolder, found_of
+from mask2former_dinov3.cluster.gathering import Batches, BatchSummary, Gathering
+from mask2former_dinov3.cluster.shards import ShardFolder, found_of
 from mask2former_dinov3.errors import CheckpointError, UserError
 from mask2former_dinov3.instances import Instances
 

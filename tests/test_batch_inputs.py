@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mask2former_dinov3.batch_inputs import filesystem_of, list_images
+from mask2former_dinov3.cluster.image_list import filesystem_of, list_images
 from mask2former_dinov3.errors import DatasetError, UserError
 
 

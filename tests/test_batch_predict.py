@@ -28,16 +28,16 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 from tqdm import tqdm
 
-from mask2former_dinov3 import batch_predict as job
-from mask2former_dinov3.batch_gathering import Batches, BatchSummary, Gathering
-from mask2former_dinov3.batch_predict import batch_predict
-from mask2former_dinov3.batch_reading import read_batch
-from mask2former_dinov3.batch_resources import Workers, plan_workers
-from mask2former_dinov3.batch_shards import ShardFolder, found_of
-from mask2former_dinov3.batch_workers import ModelFiles, Search
+from mask2former_dinov3.cluster import job as job
+from mask2former_dinov3.cluster.gathering import Batches, BatchSummary, Gathering
+from mask2former_dinov3.cluster.job import batch_predict
+from mask2former_dinov3.cluster.reading import read_batch
+from mask2former_dinov3.cluster.resources import Workers, plan_workers
+from mask2former_dinov3.cluster.shards import ShardFolder, found_of
+from mask2former_dinov3.cluster.workers import ModelFiles, Search
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
-from mask2former_dinov3.inputs import SAMPLE
-from mask2former_dinov3.predict import Predictor
+from mask2former_dinov3.inference.files.find_images import SAMPLE
+from mask2former_dinov3.inference.predictor import Predictor
 
 SOURCE = Path(__file__).parents[1] / "src"
 STORE = 200_000_000  # bytes of Ray's object store on each node

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from mask2former_dinov3.batch_resources import READER_CPUS, Workers, plan_workers
+from mask2former_dinov3.cluster.resources import READER_CPUS, Workers, plan_workers
 from mask2former_dinov3.errors import UserError
 
 

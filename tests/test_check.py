@@ -16,12 +16,12 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 
 from conftest import rle_of
-from mask2former_dinov3.data.ceilings import mask_ceilings
+from mask2former_dinov3.data.achievable_ap import mask_ceilings
 from mask2former_dinov3.data.check import Report, check_data
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split, find_splits
 from mask2former_dinov3.errors import DatasetError
-from mask2former_dinov3.evaluate import evaluate_coco
+from mask2former_dinov3.evaluation.evaluate import evaluate_coco
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from mask2former_dinov3 import cli
-from mask2former_dinov3 import demo as demo_module
-from mask2former_dinov3.cli import main
-from mask2former_dinov3.demo import best_scores, demo, free_folder
-from mask2former_dinov3.inputs import SAMPLE
+from mask2former_dinov3.cli import main as cli
+from mask2former_dinov3.cli import demo as demo_module
+from mask2former_dinov3.cli.main import main
+from mask2former_dinov3.cli.demo import best_scores, demo, free_folder
+from mask2former_dinov3.inference.files.find_images import SAMPLE
 
 VERBS = ("train", "evaluate", "predict", "check-data", "convert", "export", "serve", "batch-predict", "push", "demo")
 VALID = SAMPLE / "valid" / "_annotations.coco.json"

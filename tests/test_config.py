@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mask2former_dinov3.config import TrainConfig, load_config
+from mask2former_dinov3.config.train_config import TrainConfig, load_config
 from mask2former_dinov3.errors import ConfigError
-from mask2former_dinov3.old_options import HUB_BACKBONES
+from mask2former_dinov3.config.legacy_options import HUB_BACKBONES
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted([*ROOT.glob("mask2former*_args.json"), *ROOT.glob("src/mask2former_dinov3/sample/*_args.json")])

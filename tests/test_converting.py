@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Mask2FormerForUniversalSegmentation
 
-from mask2former_dinov3.cli import main
-from mask2former_dinov3.model.backbone_source import IMAGENET, SATELLITE, load_backbone, pixel_statistics
-from mask2former_dinov3.predict import Predictor
+from mask2former_dinov3.cli.main import main
+from mask2former_dinov3.weights.backbones import IMAGENET, SATELLITE, load_backbone, pixel_statistics
+from mask2former_dinov3.inference.predictor import Predictor
 from origins import as_timm, meta_state, small_state
 from test_head_source import original_model, saved
 from test_parity_hf_mask2former import hf_mask2former
@@ -31,7 +31,7 @@ def test_convert__a_backbone_comes_back_the_same_from_every_format(
 ) -> None:
     """Small weights have no name at Meta or timm, so the size is said to be the published one."""
     size = "ViT-S+/16" if "vit" in name else "ConvNeXt Tiny"
-    monkeypatch.setattr("mask2former_dinov3.converting.size_name", lambda _: size)
+    monkeypatch.setattr("mask2former_dinov3.export.convert.size_name", lambda _: size)
     source = tmp_path / f"{name}_pretrain_sat493m-12345678.pth"
     torch.save(small_state(f"meta {name}"), source)
     expected = load_backbone(str(source)).state_dict()

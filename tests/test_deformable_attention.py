@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask2former_dinov3.model import deformable_cpu
-from mask2former_dinov3.model.deformable_attention import deformable_attention, plain_attention
+from mask2former_dinov3.model.kernels import deformable_cpu
+from mask2former_dinov3.model.kernels.deformable_attention import deformable_attention, plain_attention
 
 SHAPES = [(2, 3), (5, 4), (7, 9)]
 

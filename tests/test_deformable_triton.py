@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask2former_dinov3.model.deformable_attention import plain_attention
+from mask2former_dinov3.model.kernels.deformable_attention import plain_attention
 
 pytest.importorskip("triton")
 
@@ -72,7 +72,7 @@ def results(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], shapes:
 
 
 def check_equal(**sizes: Any) -> None:
-    from mask2former_dinov3.model.deformable_triton import triton_attention
+    from mask2former_dinov3.model.kernels.deformable_triton import triton_attention
 
     shapes = sizes.get("shapes", SHAPES)
     inputs = make_inputs(**sizes)
@@ -95,7 +95,7 @@ def test_triton_attention__equals_the_plain_form(interpret: Interpret, sizes: di
 
 
 def check_outside() -> None:
-    from mask2former_dinov3.model.deformable_triton import triton_attention
+    from mask2former_dinov3.model.kernels.deformable_triton import triton_attention
 
     value, positions, weights = make_inputs(channels=8)
     far = torch.tensor([-1e30, -1e6, -1.0, 40.0, 1e6, 1e30])
@@ -123,7 +123,7 @@ def test_triton_attention__is_zero_outside_the_map(interpret: Interpret) -> None
 
 
 def check_centres() -> None:
-    from mask2former_dinov3.model.deformable_triton import triton_attention
+    from mask2former_dinov3.model.kernels.deformable_triton import triton_attention
 
     value, _, _ = make_inputs(batch=1, channels=8)
     start = 0
@@ -142,7 +142,7 @@ def test_triton_attention__returns_the_pixel_at_its_centre(interpret: Interpret)
 
 
 def check_nan(device: str = "cpu") -> None:
-    from mask2former_dinov3.model.deformable_triton import triton_attention
+    from mask2former_dinov3.model.kernels.deformable_triton import triton_attention
 
     value, positions, weights = make_inputs(channels=8, device=device)
     broken = positions.detach().clone()
@@ -157,7 +157,7 @@ def test_triton_attention__a_nan_position_gives_nan_to_its_bag_alone(interpret: 
 
 
 def check_half(dtype: torch.dtype, tolerance: float) -> None:
-    from mask2former_dinov3.model.deformable_triton import triton_attention
+    from mask2former_dinov3.model.kernels.deformable_triton import triton_attention
 
     value, positions, weights = make_inputs(dtype=dtype)
     whole = value.detach().float().requires_grad_()
@@ -178,7 +178,7 @@ def test_triton_attention__sums_half_precision_in_float32(
 
 
 def check_frozen() -> None:
-    from mask2former_dinov3.model.deformable_triton import triton_attention
+    from mask2former_dinov3.model.kernels.deformable_triton import triton_attention
 
     inputs = make_inputs(channels=8)
     for wanted in ((1, 2), (0,), (1,), (2,)):
@@ -195,7 +195,7 @@ def test_triton_attention__computes_only_the_gradients_that_are_wanted(interpret
 
 
 def check_compiled() -> None:
-    from mask2former_dinov3.model.deformable_triton import triton_attention
+    from mask2former_dinov3.model.kernels.deformable_triton import triton_attention
 
     compiled = torch.compile(triton_attention, fullgraph=True, backend="aot_eager")
     inputs = make_inputs(channels=8)
@@ -207,7 +207,7 @@ def test_triton_attention__is_an_operator_within_a_graph(interpret: Interpret) -
 
 
 def check_strides() -> None:
-    from mask2former_dinov3.model.deformable_triton import triton_attention
+    from mask2former_dinov3.model.kernels.deformable_triton import triton_attention
 
     inputs = make_inputs(channels=8)
     value, positions, weights = (
@@ -226,7 +226,7 @@ def test_triton_attention__takes_any_strides(interpret: Interpret) -> None:
 
 
 def check_slopes() -> None:
-    from mask2former_dinov3.model.deformable_triton import triton_attention
+    from mask2former_dinov3.model.kernels.deformable_triton import triton_attention
 
     shapes = [(2, 3), (1, 2)]
     single = make_inputs(shapes, batch=1, tokens=2, heads=1, channels=2)
@@ -246,7 +246,7 @@ def test_kernels__compile_for_a_gpu(kernel: str, dtype: str, tmp_path: Path, mon
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from mask2former_dinov3.model import deformable_triton
+    from mask2former_dinov3.model.kernels import deformable_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     function = getattr(deformable_triton, kernel)
@@ -267,7 +267,7 @@ IMAGE_256 = [(8, 8), (16, 16), (32, 32)]
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)])
 def test_triton_attention__equals_the_plain_form_on_a_gpu(dtype: torch.dtype, tolerance: float, compiled: bool) -> None:
-    from mask2former_dinov3.model.deformable_triton import triton_attention
+    from mask2former_dinov3.model.kernels.deformable_triton import triton_attention
 
     sizes: dict[str, Any] = {"tokens": 1344, "heads": 8, "channels": 32, "points": 4}
     inputs = make_inputs(IMAGE_256, dtype=dtype, device="cuda", **sizes)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from mask2former_dinov3.data.coco import Category, CocoData, read_coco
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.errors import CheckpointError, DatasetError
-from mask2former_dinov3.evaluate import evaluate_coco, evaluate_model, match_categories, predict_split
-from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.evaluation.evaluate import evaluate_coco, evaluate_model, match_categories, predict_split
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 
 CANVAS = {"height": 256, "width": 256}
 

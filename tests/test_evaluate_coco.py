@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 import mask2former_dinov3
 from coco_reference import Scene, blob, by_pycocotools, disturbed, moved, random_scene, rle
 from mask2former_dinov3.errors import DatasetError
-from mask2former_dinov3.evaluate import evaluate_coco
+from mask2former_dinov3.evaluation.evaluate import evaluate_coco
 
 SAMPLE = Path(mask2former_dinov3.__file__).parent / "sample"  # real nuclei, polygons and RLE
 TOLERANCE = 1e-6

@@ -12,11 +12,11 @@ import pytest
 import torch
 from faster_coco_eval.core import mask as rle_codec
 
-from mask2former_dinov3.export_graph import LOGITS
-from mask2former_dinov3.inputs import SAMPLE
+from mask2former_dinov3.export.onnx_graph import LOGITS
+from mask2former_dinov3.inference.files.find_images import SAMPLE
 from mask2former_dinov3.instances import encode_masks
-from mask2former_dinov3.onnx_model import OnnxModel
-from mask2former_dinov3.predict import Predictor
+from mask2former_dinov3.inference.onnx_model import OnnxModel
+from mask2former_dinov3.inference.predictor import Predictor
 
 pytestmark = pytest.mark.timeout(900)  # whichever test asks first makes the file
 TEXT = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")

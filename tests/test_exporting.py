@@ -19,21 +19,21 @@ import torch
 from PIL import Image
 from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, SwinConfig
 
-from mask2former_dinov3 import exporting, lower_precision
+from mask2former_dinov3.export import onnx_export as exporting, precision as lower_precision
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
-from mask2former_dinov3.evaluate import evaluate_coco, evaluate_model, predict_split
-from mask2former_dinov3.export_check import check_agreement, check_detections, in_order_of
-from mask2former_dinov3.export_graph import DETECTIONS, LOGITS, patch_centers
-from mask2former_dinov3.exporting import batches_of, export, feed_of, read_images, set_metadata
-from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
-from mask2former_dinov3.inputs import SAMPLE
-from mask2former_dinov3.lower_precision import to_half, to_int8
+from mask2former_dinov3.evaluation.evaluate import evaluate_coco, evaluate_model, predict_split
+from mask2former_dinov3.export.onnx_check import check_agreement, check_detections, in_order_of
+from mask2former_dinov3.export.onnx_graph import DETECTIONS, LOGITS, patch_centers
+from mask2former_dinov3.export.onnx_export import batches_of, export, feed_of, read_images, set_metadata
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inference.files.find_images import SAMPLE
+from mask2former_dinov3.export.precision import to_half, to_int8
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.onnx_model import OnnxModel, load_onnx
-from mask2former_dinov3.predict import load_network
-from mask2former_dinov3.predict_files import predict_files
+from mask2former_dinov3.inference.onnx_model import OnnxModel, load_onnx
+from mask2former_dinov3.inference.predictor import load_network
+from mask2former_dinov3.inference.files.predict_files import predict_files
 from test_modeling import HEAD, SEEDS, padded_mask
 
 pytestmark = pytest.mark.timeout(900)  # a trace is half a minute of CPU time

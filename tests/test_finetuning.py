@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, SwinConfig
 
-from mask2former_dinov3.checkpoint import save_model_folder
-from mask2former_dinov3.config import TrainConfig, load_config
-from mask2former_dinov3.ema import AveragedWeights
+from mask2former_dinov3.training.checkpoint import save_model_folder
+from mask2former_dinov3.config.train_config import TrainConfig, load_config
+from mask2former_dinov3.training.ema import AveragedWeights
 from mask2former_dinov3.errors import ConfigError, UserError
-from mask2former_dinov3.finetuning import adapter_state, choose_trained, merged_state, unmerged_state
-from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.training.finetuning import adapter_state, choose_trained, merged_state, unmerged_state
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.model.blocks import backbone_blocks
-from mask2former_dinov3.optim import build_optimizer
+from mask2former_dinov3.training.optimizer import build_optimizer
 from test_modeling import HEAD, labels
 from test_precision_and_graphs import saved_bytes
 

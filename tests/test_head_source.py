@@ -16,10 +16,10 @@ from transformers import DINOv3ViTModel, Mask2FormerForUniversalSegmentation
 
 from mask2former_dinov3.errors import CheckpointError
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.model.convert import rebuilt, to_mask2former
-from mask2former_dinov3.model.head_source import load_checkpoint
-from mask2former_dinov3.model.pyramid import PlainNeck, SimpleFeaturePyramid
-from mask2former_dinov3.model_building import build_model, build_processor
+from mask2former_dinov3.weights.mask2former import rebuilt, to_mask2former
+from mask2former_dinov3.weights.head_source import load_checkpoint
+from mask2former_dinov3.model.necks import PlainNeck, SimpleFeaturePyramid
+from mask2former_dinov3.training.build_model import build_model, build_processor
 from test_backbone import randomised, small_vit
 from test_model_building import DATA, config_of
 from test_parity_hf_mask2former import TOLERANCE, hf_mask2former

@@ -20,14 +20,14 @@ from huggingface_hub import ModelCard, constants
 from PIL import Image
 
 from hub_stand_in import HubStandIn, running_hub
-from mask2former_dinov3 import hub as hub_module
-from mask2former_dinov3.checkpoint import save_model_folder
-from mask2former_dinov3.cli import main
+from mask2former_dinov3.model_folder import hub as hub_module
+from mask2former_dinov3.training.checkpoint import save_model_folder
+from mask2former_dinov3.cli.main import main
 from mask2former_dinov3.errors import CheckpointError, HubError
-from mask2former_dinov3.hub import prepare_repository, push, push_finished
+from mask2former_dinov3.model_folder.hub import prepare_repository, push, push_finished
 from mask2former_dinov3.model import Mask2FormerDinov3Config
-from mask2former_dinov3.model_folder import MODEL_TYPE
-from mask2former_dinov3.predict import load_model
+from mask2former_dinov3.model_folder.folder import MODEL_TYPE
+from mask2former_dinov3.inference.predictor import load_model
 
 SOURCE = Path(__file__).parents[1] / "src"
 TOKEN = "hf_writes"

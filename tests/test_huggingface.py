@@ -20,11 +20,11 @@ from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.dataset import CocoInstanceDataset
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.transforms import Augmentation
-from mask2former_dinov3.evaluate import evaluate_coco
-from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.evaluation.evaluate import evaluate_coco
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.predict import Predictor
+from mask2former_dinov3.inference.predictor import Predictor
 
 PAGE = Path(__file__).parents[1] / "docs" / "huggingface.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)

@@ -18,7 +18,7 @@ from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.dataset import CocoInstanceDataset
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.errors import DatasetError
-from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 
 

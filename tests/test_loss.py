@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mask2former_dinov3.model import bags, loss_normalizers
-from mask2former_dinov3.model import loss as loss_module
-from mask2former_dinov3.model import matcher as matcher_module
-from mask2former_dinov3.model import points as points_module
-from mask2former_dinov3.model.matcher import Matches, pairwise_costs
-from mask2former_dinov3.model.places import Pixels, Points
-from mask2former_dinov3.model.points import choose_points, sample_features, sample_targets, spread_to_features
+from mask2former_dinov3.model.kernels import weighted_bags as bags
+from mask2former_dinov3.model import loss_normalizers
+from mask2former_dinov3.model.criterion import loss as loss_module
+from mask2former_dinov3.model.criterion import matcher as matcher_module
+from mask2former_dinov3.model.criterion import point_sampling as points_module
+from mask2former_dinov3.model.criterion.matcher import Matches, pairwise_costs
+from mask2former_dinov3.model.criterion.mask_places import Pixels, Points
+from mask2former_dinov3.model.criterion.point_sampling import choose_points, sample_features, sample_targets, spread_to_features
 from test_modeling import labels, padded_mask, small_model
 
 

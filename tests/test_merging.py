@@ -10,16 +10,16 @@ import pytest
 from numpy.typing import NDArray
 
 from mask2former_dinov3.data.coco import Annotation, read_coco
-from mask2former_dinov3.data.grid import Grid, Region
+from mask2former_dinov3.inference.tiles.grid import Grid, Region
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.data.rle import run_lengths
 from mask2former_dinov3.data.segmentation import polygons_to_runs
-from mask2former_dinov3.data.windows import ImageReader
-from mask2former_dinov3.evaluate import evaluate_coco
-from mask2former_dinov3.inputs import SAMPLE
+from mask2former_dinov3.inference.tiles.image_reader import ImageReader
+from mask2former_dinov3.evaluation.evaluate import evaluate_coco
+from mask2former_dinov3.inference.files.find_images import SAMPLE
 from mask2former_dinov3.instances import Instances
-from mask2former_dinov3.merging import Merger, Runs, joined
-from mask2former_dinov3.tiling import merge_rows, rows_of_tiles
+from mask2former_dinov3.inference.tiles.merging import Merger, Runs, joined
+from mask2former_dinov3.inference.tiles.tiling import merge_rows, rows_of_tiles
 
 Masks = NDArray[np.bool_]
 CATEGORIES = ((3, "disc"), (7, "bar"))

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DINOv3ConvNextModel, DINOv3ViTModel
 
-from mask2former_dinov3.checkpoint import save_model_folder
-from mask2former_dinov3.config import load_config
+from mask2former_dinov3.training.checkpoint import save_model_folder
+from mask2former_dinov3.config.train_config import load_config
 from mask2former_dinov3.data.coco import Annotation, Category, CocoData, ImageRecord
 from mask2former_dinov3.errors import CheckpointError
-from mask2former_dinov3.model_building import build_model, build_processor, fitted_to
-from mask2former_dinov3.predict import Predictor
+from mask2former_dinov3.training.build_model import build_model, build_processor, fitted_to
+from mask2former_dinov3.inference.predictor import Predictor
 from test_backbone import randomised, small_convnext, small_vit
 from test_parity_hf_mask2former import hf_mask2former
 

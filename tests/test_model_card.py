@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hub_stand_in import faults_of_card
-from mask2former_dinov3.config import load_config
+from mask2former_dinov3.config.train_config import load_config
 from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
-from mask2former_dinov3.inputs import SAMPLE
+from mask2former_dinov3.inference.files.find_images import SAMPLE
 from mask2former_dinov3.instances import Instances, encode_masks
 from mask2former_dinov3.model import Mask2FormerDinov3Config
-from mask2former_dinov3.model_card import RunDescription, model_card
-from mask2former_dinov3.overlay import MOST_BYTES, draw_overlay, image_to_show, shrunk
-from mask2former_dinov3.run import describe_run
-from mask2former_dinov3.train import load_data, train
+from mask2former_dinov3.model_folder.card import RunDescription, model_card
+from mask2former_dinov3.model_folder.card_picture import MOST_BYTES, draw_overlay, image_to_show, shrunk
+from mask2former_dinov3.training.run import describe_run
+from mask2former_dinov3.training.train import load_data, train
 
 METRICS = {"AP": 0.51234, "AP50": 0.75, "AP75": -1.0, "box_AP": 0.5, "per_class": {"disc": 0.6, "bar | rod": -1.0}}
 RUN = RunDescription(

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.model.convolution import Conv2d
-from mask2former_dinov3.model.places import real_pixels
+from mask2former_dinov3.model.kernels.convolution import Conv2d
+from mask2former_dinov3.model.criterion.mask_places import real_pixels
 
 HEAD: dict[str, Any] = {
     "feature_size": 32,

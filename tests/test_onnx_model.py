@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from mask2former_dinov3.errors import CheckpointError, UserError
-from mask2former_dinov3.onnx_model import FORMAT_VERSION, OnnxMetadata
-from mask2former_dinov3.predict import load_model
+from mask2former_dinov3.inference.onnx_model import FORMAT_VERSION, OnnxMetadata
+from mask2former_dinov3.inference.predictor import load_model
 
 METADATA = OnnxMetadata(
     format_version=FORMAT_VERSION,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mask2former_dinov3.config import load_config
-from mask2former_dinov3.optim import build_optimizer, build_scheduler, parameter_groups
+from mask2former_dinov3.config.train_config import load_config
+from mask2former_dinov3.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 from test_modeling import small_model
 
 

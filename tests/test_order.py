@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mask2former_dinov3.data.order import TrainingOrder
+from mask2former_dinov3.data.sampler import TrainingOrder
 
 
 def steps(num_images: int, num_steps: int, processes: int, **kwargs: Any) -> list[set[tuple[int, int]]]:

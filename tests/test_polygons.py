@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from mask2former_dinov3.errors import UserError
 from mask2former_dinov3.instances import Instances
-from mask2former_dinov3.outputs import check_outputs
-from mask2former_dinov3.polygons import polygons_of, write_geojson, write_yolo, yolo_classes
+from mask2former_dinov3.inference.files.writers import check_outputs
+from mask2former_dinov3.inference.files.polygons import polygons_of, write_geojson, write_yolo, yolo_classes
 
 pytest.importorskip("rasterio")
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former_dinov3 import postprocess, resize_masks
-from mask2former_dinov3.postprocess import post_process
+from mask2former_dinov3.inference import postprocess, resize_masks
+from mask2former_dinov3.inference.postprocess import post_process
 
 
 def logits(

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mask2former_dinov3.config import load_config
+from mask2former_dinov3.config.train_config import load_config
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.model_building import build_model
+from mask2former_dinov3.training.build_model import build_model
 from test_modeling import labels, padded_mask, small_model
 
 

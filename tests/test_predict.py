@@ -11,7 +11,7 @@ from PIL import Image
 
 from mask2former_dinov3.errors import CheckpointError
 from mask2former_dinov3.instances import Instances
-from mask2former_dinov3.predict import Predictor, load_model, usable_device
+from mask2former_dinov3.inference.predictor import Predictor, load_model, usable_device
 
 
 @pytest.fixture(scope="module")

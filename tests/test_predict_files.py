@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from mask2former_dinov3.errors import DatasetError
-from mask2former_dinov3.evaluate import evaluate_coco
-from mask2former_dinov3.inputs import find_images
+from mask2former_dinov3.evaluation.evaluate import evaluate_coco
+from mask2former_dinov3.inference.files.find_images import find_images
 from mask2former_dinov3.instances import Instances
-from mask2former_dinov3.predict import Predictor
-from mask2former_dinov3.predict_files import predict_files
-from mask2former_dinov3.progress import Progress
+from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.files.predict_files import predict_files
+from mask2former_dinov3.inference.files.progress import Progress
 from mask2former_dinov3.visualize import draw_instances
 
 
@@ -108,7 +108,7 @@ def test_predict_files__keeps_what_is_done_when_interrupted(
         done.append(1)
         return draw(*arguments, **options)
 
-    monkeypatch.setattr("mask2former_dinov3.outputs.draw_instances", interrupted)
+    monkeypatch.setattr("mask2former_dinov3.inference.files.writers.draw_instances", interrupted)
     with pytest.raises(KeyboardInterrupt, match="stopped: 2 of 3 images are done; the same command goes on"):
         predict_files(predictor, [tmp_path], tmp_path / "out", threshold=0.0)
     assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == 2
@@ -179,8 +179,8 @@ def test_predict_files__writes_every_kind_of_output_for_tiles(predictor: Predict
 def test_predict_files__draws_large_images_smaller_and_cuts_their_masks(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mask2former_dinov3.data.windows.WHOLE_PIXELS", 1000)
-    monkeypatch.setattr("mask2former_dinov3.outputs.LONGEST_OVERLAY", 50)
+    monkeypatch.setattr("mask2former_dinov3.inference.tiles.image_reader.WHOLE_PIXELS", 1000)
+    monkeypatch.setattr("mask2former_dinov3.inference.files.writers.LONGEST_OVERLAY", 50)
     folder = write_pictures(tmp_path / "in", 1, (100, 130))
     found = predictor(folder / "0.png", threshold=0.0, tile=64)
     predict_files(predictor, [folder], tmp_path / "out", threshold=0.0, save=("overlays", "masks"), tile=64)

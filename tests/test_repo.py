@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 import mask2former_dinov3
-from mask2former_dinov3.config import TrainConfig, load_config
+from mask2former_dinov3.config.train_config import TrainConfig, load_config
 from mask2former_dinov3.errors import ConfigError
-from mask2former_dinov3.option_faults import PLACEHOLDER
+from mask2former_dinov3.config.cross_checks import PLACEHOLDER
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "mask2former_dinov3"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mask2former_dinov3.instances import encode_masks
-from mask2former_dinov3.resize_masks import BLOCK, Masks, cut_axis, resize_masks, without_twins
+from mask2former_dinov3.inference.resize_masks import BLOCK, Masks, cut_axis, resize_masks, without_twins
 
 Size = tuple[int, int]
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mask2former_dinov3.errors import CheckpointError
-from mask2former_dinov3.predict import load_model
+from mask2former_dinov3.inference.predictor import load_model
 
 
 def claims(name: str, value: object) -> Callable[[dict[str, Any]], None]:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mask2former_dinov3.model.mask_prior import UNIT, MaskPrior, place_channels, prior_logits
-from mask2former_dinov3.model.places import coverage
-from mask2former_dinov3.model.seeds import heat_map, peaks, seed_loss
+from mask2former_dinov3.model.criterion.mask_places import coverage
+from mask2former_dinov3.model.query_seeds import heat_map, peaks, seed_loss
 from test_modeling import labels, padded_mask, small_model
 
 

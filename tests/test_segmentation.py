@@ -10,17 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mask2former_dinov3.data.rle import compress, decompress, run_lengths, whole_mask_areas
-from mask2former_dinov3.data.segmentation import (
-    EmptyMaskError,
-    Rle,
-    check_runs,
-    compress_runs,
-    parse_segmentation,
-    polygons_to_runs,
-    rle_window,
-    segmentation_area,
-    segmentation_box,
-)
+from mask2former_dinov3.data.segmentation import EmptyMaskError, Rle, check_runs, compress_runs, parse_segmentation, polygons_to_runs, rle_window, segmentation_area, segmentation_box
 
 
 def random_masks() -> list[npt.NDArray[np.uint8]]:

@@ -21,10 +21,10 @@ import pytest
 from PIL import Image
 
 from mask2former_dinov3.errors import CheckpointError, ConfigError
-from mask2former_dinov3.inputs import SAMPLE
-from mask2former_dinov3.predict import Predictor
-from mask2former_dinov3.serve import licence_line, serve, shown_name
-from mask2former_dinov3.serve_queue import Limits
+from mask2former_dinov3.inference.files.find_images import SAMPLE
+from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.serving.server import licence_line, serve, shown_name
+from mask2former_dinov3.serving.queue import Limits
 from serving import Server, answer_on
 
 MODEL = SAMPLE / "model"

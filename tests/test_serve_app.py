@@ -18,11 +18,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mask2former_dinov3.data.images import read_image
-from mask2former_dinov3.inputs import SAMPLE
-from mask2former_dinov3.predict import Predictor
-from mask2former_dinov3.serve_app import build_app
-from mask2former_dinov3.serve_queue import Limits, ModelQueue
-from mask2former_dinov3.serve_watch import Metrics
+from mask2former_dinov3.inference.files.find_images import SAMPLE
+from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.serving.app import build_app
+from mask2former_dinov3.serving.queue import Limits, ModelQueue
+from mask2former_dinov3.serving.middleware import Metrics
 from mask2former_dinov3.visualize import draw_instances, enlargement
 from serving import form
 

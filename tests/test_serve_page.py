@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from mask2former_dinov3.inputs import SAMPLE
-from mask2former_dinov3.predict import Predictor
+from mask2former_dinov3.inference.files.find_images import SAMPLE
+from mask2former_dinov3.inference.predictor import Predictor
 from serving import Server
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from mask2former_dinov3.errors import DatasetError
-from mask2former_dinov3.image_processing import Prepared
+from mask2former_dinov3.inference.image_processing import Prepared
 from mask2former_dinov3.instances import Instances
-from mask2former_dinov3.predict import Predictor
-from mask2former_dinov3.serve_queue import Busy, Limits, ModelFailed, ModelQueue, TooLarge, Wanted, check_header
+from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.serving.queue import Busy, Limits, ModelFailed, ModelQueue, TooLarge, Wanted, check_header
 
 WANTED = Wanted(threshold=0.0, max_detections=8, tile=None, overlap=0.2, classes=None, overlay=False)
 

@@ -7,7 +7,7 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from mask2former_dinov3.inputs import SAMPLE
+from mask2former_dinov3.inference.files.find_images import SAMPLE
 from serving import Server
 
 EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "5")  # for each kind of request; more by hand

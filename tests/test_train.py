@@ -21,13 +21,13 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from mask2former_dinov3.config import TrainConfig, load_config
-from mask2former_dinov3.ema import AveragedWeights
+from mask2former_dinov3.config.train_config import TrainConfig, load_config
+from mask2former_dinov3.training.ema import AveragedWeights
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.model_building import build_model
-from mask2former_dinov3.train import load_data, start_accelerator, train
-from mask2former_dinov3.writing import written_folder
+from mask2former_dinov3.training.build_model import build_model
+from mask2former_dinov3.training.train import load_data, start_accelerator, train
+from mask2former_dinov3.atomic_files import written_folder
 
 SOURCE = Path(__file__).parents[1] / "src"
 
@@ -279,7 +279,7 @@ def test_train__not_finite_loss_names_the_images(
         monkeypatch.setattr(model, "forward", fails_later)
         return model
 
-    monkeypatch.setattr("mask2former_dinov3.train.build_model", poisoned)
+    monkeypatch.setattr("mask2former_dinov3.training.train.build_model", poisoned)
     with pytest.raises(UserError, match=r"step 3: the loss is not finite on images \[1\d, 1\d\]"):
         train(make_config(toy_dataset, run, max_train_steps=5, checkpointing_steps=2))
     weights = load_file(run / "checkpoint-2" / "model.safetensors")
@@ -306,7 +306,7 @@ def test_train__not_finite_gradient_stops_before_the_weights_are_spoilt(
         monkeypatch.setattr(model, "forward", with_a_root)
         return model
 
-    monkeypatch.setattr("mask2former_dinov3.train.build_model", poisoned)
+    monkeypatch.setattr("mask2former_dinov3.training.train.build_model", poisoned)
     with pytest.raises(UserError, match=r"step 1: the gradient is not finite on images \[1\d, 1\d\]"):
         train(make_config(toy_dataset, tmp_path / "run"))
     assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -14,20 +14,7 @@ from pycocotools.coco import COCO
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.segmentation import Rle, polygons_to_runs
-from mask2former_dinov3.data.transforms import (
-    Augmentation,
-    check_canvas,
-    fit_matrix,
-    fitted_size,
-    padded_size,
-    photometric,
-    rasterise,
-    rasterise_windows,
-    real_size,
-    sample_matrix,
-    to_pixel_values,
-    warp_image,
-)
+from mask2former_dinov3.data.transforms import Augmentation, check_canvas, fit_matrix, fitted_size, padded_size, photometric, rasterise, rasterise_windows, real_size, sample_matrix, to_pixel_values, warp_image
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 IDENTITY = np.eye(2, 3)

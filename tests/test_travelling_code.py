@@ -21,10 +21,10 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 
 import mask2former_dinov3
 from mask2former_dinov3.errors import CheckpointError
-from mask2former_dinov3.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.pipeline import InstanceSegmentationPipeline
-from mask2former_dinov3.travelling_code import ENTRIES, LICENSE_FILE, PACKAGE, flat_modules, write_code
+from mask2former_dinov3.model_folder.bundled_code import ENTRIES, LICENSE_FILE, PACKAGE, flat_modules, write_code
 
 ROOT = Path(__file__).parents[1]
 # What the code may ask of an environment; torch and transformers bring the others along but for the last three.

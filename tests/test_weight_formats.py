@@ -8,7 +8,7 @@ from transformers import DINOv3ConvNextBackbone, DINOv3ViTModel
 
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.model.backbone import tapped_maps
-from mask2former_dinov3.model.weight_formats import FORMATS, from_origin, recognise, size_name, to_origin
+from mask2former_dinov3.weights.formats import FORMATS, from_origin, recognise, size_name, to_origin
 from origins import NAMES, as_timm, convnext_stages, meta_state, small_state, vit_blocks
 
 SIZES = {

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mask2former_dinov3.data import windows
-from mask2former_dinov3.data.grid import Grid
+from mask2former_dinov3.inference.tiles import image_reader as windows
+from mask2former_dinov3.inference.tiles.grid import Grid
 from mask2former_dinov3.data.images import read_image
-from mask2former_dinov3.data.windows import ImageReader, georeference, image_size, open_image
+from mask2former_dinov3.inference.tiles.image_reader import ImageReader, georeference, image_size, open_image
 from mask2former_dinov3.errors import DatasetError
 
 rasterio: Any = pytest.importorskip("rasterio")

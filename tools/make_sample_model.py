@@ -22,14 +22,14 @@ import numpy as np
 from make_sample import only
 from PIL import Image
 
-from mask2former_dinov3.checkpoint import checkpoints, save_model_folder
-from mask2former_dinov3.config import TrainConfig, load_config
-from mask2former_dinov3.inputs import SAMPLE
-from mask2former_dinov3.memory import keep_freed_memory
-from mask2former_dinov3.model_card import RunDescription
-from mask2former_dinov3.predict import load_model
-from mask2former_dinov3.run import describe_run
-from mask2former_dinov3.train import load_data, train
+from mask2former_dinov3.training.checkpoint import checkpoints, save_model_folder
+from mask2former_dinov3.config.train_config import TrainConfig, load_config
+from mask2former_dinov3.inference.files.find_images import SAMPLE
+from mask2former_dinov3.allocator import keep_freed_memory
+from mask2former_dinov3.model_folder.card import RunDescription
+from mask2former_dinov3.inference.predictor import load_model
+from mask2former_dinov3.training.run import describe_run
+from mask2former_dinov3.training.train import load_data, train
 
 DATASET = "BBBC038v1 without purple-stained tissue"
 STAINED = 25  # mean difference of the largest and the smallest channel, 0..255; grey pictures have less

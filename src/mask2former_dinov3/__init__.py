@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from .version import __version__
 
 if TYPE_CHECKING:
-    from .evaluate import evaluate_coco
-    from .image_processing import Mask2FormerDinov3ImageProcessor
+    from .evaluation.evaluate import evaluate_coco
+    from .inference.image_processing import Mask2FormerDinov3ImageProcessor
     from .instances import Instances
     from .model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-    from .predict import Predictor
+    from .inference.predictor import Predictor
 
 __all__ = [
     "Instances",
@@ -24,6 +24,7 @@ __all__ = [
     "Mask2FormerDinov3ForInstanceSegmentation",
     "Mask2FormerDinov3ImageProcessor",
     "Predictor",
+    "__version__",
     "evaluate_coco",
 ]
 
@@ -31,9 +32,9 @@ _MODULE_OF = {
     "Instances": "instances",
     "Mask2FormerDinov3Config": "model",
     "Mask2FormerDinov3ForInstanceSegmentation": "model",
-    "Mask2FormerDinov3ImageProcessor": "image_processing",
-    "Predictor": "predict",
-    "evaluate_coco": "evaluate",
+    "Mask2FormerDinov3ImageProcessor": "inference.image_processing",
+    "Predictor": "inference.predictor",
+    "evaluate_coco": "evaluation.evaluate",
 }
 
 

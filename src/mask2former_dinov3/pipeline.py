@@ -14,7 +14,7 @@ from transformers import AutoModelForUniversalSegmentation, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from .image_processing import Mask2FormerDinov3ImageProcessor
+from .inference.image_processing import Mask2FormerDinov3ImageProcessor
 from .instances import Instances
 
 TASK = "instance-segmentation"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError
-from .ceilings import mask_ceilings
+from .achievable_ap import mask_ceilings
 from .coco import CocoData, Fault, ImageRecord, parse_coco
 from .images import IMAGE_SUFFIXES, decode_image, read_header
 from .layout import Split

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DatasetError
-from .annotation_file import load_json, number, whole_number
+from .coco_json import load_json, number, whole_number
 from .layout import Split
 from .segmentation import EmptyMaskError, Segmentation, parse_segmentation, segmentation_area, segmentation_box
 

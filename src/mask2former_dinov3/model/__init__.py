@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForImageSegmentation, AutoModelFor
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from .configuration import Mask2FormerDinov3Config
-from .loss import loss_normalizers
+from .criterion.loss import loss_normalizers
 from .modeling import Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3Output
 
 AutoConfig.register(Mask2FormerDinov3Config.model_type, Mask2FormerDinov3Config, exist_ok=True)

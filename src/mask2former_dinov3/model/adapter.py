@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from .pyramid import SimpleFeaturePyramid
+from .necks import SimpleFeaturePyramid
 
 # B batch, D width of the ViT, C_i channels of map i, h = H/16, w = W/16
 STEM_CHANNELS = (32, 64, 128, 128, 128)  # at strides 2, 4, 8, 16, 32: half of ViT-Adapter's

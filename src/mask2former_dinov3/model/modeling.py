@@ -16,17 +16,17 @@ from transformers.utils import ModelOutput
 
 from .adapter import AdapterNeck
 from .backbone import build_backbone, grad_mode, tapped_maps, unreachable_parameters
-from .backbone_source import load_backbone
+from ..weights.backbones import load_backbone
 from .blocks import backbone_blocks
 from .configuration import VIT_SHAPES, Mask2FormerDinov3Config
-from .deformable_attention import MultiScaleDeformableAttention
-from .loss import Mask2FormerCriterion
+from .kernels.deformable_attention import MultiScaleDeformableAttention
+from .criterion.loss import Mask2FormerCriterion
 from .mask_prior import MaskPrior
 from .pixel_decoder import PixelDecoder, PixelDecoderLayer
-from .places import real_pixels
-from .pyramid import PlainNeck, SimpleFeaturePyramid
-from .seeds import PRIOR as SEED_PRIOR
-from .seeds import QuerySeeds
+from .criterion.mask_places import real_pixels
+from .necks import PlainNeck, SimpleFeaturePyramid
+from .query_seeds import PRIOR as SEED_PRIOR
+from .query_seeds import QuerySeeds
 from .transformer_decoder import DecoderLayer, MaskEmbedder, QueryPredictions, TransformerDecoder
 
 # B batch, H and W input size, Q queries, K classes, N instances of one image
@@ -224,7 +224,7 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         cls, hf_model: PreTrainedModel, **config_kwargs: Any
     ) -> Mask2FormerDinov3ForInstanceSegmentation:
         """Weights of a Hugging Face `Mask2FormerForUniversalSegmentation`; see `convert.from_mask2former`."""
-        from .convert import from_mask2former  # convert builds on this class
+        from ..weights.mask2former import from_mask2former  # convert builds on this class
 
         return from_mask2former(hf_model, **config_kwargs)
 

@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import Mask2FormerDinov3Config
-from .convolution import Conv2d
-from .deformable_attention import MultiScaleDeformableAttention, SpatialShapes
-from .position import sine_position_embedding
+from .kernels.convolution import Conv2d
+from .kernels.deformable_attention import MultiScaleDeformableAttention, SpatialShapes
+from .position_embedding import sine_position_embedding
 
 # B batch, C = feature_size, S tokens of the three coarse levels, L = 3 levels
 NUM_LEVELS = 3

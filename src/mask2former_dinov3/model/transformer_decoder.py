@@ -12,8 +12,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import Mask2FormerDinov3Config
 from .mask_prior import MaskPrior, place_channels, prior_logits
-from .position import sine_position_embedding
-from .seeds import QuerySeeds
+from .position_embedding import sine_position_embedding
+from .query_seeds import QuerySeeds
 
 # B batch, Q queries, K classes, C = hidden_dim, E = mask_feature_size, A heads, T prediction layers (= decoder_layers),
 # S tokens of one memory

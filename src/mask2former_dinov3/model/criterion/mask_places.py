@@ -1,0 +1,151 @@
+"""Where masks are compared with their targets: at points, as published, or at all pixels of the mask map.
+
+Points cost the same for every image size, but a point in a thousand lands on an object that covers a thousandth of the
+image: the matching of small objects is then chance, and nothing is learned from it (docs/log.md has the numbers).
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .point_sampling import MaskSampler, Products, as_map, as_rows, choose_points, mask_sampler, sample_targets
+
+# B batch, G images of it, N instances of one image, E mask channels, h x w the mask map, P places of an image,
+# M rows of logits
+
+
+class Places(Protocol):
+    """One batch's places. `images` is a slice of the batch, `masks` B tensors (N, H, W) bool or uint8."""
+
+    def __len__(self) -> int:
+        """P, padding counted."""
+        ...
+
+    def sampler(self, features: Tensor, images: slice) -> MaskSampler:
+        """features (B, E, h, w) -> mask logits at the places of these images."""
+        ...
+
+    def targets(self, masks: list[Tensor], images: slice) -> Tensor:
+        """(G, N, P) float32, N the most of one image; 0 for the masks that others lack."""
+        ...
+
+    def counts(self, images: slice) -> Tensor:
+        """Places of each image that are not padding, (G,) float32."""
+        ...
+
+    def choose(self, logits: Tensor) -> Tensor | None:
+        """Which of the places the loss of each row of logits (M, P) reads: columns (M, R), or None for all."""
+        ...
+
+
+class Points:
+    """The same random points for all masks of an image (Mask2Former, arXiv:2112.01527, section 3.3).
+
+    points (B, P, 2) in [0, 1], all on real pixels. A loss reads all after the first `candidates`, and of those the
+    `uncertain` ones where a mask is least sure (PointRend, arXiv:1912.08193, section 3.1).
+    """
+
+    def __init__(self, points: Tensor, candidates: int = 0, uncertain: int = 0) -> None:
+        self.points, self.candidates, self.uncertain = points, candidates, uncertain
+
+    def __len__(self) -> int:
+        return self.points.shape[1]
+
+    def sampler(self, features: Tensor, images: slice) -> MaskSampler:
+        return mask_sampler(features[images], self.points[images])
+
+    def targets(self, masks: list[Tensor], images: slice) -> Tensor:
+        return sample_targets(masks[images], self.points[images])
+
+    def counts(self, images: slice) -> Tensor:
+        return self.points.new_full((len(self.points[images]),), float(len(self)))
+
+    def choose(self, logits: Tensor) -> Tensor:
+        return choose_points(logits, self.candidates, self.uncertain)
+
+
+class Pixels:
+    """All pixels of the mask map; a target there is the share of the pixel that the instance covers.
+
+    real (B, h, w) bool: a mask has nothing on padding.
+    """
+
+    def __init__(self, real: Tensor) -> None:
+        self.height, self.width = real.shape[1:]
+        self.padding = None if real.device.type == "cpu" and bool(real.all()) else ~real  # a GPU would have to wait
+        self.number = real.sum((1, 2), dtype=torch.float32)
+
+    def __len__(self) -> int:
+        return self.height * self.width
+
+    def sampler(self, features: Tensor, images: slice) -> MaskSampler:
+        return AllPixels(features[images], None if self.padding is None else self.padding[images])
+
+    def targets(self, masks: list[Tensor], images: slice) -> Tensor:
+        return coverage(masks[images], self.height, self.width).flatten(2)
+
+    def counts(self, images: slice) -> Tensor:
+        return self.number[images]
+
+    def choose(self, logits: Tensor) -> None:
+        return None
+
+
+class AllPixels(Products):
+    """Logits of all pixels of the map. padding (G, h, w) bool, or None where there is none: no mask has anything there.
+
+    A logit of -10,000 has probability 0, entropy 0 with a target of 0, and no gradient.
+    """
+
+    def __init__(self, features: Tensor, padding: Tensor | None) -> None:
+        super().__init__(as_rows(features))
+        self.size = features.shape[2:]
+        self.padding = None if padding is None else padding.flatten(1)[:, None]  # (G, 1, h*w)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        found = super().logits(rows)
+        return found if self.padding is None else found.masked_fill_(self.padding, -10_000.0)
+
+    def grad_features(self) -> Tensor:
+        assert self.grad is not None
+        return as_map(self.grad, *self.size)
+
+
+def coverage(masks: list[Tensor], height: int, width: int) -> Tensor:
+    """Share of each pixel of a coarser map that an instance covers, (G, N, height, width) float32; 0 for the masks that
+    others lack. masks: G tensors (N, H, W) bool or uint8, H and W multiples of height and width.
+    """
+    values = torch.zeros(len(masks), max(map(len, masks)), height, width, device=masks[0].device)
+    for image, part in zip(masks, values, strict=True):
+        stride = image.shape[1] // height
+        pixels = image.view(torch.uint8)
+        if stride > 15:
+            pixels = pixels.short()  # 256 pixels are too many for a byte
+        # Sums of bytes, row by row: a tenth of the time of a mean over blocks.
+        down = reduce(torch.add, (pixels[:, row::stride] for row in range(stride)))
+        block = reduce(torch.add, (down[:, :, column::stride] for column in range(stride)))
+        torch.mul(block, 1 / stride**2, out=part[: len(image)])
+    return values
+
+
+def real_pixels(feature_map: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """Which places of a map (B, C, h, w) show a real pixel, (B, h, w) bool: one is padding when all its pixels are.
+
+    Real pixels form a rectangle at the top left, so the first pixel of each place tells.
+    """
+    batch, _, height, width = feature_map.shape
+    if pixel_mask is None:
+        return torch.ones(batch, height, width, dtype=torch.bool, device=feature_map.device)
+    return F.interpolate(pixel_mask[:, None].float(), size=(height, width), mode="nearest")[:, 0] > 0
+
+
+def real_extent(pixel_mask: Tensor | None, features: Tensor) -> Tensor:
+    """Real share of (width, height) of each canvas, (B, 2); real pixels form a rectangle at the top left."""
+    if pixel_mask is None:
+        return torch.ones(features.shape[0], 2, device=features.device)
+    return torch.stack((pixel_mask[:, 0].float().mean(1), pixel_mask[:, :, 0].float().mean(1)), dim=-1)

@@ -1,0 +1,193 @@
+"""The README.md of a model folder, with the front matter that the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..model import Mask2FormerDinov3Config
+
+SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "boundary_AP", "box_AP")
+INDEXED = {"AP": "mask AP", "AP50": "mask AP at IoU 0.50", "AP75": "mask AP at IoU 0.75", "box_AP": "box AP"}
+LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
+LICENSE_FILE = "DINOV3_LICENSE.md"  # its text, in this package and in every model folder that it binds
+OVERLAY_FILE = "overlay.jpg"
+OPTIONS_FILE = "train_config.json"
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A picture with what the model found in it: a JPEG file, and the sentence below it."""
+
+    jpeg: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What a card says of a training run, in plain values.
+
+    name: of the model. dataset: its name, or its id on the hub (USER/NAME). splits: name -> (images, instances).
+    options: all options of the run, for `train_config.json`; changed: those that differ from their defaults.
+    made_by: package -> version. step: optimiser steps so far, of step_size images each.
+    """
+
+    name: str
+    dataset: str
+    splits: dict[str, tuple[int, int]]
+    options: dict[str, Any]
+    changed: dict[str, Any]
+    made_by: dict[str, str] = field(default_factory=dict)
+    step: int = 0
+    step_size: int = 0
+    overlay: Overlay | None = None
+
+
+def model_card(
+    config: Mask2FormerDinov3Config,
+    canvas: tuple[int, int],
+    metrics: dict[str, Any],
+    run: RunDescription | None = None,
+) -> str:
+    """Markdown: what the model is and was trained on, its validation metrics, how to use it, its limits and licence.
+
+    canvas: (height, width) that images are fitted into. metrics: empty without validation. run: None for a model whose
+    training nobody knows.
+    """
+    derived = is_derived(config)
+    kind = str(config.backbone_config.model_type)
+    backbone = f"{kind} ({'trained from random weights' if run else 'where its weights come from is not known'})"
+    if config.backbone_source:
+        source = Path(config.backbone_source)
+        backbone = source.name if source.is_absolute() else config.backbone_source
+    names = [str(config.id2label[label]) for label in range(config.num_labels)]
+    lines = [
+        *("---", _front_matter(config, metrics, run), "---", ""),
+        *(f"# Mask2Former on {'DINOv3' if kind.startswith('dinov3') else kind.title()}, instance segmentation", ""),
+        *(f"Backbone: {backbone}; neck: {config.neck}; {config.num_queries} queries.", ""),
+        *(f"Classes ({len(names)}): {', '.join(names)}", ""),
+    ]
+    if run and run.overlay:
+        lines += [f"![Instances outlined in a validation image]({OVERLAY_FILE})", "", f"*{run.overlay.caption}*", ""]
+    if run:
+        rows = [(name, images, instances) for name, (images, instances) in run.splits.items()]
+        lines += ["## Data", "", f"`{run.dataset}`", "", *_table(("split", "images", "instances"), rows)]
+    if "AP" in metrics:
+        lines += _results(metrics)
+    if run:
+        lines += _recipe(run, canvas)
+    lines += [
+        *("## Use", "", "```python", "from mask2former_dinov3 import Predictor", ""),
+        'model = "."  # this folder, or the id of its repository: "user/name"',
+        'instances = Predictor.from_pretrained(model)("image.jpg")',
+        *("print(len(instances), instances.names, instances.scores)", "```", ""),
+        *("## Limits", ""),
+        f"An image is fitted into {canvas[0]} x {canvas[1]} pixels (height x width), and masks are computed with one "
+        f"value for {config.mask_stride} x {config.mask_stride} of them: what is only a few of these pixels large is "
+        f"not found well. At most {config.num_queries} instances of an image are found, of the classes above only.",
+        *("", "## Licence", ""),
+        _licence(kind, backbone if derived else None, is_known=run is not None),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def is_derived(config: Mask2FormerDinov3Config) -> bool:
+    """Whether the weights derive from Meta's, so that their licence has to travel with them."""
+    return bool(config.backbone_source) and str(config.backbone_config.model_type).startswith("dinov3")
+
+
+def is_bound(config: Mask2FormerDinov3Config, folder: Path) -> bool:
+    """Whether the DINOv3 License binds a model: by its configuration, or since its text lies in the folder."""
+    return is_derived(config) or (folder / LICENSE_FILE).is_file()
+
+
+def _licence(kind: str, dinov3: str | None, is_known: bool) -> str:
+    """kind: of backbone. dinov3: which of Meta's weights are in it. is_known: whether its training is."""
+    if dinov3 is not None:
+        return (
+            f"The backbone's weights come from `{dinov3}`: they and this model fall under the DINOv3 License of Meta "
+            f"({LICENSE_FILE} in this folder), which must travel with them."
+        )
+    if is_known or not kind.startswith("dinov3"):
+        return "No weights of DINOv3 are in this model."
+    return (
+        "Where the backbone's weights come from was not known when this card was written. If they derive from Meta's "
+        f"DINOv3, its [DINOv3 License]({LICENCE}) binds this model."
+    )
+
+
+def _front_matter(config: Mask2FormerDinov3Config, metrics: dict[str, Any], run: RunDescription | None) -> str:
+    """YAML. A metric without a value, and all of them for a run that is not known, are left out."""
+    derived = is_derived(config)
+    tags = ["instance-segmentation", "mask2former"]
+    tags += ["dinov3"] if str(config.backbone_config.model_type).startswith("dinov3") else []
+    results = [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="Instance segmentation",
+            dataset_type=run.dataset,
+            dataset_name=run.dataset,
+            dataset_split="validation",
+            metric_type=name,
+            metric_name=text,
+            metric_value=round(float(metrics[name]), 4),
+        )
+        for name, text in INDEXED.items()
+        if run and metrics.get(name, -1) >= 0
+    ]
+    data = ModelCardData(
+        library_name="mask2former-dinov3",
+        pipeline_tag="image-segmentation",
+        tags=tags,
+        datasets=[run.dataset] if run and "/" in run.dataset else None,
+        license="other" if derived else None,
+        license_name="dinov3-license" if derived else None,
+        license_link=LICENCE if derived else None,
+        model_name=run.name if run and results else None,
+        eval_results=results or None,
+    )
+    return str(data.to_yaml())
+
+
+def _results(metrics: dict[str, Any]) -> list[str]:
+    """The metrics of the whole validation set, and of each class where there are several."""
+    at = f" after {metrics['step']} steps" if "step" in metrics else ""
+    lines = ["## Results", "", f"COCO metrics on the validation set{at}, masks at original image size:", ""]
+    lines += _table(
+        ("metric", "value"), [(name, _number(metrics[name])) for name in SHOWN if metrics.get(name, -1) >= 0]
+    )
+    classes = metrics.get("per_class", {})
+    if len(classes) > 1:
+        lines += _table(("class", "AP"), [(name, _number(value)) for name, value in classes.items()])
+    return lines
+
+
+def _recipe(run: RunDescription, canvas: tuple[int, int]) -> list[str]:
+    """How the model was made: steps, options, versions."""
+    lines = [
+        *("## Recipe", ""),
+        f"Steps: {run.step}; images per step: {run.step_size}; canvas: {canvas[0]} x {canvas[1]} pixels (height x "
+        f"width). Options other than the defaults (all: [{OPTIONS_FILE}]({OPTIONS_FILE})):",
+        *("", *_table(("option", "value"), [(f"`{name}`", f"`{json.dumps(v)}`") for name, v in run.changed.items()])),
+    ]
+    if run.made_by:
+        lines += [f"Made by {', '.join(f'{name} {version}' for name, version in run.made_by.items())}.", ""]
+    return lines
+
+
+def _number(value: float) -> str:
+    """A metric, or a word where COCO has none."""
+    return f"{value:.4f}" if value >= 0 else "undefined"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """A table and an empty line below it."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:], ""]

@@ -1,0 +1,132 @@
+"""The page at /: Gradio's layout and controls around a viewer of our own (`page/`), which asks /predict as any client.
+
+No function of the page runs in Gradio, so what /predict limits, the page cannot exceed; Gradio's own API is closed.
+It is imported where the extra `serve` is known to be installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..inference.tiles.grid import SMALLEST_TILE
+from ..inference.predictor import Predictor
+from ..visualize import PALETTE
+
+PAGE = Path(__file__).parent / "static"
+LEAST_SCORE = 0.05  # below it the page shows nothing
+MOST_INSTANCES = 1_000
+_FILES = ("/assets/", "/static/")
+_PATHS = ("/", "/theme.css", "/config", "/favicon.ico", "/manifest.json", "/robots.txt")
+
+
+class PageOrApi:
+    """ASGI middleware: the files that make up the page come from Gradio, everything else from the API."""
+
+    def __init__(self, app: ASGIApp, page: ASGIApp) -> None:
+        self.app = app
+        self.page = page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_page = (
+            scope["type"] == "http"
+            and scope["method"] in ("GET", "HEAD")
+            and (scope["path"] in _PATHS or scope["path"].startswith(_FILES))
+        )
+        await (self.page if is_page else self.app)(scope, receive, send)
+
+
+def build_page(
+    predictor: Predictor, name: str, licence: str, max_bytes: int
+) -> tuple[FastAPI, Callable[[], AbstractAsyncContextManager[Any]]]:
+    """The page as an application of its own, and what has to be entered while it is served."""
+
+    async def build() -> FastAPI:
+        """In an event loop: without one Gradio would make one and leave it open."""
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        gr.mount_gradio_app(
+            app,
+            _blocks(predictor, name, licence, max_bytes),
+            path="/",
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            theme=gr.themes.Base(
+                primary_hue="blue",
+                neutral_hue="gray",
+                radius_size="lg",
+                font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
+                font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+            ),
+            css=(PAGE / "page.css").read_text(encoding="utf-8"),
+        )
+        return app
+
+    app = asyncio.run(build())
+    return app, lambda: app.router.lifespan_context(app)
+
+
+def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int) -> gr.Blocks:
+    classes = [html.escape(name) for _, name in predictor.categories]
+    kinds = classes[0] if len(classes) == 1 else f"{len(classes)} classes"
+    settings = {
+        "least": LEAST_SCORE,
+        "threshold": 0.5,
+        "max_detections": min(MOST_INSTANCES, int(predictor.model.config.num_queries)),
+        "max_bytes": max_bytes,
+        "palette": [f"rgb({red}, {green}, {blue})" for red, green, blue in PALETTE.tolist()],
+    }
+    page = gr.Blocks(title=f"{name}: instance segmentation", analytics_enabled=False, fill_width=True)
+    with page:
+        dark = '<button type="button" onclick="m2f.dark()" aria-label="Dark or light">Dark / light</button>'
+        _html(f'<div id="m2f-head"><h1>{html.escape(name)}</h1><span>finds {kinds}</span>{dark}</div>')
+        with gr.Row():
+            with gr.Column(scale=7, min_width=320):
+                _html(
+                    (PAGE / "viewer.html").read_text(encoding="utf-8"),
+                    js_on_load=(PAGE / "viewer.js").read_text(encoding="utf-8"),
+                    settings=settings,
+                    elem_id="m2f-viewer",
+                )
+            with gr.Column(scale=2, min_width=250, elem_id="m2f-side"):
+                _controls()
+        foot = f'{html.escape(licence)} <a href="docs">API</a>'
+        _html(f'<div id="m2f-foot">{foot}</div>')
+    return page
+
+
+def _controls() -> None:
+    """The column at the side; whatever is moved calls `window.m2f` in the browser and nothing in Python."""
+    threshold = gr.Slider(
+        LEAST_SCORE, 1, value=0.5, step=0.01, label="Least score", buttons=[], elem_id="m2f-threshold"
+    )
+    _html('<p class="m2f-title">Classes</p><div class="m2f-list"></div>', elem_id="m2f-classes")
+    opacity = gr.Slider(0, 0.8, value=0.35, step=0.05, label="Fill", buttons=[], elem_id="m2f-opacity")
+    tiles = gr.Checkbox(False, label="Predict in tiles, for large images", elem_id="m2f-tiles")
+    tile = gr.Number(512, label="Pixels of a tile", minimum=SMALLEST_TILE, precision=0, elem_id="m2f-tile")
+    with gr.Column():
+        _html('<p class="m2f-title">Download what is shown</p>')
+        with gr.Row():
+            for kind, label in (("coco", "COCO"), ("csv", "CSV"), ("overlay", "Picture")):
+                button = gr.Button(label, size="sm", elem_id=f"m2f-{kind}", elem_classes="m2f-save")
+                button.click(None, js=f"() => m2f.download('{kind}')", queue=False)
+    threshold.change(None, threshold, js="(value) => m2f.threshold(value)", queue=False)
+    opacity.change(None, opacity, js="(value) => m2f.opacity(value)", queue=False)
+    for control in (tiles, tile):
+        control.change(None, [tiles, tile], js="(on, size) => m2f.tile(on, size)", queue=False)
+
+
+def _html(text: str, **options: Any) -> None:
+    """Our own HTML, without Gradio's styles for texts."""
+    gr.HTML(text, apply_default_css=False, **options)

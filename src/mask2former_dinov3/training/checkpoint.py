@@ -1,0 +1,191 @@
+"""Model folders and checkpoints: saved, found, rotated, loaded."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from ..version import __version__
+from ..errors import CheckpointError
+from .finetuning import merged_state, unmerged_state
+from ..model import Mask2FormerDinov3ForInstanceSegmentation
+from ..model_folder.card import LICENSE_FILE, OPTIONS_FILE, OVERLAY_FILE, RunDescription, is_derived, model_card
+from ..model_folder.bundled_code import write_code
+from ..atomic_files import written_folder
+
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+CHECKPOINT_FILES = ("state.json", "optimizer.pt", "rng.pt", "model.safetensors")
+
+
+@dataclass
+class RunState:
+    """Where a run stands: what a checkpoint knows besides tensors."""
+
+    step: int = 0  # optimiser steps done
+    step_size: int = 0  # images of one optimiser step over all processes
+    num_images: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+    last_metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def save_model_folder(
+    model: Mask2FormerDinov3ForInstanceSegmentation,
+    processor: Any,
+    path: Path,
+    metrics: dict[str, Any],
+    run: RunDescription | None = None,
+    with_code: bool = False,
+) -> None:
+    """`config.json`, `model.safetensors`, `preprocessor_config.json`, `README.md` and, for weights that derive from
+    DINOv3, its licence: all that evaluation and prediction need, without a hub. Adapters are merged into weights. Of a
+    run also `train_config.json` and, with validation data, `overlay.jpg`. with_code: see `travelling_code`."""
+    with written_folder(path) as folder:
+        _write_model(model, processor, folder, metrics, run)
+        if with_code:
+            write_code(folder)
+
+
+def _write_model(
+    model: Mask2FormerDinov3ForInstanceSegmentation,
+    processor: Any,
+    folder: Path,
+    metrics: dict[str, Any],
+    run: RunDescription | None,
+) -> None:
+    model.save_pretrained(folder, state_dict=merged_state(model))
+    processor.save_pretrained(folder)
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors gives the owner alone access
+    canvas = (int(processor.size["height"]), int(processor.size["width"]))
+    (folder / "README.md").write_text(model_card(model.config, canvas, metrics, run), encoding="utf-8")
+    if run:
+        (folder / OPTIONS_FILE).write_text(json.dumps(run.options, indent=2) + "\n", encoding="utf-8")
+    if run and run.overlay:
+        (folder / OVERLAY_FILE).write_bytes(run.overlay.jpeg)
+    if is_derived(model.config):
+        shutil.copyfile(LICENCE_TEXT, folder / LICENSE_FILE)
+
+
+def best_folder(output_dir: Path) -> Path:
+    """The model to use of a finished run: `best/`, or `last/` of one without validation data."""
+    best = output_dir / "best"
+    return best if best.is_dir() else output_dir / "last"
+
+
+def save_checkpoint(
+    output_dir: Path,
+    model: Mask2FormerDinov3ForInstanceSegmentation,
+    processor: Any,
+    optimisation: dict[str, Any],
+    rng_states: list[Any],
+    state: RunState,
+    run_config: dict[str, Any],
+    run: RunDescription,
+) -> Path:
+    """`checkpoint-<step>/`: a model folder plus optimiser, schedule, gradient scaler, averages and adapters
+    (`optimizer.pt`), the random states of all processes (`rng.pt`) and `state.json`, which also says by which code it
+    was made."""
+    path = output_dir / f"checkpoint-{state.step}"
+    with written_folder(path) as folder:
+        _write_model(model, processor, folder, state.last_metrics, run)
+        torch.save(optimisation, folder / "optimizer.pt")
+        torch.save(rng_states, folder / "rng.pt")
+        text = json.dumps({**asdict(state), "made_by": run.made_by, "config": run_config}, indent=2)
+        (folder / "state.json").write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = [
+        (int(match[1]), path)
+        for path in output_dir.glob("checkpoint-*")
+        if (match := CHECKPOINT_NAME.fullmatch(path.name)) and (path / "state.json").is_file()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def rotate(output_dir: Path, keep: int | None) -> None:
+    """Remove the oldest checkpoints beyond `keep`."""
+    for path in checkpoints(output_dir)[: -keep if keep else 0]:
+        shutil.rmtree(path)
+
+
+def find_checkpoint(resume_from: str, output_dir: Path) -> Path:
+    """The folder to resume from: a path, or "latest" of the run folder. Raises CheckpointError when there is none."""
+    if resume_from == "latest":
+        found = checkpoints(output_dir)
+        if not found:
+            raise CheckpointError(
+                f"resume_from_checkpoint: no checkpoint-* in {output_dir}; leave it out to start anew"
+            )
+        return found[-1]
+    path = Path(resume_from)
+    missing = [name for name in CHECKPOINT_FILES if not (path / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"resume_from_checkpoint: {path} is not a checkpoint ({', '.join(missing)} missing); "
+            f"expected a checkpoint-* folder of a run, or latest"
+        )
+    return path
+
+
+def read_state(path: Path) -> tuple[RunState, dict[str, Any]]:
+    """Where the run of a checkpoint stood, and its options. Raises CheckpointError when state.json is damaged."""
+    try:
+        stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        return RunState(**{name: stored[name] for name in RunState.__dataclass_fields__}), dict(stored["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: state.json is damaged ({error}); resume from an older checkpoint-*") from error
+
+
+def load_checkpoint(path: Path, model: Mask2FormerDinov3ForInstanceSegmentation) -> tuple[dict[str, Any], list[Any]]:
+    """Weights into `model`; returns the optimiser's states and the random states.
+
+    Raises CheckpointError when a file is damaged or the weights are those of another network.
+    """
+    try:
+        loaded, report = type(model).from_pretrained(path, output_loading_info=True)
+        optimisation = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        rng_states = torch.load(path / "rng.pt", map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError, UnpicklingError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: damaged ({reason}); resume from an older checkpoint-* of the run") from error
+    expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    state = unmerged_state(loaded.state_dict(), optimisation.get("adapters", {}))
+    found = {key: tensor.shape for key, tensor in state.items()}
+    wrong = {key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)}
+    wrong |= set(report["missing_keys"])
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {len(wrong)} weights do not fit this configuration, e.g. {', '.join(sorted(wrong)[:3])}; "
+            f"resume with the backbone, neck, classes and num_queries of that run (its train_config.json)"
+        )
+    model.load_state_dict(state)
+    return optimisation, rng_states
+
+
+def made_by() -> dict[str, str]:
+    """Versions, and the git commit when the package runs from a checkout."""
+    packages = ("torch", "transformers", "accelerate", "numpy")
+    result = {"mask2former-dinov3": __version__, "python": platform.python_version()}
+    result |= {name: version(name) for name in packages}
+    package = Path(__file__).parents[1]
+    if shutil.which("git") is None:
+        return result
+    words = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
+    told = subprocess.run(words, capture_output=True, text=True, check=False).stdout.split("\n")
+    # Installed into an environment inside somebody else's repository, the commit would be theirs.
+    is_ours = len(told) > 1 and Path(told[0]) / "src" == package.parent
+    return result | ({"commit": told[1]} if is_ours else {})
