@@ -7,7 +7,7 @@ CONFIG = "mask2former-dinov3_smallplus_1024_train_args.json"
 
 if __name__ == "__main__":
     try:
-        from mask2former_dinov3.cli.main import main
+        from mask2former_dinov3.cli import main
     except ModuleNotFoundError as error:
         sys.exit(f"{error}; install with: pip install -c constraints.txt -e .")
     sys.exit(main(["train", "--config", str(Path(__file__).with_name(CONFIG)), *sys.argv[1:]]))

@@ -18,7 +18,7 @@ from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.dataset import CocoInstanceDataset, collate
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.data.transforms import Augmentation
-from mask2former_dinov3.weights.backbones import IMAGENET
+from mask2former_dinov3.model.configuration import IMAGENET
 from measure import Row, Timed, alone, alternate, contestants, default_dataset, name_of, options, peaks, show, timed
 
 SCRIPT = "dataloader.py"

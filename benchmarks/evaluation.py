@@ -24,12 +24,12 @@ from torch import Tensor
 from baseline import average_precision, processor_of, read_annotations, results_of
 
 # The mask score alone is private: users get all of evaluate_coco, the baseline computes masks only.
-from mask2former_dinov3.evaluation.evaluate import _match, _mean, evaluate_coco
+from mask2former_dinov3.evaluation.coco_ap import _match, _mean, evaluate_coco
+from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
-from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.inference.postprocess import post_process
 from mask2former_dinov3.inference.predictor import Predictor
-from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
+from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from measure import (
     SIDES,
     Row,

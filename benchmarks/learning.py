@@ -27,16 +27,17 @@ from torch.utils.data import DataLoader
 
 from baseline import build_baseline
 from machine import describe_machine
+from mask2former_dinov3.allocator import keep_freed_memory
 from mask2former_dinov3.config.train_config import TrainConfig, load_config
 from mask2former_dinov3.data.coco import CocoData, read_coco
 from mask2former_dinov3.data.dataset import collate
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.sampler import TrainingOrder
-from mask2former_dinov3.training.ema import AveragedWeights
-from mask2former_dinov3.evaluation.evaluate import evaluate_coco, predict_split
-from mask2former_dinov3.inference.files.find_images import SAMPLE
-from mask2former_dinov3.allocator import keep_freed_memory
+from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
+from mask2former_dinov3.evaluation.evaluate import predict_split
+from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.training.build_model import build_model, build_processor, fitted_to
+from mask2former_dinov3.training.ema import AveragedWeights
 from mask2former_dinov3.training.optimizer import build_optimizer
 from mask2former_dinov3.training.train import training_dataset
 from plot import Panel, draw_panels

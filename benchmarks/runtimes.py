@@ -22,15 +22,27 @@ from torch import Tensor, nn
 from machine import describe_run, write_result
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split
-from mask2former_dinov3.evaluation.evaluate import evaluate_coco, predict_split
-from mask2former_dinov3.export.onnx_graph import LOGITS
-from mask2former_dinov3.export.onnx_export import at_canvas, describe, feed_of, quietly, read_images, set_metadata, trace
-from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
-from mask2former_dinov3.inference.files.find_images import SAMPLE
+from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
+from mask2former_dinov3.evaluation.evaluate import predict_split
+from mask2former_dinov3.export.onnx_export import (
+    at_canvas,
+    describe,
+    feed_of,
+    quietly,
+    read_images,
+    set_metadata,
+    trace,
+)
 from mask2former_dinov3.export.precision import to_int8
-from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3Output
-from mask2former_dinov3.inference.onnx_model import OnnxModel
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inference.onnx_model import LOGITS, OnnxModel
 from mask2former_dinov3.inference.predictor import load_network
+from mask2former_dinov3.model import (
+    Mask2FormerDinov3Config,
+    Mask2FormerDinov3ForInstanceSegmentation,
+    Mask2FormerDinov3Output,
+)
+from mask2former_dinov3.sample_data import SAMPLE
 from measure import HERE, NUM_LABELS, Row, alternate, markdown, timed
 
 CALIBRATION_IMAGES = 16

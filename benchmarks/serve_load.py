@@ -32,7 +32,7 @@ import psutil
 from PIL import Image
 
 from machine import describe_machine
-from mask2former_dinov3.inference.files.find_images import SAMPLE
+from mask2former_dinov3.sample_data import SAMPLE
 
 MAX_BYTES, MAX_PIXELS, TIMEOUT, MAX_QUEUE = 2_000_000, 4_000_000, 20, 8
 WARM_UP = 1 / 3  # of the run, before memory is compared

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from mask2former_dinov3.cli.main import build_parser
+from mask2former_dinov3.cli.verbs import build_parser
 from measure import Row, alternate, options, show, timed
 
 

@@ -25,18 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from machine import describe_machine
-from mask2former_dinov3.inference.tiles.grid import Grid
+from mask2former_dinov3.allocator import keep_freed_memory
 from mask2former_dinov3.data.images import read_image
 from mask2former_dinov3.data.rle import run_lengths
 from mask2former_dinov3.data.segmentation import parse_segmentation, polygons_to_runs
-from mask2former_dinov3.inference.tiles.image_reader import ImageReader
-from mask2former_dinov3.evaluation.evaluate import evaluate_coco
-from mask2former_dinov3.instances import Instances, encode_masks
-from mask2former_dinov3.allocator import keep_freed_memory
-from mask2former_dinov3.inference.tiles.merging import encode, joined, pieces_of
-from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.inference.files.predict_files import predict_files
-from mask2former_dinov3.inference.tiles.tiling import merge_rows
+from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.tiles.grid import Grid
+from mask2former_dinov3.inference.tiles.image_reader import ImageReader
+from mask2former_dinov3.inference.tiles.merging import encode, joined, merge_rows, pieces_of
+from mask2former_dinov3.instances import Instances, encode_masks
 from measure import Row, default_dataset, memory_peak, name_of, show
 
 MODEL = Path(__file__).parents[1] / "src" / "mask2former_dinov3" / "sample" / "model"

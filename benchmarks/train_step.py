@@ -18,8 +18,8 @@ from torch import Tensor
 
 from baseline import build_baseline, random_images
 from growth import measure_growth, write_growth
-from mask2former_dinov3.training.finetuning import add_adapters
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from mask2former_dinov3.training.finetuning import add_adapters
 from measure import (
     NUM_LABELS,
     SIDES,

@@ -18,18 +18,11 @@ from filelock import FileLock
 from PIL import Image
 
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
-from mask2former_dinov3.inference.files.find_images import SAMPLE
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from mask2former_dinov3.sample_data import SAMPLE
+from support.coco import rle_of
 
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "bar"}]
-
-
-def rle_of(mask: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
-    """Uncompressed COCO RLE: run lengths down the columns, zeros first."""
-    flat = mask.flatten(order="F").astype(np.int8)
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff([0, *edges, flat.size]).tolist()
-    return {"size": list(mask.shape), "counts": [0, *runs] if flat[0] else runs}
 
 
 def draw_image(

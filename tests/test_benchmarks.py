@@ -18,8 +18,7 @@ from PIL import Image
 from mask2former_dinov3.data.check import check_data
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from support.paths import BENCHMARKS
 
 
 @pytest.fixture

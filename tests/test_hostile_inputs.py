@@ -20,14 +20,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former_dinov3.cli.main import main
+from mask2former_dinov3.atomic_files import write_text
+from mask2former_dinov3.cli import main
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.evaluation.evaluate import evaluate_model
-from mask2former_dinov3.inference.files.find_images import SAMPLE, find_images, shown
+from mask2former_dinov3.inference.files.find_images import find_images, shown
+from mask2former_dinov3.inference.files.predict_files import predict_files
 from mask2former_dinov3.inference.files.writers import place
 from mask2former_dinov3.inference.predictor import Predictor
-from mask2former_dinov3.inference.files.predict_files import predict_files
-from mask2former_dinov3.atomic_files import write_text
+from mask2former_dinov3.sample_data import SAMPLE
 
 pytest.importorskip("rasterio")
 

@@ -20,13 +20,14 @@ from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.dataset import CocoInstanceDataset
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.transforms import Augmentation
-from mask2former_dinov3.evaluation.evaluate import evaluate_coco
+from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.inference.predictor import Predictor
+from support.paths import DOCS
 
-PAGE = Path(__file__).parents[1] / "docs" / "huggingface.md"
+PAGE = DOCS / "huggingface.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 

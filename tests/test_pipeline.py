@@ -15,11 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
-from mask2former_dinov3.inference.files.find_images import SAMPLE
+from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.pipeline import InstanceSegmentationPipeline
-from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.sample_data import SAMPLE
 
 # Nuclei that touch and lie over each other; the picture is not square, so it has padding on its canvas.
 CROWDED = str(SAMPLE / "valid" / "45f059cf21d85ecf.png")

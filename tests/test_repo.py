@@ -19,12 +19,11 @@ import pytest
 from PIL import Image
 
 import mask2former_dinov3
+from mask2former_dinov3.config.cross_checks import PLACEHOLDER
 from mask2former_dinov3.config.train_config import TrainConfig, load_config
 from mask2former_dinov3.errors import ConfigError
-from mask2former_dinov3.config.cross_checks import PLACEHOLDER
+from support.paths import PACKAGE, ROOT
 
-ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "mask2former_dinov3"
 SAMPLE = PACKAGE / "sample"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted(ROOT.glob("mask2former_dinov3_*_no_trainer_coco.py"))
@@ -77,28 +76,57 @@ def test_modules__files_and_functions_are_short() -> None:
     assert not long
 
 
-def test_modules__imports_run_one_way() -> None:
-    for name, imported in {name_of(path): set(imports_of(path, at_top=False)) for path in MODULES}.items():
-        inside = name.split(".")[0]
-        if inside == "model":
-            assert all(one.split(".")[0] == "model" for one in imported), (name, imported)
-        if inside == "data":
-            assert all(one.split(".")[0] in ("data", "errors") for one in imported), (name, imported)
-        if name not in ("cli", "__main__"):
-            assert not imported & {"cli", "demo", "train"}, (name, imported)
-        if name in (
-            "instances",
-            "resize_masks",
-            "postprocess",
-            "image_processing",
-            "results",
-            "evaluate",
-            "predict",
-            "visualize",
-            "pipeline",
-            "travelling_code",
-        ):
-            assert "config" not in imported, (name, imported)
+# Room (a folder of the package, or a module in its root) -> the rooms that it may import, inside functions too.
+GROUND = frozenset({"allocator", "atomic_files", "errors", "extras", "json_files", "sample_data", "version"})
+MODEL_USE = GROUND | {"data", "instances", "model", "model_folder", "visualize", "weights"}
+ROOMS: dict[str, frozenset[str]] = {
+    "allocator": frozenset(),
+    "atomic_files": frozenset({"errors"}),
+    "errors": frozenset(),
+    "extras": frozenset({"errors"}),
+    "json_files": frozenset({"errors"}),
+    "sample_data": frozenset(),
+    "version": frozenset(),
+    "config": GROUND,
+    "data": GROUND,
+    "model": frozenset(),
+    "weights": GROUND | {"model"},
+    "instances": frozenset({"data", "errors"}),
+    "visualize": frozenset({"errors", "instances"}),
+    "model_folder": GROUND | {"data", "instances", "model", "visualize", "weights"},
+    "inference": MODEL_USE,
+    "pipeline": frozenset({"inference", "instances"}),
+    "evaluation": MODEL_USE | {"inference"},
+    "export": MODEL_USE | {"inference"},
+    "serving": MODEL_USE | {"inference"},
+    "cluster": MODEL_USE | {"inference"},
+    "training": MODEL_USE | {"config", "evaluation", "inference"},
+    "cli": MODEL_USE | {"cluster", "config", "evaluation", "export", "inference", "serving", "training"},
+}
+
+
+def room_of(name: str) -> str:
+    return name.split(".")[0]
+
+
+def test_rooms__every_module_is_in_one_and_imports_what_it_may() -> None:
+    for path in MODULES:
+        name = name_of(path)
+        if name in ("", "__main__"):  # the public names, and the command line
+            continue
+        room = room_of(name)
+        assert room in ROOMS, f"{name}: not in the table of rooms"
+        entered = {room_of(one) for one in imports_of(path, at_top=False) if one} - {room}
+        assert entered <= ROOMS[room], f"{name} imports {sorted(entered - ROOMS[room])}"
+    assert ROOMS.keys() == {room_of(name_of(path)) for path in MODULES} - {"", "__main__"}
+
+
+def test_rooms__make_no_circle() -> None:
+    done: set[str] = set()
+    while waiting := ROOMS.keys() - done:
+        ready = {room for room in waiting if ROOMS[room] <= done}
+        assert ready, f"rooms in a circle: {sorted(waiting)}"
+        done |= ready
 
 
 def test_modules__imports_make_no_circle() -> None:
@@ -110,8 +138,13 @@ def test_modules__imports_make_no_circle() -> None:
         done |= ready
 
 
+def test_modules__no_two_share_a_name() -> None:
+    stems = [path.stem for path in MODULES if path.stem != "__init__"]
+    assert sorted(set(stems)) == sorted(stems)  # the code in a model folder lies in one flat folder
+
+
 def test_modules__torchvision_is_never_imported() -> None:
-    for path in [*MODULES, *(ROOT / "tests").glob("*.py"), *SCRIPTS]:
+    for path in [*MODULES, *(ROOT / "tests").rglob("*.py"), *SCRIPTS]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 assert "torchvision" not in ast.unparse(node), path
@@ -121,7 +154,7 @@ def test_modules__import_without_any_extra() -> None:
     blocked = ["peft", "supervision", "trackio", "wandb", "onnx", "onnxruntime", "fastapi", "gradio", "uvicorn", "ray"]
     blocked += ["torchvision", "pycocotools", "triton"]
     # Imported on a GPU, where triton is; by `serve`, which has asked for its packages by then.
-    skipped = ("__main__.py", "deformable_triton.py", "serve_app.py", "serve_page.py", "serve_watch.py")
+    skipped = ("__main__.py", "deformable_triton.py", "app.py", "page.py", "middleware.py")
     names = [f"mask2former_dinov3.{name_of(path)}".rstrip(".") for path in MODULES if path.name not in skipped]
     code = (
         f"import importlib, sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
@@ -138,17 +171,18 @@ def test_package__public_names_are_a_short_list_that_loads() -> None:
         "Mask2FormerDinov3ForInstanceSegmentation",
         "Mask2FormerDinov3ImageProcessor",
         "Predictor",
+        "__version__",
         "evaluate_coco",
     ]
     for name in mask2former_dinov3.__all__:
-        assert getattr(mask2former_dinov3, name).__name__ == name
+        assert name == "__version__" or getattr(mask2former_dinov3, name).__name__ == name
         assert name in dir(mask2former_dinov3)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         importlib.import_module("mask2former_dinov3").Nothing  # noqa: B018 (the access is what is tested)
 
 
 def test_tests__are_named_after_unit_and_behaviour() -> None:
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
                 assert re.fullmatch(r"test_\w*[a-z0-9]__[a-z0-9]\w*", node.name), f"{path.name}: {node.name}"
@@ -262,12 +296,21 @@ def test_constraints__pin_every_dependency() -> None:
     assert f"mask2former-dinov3[{','.join(tested[1:])}]" in extras["dev"]  # what the tests use
 
 
-def test_readme__table_of_files_is_the_folder() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    known = {str(path.relative_to(PACKAGE)) for path in MODULES if path.name not in ("__init__.py", "__main__.py")}
-    table = [line for line in readme.splitlines() if line.startswith("|") and ".py`" in line]
-    named = set(re.findall(r"`([\w/]+\.py)`", "\n".join(table)))
-    assert named == known, f"missing in README: {sorted(known - named)}; gone: {sorted(named - known)}"
+def files_of(room: Path) -> set[str]:
+    """The modules and sub-packages of a room."""
+    modules = {path.stem for path in room.glob("*.py")} - {"__init__"}
+    return modules | {path.parent.name for path in room.glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("room", sorted(path.parent for path in PACKAGE.rglob("*/__init__.py")), ids=lambda x: x.name)
+def test_rooms__say_what_they_are_for_and_list_their_files(room: Path) -> None:
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    purpose, heading, listed = text.partition("Read in this order:")
+    assert heading, room.name
+    assert purpose.count(".") >= 3, room.name  # what it is for, what comes in, what goes out
+    names = [line.split()[0] for line in listed.splitlines() if re.match(r"    \w", line)]
+    assert len(names) == len(set(names)), room.name
+    assert set(names) == files_of(room), room.name
 
 
 def test_documents__links_lead_somewhere() -> None:

@@ -6,8 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+from mask2former_dinov3.config.legacy_options import IGNORED
+from mask2former_dinov3.config.presets import HUB_BACKBONES
 from mask2former_dinov3.config.train_config import TrainConfig
-from mask2former_dinov3.config.legacy_options import HUB_BACKBONES, IGNORED
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 # The first field of each section, in the order of the class.

@@ -22,12 +22,13 @@ import numpy as np
 from make_sample import only
 from PIL import Image
 
-from mask2former_dinov3.training.checkpoint import checkpoints, save_model_folder
-from mask2former_dinov3.config.train_config import TrainConfig, load_config
-from mask2former_dinov3.inference.files.find_images import SAMPLE
 from mask2former_dinov3.allocator import keep_freed_memory
-from mask2former_dinov3.model_folder.card import RunDescription
+from mask2former_dinov3.config.train_config import TrainConfig, load_config
 from mask2former_dinov3.inference.predictor import load_model
+from mask2former_dinov3.model_folder.card import RunDescription
+from mask2former_dinov3.model_folder.folder import save_model_folder
+from mask2former_dinov3.sample_data import SAMPLE
+from mask2former_dinov3.training.checkpoint import checkpoints
 from mask2former_dinov3.training.run import describe_run
 from mask2former_dinov3.training.train import load_data, train
 

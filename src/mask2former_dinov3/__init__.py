@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .evaluation.evaluate import evaluate_coco
+    from .evaluation.coco_ap import evaluate_coco
     from .inference.image_processing import Mask2FormerDinov3ImageProcessor
+    from .inference.predictor import Predictor
     from .instances import Instances
     from .model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-    from .inference.predictor import Predictor
 
 __all__ = [
     "Instances",

@@ -1,11 +1,15 @@
-"""Errors that a user can mend; every message says where, what was expected, what was found, and what to do.
+"""Errors that a user can fix; every message says where, what was expected, what was found, and what to do.
 
 ValueError
-└── UserError            base: the command line prints its message without a traceback and exits with 1
-    ├── ConfigError      an option, a config file, or a combination of options
-    ├── DatasetError     annotations, images, or predictions to be scored
-    ├── CheckpointError  weights, a model folder, or a checkpoint to resume from
-    └── HubError         the Hugging Face hub: its answer, or the way to it
+└── UserError                base: the command line prints its message without a traceback and exits with 1
+    ├── ConfigError          an option, a config file, or a combination of options
+    │   ├── OptionError      the value of one option; the command line names it as the user typed it
+    │   └── MissingExtraError  a package that an option or a verb needs is not installed
+    ├── DatasetError         annotations, images, or predictions to be scored
+    ├── CheckpointError      weights, a model folder, or a checkpoint to resume from
+    └── HubError             the Hugging Face hub: its answer, or the connection to it
+
+Any other exception is a fault of this package and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -19,6 +23,26 @@ class ConfigError(UserError):
     """One or more options are wrong; the message lists all of them."""
 
 
+class OptionError(ConfigError):
+    """The value of one option is wrong.
+
+    option: its name in Python, such as `max_detections`. The command line replaces it in the message by what the user
+    typed, such as `--max-detections`, or by the name of the positional argument.
+    """
+
+    def __init__(self, option: str, expected: str, got: object, advice: str = "") -> None:
+        super().__init__(option, expected, got, advice)  # all of them, so that the error survives pickling
+        self.option = option
+        self.reason = mismatch(expected, got, advice)
+
+    def __str__(self) -> str:
+        return f"{self.option}: {self.reason}"
+
+
+class MissingExtraError(ConfigError):
+    """An optional package is needed and not installed; see `extras`."""
+
+
 class DatasetError(UserError):
     """A data set, an image, or a predictions file cannot be used."""
 
@@ -28,4 +52,9 @@ class CheckpointError(UserError):
 
 
 class HubError(UserError):
-    """The Hugging Face hub cannot be reached, or refuses what was asked of it."""
+    """The Hugging Face hub cannot be reached, or refuses the request."""
+
+
+def mismatch(expected: str, got: object, advice: str = "") -> str:
+    """The one wording of every error message: "expected …, got …; advice"."""
+    return f"expected {expected}, got {got}" + (f"; {advice}" if advice else "")

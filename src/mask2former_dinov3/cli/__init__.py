@@ -1,1 +1,5 @@
-"""Room."""
+"""Command line room."""
+
+from .verbs import main
+
+__all__ = ["main"]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from ..inference.files.find_images import SAMPLE
-from ..config.legacy_options import HUB_BACKBONES
+from ..config.presets import HUB_BACKBONES
+from ..sample_data import SAMPLE
 
 
 def demo(output: Path, *, say: Callable[[str], None], run: Callable[[list[str]], int]) -> int:

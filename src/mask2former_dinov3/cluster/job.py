@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..errors import UserError
+from ..inference.predictor import Predictor
+from ..inference.tiles.grid import check_tiles
 from .gathering import Batches, BatchSummary, Gathering
 from .image_list import list_images
 from .reading import Row
 from .resources import Workers, plan_workers
 from .shards import ShardFolder
 from .workers import OUT_OF_MEMORY, ModelFiles, Pass, Search
-from ..inference.tiles.grid import check_tiles
-from ..errors import UserError
-from ..inference.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 3

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .image_list import filesystem_of
 from ..data.images import decode_image
 from ..data.transforms import fit_image
 from ..errors import UserError
+from .image_list import filesystem_of
 
 Row = dict[str, Any]
 

@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from .image_list import filesystem_of, is_local
+from ..atomic_files import check_writable, write_bytes
 from ..errors import UserError
 from ..instances import Instances
-from ..atomic_files import check_writable, write_bytes
+from .image_list import filesystem_of, is_local
 
 KINDS = ("instances", "failures", "images")  # in the order in which they are written
 

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..allocator import keep_freed_memory
+from ..errors import DatasetError
+from ..inference.onnx_model import data_file
+from ..inference.predictor import Predictor
+from ..instances import Instances
 from .reading import Fitted, Read, Row, read_batch
 from .resources import READER_CPUS, Workers
 from .shards import Found, found_of
-from ..errors import DatasetError
-from ..instances import Instances
-from ..allocator import keep_freed_memory
-from ..inference.onnx_model import data_file
-from ..inference.predictor import Predictor
 
 BLOCK_BYTES = 32 * 2**20
 """About what an actor is given at once, and loses when it dies."""

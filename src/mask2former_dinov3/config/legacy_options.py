@@ -10,10 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-HUB_BACKBONES = {
-    "smallplus": "facebook/dinov3-vits16plus-pretrain-lvd1689m",
-    "large": "facebook/dinov3-vitl16-pretrain-lvd1689m",
-}
+from .presets import HUB_BACKBONES
 
 IGNORED = {
     "do_reduce_labels": "labels are always contiguous here, whatever the category ids are",

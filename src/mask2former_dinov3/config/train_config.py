@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..errors import ConfigError
-from .legacy_options import HUB_BACKBONES, translate_old_options
 from .cross_checks import cross_faults
+from .legacy_options import translate_old_options
 from .parsing import complaint, read_flags, read_json
+from .presets import HUB_BACKBONES
 
 PATCH_SIZE = 16
 PRESETS = ("tiny", "smallplus", "large")

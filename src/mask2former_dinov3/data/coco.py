@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DatasetError
-from .coco_json import load_json, number, whole_number
+from .coco_json import load_json
 from .layout import Split
+from .numbers import number, whole_number
 from .segmentation import EmptyMaskError, Segmentation, parse_segmentation, segmentation_area, segmentation_box
 
 _SHOWN_ERRORS = 20  # of read_coco's message; check-data lists them all

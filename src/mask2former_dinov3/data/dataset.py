@@ -20,7 +20,19 @@ from .coco import CocoData, ImageRecord
 from .copy_paste import Picture, paste
 from .images import read_image
 from .segmentation import Rle, Segmentation
-from .transforms import Augmentation, Matrix, check_canvas, fit_matrix, padded_size, photometric, rasterise_windows, real_size, sample_matrix, to_pixel_values, warp_image
+from .transforms import (
+    Augmentation,
+    Matrix,
+    check_canvas,
+    fit_matrix,
+    padded_size,
+    photometric,
+    rasterise_windows,
+    real_size,
+    sample_matrix,
+    to_pixel_values,
+    warp_image,
+)
 
 
 class Sample(TypedDict):

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DatasetError
-from .coco_json import load_json, whole_number
+from .coco_json import load_json
+from .numbers import whole_number
 
 SPLIT_NAMES = ("train", "valid", "test")
 _FOLDERS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}

@@ -12,7 +12,7 @@ import faster_coco_eval.core.mask as mask_api
 import numpy as np
 import numpy.typing as npt
 
-from .coco_json import whole_number
+from .numbers import whole_number
 from .rle import compress, run_lengths
 
 Polygon = npt.NDArray[np.float64]

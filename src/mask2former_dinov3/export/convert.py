@@ -17,19 +17,18 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from ..training.checkpoint import save_model_folder
+from ..atomic_files import written_folder
 from ..errors import CheckpointError
-from ..model_folder.hub import RUN_FILES
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3Config
+from ..model_folder.bundled_code import write_code
+from ..model_folder.folder import save_model_folder
+from ..model_folder.hub import RUN_FILES
+from ..model_folder.licence import LICENCE_TEXT, LICENSE_FILE
 from ..weights.backbones import SATELLITE, explain, is_path, load_backbone, pixel_statistics, whole_state
-from ..weights.mask2former import rebuilt, to_mask2former
-from ..weights.head_source import load_checkpoint
 from ..weights.files import read_json
 from ..weights.formats import META_CONVNEXT, META_VIT, TIMM_CONVNEXT, TIMM_VIT, WHOLE, size_name, to_origin
-from ..model_folder.card import LICENSE_FILE
-from ..model_folder.bundled_code import write_code
-from ..atomic_files import written_folder
+from ..weights.mask2former import load_checkpoint, rebuilt, to_mask2former
 
 logger = logging.getLogger(__name__)
 OURS = "mask2former-dinov3"

@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..errors import CheckpointError
-from .onnx_graph import DETECTIONS, LOGITS
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
+from ..inference.onnx_model import DETECTIONS, LOGITS, OnnxModel
 from ..instances import Instances, encode_masks
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
-from ..inference.onnx_model import OnnxModel
 
 TOLERANCE = 1e-3  # of a logit; relative where it is above 1
 # Two decisions of the network are discrete, where a query is born and where it may look. The last bit of a float can

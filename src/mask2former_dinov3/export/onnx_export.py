@@ -17,18 +17,19 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from ..version import __version__
 from ..data.transforms import check_canvas, padded_size
 from ..errors import CheckpointError, DatasetError, UserError
-from .onnx_check import Agreement, check_agreement
-from .onnx_graph import DETECTIONS, INPUTS, LOGITS, ExportGraph, traceable_positions
+from ..inference.files.find_images import find_images
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
-from ..inference.files.find_images import SAMPLE, find_images
-from .precision import to_half, to_int8
-from ..model import Mask2FormerDinov3ForInstanceSegmentation
-from ..model_folder.card import LICENCE, LICENSE_FILE, is_bound
-from ..inference.onnx_model import FORMAT_VERSION, OnnxMetadata, OnnxModel, data_file
+from ..inference.onnx_model import DETECTIONS, FORMAT_VERSION, INPUTS, LOGITS, OnnxMetadata, OnnxModel, data_file
 from ..inference.predictor import load_network
+from ..model import Mask2FormerDinov3ForInstanceSegmentation
+from ..model_folder.licence import LICENCE, LICENCE_TEXT, is_bound
+from ..sample_data import SAMPLE
+from ..version import __version__
+from .onnx_check import Agreement, check_agreement
+from .onnx_graph import ExportGraph, traceable_positions
+from .precision import to_half, to_int8
 
 SAMPLE_IMAGES = SAMPLE / "valid"  # every installation has them
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -15,10 +15,6 @@ from transformers.models.dinov3_vit import modeling_dinov3_vit
 
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 
-INPUTS = ("pixel_values", "pixel_mask")
-LOGITS = ("class_queries_logits", "masks_queries_logits")
-DETECTIONS = ("scores", "labels", "masks")
-
 
 class ExportGraph(nn.Module):
     """pixel_values (B, 3, H, W) float32 and pixel_mask (B, H, W) bool to a tuple of tensors, named LOGITS.

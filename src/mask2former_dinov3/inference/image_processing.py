@@ -22,7 +22,7 @@ from ..data.images import read_image, to_rgb
 from ..data.transforms import check_canvas, fit_image, padded_size, to_pixel_values
 from ..instances import Instances
 from ..model import Mask2FormerDinov3Config
-from ..weights.backbones import IMAGENET
+from ..model.configuration import IMAGENET
 from .postprocess import post_process
 
 ImageLike: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -58,7 +58,7 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         """Raises ValueError for a canvas or a mean and std that cannot be."""
-        if self._auto_class is None:  # they are about code in the folder this was read from (see `travelling_code`)
+        if self._auto_class is None:  # they are about code in the folder this was read from (see `bundled_code`)
             kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "video_processor_type")}
         super().__init__(**kwargs)
         size = dict(size or CANVAS)

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, UserError
-from ..export.onnx_graph import LOGITS
-from .image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3Output
+from .image_processing import Mask2FormerDinov3ImageProcessor
+
+INPUTS = ("pixel_values", "pixel_mask")
+LOGITS = ("class_queries_logits", "masks_queries_logits")
+DETECTIONS = ("scores", "labels", "masks")
 
 FORMAT_VERSION = 1  # of the metadata
 

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
-from .tiles.grid import Grid, check_tiles
-from .tiles.image_reader import ImageReader, open_image
 from ..errors import CheckpointError
-from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list, load_image
 from ..instances import Instances
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
-from ..weights.loading import load_config, load_pretrained
 from ..model_folder.folder import check_model_folder
+from ..weights.loading import load_config, load_pretrained
+from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list, load_image
 from .onnx_model import load_onnx
-from .tiles.tiling import merge_rows, rows_of_tiles
+from .tiles.grid import Grid, check_tiles
+from .tiles.image_reader import ImageReader, open_image
+from .tiles.merging import merge_rows, rows_of_tiles
 
 
 class Predictor:

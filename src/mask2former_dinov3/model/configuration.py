@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
 NECKS = ("pyramid", "adapter", "plain", "none")
 QUERY_INITS = ("learned", "seeds")
 COMPARED_ON = ("points", "pixels")

@@ -14,17 +14,14 @@ from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import ModelOutput
 
-from .adapter import AdapterNeck
-from .backbone import build_backbone, grad_mode, tapped_maps, unreachable_parameters
-from ..weights.backbones import load_backbone
-from .blocks import backbone_blocks
-from .configuration import VIT_SHAPES, Mask2FormerDinov3Config
-from .kernels.deformable_attention import MultiScaleDeformableAttention
+from .backbone import backbone_blocks, build_backbone, grad_mode, tapped_maps, unreachable_parameters
+from .configuration import Mask2FormerDinov3Config
 from .criterion.loss import Mask2FormerCriterion
+from .kernels.deformable_attention import MultiScaleDeformableAttention
 from .mask_prior import MaskPrior
+from .necks import AdapterNeck, PlainNeck, SimpleFeaturePyramid
+from .padding import real_pixels
 from .pixel_decoder import PixelDecoder, PixelDecoderLayer
-from .criterion.mask_places import real_pixels
-from .necks import PlainNeck, SimpleFeaturePyramid
 from .query_seeds import PRIOR as SEED_PRIOR
 from .query_seeds import QuerySeeds
 from .transformer_decoder import DecoderLayer, MaskEmbedder, QueryPredictions, TransformerDecoder
@@ -198,35 +195,6 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         if any(name_of.get(key, key) != key for key in state_dict):
             state_dict = {name_of.get(key, key): value for key, value in state_dict.items()}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    @classmethod
-    def from_backbone(
-        cls, backbone: str, token: str | None = None, **config_kwargs: Any
-    ) -> Mask2FormerDinov3ForInstanceSegmentation:
-        """A new head on a backbone: a preset name (random weights), a local folder or a hub id.
-
-        config_kwargs: fields of `Mask2FormerDinov3Config`. Raises ValueError when the backbone cannot be had (see
-        `load_backbone`).
-        """
-        if backbone in VIT_SHAPES:
-            return cls(Mask2FormerDinov3Config.preset(backbone, **config_kwargs))
-        pretrained = load_backbone(backbone, token)
-        if pretrained.config.model_type != "dinov3_vit":
-            config_kwargs = {**config_kwargs, "neck": "none"}
-        model = cls(
-            Mask2FormerDinov3Config(backbone_config=pretrained.config, backbone_source=backbone, **config_kwargs)
-        )
-        model.backbone.load_state_dict(pretrained.state_dict())
-        return model
-
-    @classmethod
-    def from_mask2former(
-        cls, hf_model: PreTrainedModel, **config_kwargs: Any
-    ) -> Mask2FormerDinov3ForInstanceSegmentation:
-        """Weights of a Hugging Face `Mask2FormerForUniversalSegmentation`; see `convert.from_mask2former`."""
-        from ..weights.mask2former import from_mask2former  # convert builds on this class
-
-        return from_mask2former(hf_model, **config_kwargs)
 
     def freeze_backbone(self, frozen_blocks: int | None = None) -> None:
         """No gradient for the backbone, or for its embeddings and first `frozen_blocks` blocks (see `backbone_blocks`).

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
+
+STEM_CHANNELS = (32, 64, 128, 128, 128)  # at strides 2, 4, 8, 16, 32: half of ViT-Adapter's
 
 # B batch, D width of the ViT, C_i channels of map i, h = H/16, w = W/16
 
@@ -53,3 +57,42 @@ class SimpleFeaturePyramid(nn.Module):
             project(resample(x))
             for project, resample, x in zip(self.projections, self.resamplers, feature_maps, strict=True)
         ]
+
+
+class AdapterNeck(nn.Module):
+    """ViTDet's pyramid plus the maps of a convolutional stem at the same strides.
+
+    The stem is ViT-Adapter's spatial prior module (arXiv:2205.08534, section 3.2). Differs from the paper: the two are
+    added, without injectors and extractors, which cost a multiple of the head; group norm, which knows no batch; two
+    convolutions at stride 2 in place of three and a pooling. With `detail` the stem's map at stride 2 comes along.
+    """
+
+    def __init__(self, in_channels: int, out_channels: list[int], detail: bool) -> None:
+        super().__init__()
+        self.detail = detail
+        self.pyramid = SimpleFeaturePyramid(in_channels, out_channels)
+        stem = [_convolution(*pair, stride=2) for pair in pairwise((3, *STEM_CHANNELS))]
+        stem[0] += _convolution(STEM_CHANNELS[0], STEM_CHANNELS[0], stride=1)
+        self.stem = nn.ModuleList(stem)
+        self.stem_projections = nn.ModuleList(
+            nn.Conv2d(width, out, 1) for width, out in zip(STEM_CHANNELS[1:], out_channels, strict=True)
+        )
+        self.channels = [*STEM_CHANNELS[:detail], *out_channels]
+
+    def forward(self, feature_maps: list[Tensor], pixel_values: Tensor) -> list[Tensor]:
+        """Four maps (B, D, h, w), pixel_values (B, 3, H, W) -> maps (B, C_i, ...) at strides 4, 8, 16, 32; the detail
+        (B, 32, H/2, W/2) before them."""
+        halved = [pixel_values]
+        for halve in self.stem:
+            halved.append(halve(halved[-1]))
+        pairs = zip(self.pyramid(feature_maps), self.stem_projections, halved[2:], strict=True)
+        maps = [of_vit + project(of_stem) for of_vit, project, of_stem in pairs]
+        return [halved[1], *maps] if self.detail else maps
+
+
+def _convolution(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
+        nn.GroupNorm(8, out_channels),
+        nn.ReLU(inplace=True),
+    )

@@ -1,1 +1,5 @@
-"""Room."""
+"""Model folder room."""
+
+from .bundled_code import write_code
+
+__all__ = ["write_code"]

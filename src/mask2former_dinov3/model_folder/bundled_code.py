@@ -12,9 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..version import __version__
-from ..errors import CheckpointError
 from ..atomic_files import write_text
+from ..errors import CheckpointError
+from ..version import __version__
 
 PACKAGE = Path(__file__).parents[1]
 LICENSE_FILE = "CODE_LICENSE.txt"  # of the code: a LICENSE in a model folder would be taken for that of the weights
@@ -55,7 +55,7 @@ segment = pipeline("instance-segmentation", model=model, trust_remote_code=True)
 print(segment("image.jpg"))
 ```
 """
-ROOTS = ("model/configuration.py", "model/modeling.py", "image_processing.py", "pipeline.py")
+ROOTS = ("model/configuration.py", "model/modeling.py", "inference/image_processing.py", "pipeline.py")
 
 
 def write_code(folder: Path) -> None:
@@ -70,7 +70,7 @@ def write_code(folder: Path) -> None:
         raise CheckpointError(f"{folder}: expected a model of type mask2former_dinov3, config.json says {kind!r}")
     for name, text in flat_modules().items():
         write_text(folder / f"{name}.py", text)
-    shutil.copyfile(PACKAGE / LICENSE_FILE, folder / LICENSE_FILE)
+    shutil.copyfile(Path(__file__).with_name(LICENSE_FILE), folder / LICENSE_FILE)
     card = folder / "README.md"
     if card.is_file() and USAGE not in (text := card.read_text(encoding="utf-8")):
         write_text(card, text.rstrip("\n") + f"\n\n{USAGE}")
@@ -119,7 +119,7 @@ def _defining(place: Path, name: str) -> Path:
         return module
     for node in ast.parse((place / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and node.level == 1 and name in [alias.name for alias in node.names]:
-            return place / f"{node.module}.py"
+            return place.joinpath(*(node.module or "").split(".")).with_suffix(".py")
     raise AssertionError(f"{place}: nothing there takes {name} from a module beside it")
 
 

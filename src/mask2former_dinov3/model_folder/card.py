@@ -11,11 +11,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..model import Mask2FormerDinov3Config
+from .licence import LICENCE, LICENSE_FILE, is_derived
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "boundary_AP", "box_AP")
 INDEXED = {"AP": "mask AP", "AP50": "mask AP at IoU 0.50", "AP75": "mask AP at IoU 0.75", "box_AP": "box AP"}
-LICENCE = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
-LICENSE_FILE = "DINOV3_LICENSE.md"  # its text, in this package and in every model folder that it binds
 OVERLAY_FILE = "overlay.jpg"
 OPTIONS_FILE = "train_config.json"
 
@@ -95,16 +94,6 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
-
-
-def is_derived(config: Mask2FormerDinov3Config) -> bool:
-    """Whether the weights derive from Meta's, so that their licence has to travel with them."""
-    return bool(config.backbone_source) and str(config.backbone_config.model_type).startswith("dinov3")
-
-
-def is_bound(config: Mask2FormerDinov3Config, folder: Path) -> bool:
-    """Whether the DINOv3 License binds a model: by its configuration, or since its text lies in the folder."""
-    return is_derived(config) or (folder / LICENSE_FILE).is_file()
 
 
 def _licence(kind: str, dinov3: str | None, is_known: bool) -> str:

@@ -14,8 +14,8 @@ from PIL import Image
 from ..data.coco import Category, ImageRecord
 from ..data.images import read_image
 from ..instances import Instances
-from .card import Overlay
 from ..visualize import Picture, draw_instances, enlargement
+from .card import Overlay
 
 FIRST = 50  # images that are looked at
 MOST = 50  # instances; among more of them one cannot see whether they are right

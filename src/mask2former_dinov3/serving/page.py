@@ -17,8 +17,8 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..inference.tiles.grid import SMALLEST_TILE
 from ..inference.predictor import Predictor
+from ..inference.tiles.grid import SMALLEST_TILE
 from ..visualize import PALETTE
 
 PAGE = Path(__file__).parent / "static"

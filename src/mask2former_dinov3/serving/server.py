@@ -11,9 +11,10 @@ from pathlib import Path
 from types import FrameType
 
 from ..errors import ConfigError
-from ..model_folder.card import is_bound
 from ..inference.predictor import Predictor
-from .queue import Limits, ModelQueue
+from ..model_folder.licence import is_bound
+from .limits import Limits
+from .queue import ModelQueue
 
 LOG = logging.getLogger(__name__)
 PACKAGES = ("fastapi", "fastapi_offline", "gradio", "prometheus_client", "python_multipart", "uvicorn")  # of the extra

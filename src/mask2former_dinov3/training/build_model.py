@@ -10,13 +10,12 @@ from ..data.achievable_ap import mask_ceilings
 from ..data.coco import CocoData
 from ..data.statistics import statistics_of
 from ..errors import CheckpointError
-from .finetuning import choose_trained
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
-from ..weights.backbones import load_backbone, pixel_statistics
 from ..model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
-from ..weights.mask2former import rebuilt
-from ..weights.head_source import WANTED, load_checkpoint
+from ..weights.backbones import from_backbone, load_backbone, pixel_statistics
+from ..weights.mask2former import WANTED, load_checkpoint, rebuilt
+from .finetuning import choose_trained
 
 logger = logging.getLogger(__name__)
 # fmt: off
@@ -64,7 +63,7 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         **{name: getattr(config, name) for name in NETWORK if getattr(config, name) is not None},
     }
     if config.head is None:
-        model = Mask2FormerDinov3ForInstanceSegmentation.from_backbone(config.backbone, config.hub_token, **fields)
+        model = from_backbone(config.backbone, config.hub_token, **fields)
     else:
         model = _with_head(config.head, config, fields)
     pretrained = model.config.backbone_source is not None

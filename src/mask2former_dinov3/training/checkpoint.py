@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import shutil
-import subprocess
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,13 +13,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..version import __version__
-from ..errors import CheckpointError
-from .finetuning import merged_state, unmerged_state
-from ..model import Mask2FormerDinov3ForInstanceSegmentation
-from ..model_folder.card import LICENSE_FILE, OPTIONS_FILE, OVERLAY_FILE, RunDescription, is_derived, model_card
-from ..model_folder.bundled_code import write_code
 from ..atomic_files import written_folder
+from ..errors import CheckpointError
+from ..model import Mask2FormerDinov3ForInstanceSegmentation
+from ..model_folder.card import RunDescription
+from ..model_folder.folder import _write_model
+from ..weights.lora import unmerged_state
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 CHECKPOINT_FILES = ("state.json", "optimizer.pt", "rng.pt", "model.safetensors")
@@ -38,43 +34,6 @@ class RunState:
     best_metric: float | None = None
     best_step: int | None = None
     last_metrics: dict[str, Any] = field(default_factory=dict)
-
-
-def save_model_folder(
-    model: Mask2FormerDinov3ForInstanceSegmentation,
-    processor: Any,
-    path: Path,
-    metrics: dict[str, Any],
-    run: RunDescription | None = None,
-    with_code: bool = False,
-) -> None:
-    """`config.json`, `model.safetensors`, `preprocessor_config.json`, `README.md` and, for weights that derive from
-    DINOv3, its licence: all that evaluation and prediction need, without a hub. Adapters are merged into weights. Of a
-    run also `train_config.json` and, with validation data, `overlay.jpg`. with_code: see `travelling_code`."""
-    with written_folder(path) as folder:
-        _write_model(model, processor, folder, metrics, run)
-        if with_code:
-            write_code(folder)
-
-
-def _write_model(
-    model: Mask2FormerDinov3ForInstanceSegmentation,
-    processor: Any,
-    folder: Path,
-    metrics: dict[str, Any],
-    run: RunDescription | None,
-) -> None:
-    model.save_pretrained(folder, state_dict=merged_state(model))
-    processor.save_pretrained(folder)
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors gives the owner alone access
-    canvas = (int(processor.size["height"]), int(processor.size["width"]))
-    (folder / "README.md").write_text(model_card(model.config, canvas, metrics, run), encoding="utf-8")
-    if run:
-        (folder / OPTIONS_FILE).write_text(json.dumps(run.options, indent=2) + "\n", encoding="utf-8")
-    if run and run.overlay:
-        (folder / OVERLAY_FILE).write_bytes(run.overlay.jpeg)
-    if is_derived(model.config):
-        shutil.copyfile(LICENCE_TEXT, folder / LICENSE_FILE)
 
 
 def best_folder(output_dir: Path) -> Path:
@@ -174,18 +133,3 @@ def load_checkpoint(path: Path, model: Mask2FormerDinov3ForInstanceSegmentation)
         )
     model.load_state_dict(state)
     return optimisation, rng_states
-
-
-def made_by() -> dict[str, str]:
-    """Versions, and the git commit when the package runs from a checkout."""
-    packages = ("torch", "transformers", "accelerate", "numpy")
-    result = {"mask2former-dinov3": __version__, "python": platform.python_version()}
-    result |= {name: version(name) for name in packages}
-    package = Path(__file__).parents[1]
-    if shutil.which("git") is None:
-        return result
-    words = ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"]
-    told = subprocess.run(words, capture_output=True, text=True, check=False).stdout.split("\n")
-    # Installed into an environment inside somebody else's repository, the commit would be theirs.
-    is_ours = len(told) > 1 and Path(told[0]) / "src" == package.parent
-    return result | ({"commit": told[1]} if is_ours else {})

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..config.train_config import TrainConfig
 from ..errors import ConfigError, UserError
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
-from ..model.blocks import backbone_blocks
-
-if TYPE_CHECKING:
-    from peft.tuners.lora import Linear as LoraLinear
+from ..model.backbone import backbone_blocks
+from ..weights.lora import ADAPTER
 
 logger = logging.getLogger(__name__)
-ADAPTER = "default"  # peft's name for the only one
 
 
 def choose_trained(model: Mask2FormerDinov3ForInstanceSegmentation, config: TrainConfig) -> None:
@@ -66,32 +61,3 @@ def add_adapters(backbone: nn.Module, rank: int, alpha: int | None, targets: lis
     backbone.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=chosen), backbone, ADAPTER)
     return len(chosen)
-
-
-def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
-    """The layers with adapters by name; none in a model without, for which peft is not needed."""
-    return {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
-
-
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """What exact resuming needs beside `merged_state`: own weights and adapters of every adapted layer, apart."""
-    layers = adapted_layers(model)
-    return {f"{name}.{key}": tensor for name, layer in layers.items() for key, tensor in layer.state_dict().items()}
-
-
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the same model without adapters: each is added to its layer's weight. `model` stays as it is."""
-    state: dict[str, Tensor] = model.state_dict()
-    for name, layer in adapted_layers(model).items():
-        for key in layer.state_dict():
-            tensor = state.pop(f"{name}.{key}")
-            if key.startswith("base_layer."):
-                state[f"{name}.{key.removeprefix('base_layer.')}"] = tensor
-        state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(ADAPTER)
-    return state
-
-
-def unmerged_state(merged: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `merged_state` by `adapter_state`: the state of the model with adapters, bit for bit."""
-    own = {key.replace(".base_layer.", ".") for key in adapters if ".base_layer." in key}
-    return {key: tensor for key, tensor in merged.items() if key not in own} | dict(adapters)

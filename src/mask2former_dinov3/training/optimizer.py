@@ -9,7 +9,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from ..config.train_config import TrainConfig
-from ..model.blocks import backbone_blocks
+from ..model.backbone import backbone_blocks
 
 logger = logging.getLogger(__name__)
 

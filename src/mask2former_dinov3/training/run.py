@@ -11,22 +11,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from .checkpoint import RunState, find_checkpoint, load_checkpoint, made_by, read_state, rotate, save_checkpoint, save_model_folder
 from ..config.train_config import PATHS, SPLIT_PATHS, TrainConfig
 from ..data.coco import CocoData
 from ..data.sampler import TrainingOrder
 from ..data.statistics import statistics_of
-from .ema import AveragedWeights
 from ..errors import CheckpointError
-from ..evaluation.evaluate import evaluate_coco, predict_split
-from .finetuning import adapter_state
+from ..evaluation.coco_ap import evaluate_coco
+from ..evaluation.evaluate import predict_split
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
-from .build_model import NETWORK
 from ..model_folder.card import Overlay, RunDescription
 from ..model_folder.card_picture import draw_overlay, image_to_show
+from ..model_folder.folder import made_by, save_model_folder
+from ..weights.lora import adapter_state
+from .build_model import NETWORK
+from .checkpoint import RunState, find_checkpoint, load_checkpoint, read_state, rotate, save_checkpoint
+from .distributed import together
+from .ema import AveragedWeights
 from .metrics_log import RunLog
-from .signals import together
 
 logger = logging.getLogger(__name__)
 

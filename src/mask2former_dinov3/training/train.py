@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers.utils.logging import disable_progress_bar
 
-from .checkpoint import RunState, best_folder, checkpoints
+from ..atomic_files import check_writable, write_text
 from ..config.train_config import TrainConfig
 from ..data.check import check_data
 from ..data.coco import CocoData
@@ -25,17 +25,18 @@ from ..data.dataset import CocoInstanceDataset, collate
 from ..data.layout import find_splits
 from ..data.sampler import TrainingOrder
 from ..data.transforms import Augmentation
-from .ema import AveragedWeights
 from ..errors import CheckpointError, DatasetError, UserError
-from ..model_folder.hub import prepare_repository, push_finished
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import loss_normalizers
+from ..model_folder.hub import prepare_repository, push_finished
 from .build_model import build_model, build_processor, fitted_to
+from .checkpoint import RunState, best_folder, checkpoints
+from .distributed import together, torn_down, total
+from .ema import AveragedWeights
+from .metrics_log import RunLog
 from .optimizer import build_optimizer, build_scheduler
 from .run import Run
-from .metrics_log import RunLog
-from .signals import StopRequest, ignore_signals, together, torn_down, total
-from ..atomic_files import check_writable, write_text
+from .signals import StopRequest, ignore_signals
 
 logger = logging.getLogger(__name__)
 LOGGED = ("loss", "loss_cross_entropy", "loss_mask", "loss_dice")

@@ -17,12 +17,12 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from ..model.configuration import PYRAMID_STAGES
-from .loading import load_config, load_pretrained
+from ..model.configuration import IMAGENET, PYRAMID_STAGES, VIT_SHAPES, Mask2FormerDinov3Config
+from ..model.modeling import Mask2FormerDinov3ForInstanceSegmentation
 from .files import read_json, read_weights, shapes_of
 from .formats import from_origin
+from .loading import load_config, load_pretrained
 
-IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 SATELLITE = ([0.430, 0.411, 0.296], [0.213, 0.156, 0.143])  # of the weights trained on SAT-493M (dinov3, README)
 SATELLITE_NAMES = ("sat493m", "eadcf0ff", "a6675841")  # in the names of Meta's and timm's files
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -31,6 +31,25 @@ CLASSES: dict[str, Any] = {
     "dinov3_convnext": DINOv3ConvNextBackbone,
     "swin": SwinBackbone,
 }
+
+
+def from_backbone(
+    backbone: str, token: str | None = None, **config_kwargs: Any
+) -> Mask2FormerDinov3ForInstanceSegmentation:
+    """A new head on a backbone: a preset name (random weights), a local folder or a hub id.
+
+    config_kwargs: fields of `Mask2FormerDinov3Config`. Raises ValueError when the backbone cannot be loaded (see
+    `load_backbone`).
+    """
+    if backbone in VIT_SHAPES:
+        return Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3Config.preset(backbone, **config_kwargs))
+    pretrained = load_backbone(backbone, token)
+    if pretrained.config.model_type != "dinov3_vit":
+        config_kwargs = {**config_kwargs, "neck": "none"}
+    config = Mask2FormerDinov3Config(backbone_config=pretrained.config, backbone_source=backbone, **config_kwargs)
+    model = Mask2FormerDinov3ForInstanceSegmentation(config)
+    model.backbone.load_state_dict(pretrained.state_dict())
+    return model
 
 
 def load_backbone(source: str, token: str | None = None) -> PreTrainedModel:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,12 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation,
 
 from ..model.configuration import Mask2FormerDinov3Config
 from ..model.modeling import Mask2FormerDinov3ForInstanceSegmentation
-from .name_patterns import matched, renamed
+from .files import read_weights, shapes_of
 from .formats import config_of_shapes
+from .loading import load_config, load_pretrained, weights_file
+from .name_patterns import matched, renamed
+
+WANTED = "expected a Hugging Face Mask2Former or a model of ours (hub id or local folder)"
 
 DECODER = "model.pixel_level_module.decoder."
 TABLE = {  # Hugging Face's names, ours
@@ -257,3 +262,31 @@ def _channels_read(state: dict[str, Tensor]) -> list[int]:
     decoder = "head.pixel_decoder."
     names = [f"{decoder}lateral.0.weight", *(f"{decoder}input_projections.{level}.0.weight" for level in (2, 1, 0))]
     return [state[name].shape[1] for name in names]
+
+
+def load_checkpoint(source: str, token: str | None = None) -> Checkpoint:
+    """A trained model from a folder or a hub id, in float32.
+
+    Raises ValueError for another kind of model, for weights that are missing, and for what is not supported; OSError,
+    KeyError or RuntimeError when it cannot be found or read.
+    """
+    config = load_config(source, token)
+    if config.model_type not in ("mask2former", Mask2FormerDinov3Config.model_type):
+        raise ValueError(f"{WANTED}; got a model of type {config.model_type!r}")
+    file = weights_file(source, token)
+    if config.model_type == "mask2former" and file is not None and is_original(file):
+        return checkpoint_of(config, read_weights(file))
+    kinds = {
+        "mask2former": Mask2FormerForUniversalSegmentation,
+        Mask2FormerDinov3Config.model_type: Mask2FormerDinov3ForInstanceSegmentation,
+    }
+    is_ours = config.model_type == Mask2FormerDinov3Config.model_type
+    model = load_pretrained(kinds[config.model_type], source, config, token, whole=is_ours)
+    if is_ours:
+        return Checkpoint(model.config, model.state_dict())
+    return checkpoint_of(model.config, model.state_dict())
+
+
+def is_original(file: Path) -> bool:
+    """Whether a file of weights is one of the original DINOv3 + Mask2Former project."""
+    return any(key.startswith(ORIGINAL) for key in shapes_of(file))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from ...data.images import IMAGE_SUFFIXES
 
-SAMPLE = Path(__file__).parents[2] / "sample"  # the bundled data set, a trained model in it
 LONGEST_NAME = 180  # bytes of a file's name; outputs add to it, and file systems end at 255
 
 

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ...atomic_files import written_file
 from ...errors import UserError
 from ...instances import Instances
 from ...visualize import PALETTE
-from ...atomic_files import written_file
 
 Ring: TypeAlias = NDArray[np.float64]
 """A closed line (P, 2) of x, y in pixels; the last point is the first."""

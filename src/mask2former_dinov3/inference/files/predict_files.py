@@ -15,19 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...version import __version__
-from ..tiles.grid import Grid, check_tiles
-from ...data.images import read_image
-from ..tiles.image_reader import ImageReader, image_size, open_image
-from ...errors import DatasetError
-from ..image_processing import Prepared
-from .find_images import find_images, shown
-from ...instances import Instances
-from .writers import check_outputs, overlay_name, save_classes, save_image
-from ..predictor import Predictor
-from .progress import Progress, fingerprint, key_of
-from ..tiles.tiling import merge_rows
 from ...atomic_files import check_writable, write_text, written_file
+from ...data.images import read_image
+from ...errors import DatasetError
+from ...instances import Instances
+from ...version import __version__
+from ..image_processing import Prepared
+from ..predictor import Predictor
+from ..tiles.grid import Grid, check_tiles
+from ..tiles.image_reader import ImageReader, image_size, open_image
+from ..tiles.merging import merge_rows
+from .find_images import find_images, shown
+from .progress import Progress, fingerprint, key_of
+from .writers import check_outputs, overlay_name, save_classes, save_image
 
 PROGRESS = ".predict-progress.jsonl"
 RESULTS_AT_ONCE = 1000  # that are written and read together: a large image may have hundreds of thousands

@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..tiles.grid import Region
-from ..tiles.image_reader import ImageReader, georeference
 from ...errors import DatasetError
 from ...instances import Instances
-from .polygons import check_polygons, write_geojson, write_yolo, yolo_classes
 from ...visualize import Picture, draw_instances, enlargement
+from ..tiles.grid import Region
+from ..tiles.image_reader import ImageReader, georeference
+from .polygons import check_polygons, write_geojson, write_yolo, yolo_classes
 
 OUTPUTS = ("overlays", "masks", "coco", "geojson", "yolo")
 LONGEST_OVERLAY = 4096  # pixels, of an image too large to be held

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SMALLEST_TILE = 32
+SMALLEST_TILE = 32  # pixels a side
+LARGEST_OVERLAP = 0.5  # fraction of a tile; at half, a pixel would lie in three tiles of one row
 
 
 class Region(NamedTuple):

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...data.images import explained, read_header, read_image, sixteen_to_eight
 from ...errors import DatasetError
 from .grid import Region
-from ...data.images import explained, read_header, read_image, sixteen_to_eight
 
 WHOLE_PIXELS = 2**25
 """A file of up to so many pixels (100 MB as RGB) is read whole: any format, no extra package."""

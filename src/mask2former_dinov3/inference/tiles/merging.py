@@ -18,22 +18,25 @@ comparing and encoding need no bitmap. R runs of one piece, H W the image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .grid import Grid, Region
 from ...data.rle import compress, runs_of_each
 from ...instances import Instances, Rle
+from .grid import Grid, Region
+from .image_reader import ImageReader
 
 SAME = 0.5  # IoU above which two masks are the same object; only one mask of disjoint ones can be above it
 INSIDE = 0.8  # share of a part's pixels that lie in another part for it to belong there
 EDGE = 2  # pixels: a mask this near to its tile's edge reaches it
 
 Numbers = NDArray[np.int64]
+Predict = Callable[[Sequence[NDArray[np.uint8]]], list[Instances]]
+"""RGB images (h, w, 3) to their instances, as one batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,3 +278,25 @@ def encode(masks: list[Runs], height: int, width: int) -> list[Rle]:
         return []
     counts = compress(np.concatenate(lengths), np.array([len(one) for one in lengths]))
     return [Rle(size=[height, width], counts=str(one, "ascii")) for one in counts]
+
+
+def rows_of_tiles(
+    image: ImageReader, grid: Grid, predict: Predict, batch_size: int, first: int = 0
+) -> Iterator[list[Instances]]:
+    """What is found in the tiles of each row of the grid, from row `first` on, each tile in its own coordinates."""
+    for row in range(first, len(grid.tops)):
+        tiles = list(grid.row(row))
+        found: list[Instances] = []
+        for start in range(0, len(tiles), batch_size):
+            found.extend(predict([image.read(tile) for tile in tiles[start : start + batch_size]]))
+        yield found
+
+
+def merge_rows(
+    rows: Iterable[list[Instances]], grid: Grid, categories: tuple[tuple[int, str], ...] | None
+) -> Instances:
+    """The instances of the whole image (see `merging`)."""
+    merger = Merger(grid, categories)
+    for row, found in enumerate(rows):
+        merger.add_row(row, found)
+    return merger.instances()

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..configuration import Mask2FormerDinov3Config
-from .matcher import HungarianMatcher, Matches
-from .mask_places import Pixels, Places, Points, coverage, real_extent, real_pixels
-from .point_sampling import RandomPoints, in_parts
-from ..query_seeds import heat_map, seed_loss
+from ..padding import real_extent, real_pixels
 from ..transformer_decoder import QueryPredictions
+from .mask_places import Pixels, Places, Points, coverage
+from .matcher import HungarianMatcher, Matches
+from .point_sampling import RandomPoints, in_parts
+from .seed_loss import heat_map, seed_loss
 
 # T prediction layers, t of them, B batch, G images of it, Q queries, K classes, E mask channels, N instances of an
 # image, M matched pairs, P places where masks are compared, R of them that a loss reads

@@ -10,10 +10,10 @@ from functools import reduce
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .point_sampling import MaskSampler, Products, as_map, as_rows, choose_points, mask_sampler, sample_targets
+from ..kernels.memory_layout import as_map, as_rows
+from .point_sampling import MaskSampler, Products, choose_points, mask_sampler, sample_targets
 
 # B batch, G images of it, N instances of one image, E mask channels, h x w the mask map, P places of an image,
 # M rows of logits
@@ -131,21 +131,3 @@ def coverage(masks: list[Tensor], height: int, width: int) -> Tensor:
         block = reduce(torch.add, (down[:, :, column::stride] for column in range(stride)))
         torch.mul(block, 1 / stride**2, out=part[: len(image)])
     return values
-
-
-def real_pixels(feature_map: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """Which places of a map (B, C, h, w) show a real pixel, (B, h, w) bool: one is padding when all its pixels are.
-
-    Real pixels form a rectangle at the top left, so the first pixel of each place tells.
-    """
-    batch, _, height, width = feature_map.shape
-    if pixel_mask is None:
-        return torch.ones(batch, height, width, dtype=torch.bool, device=feature_map.device)
-    return F.interpolate(pixel_mask[:, None].float(), size=(height, width), mode="nearest")[:, 0] > 0
-
-
-def real_extent(pixel_mask: Tensor | None, features: Tensor) -> Tensor:
-    """Real share of (width, height) of each canvas, (B, 2); real pixels form a rectangle at the top left."""
-    if pixel_mask is None:
-        return torch.ones(features.shape[0], 2, device=features.device)
-    return torch.stack((pixel_mask[:, 0].float().mean(1), pixel_mask[:, :, 0].float().mean(1)), dim=-1)

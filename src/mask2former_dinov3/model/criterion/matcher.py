@@ -8,9 +8,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..transformer_decoder import QueryPredictions
 from .mask_places import Places
 from .point_sampling import in_parts
-from ..transformer_decoder import QueryPredictions
 
 # T prediction layers, B batch, G images worked on together, Q queries, K classes, N instances of one image, P points,
 # E mask channels

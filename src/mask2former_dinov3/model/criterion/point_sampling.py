@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..kernels.weighted_bags import TransposedBags, bag
 from ..kernels.deformable_attention import deformable_attention
+from ..kernels.memory_layout import as_map, as_rows
+from ..kernels.weighted_bags import TransposedBags, bag
 
 # G images worked on together, E mask channels, N masks, M rows of logits, P points, H x W the masks' size. A point is
 # (x, y); [0, 1] spans the canvas from edge to edge, so (0, 0) is the corner of the first pixel, not its centre.
@@ -74,17 +75,6 @@ def mask_sampler(features: Tensor, points: Tensor) -> MaskSampler:
         if few_pixels and features.device.type == "cpu"
         else _PointsFirst(features, points)
     )
-
-
-def as_rows(features: Tensor) -> Tensor:
-    """A map (G, E, h, w) pixel by pixel, (G, h*w, E); no copy if it lies channels last in memory."""
-    return features.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def as_map(rows: Tensor, height: int, width: int) -> Tensor:
-    """Undo `as_rows`: the map lies channels last in memory."""
-    per_pixel: Tensor = rows.unflatten(1, (height, width))
-    return per_pixel.permute(0, 3, 1, 2)
 
 
 class Products:

@@ -1,0 +1,37 @@
+"""What a caller asks of a model in use: checked once, carried through every verb that predicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import OptionError
+from .tiles.grid import LARGEST_OVERLAP, SMALLEST_TILE
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """How a model is used.
+
+    threshold: minimum score of a reported instance, 0 to 1. max_detections: maximum number of instances per image, or
+    per tile where there are tiles. batch_size: images (or tiles) per forward pass. tile: side of a tile in pixels, None
+    for whole images. overlap: fraction of a tile that it shares with each neighbour.
+
+    Raises OptionError for a value that is not in its range; NaN is in none.
+    """
+
+    threshold: float = 0.5
+    max_detections: int = 100
+    batch_size: int = 1
+    tile: int | None = None
+    overlap: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise OptionError("threshold", "a score from 0 to 1", self.threshold)
+        for name in ("max_detections", "batch_size"):
+            if not getattr(self, name) >= 1:
+                raise OptionError(name, "a whole number above 0", getattr(self, name))
+        if self.tile is not None and self.tile < SMALLEST_TILE:
+            raise OptionError("tile", f"at least {SMALLEST_TILE} pixels", self.tile)
+        if not 0 <= self.overlap < LARGEST_OVERLAP:
+            raise OptionError("overlap", f"a fraction from 0 to below {LARGEST_OVERLAP}", self.overlap)

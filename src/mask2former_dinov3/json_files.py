@@ -1,0 +1,63 @@
+"""The one reader of JSON files: every way in which a file can fail to be JSON is one clear error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError, mismatch
+
+
+def read_json(
+    path: Path, expected: str = "a JSON file", *, raises: type[UserError] = UserError, unique_keys: bool = False
+) -> Any:
+    """The content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    expected: what the file should be, for the message, such as "COCO annotations (JSON)". raises: the class of the
+    error. unique_keys: refuse an object that has a key twice (costs time on large files).
+    Raises `raises` when the file is missing, a folder, not text, not JSON, or nested too deeply.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise raises(f"{path}: keys given twice: {', '.join(repeated)}; keep one of each")
+        return dict(pairs)
+
+    try:
+        return json.loads(path.read_bytes(), object_pairs_hook=unique if unique_keys else None)
+    except json.JSONDecodeError as error:
+        got = f"invalid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+        raise raises(f"{path}: {mismatch(expected, got, 'check whether the file is complete')}") from error
+    except UnicodeDecodeError as error:
+        raise raises(f"{path}: {mismatch(expected, 'bytes that are not text')}") from error
+    except RecursionError as error:
+        raise raises(f"{path}: {mismatch(expected, 'JSON that is nested too deeply')}") from error
+    except FileNotFoundError as error:
+        raise raises(f"{path}: {mismatch(expected, 'no such file')}") from error
+    except IsADirectoryError as error:
+        raise raises(f"{path}: {mismatch(expected, 'a folder')}") from error
+    except OSError as error:
+        raise raises(f"{path}: {mismatch(expected, f'a file that cannot be read ({error.strerror})')}") from error
+
+
+def read_json_object(
+    path: Path, expected: str = "a JSON object", *, raises: type[UserError] = UserError, unique_keys: bool = False
+) -> dict[str, Any]:
+    """As `read_json`, for a file that must hold an object. Raises `raises` for any other content."""
+    content = read_json(path, expected, raises=raises, unique_keys=unique_keys)
+    if not isinstance(content, dict):
+        raise raises(f"{path}: {mismatch(expected, describe(content))}")
+    return content
+
+
+def describe(value: object) -> str:
+    """The kind of a JSON value in the words of JSON, such as "a list", for messages."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    names = {dict: "an object", list: "a list", tuple: "a list", str: "a string", int: "a number", float: "a number"}
+    return next((name for kind, name in names.items() if isinstance(value, kind)), "another kind of value")

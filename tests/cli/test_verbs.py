@@ -1,0 +1,252 @@
+"""The command line: exit codes, one clear message, and help that loads nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mask2former_dinov3.cli import demo as demo_module
+from mask2former_dinov3.cli import main
+from mask2former_dinov3.cli import verbs as cli
+from mask2former_dinov3.cli.demo import best_scores, demo, free_folder
+from mask2former_dinov3.sample_data import SAMPLE
+
+VERBS = ("train", "evaluate", "predict", "check-data", "convert", "export", "serve", "batch-predict", "push", "demo")
+VALID = SAMPLE / "valid" / "_annotations.coco.json"
+
+# Fails on import of a heavy or optional module, then prints the help of every verb.
+HELP_WITHOUT = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ImportError(name + " must not be imported for --help")
+
+sys.meta_path.insert(0, Blocked())
+from mask2former_dinov3.cli import main
+for words in (["--help"], ["--version"], *([verb, "--help"] for verb in {verbs})):
+    try:
+        main(words)
+    except SystemExit as end:
+        assert not end.code, words
+"""
+
+
+def test_main__help_of_every_verb_loads_nothing_heavy() -> None:
+    blocked = {"torch", "transformers", "numpy", "scipy", "cv2", "PIL", "accelerate", "tqdm", "faster_coco_eval"}
+    code = HELP_WITHOUT.format(blocked=blocked, verbs=VERBS)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in VERBS:
+        assert f"usage: mask2former-dinov3 {verb}" in done.stdout
+    assert "--learning_rate" in done.stdout  # the help of train lists the fields of the configuration
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "nonsense",
+        "demo --unknown",
+        "predict --output x image.png",
+        "predict --model m image.png",
+        "predict --model m --output x --batch-size 0 image.png",
+        "evaluate --annotations a --output o",
+        "evaluate --annotations a --output o --model m",
+        "evaluate --annotations a --output o --predictions p --model m",
+        "evaluate --annotations a --output o --predictions p --model m --images i",
+        "evaluate --output o --predictions p",
+        "check-data",
+        "push --model m",
+        "serve",
+        "serve --model m --max-queue 0",
+        "export --model m",
+        "export --model m --output m.onnx --size 64",
+        "export --model m --output m.onnx --size 64 64 --dynamic",
+        "export --model m --output m.onnx --precision bf16",
+    ],
+)
+def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 2
+    assert "usage: mask2former-dinov3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --learning_rte 1 --output_dir o --dataset_name d", "unknown key; nearest is learning_rate"),
+        ("train --config none.json", "none.json: cannot be read"),
+        ("train --output_dir o --dataset_name no_such_folder --backbone tiny", "no_such_folder"),
+        ("evaluate --annotations none.json --predictions p.json --output o", "none.json"),
+        ("evaluate --annotations none.json --images i --model no_such_model --output o", "none.json"),
+        ("predict --model no_such_model --output o none.png", "none.png"),
+        ("check-data no_such_folder", "no_such_folder"),
+        ("serve --model no_such_model --port 0", "no_such_model: expected a model folder"),
+        ("serve --model no_such_model --timeout 0", "timeout: expected seconds above 0, got 0.0"),
+        ("export --model no_such_folder --output m.onnx", "no_such_folder: expected a model folder"),
+        ("export --model no_such_folder --output m.onnx --precision int8", "int8 needs a folder of images"),
+        ("predict --model none.onnx --output o none.png", "none.png"),
+        ("push --model no_such_folder --repo user/name", "no_such_folder: expected a model folder"),
+    ],
+)
+def test_main__users_mistake_exits_with_1_and_one_message(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_main__traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M2F_TRACEBACK", "1")
+    with pytest.raises(ValueError, match=r"none\.json"):
+        main(["train", "--config", "none.json"])
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "run_demo", run)
+
+
+def test_main__interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fail_with(monkeypatch, KeyboardInterrupt("stopped at step 3; go on with --resume_from_checkpoint latest"))
+    assert main(["demo"]) == 130
+    assert "stopped at step 3" in capsys.readouterr().err
+
+
+def test_main__out_of_memory_says_what_to_lower(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class OutOfMemoryError(RuntimeError):  # the name of torch's own, without torch
+        pass
+
+    fail_with(monkeypatch, OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB\nmore"))
+    assert main(["demo"]) == 1
+    assert "lower the batch size" in capsys.readouterr().err
+
+
+def test_main__our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, RuntimeError("a fault of ours"))
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(["demo"])
+
+
+def test_run_train__second_process_repeats_no_configuration_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "--config", "none.json"]) == 1
+    assert capsys.readouterr().err == ""
+
+
+def test_run_check_data__sample_is_clean_and_the_report_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check-data", str(SAMPLE), "--json", str(tmp_path / "new" / "report.json")]) == 0
+    assert json.loads((tmp_path / "new" / "report.json").read_text())["errors"] == 0
+    assert "nucleus" in capsys.readouterr().out
+
+
+def test_run_check_data__fault_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_sample(tmp_path)
+    next((tmp_path / "train").glob("*.png")).unlink()
+    assert main(["check-data", str(tmp_path)]) == 1
+    assert ".png" in capsys.readouterr().out
+
+
+def test_run_evaluate__scores_a_predictions_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "none.json").write_text("[]")
+    words = ["--annotations", str(VALID), "--predictions", str(tmp_path / "none.json"), "--output", str(tmp_path / "o")]
+    assert main(["evaluate", *words]) == 0
+    assert json.loads((tmp_path / "o" / "metrics.json").read_text())["AP"] == 0
+    assert "boundary_AP" in capsys.readouterr().out
+
+
+def test_print_metrics__undefined_is_a_word_and_notes_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics: dict[str, Any] = {"AP": 0.25, "APl": -1.0, "per_class": {"date": 0.5, "fig": 0.0}}
+    cli.print_metrics({**metrics, "images": 2, "detections": 9, "max_detections": 100, "notes": ["mind this"]})
+    said = capsys.readouterr().out
+    for line in ("AP           0.2500", "APl          undefined", "  date  0.5000", "note: mind this"):
+        assert line in said
+
+
+def test_free_folder__never_takes_a_folder_with_content(tmp_path: Path) -> None:
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo"
+    for name in ("demo", "demo-2"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "file").touch()
+    assert free_folder(tmp_path / "demo") == tmp_path / "demo-3"
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"), [([], (0.5, 0)), ([0.9, 0.8, 0.01], (0.5, 2)), ([0.31239, 0.2, 0.1], (0.2, 2))]
+)
+def test_best_scores__as_many_as_there_are_instances(
+    scores: list[float], expected: tuple[float, int], tmp_path: Path
+) -> None:
+    (tmp_path / "p.json").write_text(json.dumps([{"score": score} for score in scores]))
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": [{}, {}]}))
+    assert best_scores(tmp_path / "p.json", tmp_path / "a.json") == expected
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
+def test_demo__stops_at_the_step_that_fails(failing: int, tmp_path: Path) -> None:
+    commands: list[list[str]] = []
+    said: list[str] = []
+
+    def run(words: list[str]) -> int:
+        commands.append(words)
+        return 7 if len(commands) > failing else 0
+
+    assert demo(tmp_path / "demo", say=said.append, run=run) == 7
+    assert [words[0] for words in commands] == ["check-data", "evaluate", "train", "evaluate"][: failing + 1]
+    assert len(said) == failing + 1
+    assert f"$ mask2former-dinov3 {commands[-1][0]}" in said[-1]
+
+
+def small_sample(folder: Path) -> None:
+    """The sample with three images a split, and two optimiser steps."""
+    for split in ("train", "valid"):
+        coco = json.loads((SAMPLE / split / "_annotations.coco.json").read_text())
+        coco["images"] = [image for image in coco["images"] if image["height"] == 256][:3]
+        ids = {str(image["id"]) for image in coco["images"]}
+        coco["annotations"] = [one for one in coco["annotations"] if str(one["image_id"]) in ids]
+        (folder / split).mkdir(parents=True)
+        (folder / split / "_annotations.coco.json").write_text(json.dumps(coco))
+        for image in coco["images"]:
+            shutil.copy(SAMPLE / split / image["file_name"], folder / split)
+    shutil.copytree(SAMPLE / "model", folder / "model")
+    config = json.loads((SAMPLE / "train_args.json").read_text())
+    small = {"max_train_steps": 2, "num_warmup_steps": 0, "checkpointing_steps": 2, "dataloader_num_workers": 0}
+    (folder / "train_args.json").write_text(json.dumps({**config, **small, "per_device_train_batch_size": 1}))
+
+
+def test_run_demo__whole_path_on_a_small_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_sample(tmp_path / "sample")
+    monkeypatch.setattr(demo_module, "SAMPLE", tmp_path / "sample")
+    output = tmp_path / "run"
+    assert main(["demo", "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert "COCO mask AP" in said
+    assert str(output / "prediction" / "overlays") in said
+    assert {path.name for path in output.iterdir()} >= {"best", "last", "metrics.jsonl", "train_config.json"}
+    assert (output / "evaluation" / "metrics.json").is_file()
+    assert len(list((output / "prediction" / "overlays").iterdir())) == 3

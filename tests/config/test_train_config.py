@@ -1,0 +1,273 @@
+"""TrainConfig and load_config: order of sources, checks, and messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mask2former_dinov3.config.presets import HUB_BACKBONES
+from mask2former_dinov3.config.train_config import TrainConfig, load_config
+from mask2former_dinov3.errors import ConfigError
+from support.paths import ROOT
+
+RECIPES = sorted([*ROOT.glob("mask2former*_args.json"), *ROOT.glob("src/mask2former_dinov3/sample/*_args.json")])
+REQUIRED = {"output_dir": "out", "dataset_name": "data"}
+
+
+def write(path: Path, content: dict[str, Any]) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def faults(**options: Any) -> list[str]:
+    """The lines of the error for these options, without the first one."""
+    with pytest.raises(ConfigError) as error:
+        load_config(None, {**REQUIRED, **options})
+    return [line.strip() for line in str(error.value).splitlines()[1:]]
+
+
+def test_load_config__order_is_defaults_then_file_then_command_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", {**REQUIRED, "learning_rate": 2e-4, "seed": 1})
+    config, _ = load_config(path, ["--seed", "2"])
+    assert (config.weight_decay, config.learning_rate, config.seed) == (0.05, 2e-4, 2)
+
+
+def test_load_config__flags_take_dashes_equals_signs_and_bare_switches() -> None:
+    words = [
+        "--output-dir",
+        "out",
+        "--dataset_name=data",
+        "--freeze_backbone",
+        "--with-tracking",
+        "false",
+        "--seed",
+        "3",
+    ]
+    config, _ = load_config(None, words)
+    assert config.output_dir == "out"
+    assert config.freeze_backbone is True
+    assert config.with_tracking is False
+    assert config.seed == 3
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_load_config__every_recipe_can_be_given_on_the_command_line(recipe: Path) -> None:
+    """Flags are text; each must arrive as the value that the file holds."""
+    values = {**json.loads(recipe.read_text(encoding="utf-8")), **REQUIRED}
+    words = [word for key, value in values.items() for word in (f"--{key}", "null" if value is None else str(value))]
+    assert load_config(None, words)[0] == load_config(None, values)[0]
+
+
+def test_load_config__none_clears_what_can_be_null_and_is_a_word_elsewhere() -> None:
+    words = ["--output_dir", "o", "--dataset_name", "d", "--max_grad_norm", "none", "--neck", "none", "--flip", "none"]
+    config, _ = load_config(None, words)
+    assert config.max_grad_norm is None
+    assert config.neck == "none"
+    assert config.flip == "none"
+
+
+def test_load_config__all_errors_in_one_message_with_the_nearest_key(tmp_path: Path) -> None:
+    path = write(tmp_path / "bad.json", {**REQUIRED, "learning_rte": 1e-4, "image_height": 1000, "scale_min": 3})
+    with pytest.raises(ConfigError) as error:
+        load_config(path, ["--seed", "x"])
+    assert str(error.value).splitlines() == [
+        f"4 errors in {path}",
+        "  learning_rte: unknown key; nearest is learning_rate",
+        '  --seed: expected a whole number, got "x"',
+        "  image_height: 1000 is not a multiple of the patch size 16; nearest are 992 and 1008",
+        "  scale_min: 3.0 is above scale_max=2.0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": True}, "learning_rate: expected a number or a string, not true or false"),
+        ({"learning_rate": "fast"}, 'learning_rate: expected a number, got "fast"'),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a finite number, got NaN"),
+        ({"num_train_epochs": 1.5}, "num_train_epochs: expected a whole number, got 1.5"),
+        ({"num_train_epochs": 0}, "num_train_epochs: expected greater than 0, got 0"),
+        ({"image_width": 8}, "image_width: 8 is not a multiple of the patch size 16; nearest are 16"),
+        ({"neck": "fpn"}, "neck: expected one of 'pyramid', 'adapter', 'plain' or 'none', got \"fpn\""),
+        ({"metric_for_best_model": "loss"}, "metric_for_best_model: expected one of"),
+        ({"report_to": "tensorbord"}, "report_to: expected one of"),
+        ({"with_tracking": "maybe"}, 'with_tracking: expected true or false, got "maybe"'),
+        ({"backbone": 3}, "backbone: expected a string, got 3"),
+        ({"checkpointing_steps": "often"}, 'checkpointing_steps: expected a number of steps above 0, "epoch", or null'),
+        ({"num_queries": 0}, 'num_queries: expected a number above 0 or "auto", got 0'),
+        ({"num_queries": "all"}, 'num_queries: expected a number above 0 or "auto", got "all"'),
+        ({"checkpointing_steps": 0}, 'checkpointing_steps: expected a number of steps above 0, "epoch", or null'),
+        ({"dataset_name": None}, "dataset_name: required"),
+        ({"dataset_name": None, "train_images": "x"}, "dataset_name: required"),
+        (
+            {"dataset_name": "path/to/your/coco_dataset"},
+            "dataset_name: 'path/to/your/coco_dataset' stands for your",
+        ),
+        ({"mask_stride": 2, "neck": "plain"}, "mask_stride: 2 needs maps finer than those of neck=plain"),
+        ({"mask_stride": 8}, "mask_stride: expected"),
+        ({"mask_loss": "boxes"}, "mask_loss: expected one of 'points' or 'pixels', got \"boxes\""),
+        ({"frozen_blocks": -1}, "frozen_blocks: expected greater than or equal to 0, got -1"),
+        ({"layer_decay": 0}, "layer_decay: expected greater than 0, got 0"),
+        ({"layer_decay": 1.1}, "layer_decay: expected less than or equal to 1, got 1.1"),
+        ({"lora_targets": "q_proj,,"}, 'lora_targets: expected names of layers such as q_proj,v_proj, got "q_proj,,"'),
+        ({"lora_targets": [1]}, "lora_targets: expected names of layers such as q_proj,v_proj, got [1]"),
+        (
+            {"frozen_blocks": 2, "freeze_backbone": True},
+            "frozen_blocks: 2 is for a backbone that is trained; set freeze_backbone to false or null",
+        ),
+        ({"layer_decay": 0.8, "freeze_backbone": True}, "layer_decay: 0.8 is for a backbone that is trained"),
+        ({"lora_rank": 4, "frozen_blocks": 2}, "frozen_blocks: 2 is for weights that are trained, lora_rank=4 trains"),
+        ({"lora_rank": 4, "layer_decay": 0.8}, "layer_decay: 0.8 is for weights that are trained, lora_rank=4 trains"),
+        ({"lora_rank": 4, "freeze_backbone": False}, "lora_rank: 4 keeps the backbone's weights; set freeze_backbone"),
+        ({"lora_alpha": 4}, "lora_alpha: scales adapters; give lora_rank as well"),
+        ({"valid_split": 1}, "valid_split: expected less than 1, got 1"),
+        ({"model": "models/resnet.py"}, "model: 'models/resnet.py' is no model file that we know"),
+    ],
+)
+def test_load_config__refuses_with_the_key_and_the_reason(options: dict[str, Any], message: str) -> None:
+    assert any(line.startswith(message) for line in faults(**options)), faults(**options)
+
+
+@pytest.mark.parametrize("given", ["q_proj,o_proj", " q_proj, o_proj", ["q_proj", "o_proj"]])
+def test_train_config__lora_targets_forms(given: object) -> None:
+    assert load_config(None, {**REQUIRED, "lora_targets": given})[0].lora_targets == "q_proj,o_proj"
+
+
+def test_load_config__valid_images_without_annotations_name_what_is_missing() -> None:
+    lines = faults(dataset_name=None, train_annotations="a.json", valid_images="images")
+    assert lines == ["valid_annotations: required, since valid_images is given"]
+
+
+def test_load_config__without_anything_says_what_is_required() -> None:
+    with pytest.raises(ConfigError, match=r"2 errors in the command line\n  output_dir: required.*\n  dataset_name: r"):
+        load_config(None, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"seed": 1,}', "no valid JSON, line 1 column"),
+        (b"[1, 2]", "expected a JSON object of options, got a list"),
+        (b'{"seed": 1, "seed": 2}', "given twice: seed"),
+        (b"\xff\xfe{}", "no text in UTF-8"),
+    ],
+)
+def test_load_config__broken_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(path)
+    assert str(path) in str(error.value)
+
+
+def test_load_config__missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            load_config(path)
+
+
+def test_train_config__taps_as_a_list_or_with_commas() -> None:
+    for given in ([3, 6, 9, 12], "3,6,9,12"):
+        assert load_config(None, {**REQUIRED, "backbone_taps": given})[0].backbone_taps == [3, 6, 9, 12]
+    words = ["--output_dir", "o", "--dataset_name", "d", "--backbone_taps", "1,1,2,2"]
+    assert load_config(None, words)[0].backbone_taps == [1, 1, 2, 2]
+    rising = "backbone_taps: expected four rising block numbers"
+    for wrong, told in (
+        ("1,2,3", rising),
+        ([4, 3, 2, 1], rising),
+        ("a,b,c,d", "backbone_taps: expected a whole number"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            load_config(None, {**REQUIRED, "backbone_taps": wrong})
+    with pytest.raises(ConfigError, match=r"backbone_taps: .* is for a ViT"):
+        load_config(None, {**REQUIRED, "backbone_taps": [1, 2, 3, 4], "neck": "none"})
+
+
+@pytest.mark.parametrize(("given", "steps"), [("200", 200), (200, 200), ("epoch", "epoch"), (None, None)])
+def test_train_config__checkpointing_steps_forms(given: object, steps: object) -> None:
+    config, _ = load_config(None, {**REQUIRED, "checkpointing_steps": given})
+    assert config.checkpointing_steps == steps
+
+
+def test_train_config__resolved_config_can_be_fed_back_without_the_token(tmp_path: Path) -> None:
+    config, _ = load_config(None, {**REQUIRED, "hub_token": "secret", "max_train_steps": 7, "freeze_backbone": False})
+    dumped = config.model_dump(mode="json")
+    assert "hub_token" not in dumped
+    assert "secret" not in repr(config)
+    again, notes = load_config(write(tmp_path / "train_config.json", dumped))
+    assert again == config.model_copy(update={"hub_token": None})
+    assert not [note for note in notes if "ignored" in note]
+
+
+def test_train_config__home_is_expanded_and_empty_paths_are_null() -> None:
+    config, _ = load_config(None, {"output_dir": "~/runs", "dataset_name": "~/data", "resume_from_checkpoint": ""})
+    assert config.output_dir == str(Path.home() / "runs")
+    assert config.dataset_name == str(Path.home() / "data")
+    assert config.resume_from_checkpoint is None
+
+
+def test_train_config__direct_construction_checks_too() -> None:
+    with pytest.raises(ValidationError, match="scale_max"):
+        TrainConfig(output_dir="out", dataset_name="data", scale_min=3)
+
+
+@pytest.mark.parametrize(
+    ("file", "backbone", "neck"),
+    [
+        ("models/mask2former_dinov3_vitsmallplus_pyramid.py", HUB_BACKBONES["smallplus"], "pyramid"),
+        ("models/mask2former_dinov3_vitsmallplus.py", HUB_BACKBONES["smallplus"], "plain"),
+        ("models\\mask2former_dinov3_vitlarge.py", HUB_BACKBONES["large"], "plain"),
+        ("mask2former_dinov3_vitlarge_pyramid.py", HUB_BACKBONES["large"], "pyramid"),
+    ],
+)
+def test_translate_old_options__model_file_becomes_backbone_and_neck(file: str, backbone: str, neck: str) -> None:
+    config, notes = load_config(None, {**REQUIRED, "model": file})
+    assert (config.backbone, config.neck, config.backbone_norm) == (backbone, neck, False)
+    assert any(note.startswith("model:") for note in notes)
+
+
+def test_translate_old_options__explicit_options_win_over_old_ones() -> None:
+    old = {"model": "models/mask2former_dinov3_vitlarge.py", "neck": "pyramid", "model_name_or_path": "a", "head": "b"}
+    config, notes = load_config(None, {**REQUIRED, **old})
+    assert (config.neck, config.head) == ("pyramid", "b")
+    assert "model_name_or_path: ignored; head='b' is given" in notes
+
+
+def test_translate_old_options__file_of_the_first_scripts_loads_with_notes(tmp_path: Path) -> None:
+    content = {
+        "model_name_or_path": "facebook/mask2former-swin-small-coco-instance",
+        "dataset_name": "data",
+        "output_dir": "out",
+        "do_reduce_labels": True,
+        "trust_remote_code": False,
+        "cache_dir": None,
+        "image_height": 1024,
+        "image_width": 1024,
+        "num_train_epochs": 50,
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "polynomial",
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "gradient_accumulation_steps": 4,
+        "dataloader_num_workers": 4,
+        "checkpointing_steps": "200",
+        "push_to_hub": False,
+    }
+    config, notes = load_config(write(tmp_path / "old.json", content))
+    assert config.head == "facebook/mask2former-swin-small-coco-instance"
+    assert config.checkpointing_steps == 200
+    said = {note.split(":")[0] for note in notes}
+    assert said == {"do_reduce_labels", "trust_remote_code", "cache_dir", "model_name_or_path", "backbone"}
+
+
+def test_load_config__random_weights_are_said_aloud() -> None:
+    _, notes = load_config(None, {**REQUIRED, "backbone": "large", "freeze_backbone": True})
+    assert notes[0] == f"backbone: 'large' starts from random weights; DINOv3's are {HUB_BACKBONES['large']}"
+    assert notes[1].startswith("freeze_backbone: true keeps these random weights")
+    assert load_config(None, {**REQUIRED, "backbone": HUB_BACKBONES["large"]})[1] == []
+    _, notes = load_config(None, {**REQUIRED, "backbone": "large", "lora_rank": 8})
+    assert notes[1] == "lora_rank: 8 trains adapters on these random weights, which stay; set it to 0"

@@ -1,0 +1,260 @@
+"""The data doctor: one broken data set, every fault found at once; sound ones pass, with the right counts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pycocotools import mask as rle_codec
+
+from mask2former_dinov3.data.achievable_ap import mask_ceilings
+from mask2former_dinov3.data.check import Report, check_data
+from mask2former_dinov3.data.coco import read_coco
+from mask2former_dinov3.data.layout import Split, find_splits
+from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
+from support.coco import rle_of
+from support.paths import SHARED
+
+
+def check(root: Path, **kwargs: Any) -> Report:
+    return check_data(*find_splits(root, valid_split=kwargs.pop("valid_split", 0.1)), **kwargs)
+
+
+def edit(root: Path, change: Callable[[dict[str, Any]], object], split: str = "train") -> None:
+    file = root / split / "_annotations.coco.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def found(report: Report, severity: str, split: str = "train") -> list[str]:
+    return [str(fault) for fault in report.splits[split].of(severity)]
+
+
+def test_check_data__a_sound_set_has_statistics_and_no_fault(toy_dataset: Path) -> None:
+    """6 images, every fourth empty (index 3), a disc and a bar on each other, a crowd on index 2."""
+    report = check(toy_dataset)
+    assert [fault for split in report.splits.values() for fault in split.faults] == []
+    statistics = report.splits["train"].statistics
+    assert statistics is not None
+    assert (statistics.images, statistics.images_without_instances) == (6, 1)
+    assert (statistics.instances, statistics.crowd_regions) == (10, 1)
+    assert statistics.per_class == {"disc": 5, "bar": 5}
+    assert statistics.per_size == {"small": 10, "medium": 0, "large": 0}
+    assert statistics.image_sizes == {"72 x 64": 3, "64 x 80": 3}
+    assert (statistics.instances_per_image_median, statistics.instances_per_image_most) == (2, 2)
+    assert list(report.data) == ["train", "valid"]
+    report.raise_errors()
+    assert report.text().endswith("in all: 0 errors, 0 warnings, 0 notes")
+
+
+def test_check_data__lists_everything_at_once(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    train = root / "train"
+
+    def change(content: dict[str, Any]) -> None:
+        content["images"][3]["width"] = 33
+        content["annotations"][0]["category_id"] = 99
+        content["annotations"][1]["segmentation"] = [[1, 1, 5, 5]]
+        content["annotations"][2]["segmentation"] = []
+
+    edit(root, change)
+    (train / "002.png").unlink()
+    (train / "001.png").write_bytes((train / "001.png").read_bytes()[:3000])
+    Image.new("RGB", (8, 8)).save(train / "stray.JPG")
+    (train / "notes.txt").write_text("not an image")
+    (root / "valid" / "003.png").write_bytes((train / "003.png").read_bytes())
+    report = check(root)
+    errors = found(report, "error")
+    assert errors[0] == "image 10, annotation 1: category_id 99 is not among the categories"
+    assert errors[1] == "image 10, annotation 2: polygon: 2 point(s), expected at least 3"
+    assert errors[2].startswith("image 11: ")
+    assert "001.png: the image is damaged or cut short" in errors[2]
+    assert errors[3] == f"image 12: {train / '002.png'}: no such file"
+    assert errors[4].startswith("image 13: 003.png: the annotations say 64 x 33 pixels")
+    assert len(errors) == 5
+    warnings = found(report, "warning")
+    assert warnings[0] == "image 11, annotation 3: no segmentation (a box alone trains no mask); left out of training"
+    assert warnings[1] == f"{train / 'stray.JPG'}: in the folder, not in the annotations"
+    assert len(warnings) == 2
+    assert found(report, "warning", "valid") == [
+        "image 13: 003.png: the same picture as image 13 of train, scores will flatter"
+    ]
+    assert len(report.errors) == 5
+    with pytest.raises(DatasetError, match=r"5 errors:(.|\n)*in all: 5 errors, 3 warnings, 0 notes"):
+        report.raise_errors()
+
+
+def test_check_data__headers_alone_find_what_stops_training(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    (root / "train" / "002.png").unlink()
+    (root / "train" / "001.png").write_text("no image")
+    edit(root, lambda content: content["images"][3].update(width=33))
+    errors = found(check(root, full=False), "error")
+    assert [error.split(":")[0] for error in errors] == ["image 11", "image 12", "image 13"]
+
+
+def test_check_data__exif_orientation_is_a_note_and_explains_swapped_sizes(
+    make_toy_dataset: Callable[..., Path],
+) -> None:
+    root = make_toy_dataset()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("000.png", "001.png"):
+        with Image.open(root / "train" / name) as picture:
+            picture.load()
+        picture.save(root / "train" / name, exif=exif)
+    edit(root, lambda content: content["images"][1].update(height=80, width=64))
+    edit(root, lambda content: content.update(annotations=[a for a in content["annotations"] if a["image_id"] != 11]))
+    report = check(root)
+    assert [note[:46] for note in found(report, "note")] == [
+        "image 10: 000.png: carries EXIF orientation 6,",
+        "image 11: 001.png: carries EXIF orientation 6,",
+    ]
+    assert len(report.errors) == 1
+    assert "as EXIF turns it" in report.errors[0].reason
+
+
+def test_check_data__more_instances_than_queries(toy_dataset: Path) -> None:
+    warnings = found(check(toy_dataset, num_queries=1), "warning")
+    assert len(warnings) == 5
+    assert warnings[0] == "image 10: 000.png: 2 instances, more than the 1 queries (num_queries)"
+
+
+def test_check_data__nothing_to_train_on(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+
+    def crowds_only(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = 1
+
+    edit(root, crowds_only)
+    edit(root, lambda content: content.update(annotations=[]), "valid")
+    report = check(root)
+    assert found(report, "error") == [
+        "nothing to train on: no image has an instance with a mask (crowd regions do not count)"
+    ]
+    assert found(report, "error", "valid") == []
+
+
+def test_check_data__a_class_without_instances_is_a_note(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    for split in ("train", "valid"):
+        edit(root, lambda content: content["categories"].append({"id": 8, "name": "ring"}), split)
+    assert found(check(root), "note") == ["class 'ring' has no instance"]
+
+
+def test_check_data__classes_must_agree_between_splits(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    edit(root, lambda content: content["categories"][0].update(name="disk"), "valid")
+    assert found(check(root), "error", "valid") == [
+        "classes differ from train's: valid has ['bar', 'disk'], train has ['bar', 'disc']"
+    ]
+
+
+def test_check_data__a_divided_file_reports_its_faults_once(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset(train=6, valid=0)
+    edit(root, lambda content: content["annotations"].append({"id": 50, "image_id": 999}))
+    edit(root, lambda content: content["annotations"].append("junk"))
+    Image.new("RGB", (8, 8)).save(root / "train" / "stray.png")
+    report = check(root, valid_split=0.3)
+    assert list(report.splits) == ["train", "valid"]
+    assert len(report.errors) == 2
+    strays = [fault for split in report.splits.values() for fault in split.of("warning")]
+    assert len(strays) == 1
+    assert report.text().startswith("note: ")
+
+
+def test_check_data__the_same_file_for_train_and_valid_is_an_overlap(toy_dataset: Path) -> None:
+    file = toy_dataset / "train" / "_annotations.coco.json"
+    splits, notes = find_splits(None, train_annotations=file, valid_annotations=file)
+    assert len(found(check_data(splits, notes, full=False), "warning", "valid")) == 6
+
+
+def test_check_data__an_unreadable_annotation_file_is_a_fault_like_others(
+    make_toy_dataset: Callable[..., Path],
+) -> None:
+    root = make_toy_dataset()
+    (root / "valid" / "_annotations.coco.json").write_text("{")
+    report = check(root)
+    assert "not valid JSON" in found(report, "error", "valid")[0]
+    assert report.splits["valid"].data is None
+    assert report.splits["train"].faults == []
+    assert list(report.data) == ["train"]
+
+
+def test_check_data__progress_counts_every_image(toy_dataset: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    check(toy_dataset, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(done, 10) for done in range(1, 11)]
+
+
+def test_report__text_is_cut_where_asked_and_json_is_not(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    edit(root, lambda content: [one.update(category_id=1) for one in content["annotations"]])
+    report = check(root)
+    assert "… and 9 more; check-data --json FILE lists all" in report.text(limit=3)
+    assert "more; check-data" not in report.text(limit=None)
+    stored = json.loads(json.dumps(report.to_json()))
+    assert stored["errors"] == 12
+    assert len([one for one in stored["splits"]["train"]["faults"] if one["severity"] == "error"]) == 12
+    assert stored["splits"]["train"]["statistics"]["images"] == 6
+    assert stored["splits"]["train"]["faults"][0] == {
+        "severity": "error",
+        "image_id": 10,
+        "annotation_id": 1,
+        "reason": "category_id 1 is not among the categories",
+    }
+
+
+@pytest.mark.parametrize(("name", "images"), [("nuclei", 556), ("fruits", 18)])
+def test_check_data__real_sets_pass_in_seconds(name: str, images: int) -> None:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"the real data set {name} is not on this machine")
+    start = time.monotonic()
+    report = check(SHARED / name)
+    assert report.errors == []
+    assert sum(split.statistics.images for split in report.splits.values() if split.statistics) == images
+    assert time.monotonic() - start < 60  # takes about 2 s on two idle cores
+
+
+def test_mask_ceilings__are_the_ap_of_coarse_ground_truth(tmp_path: Path) -> None:
+    """Discs of 3 to 12 pixels, made coarse by plain means, resized by torch, scored by `evaluate_coco`."""
+    rng = np.random.default_rng(0)
+    truths, annotations = [], []
+    images: list[dict[str, Any]] = [{"id": i, "file_name": f"{i}.png", "height": 64, "width": 96} for i in range(1, 9)]
+    y, x = np.mgrid[:64, :96]
+    for image in images:
+        Image.new("RGB", (96, 64)).save(tmp_path / image["file_name"])
+        for place in range(6):
+            center, radius = (16 + 32 * (place % 3), 16 + 32 * (place // 3)), rng.uniform(1.5, 6)
+            mask = (x - center[0] - rng.uniform(-4, 4)) ** 2 + (y - center[1] - rng.uniform(-4, 4)) ** 2 <= radius**2
+            truths.append((image["id"], mask))
+            fields = {"id": len(truths), "image_id": image["id"], "category_id": 1, "iscrowd": 0}
+            box = rle_codec.toBbox(rle_codec.encode(np.asfortranarray(mask))).tolist()
+            annotations.append({**fields, "segmentation": rle_of(mask), "area": float(mask.sum()), "bbox": box})
+    file = tmp_path / "truth.json"
+    categories = [{"id": 1, "name": "disc"}]
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    found = mask_ceilings(read_coco(Split("train", file, tmp_path, None)), (64, 96), strides=(1, 2, 4, 8))
+    assert found[1] == 1.0
+    for stride, ceiling in found.items():
+        results = []
+        for image_id, mask in truths:
+            coarse = F.avg_pool2d(torch.from_numpy(mask)[None, None].float(), stride)
+            back = F.interpolate(coarse, size=(64, 96), mode="bilinear")[0, 0] > 0.5
+            score = float(rng.uniform())
+            results.append(
+                {"image_id": image_id, "category_id": 1, "segmentation": rle_of(back.numpy()), "score": score}
+            )
+        assert ceiling == pytest.approx(evaluate_coco(file, results)["AP"], abs=0.05), stride
+    assert found[1] > found[2] > found[4] > found[8]

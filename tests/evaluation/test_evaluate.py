@@ -1,0 +1,207 @@
+"""From a model to its score: the right way round, the same in every division, and nothing left changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from mask2former_dinov3.data.coco import Category, CocoData, read_coco
+from mask2former_dinov3.data.layout import Split
+from mask2former_dinov3.errors import CheckpointError, DatasetError
+from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
+from mask2former_dinov3.evaluation.evaluate import evaluate_model, match_categories, predict_split
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
+
+CANVAS = {"height": 256, "width": 256}
+
+
+class ColourModel(nn.Module):
+    """Knows the toy data set's colours (red discs, green bars): right without training, logits at stride 4."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, names: tuple[str, ...] = ("disc", "bar")) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(id2label=dict(enumerate(names)), category_ids=[3, 7])
+        self.anywhere = nn.Parameter(torch.zeros(1))
+        self.frozen = nn.Dropout()
+        self.names = names
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> SimpleNamespace:
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        assert pixel_mask.shape == pixel_values.shape[:1] + pixel_values.shape[2:]
+        mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        red, green, _ = (pixel_values * std + mean).unbind(1)  # each (B, H, W)
+        masks = F.avg_pool2d(torch.stack([red - green, green - red], 1) - 0.31, 4) * 50  # (B, 2, H/4, W/4)
+        classes = torch.full((len(pixel_values), 2, 3), -9.0)
+        for query, name in enumerate(("disc", "bar")):
+            classes[:, query, self.names.index(name)] = 9
+        return SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
+
+
+@pytest.fixture
+def processor() -> Mask2FormerDinov3ImageProcessor:
+    return Mask2FormerDinov3ImageProcessor(CANVAS)
+
+
+def read_toy(root: Path, name: str = "valid") -> CocoData:
+    return read_coco(Split(name, root / name / "_annotations.coco.json", root / name))
+
+
+def test_predict_split__masks_fit_at_original_size(
+    toy_dataset: Path, processor: Mask2FormerDinov3ImageProcessor
+) -> None:
+    data = read_toy(toy_dataset, "train")
+    metrics = evaluate_coco(data.annotations, predict_split(ColourModel(), processor, data))
+    assert metrics["per_class"]["bar"] > 0.95
+    assert 0.4 < metrics["per_class"]["disc"] < 0.7  # bars lie on discs, and what a bar hides is not red
+    assert metrics["detections"] == 20  # two queries for each of two classes in five images; one image is empty
+
+
+def test_predict_split__matches_classes_by_name_not_by_place(
+    toy_dataset: Path, processor: Mask2FormerDinov3ImageProcessor
+) -> None:
+    data = read_toy(toy_dataset)
+    expected = evaluate_coco(data.annotations, predict_split(ColourModel(), processor, data))
+    swapped = evaluate_coco(data.annotations, predict_split(ColourModel(("bar", "disc")), processor, data))
+    assert swapped["per_class"] == expected["per_class"]
+
+
+@pytest.mark.parametrize("world", [2, 3, 9])
+def test_predict_split__shares_of_several_processes_give_what_one_gives(
+    world: int, toy_dataset: Path, processor: Mask2FormerDinov3ImageProcessor
+) -> None:
+    data = read_toy(toy_dataset, "train")
+    alone = predict_split(ColourModel(), processor, data)
+    shares = [predict_split(ColourModel(), processor, data, rank=rank, world=world) for rank in range(world)]
+    joined = [result for share in reversed(shares) for result in share]
+
+    def in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(results, key=lambda one: one["image_id"])
+
+    assert in_order(joined) == in_order(alone)
+    scores = [evaluate_coco(data.annotations, results) for results in (alone, joined)]
+    assert {**scores[0], "seconds": 0} == {**scores[1], "seconds": 0}
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 64])
+def test_predict_split__does_not_depend_on_the_batch(
+    batch_size: int, toy_dataset: Path, processor: Mask2FormerDinov3ImageProcessor
+) -> None:
+    data = read_toy(toy_dataset, "train")
+    one = predict_split(ColourModel(), processor, data)
+    assert predict_split(ColourModel(), processor, data, batch_size=batch_size) == one
+    assert {result["image_id"] for result in one} <= {record.id for record in data.images}
+
+
+def test_predict_split__leaves_every_module_in_its_mode(
+    toy_dataset: Path, processor: Mask2FormerDinov3ImageProcessor
+) -> None:
+    model = ColourModel().train()
+    model.frozen.eval()
+    predict_split(model, processor, read_toy(toy_dataset))
+    assert model.training
+    assert not model.frozen.training
+
+
+def test_predict_split__stops_at_an_image_that_is_not_as_annotated(
+    make_toy_dataset: Callable[..., Path], processor: Mask2FormerDinov3ImageProcessor
+) -> None:
+    root = make_toy_dataset()
+    data = read_toy(root)
+    Image.new("RGB", (70, 50)).save(data.images[1].path)
+    with pytest.raises(DatasetError, match=r"001\.png: 50x70 pixels .*, but the annotations say 64x80"):
+        predict_split(ColourModel(), processor, data)
+    data.images[1].path.write_bytes(b"nothing")
+    model = ColourModel().train()
+    with pytest.raises(DatasetError, match=r"001\.png"):
+        predict_split(model, processor, data, batch_size=3)
+    assert model.training
+    with pytest.raises(ValueError, match="batch_size"):
+        predict_split(model, processor, data, batch_size=0)
+
+
+def test_match_categories__lists_both_sides(toy_dataset: Path) -> None:
+    data = read_toy(toy_dataset)
+    assert match_categories(SimpleNamespace(id2label={0: "disc", 1: "bar"}), data) == [3, 7]
+    assert match_categories(SimpleNamespace(id2label={0: "bar", 1: "disc"}), data) == [7, 3]
+    with pytest.raises(DatasetError) as caught:
+        match_categories(SimpleNamespace(id2label={0: "disc", 1: "rod", 2: "ring"}), data)
+    message = str(caught.value)
+    assert "annotations: disc, bar" in message
+    assert "model:       disc, rod, ring" in message
+    assert "not in the model: bar; not in the annotations: ring, rod" in message
+    more = replace(data, categories=(*data.categories, Category(9, "ring")))
+    with pytest.raises(DatasetError, match="not in the model: ring; not in the annotations: none"):
+        match_categories(SimpleNamespace(id2label={0: "disc", 1: "bar"}), more)
+
+
+def test_evaluate_model__leaves_metrics_and_results_that_agree(
+    model_folder: Path, toy_dataset: Path, tmp_path: Path
+) -> None:
+    file = toy_dataset / "valid" / "_annotations.coco.json"
+    metrics = evaluate_model(model_folder, file, file.parent, tmp_path / "out", batch_size=2, device="cpu")
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written == metrics
+    assert set(written) >= {
+        *("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "boundary_AP", "box_AP"),
+        *("per_class", "images", "detections", "max_detections", "seconds"),
+    }
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert metrics["detections"] == len(results) > 0
+    assert {result["category_id"] for result in results} <= {3, 7}
+    again = evaluate_model(None, file, None, tmp_path / "again", predictions=tmp_path / "out" / "predictions.json")
+    assert {**again, "seconds": 0} == {**metrics, "seconds": 0}
+    assert json.loads((tmp_path / "again" / "predictions.json").read_text()) == results
+    evaluate_model(None, file, None, tmp_path / "out", predictions=tmp_path / "out" / "predictions.json")  # in place
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "predictions.json"]
+
+
+def test_evaluate_model__says_what_more_instances_than_queries_cost(
+    model_folder: Path, make_toy_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = make_toy_dataset(valid=1) / "valid" / "_annotations.coco.json"
+    truth = json.loads(file.read_text())
+    first = truth["annotations"][0]
+    truth["annotations"] += [{**first, "id": 100 + index} for index in range(12)]
+    file.write_text(json.dumps(truth))
+    metrics = evaluate_model(model_folder, file, file.parent, tmp_path / "out", device="cpu")
+    assert any("num_queries=8" in note for note in metrics["notes"])
+
+
+def test_evaluate_model__needs_a_model_or_predictions(toy_dataset: Path, tmp_path: Path) -> None:
+    file = toy_dataset / "valid" / "_annotations.coco.json"
+    with pytest.raises(DatasetError, match="give a model and the folder of the images"):
+        evaluate_model(None, file, None, tmp_path)
+    with pytest.raises(CheckpointError, match="no config"):
+        evaluate_model(tmp_path, file, file.parent, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ({"size": [64, 80], "counts": [-5, 5125]}, "negative run length"),
+        ({"size": [64, 80], "counts": [0, 10**30]}, "too large|too big"),
+        ({"size": [64, 80], "counts": "zzzz~~~~"}, "characters"),
+        ({"size": [64, 80], "counts": [0, 7]}, "cover 7 pixels"),
+        ([[1e300, 1, 5, 1, 5, 5]], "beyond 100000 pixels"),
+    ],
+)
+def test_evaluate_coco__refuses_masks_that_cannot_be(segmentation: Any, reason: str, toy_dataset: Path) -> None:
+    truth = json.loads((toy_dataset / "valid" / "_annotations.coco.json").read_text())
+    image = next(one for one in truth["images"] if one["width"] == 80)
+    result = {"image_id": image["id"], "category_id": 3, "segmentation": segmentation, "score": 0.5}
+    with pytest.raises(DatasetError, match=reason):
+        evaluate_coco(truth, [result])

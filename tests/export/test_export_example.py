@@ -1,0 +1,89 @@
+"""The programs of docs/export.md, run as printed: without torch and without this package."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval.core import mask as rle_codec
+
+from mask2former_dinov3.inference.onnx_model import LOGITS, OnnxModel
+from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.instances import encode_masks
+from mask2former_dinov3.sample_data import SAMPLE
+from support.paths import DOCS
+
+pytestmark = pytest.mark.timeout(900)  # whichever test asks first makes the file
+TEXT = (DOCS / "export.md").read_text(encoding="utf-8")
+PROGRAM, OPENVINO = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+IMAGE = SAMPLE / "valid" / "14cc1424c5980827.png"
+
+# Runs the program in its own arguments, in an environment that has nothing else.
+ISOLATED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "mask2former_dinov3", "cv2", "scipy", "onnx"):
+            raise ImportError(name + " must not be imported")
+
+sys.meta_path.insert(0, Blocked())
+sys.argv = sys.argv[1:]
+exec(compile(open(sys.argv[0]).read(), "instances.py", "exec"))
+"""
+
+
+def run_isolated(program: str, folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    (folder / "instances.py").write_text(program, encoding="utf-8")
+    command = [sys.executable, "-c", ISOLATED, str(folder / "instances.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+
+def test_example__is_short_and_the_environment_has_no_torch(tmp_path: Path) -> None:
+    assert len(PROGRAM.splitlines()) <= 40
+    assert "torch must not be imported" in run_isolated("import torch", tmp_path).stderr
+
+
+def test_example__finds_what_predictor_finds(sample_file: Path, tmp_path: Path) -> None:
+    done = run_isolated(PROGRAM, tmp_path, sample_file, IMAGE)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "instances.npz") as found:
+        masks, scores, labels = found["masks"], found["scores"], found["labels"]
+    expected = Predictor.from_pretrained(SAMPLE / "model", "cpu")(IMAGE)
+    assert len(done.stdout.splitlines()) == len(masks) > 10
+    assert set(labels) == {0}
+    assert abs(len(masks) - len(expected)) <= 1  # one may stand on the threshold
+    rles = [dict(rle) for rle in encode_masks(masks)]
+    iou = np.asarray(rle_codec.iou(rles, [dict(rle) for rle in expected.rles], [0] * len(expected)))
+    assert (iou.max(1) > 0.95).mean() > 0.95
+    np.testing.assert_allclose(scores[iou.max(1) > 0.95], expected.scores[iou.argmax(1)][iou.max(1) > 0.95], atol=0.01)
+
+
+# OpenVINO sets a stack for signal handlers and may unmap it while a process still has it: it gets one of its own.
+AROUND = """
+import numpy as np
+
+inputs = np.load("inputs.npz")
+values, real = inputs["values"], inputs["real"]
+{}
+np.savez("outputs.npz", **{{name: outputs[name] for name in ("class_queries_logits", "masks_queries_logits")}})
+"""
+
+
+def test_openvino__reads_the_same_file(sample_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    exported = OnnxModel(sample_file, "cpu")
+    inputs = exported.metadata.processor().preprocess(IMAGE)
+    np.savez(tmp_path / "inputs.npz", values=inputs["pixel_values"].numpy(), real=inputs["pixel_mask"].numpy())
+    done = run_isolated(AROUND.format(OPENVINO.replace("model.onnx", str(sample_file))), tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = exported(inputs["pixel_values"], inputs["pixel_mask"])
+    with np.load(tmp_path / "outputs.npz") as outputs:
+        for name in LOGITS:
+            error = (torch.from_numpy(outputs[name]) - getattr(expected, name)).abs()
+            assert float((error <= 1e-3 * getattr(expected, name).abs().clamp(min=1)).double().mean()) > 0.95

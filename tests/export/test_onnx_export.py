@@ -1,0 +1,323 @@
+"""Exported files against torch: every neck and option, fixed and open sizes, both precisions, and what is refused.
+
+Tracing takes seconds of CPU time, so networks are as small as they can be, and each file carries several options.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, SwinConfig
+
+from mask2former_dinov3.data.coco import read_coco
+from mask2former_dinov3.data.layout import Split
+from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
+from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
+from mask2former_dinov3.evaluation.evaluate import evaluate_model, predict_split
+from mask2former_dinov3.export import onnx_export as exporting
+from mask2former_dinov3.export import precision as lower_precision
+from mask2former_dinov3.export.onnx_check import check_agreement, check_detections, in_order_of
+from mask2former_dinov3.export.onnx_export import batches_of, export, feed_of, read_images, set_metadata
+from mask2former_dinov3.export.onnx_graph import patch_centers
+from mask2former_dinov3.export.precision import to_half, to_int8
+from mask2former_dinov3.inference.files.predict_files import predict_files
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inference.onnx_model import DETECTIONS, LOGITS, OnnxModel, load_onnx
+from mask2former_dinov3.inference.predictor import load_network
+from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from mask2former_dinov3.sample_data import SAMPLE
+from support.models import HEAD, SEEDS, padded_mask
+
+pytestmark = pytest.mark.timeout(900)  # a trace is half a minute of CPU time
+VALID = SAMPLE / "valid"
+SMALL: dict[str, Any] = {**HEAD, "encoder_layers": 1, "decoder_layers": 2}
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+
+def vit() -> DINOv3ViTConfig:
+    return DINOv3ViTConfig(
+        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=4
+    )
+
+
+def swin() -> SwinConfig:
+    return SwinConfig(embed_dim=32, depths=[1, 2, 1, 1], num_heads=[1, 2, 4, 8], window_size=4, out_features=STAGES)
+
+
+def convnext() -> DINOv3ConvNextConfig:
+    return DINOv3ConvNextConfig(hidden_sizes=[32, 32, 64, 64], depths=[1, 1, 1, 1], out_features=STAGES)
+
+
+# Between them: every neck (the adapter holds the pyramid), both births of queries, masks at both strides, no encoder,
+# other sizes of the head, taps.
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {"backbone_config": vit, "neck": "plain", "backbone_norm": False, "mask_feature_size": 64},
+    "adapter": {"backbone_config": vit, "neck": "adapter", "backbone_taps": [1, 1, 1, 2], **SEEDS, "feature_size": 64},
+    "swin": {"backbone_config": swin, "neck": "none", "encoder_layers": 0, "mask_stride": 2},
+    "convnext": {"backbone_config": convnext, "neck": "none", "query_init": "seeds", "decoder_layers": 1},
+}
+
+
+def write_model(folder: Path, name: str, **kwargs: Any) -> Path:
+    """A network of random weights as a model folder with a canvas of 64 x 96."""
+    torch.manual_seed(0)
+    options = {**SMALL, **MODELS[name], **kwargs}
+    config = Mask2FormerDinov3Config(**{**options, "backbone_config": options["backbone_config"]()})
+    Mask2FormerDinov3ForInstanceSegmentation(config).save_pretrained(folder)
+    Mask2FormerDinov3ImageProcessor({"height": 64, "width": 96}).save_pretrained(folder)
+    return folder
+
+
+def compare(network: Any, exported: OnnxModel, batch: int, height: int, width: int) -> None:
+    """Logits of noise, padded differently from image to image."""
+    pixels = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(batch))
+    mask = torch.cat([padded_mask(1, height, width, (height - 9 * i, width - 17 * i)) for i in range(batch)])
+    with torch.no_grad():
+        expected = network(pixel_values=pixels, pixel_mask=mask)
+    got = exported(pixel_values=pixels, pixel_mask=mask)
+    for name in LOGITS:
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["swin", "convnext"])
+def test_export__fixed_files_say_what_torch_says(name: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", name)
+    done = export(folder, tmp_path / "new" / "model.onnx")
+    assert done.agreement.batches == ((1, 3, 64, 96), (3, 3, 64, 96))
+    assert [path.name for path in done.path.parent.iterdir()] == ["model.onnx"]
+    network, _ = load_network(folder, "cpu")
+    exported, processor = load_onnx(done.path, "cpu")
+    assert processor.size == {"height": 64, "width": 96}
+    compare(network, exported, 2, 64, 96)
+    with pytest.raises(ValueError, match=r"height x width 64 x 96, got \(1, 3, 96, 96\)"):
+        exported(pixel_values=torch.zeros(1, 3, 96, 96))
+
+
+@pytest.mark.parametrize("name", ["plain", "adapter"])
+def test_export__dynamic_files_take_every_size(name: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", name)
+    done = export(folder, tmp_path / "model.onnx", dynamic=True)
+    assert done.agreement.batches == ((1, 3, 64, 96), (3, 3, 64, 96), (1, 3, 64, 128))
+    network, _ = load_network(folder, "cpu")
+    exported, _ = load_onnx(done.path, "cpu")
+    for batch, height, width in ((1, 64, 64), (3, 160, 96), (2, 128, 192)):
+        compare(network, exported, batch, height, width)
+    with pytest.raises(ValueError, match="multiples of 32"):
+        exported(pixel_values=torch.zeros(1, 3, 80, 96))
+
+
+@pytest.fixture(scope="session")
+def sample_model() -> tuple[Any, Mask2FormerDinov3ImageProcessor]:
+    """The bundled model in torch, and its processor."""
+    return load_network(SAMPLE / "model", "cpu")
+
+
+def other_weights(folder: Path) -> Any:
+    """The network of a folder, a little changed: every class logit by 0.01."""
+    network: Any = load_network(folder, "cpu")[0]
+    with torch.no_grad():
+        network.head.transformer_decoder.class_predictor.bias += 0.01 * torch.tensor([1.0, -1.0])
+    return network
+
+
+def average_precision(model: Any, processor: Mask2FormerDinov3ImageProcessor) -> float:
+    file = VALID / "_annotations.coco.json"
+    results = predict_split(model, processor, read_coco(Split("valid", file, VALID)), batch_size=2)
+    return float(evaluate_coco(file, results)["AP"])
+
+
+def test_export__has_the_ap_of_the_folder(sample_file: Path, sample_model: Any, tmp_path: Path) -> None:
+    file = VALID / "_annotations.coco.json"
+    metrics = evaluate_model(str(sample_file), file, VALID, tmp_path, device="cpu")
+    assert metrics["AP"] > 0.5
+    assert abs(metrics["AP"] - average_precision(*sample_model)) <= 0.002
+
+
+def test_export__has_only_operators_of_onnx_and_says_what_it_is(sample_file: Path) -> None:
+    graph = onnx.load(sample_file)
+    onnx.checker.check_model(graph)
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", exporting.OPSET)]
+    assert [value.name for value in graph.graph.input] == ["pixel_values", "pixel_mask"]
+    assert [value.name for value in graph.graph.output] == [*LOGITS, *DETECTIONS]
+    said = {entry.key: json.loads(entry.value) for entry in graph.metadata_props}
+    assert (said["classes"], said["category_ids"], said["canvas"]) == (["nucleus"], [1], [384, 384])
+    assert (said["precision"], said["mask_stride"], said["num_queries"]) == ("fp32", 2, 150)
+    assert said["licence"] == {"code": "MIT", "weights": "not stated; ask whoever trained the model"}
+
+
+def test_describe__weights_of_dinov3_bring_their_licence(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "plain", backbone_source="facebook/dinov3-vits16plus-pretrain-lvd1689m")
+    metadata = exporting.describe(*load_network(folder, "cpu"), folder)
+    assert metadata.licence["weights"].startswith("DINOv3 License")
+    assert metadata.licence["weights_text"] == (SAMPLE.parent / "DINOV3_LICENSE.md").read_text(encoding="utf-8")
+
+
+def test_export__predicts_as_the_folder_does(sample_file: Path, tmp_path: Path) -> None:
+    found = []
+    for model in (str(sample_file), str(SAMPLE / "model")):
+        output = tmp_path / Path(model).name
+        predict_files(model, [VALID / "14cc1424c5980827.png"], output, device="cpu", save=("coco",))
+        found.append(json.loads((output / "predictions.json").read_text()))
+    assert len(found[0]) == len(found[1]) > 10
+    scores = [sorted(one["score"] for one in side) for side in found]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)
+
+
+def test_best_detections__are_those_of_post_process(sample_file: Path, sample_model: Any) -> None:
+    _, processor = sample_model
+    exported = OnnxModel(sample_file, "cpu")
+    tall = np.array(Image.open(VALID / "14cc1424c5980827.png").convert("RGB"))[:, :150]  # padded at the right
+    inputs = processor.preprocess([tall, VALID / "3ca8181367fc1258.png"])
+    pixels, mask = inputs["pixel_values"], inputs["pixel_mask"]
+    output = exported(pixels, mask)
+    check_detections(exported, processor, output, pixels, mask)
+    scores, labels, masks = exported.run({"pixel_values": pixels.numpy(), "pixel_mask": mask.numpy()}, DETECTIONS)
+    assert scores.shape == labels.shape == (2, 100)
+    assert masks.shape == (2, 100, 384, 384)
+    assert (np.diff(scores) <= 0).all()
+    moved = exported(pixels.flip(0), mask.flip(0))  # logits of other images than those of the graph's instances
+    with pytest.raises(CheckpointError, match="are not those of its logits"):
+        check_detections(exported, processor, moved, pixels, mask)
+
+
+@pytest.fixture(scope="session")
+def checked_batches(sample_model: Any) -> exporting.Batches:
+    _, processor = sample_model
+    return batches_of(read_images(VALID, processor, 3), processor, False, VALID)
+
+
+def test_in_order_of__undoes_another_order_of_queries_and_hides_nothing() -> None:
+    torch.manual_seed(0)
+    expected = [torch.randn(2, 30, 4), torch.randn(2, 30, 24, 32) * 20]
+    order = torch.stack([torch.randperm(30), torch.randperm(30)])
+    got = [logits[torch.arange(2)[:, None], order].clone() for logits in expected]
+    for one, other in zip(in_order_of(expected, got), expected, strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+    got[1][1, 7] += 0.01
+    wrong = [(one != other).flatten(2).any(2) for one, other in zip(in_order_of(expected, got), expected, strict=True)]
+    assert [int(one.sum()) for one in wrong] == [0, 1]
+    assert wrong[1][1, order[1, 7]]
+
+
+def test_check_agreement__sees_another_network(sample_file: Path, sample_model: Any, checked_batches: Any) -> None:
+    exported = OnnxModel(sample_file, "cpu")
+    assert check_agreement(sample_model[0], exported, checked_batches).matched > 0.99
+    with pytest.raises(CheckpointError, match=r"not the model in fp32: .* of the logits within 0.001"):
+        check_agreement(other_weights(SAMPLE / "model"), exported, checked_batches)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the quantiser's, on zeros
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_lower_precision__keeps_instances_and_ap(
+    precision: str, sample_file: Path, sample_model: Any, checked_batches: Any, tmp_path: Path
+) -> None:
+    network, processor = sample_model
+    file = tmp_path / "lower.onnx"
+    if precision == "fp16":
+        to_half(sample_file, file)
+    else:
+        to_int8(sample_file, file, (feed_of(processor, one) for one in read_images(SAMPLE / "train", processor, 8)))
+    set_metadata(file, replace(OnnxModel(sample_file, "cpu").metadata, precision=precision))
+    exported = OnnxModel(file, "cpu")
+    assert check_agreement(network, exported, checked_batches).instances > 50
+    assert file.stat().st_size < 0.75 * sample_file.stat().st_size
+    types = Counter(tensor.data_type for tensor in onnx.load(file).graph.initializer if len(tensor.dims) > 1)
+    assert types[{"fp16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]] > 20
+    assert abs(average_precision(exported, processor) - average_precision(network, processor)) < 0.03
+
+
+def test_save__large_weights_lie_beside_the_file_and_move_with_it(
+    sample_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lower_precision, "ONE_FILE", 1000)
+    (tmp_path / "made").mkdir()
+    written, output = tmp_path / "made" / "model.onnx", tmp_path / "model.onnx"
+    to_half(sample_file, written)
+    assert written.stat().st_size < 2_000_000 < written.with_name("model.onnx.data").stat().st_size
+    total = exporting.move(written, output)
+    assert total == sum(path.stat().st_size for path in tmp_path.glob("model.onnx*"))
+    OnnxModel(output, "cpu")
+    exporting.move(Path(shutil.copy(sample_file, written)), output)  # a small one takes its place
+    assert [path.name for path in tmp_path.glob("model.onnx*")] == ["model.onnx"]
+    output.with_name("model.onnx.data").write_bytes(b"")
+    to_half(sample_file, output)
+    output.with_name("model.onnx.data").unlink()
+    with pytest.raises(CheckpointError, match=r"its .data file is missing"):
+        OnnxModel(output, "cpu")
+
+
+def test_check_agreement__cannot_judge_lower_precision_without_instances(
+    sample_file: Path, sample_model: Any, tmp_path: Path
+) -> None:
+    network, processor = sample_model
+    Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
+    file = tmp_path / "half.onnx"
+    to_half(sample_file, file)
+    set_metadata(file, replace(OnnxModel(sample_file, "cpu").metadata, precision="fp16"))
+    batches = batches_of(read_images(tmp_path, processor, 1), processor, False, tmp_path)
+    with pytest.raises(CheckpointError, match=r"fp16 cannot be checked: .*--images"):
+        check_agreement(network, OnnxModel(file, "cpu"), batches)
+
+
+def test_export__leaves_nothing_when_the_check_fails(
+    sample_file: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written is a file of other weights: the folder's own are changed after it was made."""
+    folder = shutil.copytree(SAMPLE / "model", tmp_path / "model")
+    other_weights(folder).save_pretrained(folder)
+    output = tmp_path / "out" / "model.onnx"
+    output.parent.mkdir()
+    output.write_bytes(b"of an earlier export")
+    monkeypatch.setattr(exporting, "trace", lambda _, __, path, *rest, **flags: shutil.copy(sample_file, path))
+    with pytest.raises(CheckpointError, match="not the model in fp32"):
+        export(folder, output)
+    assert [path.name for path in output.parent.iterdir()] == ["model.onnx"]
+    assert output.read_bytes() == b"of an earlier export"
+
+
+@pytest.mark.parametrize(
+    ("output", "flags", "message"),
+    [
+        ("model.pt", {}, "ends in .onnx"),
+        ("model.onnx", {"precision": "bf16"}, "expected one of fp32, fp16, int8"),
+        ("model.onnx", {"precision": "int8"}, "int8 needs a folder of images"),
+        ("model.onnx", {"calibration_images": VALID}, "no other precision does"),
+        ("model.onnx", {"size": (100, 96)}, "image_height: 100 is not a multiple"),
+        ("model.onnx", {"size": (96, 96), "dynamic": True}, "exclude each other"),
+    ],
+)
+def test_export__says_what_cannot_be_done(output: str, flags: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        export(SAMPLE / "model", tmp_path / output, **flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export__says_what_it_cannot_read(sample_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected a model folder"):
+        export(sample_file, tmp_path / "model.onnx")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no image"):
+        export(SAMPLE / "model", tmp_path / "model.onnx", images=tmp_path / "empty")
+
+
+def test_export__refuses_open_sizes_for_a_swin(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dynamic: the windows of a Swin"):
+        export(write_model(tmp_path / "model", "swin"), tmp_path / "model.onnx", dynamic=True)
+
+
+def test_patch_centers__are_those_of_transformers() -> None:
+    from transformers.models.dinov3_vit.modeling_dinov3_vit import get_patches_center_coordinates
+
+    expected = get_patches_center_coordinates(3, 5, dtype=torch.float32, device=torch.device("cpu"))
+    torch.testing.assert_close(patch_centers(3, 5, torch.float32, torch.device("cpu")), expected)

@@ -1,0 +1,300 @@
+"""Prediction on files: all that can be done is done, a stopped run goes on, nothing is written elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
+from mask2former_dinov3.inference.files.find_images import find_images
+from mask2former_dinov3.inference.files.predict_files import predict_files
+from mask2former_dinov3.inference.files.progress import Progress
+from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.instances import Instances
+from mask2former_dinov3.visualize import draw_instances
+
+
+@pytest.fixture(scope="module")
+def predictor(model_folder: Path) -> Predictor:
+    return Predictor.from_pretrained(model_folder, "cpu")
+
+
+def picture(seed: int = 0, height: int = 40, width: int = 60) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_predict_files__does_all_it_can_and_reports_the_rest(predictor: Predictor, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "deeper").mkdir(parents=True)
+    Image.fromarray(picture(0)).save(folder / "a.png")
+    Image.fromarray(picture(1)).save(folder / "deeper" / "a.jpg")
+    Image.fromarray(picture(2)).save(folder / "b.bmp")
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    (folder / "notes.txt").write_text("no image, and not one to try")
+    summary = predict_files(
+        predictor,
+        [folder, tmp_path / "missing.png", str(folder / "*.bmp")],
+        tmp_path / "out",
+        threshold=0.0,
+        save=("overlays", "masks", "coco"),
+        batch_size=2,
+    )
+    assert summary.images == 3
+    assert sorted(Path(name).name for name, _ in summary.failed) == ["broken.png", "missing.png"]
+    assert summary.without_detection == []
+    assert "2 failed" in summary.text()
+    assert "broken.png" in summary.text()
+    overlays = sorted(str(path.relative_to(tmp_path / "out")) for path in summary.overlays)
+    assert overlays == ["overlays/a.png", "overlays/b.png", "overlays/deeper/a.jpg"]
+    assert all(path.is_file() for path in summary.overlays)
+    images = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert [(one["id"], one["file_name"]) for one in images["images"]] == [
+        (1, "a.png"),
+        (2, "b.bmp"),
+        (4, "deeper/a.jpg"),
+    ]
+    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert len(results) == summary.detections > 0
+    for image, name in ((1, "a"), (4, "deeper/a")):
+        masks = sorted((tmp_path / "out" / "masks" / name).glob("*.png"))
+        assert len(masks) == sum(result["image_id"] == image for result in results)
+        with Image.open(masks[0]) as mask:
+            assert (mask.size, mask.mode) == ((60, 40), "1")
+    # Both files together are enough for a score.
+    truth = {**images, "annotations": [{**one, "id": index} for index, one in enumerate(results, start=1)]}
+    assert evaluate_coco(truth, results)["images"] == 3
+
+
+def test_predict_files__names_images_without_a_detection(predictor: Predictor, tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    summary = predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out", threshold=1.0)
+    assert [path.name for path in summary.without_detection] == ["a.png"]
+    assert "no detection in 1 of them" in summary.text()
+    assert "a.png" in summary.text()
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
+
+
+def test_predict_files__does_again_what_it_did_and_not_its_own_overlays(predictor: Predictor, tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    counts = [
+        predict_files(predictor, [tmp_path], tmp_path / "out", threshold=threshold, save=("overlays", "masks")).images
+        for threshold in (0.0, 1.0)
+    ]
+    assert counts == [1, 1]
+    assert list((tmp_path / "out" / "masks" / "a").iterdir()) == []  # of the first run
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+def test_predict_files__keeps_what_is_done_when_interrupted(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        Image.fromarray(picture()).save(tmp_path / f"{name}.png")
+    done: list[int] = []
+    draw = draw_instances
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return draw(*arguments, **options)
+
+    monkeypatch.setattr("mask2former_dinov3.inference.files.writers.draw_instances", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="stopped: 2 of 3 images are done; the same command goes on"):
+        predict_files(predictor, [tmp_path], tmp_path / "out", threshold=0.0)
+    assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == 2
+
+
+def test_predict_files__says_what_it_cannot_do(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"(?s)no image found.*nowhere/\*\.png: no such file.*: no image in it"):
+        predict_files(predictor, ["nowhere/*.png", tmp_path], tmp_path / "out")
+    with pytest.raises(ValueError, match="save: expected some of overlays, masks, coco, geojson, yolo, got video"):
+        predict_files(predictor, [tmp_path], tmp_path / "out", save=("video",))
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="batch_size"):
+        predict_files(predictor, [tmp_path], tmp_path / "out", batch_size=0)
+
+
+def test_find_images__gives_each_file_once_with_a_name_of_its_own(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for name in ("a.png", "a.JPG", "b.tif"):
+            (tmp_path / folder / name).write_bytes(b"")
+    failed: list[tuple[str, str]] = []
+    found = find_images([tmp_path / "one", tmp_path / "two", tmp_path / "one" / "b.tif"], tmp_path / "out", failed)
+    assert failed == []
+    assert len({path for path, _ in found}) == len(found) == 6
+    assert [name for _, name in found] == ["a.JPG", "a-2.JPG", "a-3.png", "a-4.png", "b.tif", "b-2.tif"]
+    (single,) = find_images([tmp_path / "one" / "notes.txt", str(tmp_path / "**" / "b.tif")], tmp_path, failed)[:1]
+    assert single[1] == "b.tif"
+    assert failed[0][1].endswith("no such file, folder or pattern")
+
+
+@pytest.mark.parametrize("threshold", [50.0, -0.1, float("nan")])
+def test_predict_files__refuses_a_threshold_that_is_no_score(threshold: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="threshold: expected a score between 0 and 1"):
+        predict_files(tmp_path, [tmp_path], tmp_path / "out", threshold=threshold)
+
+
+def results_of(output: Path) -> tuple[str, str]:
+    return (output / "predictions.json").read_text(), (output / "images.json").read_text()
+
+
+def write_pictures(folder: Path, count: int, size: tuple[int, int] = (40, 60)) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(count):
+        Image.fromarray(picture(seed, *size)).save(folder / f"{seed}.png")
+    return folder
+
+
+def test_predict_files__writes_every_kind_of_output_for_tiles(predictor: Predictor, tmp_path: Path) -> None:
+    pytest.importorskip("rasterio")
+    folder = write_pictures(tmp_path / "in", 2, (100, 130))
+    Image.fromarray(picture(9)).save(folder / "small.png")
+    save = ("overlays", "masks", "coco", "geojson", "yolo")
+    summary = predict_files(predictor, [folder], tmp_path / "out", threshold=0.0, save=save, tile=64, batch_size=3)
+    assert summary.failed == []
+    results = json.loads(results_of(tmp_path / "out")[0])
+    for number, name in enumerate(("0", "1", "small"), start=1):
+        found = predictor(folder / f"{name}.png", threshold=0.0, tile=64, batch_size=3)
+        own = [result for result in results if result["image_id"] == number]
+        if name != "small":  # which was in a batch of its own here and there
+            assert own == found.to_coco(number)
+        assert len(list((tmp_path / "out" / "masks" / name).glob("*.png"))) == len(own)
+        features = json.loads((tmp_path / "out" / "geojson" / f"{name}.geojson").read_text())["features"]
+        assert [feature["properties"]["score"] for feature in features] == [result["score"] for result in own]
+        assert len((tmp_path / "out" / "yolo" / "labels" / f"{name}.txt").read_text().splitlines()) == len(own)
+    assert '0: "disc"' in (tmp_path / "out" / "yolo" / "data.yaml").read_text()
+
+
+def test_predict_files__draws_large_images_smaller_and_cuts_their_masks(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mask2former_dinov3.inference.tiles.image_reader.WHOLE_PIXELS", 1000)
+    monkeypatch.setattr("mask2former_dinov3.inference.files.writers.LONGEST_OVERLAY", 50)
+    folder = write_pictures(tmp_path / "in", 1, (100, 130))
+    found = predictor(folder / "0.png", threshold=0.0, tile=64)
+    predict_files(predictor, [folder], tmp_path / "out", threshold=0.0, save=("overlays", "masks"), tile=64)
+    with Image.open(tmp_path / "out" / "overlays" / "0.png") as overlay:
+        assert overlay.size == (44, 34)  # a third, rounded up
+    first = sorted((tmp_path / "out" / "masks" / "0").glob("*.png"))[0]
+    _, left, top = re.fullmatch(r"(.+)_x(\d+)_y(\d+)", first.stem).groups()  # type: ignore[union-attr]
+    window = found.window(0)
+    assert (int(top), int(left)) == (window.top, window.left)
+    with Image.open(first) as mask:
+        np.testing.assert_array_equal(np.asarray(mask), window.pixels.astype(bool))
+
+
+RUN = """
+import sys
+from pathlib import Path
+from mask2former_dinov3.inference.files import progress
+from mask2former_dinov3.inference.files.predict_files import predict_files
+
+append, lines = progress.Progress._append, []
+
+def killed(self, line):
+    place = append(self, line)
+    lines.append(line)
+    if len(lines) == int(sys.argv[4]):
+        self._file.write(b'{"key": "half a li')
+        self._file.flush()
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    return place
+
+progress.Progress._append = killed
+predict_files(sys.argv[1], [sys.argv[2]], Path(sys.argv[3]), threshold=0.0, tile=64, device="cpu")
+"""
+
+
+def test_predict_files__goes_on_after_a_kill_and_ends_as_a_straight_run(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Killed (SIGKILL) after two images and two of the three rows of tiles of the next."""
+    folder = write_pictures(tmp_path / "in", 2)
+    for seed in (2, 3):
+        Image.fromarray(picture(seed, 150, 100)).save(folder / f"{seed}.png")
+    predict_files(model_folder, [folder], tmp_path / "straight", threshold=0.0, tile=64, device="cpu")
+    words = [str(model_folder), str(folder), str(tmp_path / "out"), "7"]  # settings, 2 for each of two images, two rows
+    done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    assert not (tmp_path / "out" / "predictions.json").exists()
+    asked: list[int] = []
+    predict = Predictor.predict_prepared
+
+    def counted(self: Predictor, prepared: Any, *options: Any) -> list[Instances]:
+        asked.append(len(prepared))
+        return predict(self, prepared, *options)
+
+    monkeypatch.setattr(Predictor, "predict_prepared", counted)
+    caplog.set_level("INFO")
+    summary = predict_files(model_folder, [folder], tmp_path / "out", threshold=0.0, tile=64, device="cpu")
+    assert "going on with what an earlier run has left: 2 images are done, 1 in part" in caplog.text
+    assert len(asked) == 2 + 3 * 2  # the last row of the third image, and the fourth
+    assert results_of(tmp_path / "out") == results_of(tmp_path / "straight")
+    assert (summary.images, len(summary.overlays)) == (4, 4)
+    assert all(path.is_file() for path in summary.overlays)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"threshold": 0.1}, "threshold"),
+        ({"tile": 48}, "tile"),
+        ({"overlap": 0.3}, "tile"),
+        ({"max_detections": 9}, "max_"),
+    ],
+)
+def test_predict_files__does_not_mix_settings(
+    changed: dict[str, Any], word: str, predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_pictures(tmp_path / "in", 2)
+    options: dict[str, Any] = {"threshold": 0.0, "tile": 64, "save": ("coco",)}
+    stop_after(1, lambda: predict_files(predictor, [folder], tmp_path / "out", **options))
+    options |= changed
+    predict_files(predictor, [folder], tmp_path / "out", **options)
+    assert re.search(rf"starting anew: an earlier, unfinished run had another {word}", caplog.text)
+    predict_files(predictor, [folder], tmp_path / "straight", **options)
+    assert results_of(tmp_path / "out") == results_of(tmp_path / "straight")
+
+
+def test_predict_files__does_not_mix_models_or_images(
+    predictor: Predictor, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_pictures(tmp_path / "in", 3)
+    other = Predictor.from_pretrained(model_folder, "cpu")
+    next(other.model.parameters()).data[0] += 1
+    stop_after(2, lambda: predict_files(other, [folder], tmp_path / "out", threshold=0.0))
+    stop_after(2, lambda: predict_files(predictor, [folder], tmp_path / "out", threshold=0.0))
+    assert "another model" in caplog.text
+    Image.fromarray(picture(7)).save(folder / "0.png")  # done already, but it is another one now
+    predict_files(predictor, [folder], tmp_path / "out", threshold=0.0)
+    predict_files(predictor, [folder], tmp_path / "straight", threshold=0.0)
+    assert results_of(tmp_path / "out") == results_of(tmp_path / "straight")
+
+
+def stop_after(count: int, run: Any) -> None:
+    """Ctrl-C once so many images are done."""
+    finish, done = Progress.finish, []
+
+    def stopped(self: Progress, key: str, entry: dict[str, Any], results: Any) -> None:
+        finish(self, key, entry, results)
+        done.append(key)
+        if len(done) == count:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "finish", stopped)
+        with pytest.raises(KeyboardInterrupt, match=f"stopped: {count} of"):
+            run()

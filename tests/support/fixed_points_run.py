@@ -1,0 +1,35 @@
+"""Not a test: trains as `train --config FILE` does, with the random points of the losses fixed, so that runs which
+share their images out differently can be compared. Started by test_processes.py, under torchrun or alone."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+from mask2former_dinov3.config.train_config import load_config
+from mask2former_dinov3.training import train as train_module
+from mask2former_dinov3.training.build_model import build_model
+
+
+def fixed_rand(*size: int, device: Any = None) -> torch.Tensor:
+    """The same points for every mask, in every process and step."""
+    generator = torch.Generator().manual_seed(size[1])
+    points = torch.empty(1, *size[1:]).uniform_(generator=generator)
+    return points.expand(size[0], -1, -1).to(device).clone()
+
+
+def main() -> None:
+    def with_fixed_points(*args: Any) -> Any:
+        model = build_model(*args)
+        model.criterion.rand = fixed_rand
+        return model
+
+    vars(train_module)["build_model"] = with_fixed_points
+    config, _ = load_config(sys.argv[1], {})
+    train_module.train(config)
+
+
+if __name__ == "__main__":
+    main()

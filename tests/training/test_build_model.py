@@ -1,0 +1,175 @@
+"""From configuration to model: backbones and heads from local folders, and what a saved folder then carries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import DINOv3ConvNextModel, DINOv3ViTModel
+
+from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
+from mask2former_dinov3.errors import CheckpointError
+from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.model_folder.folder import save_model_folder
+from mask2former_dinov3.training.build_model import build_model, build_processor, fitted_to
+from support.models import DATA, config_of, hf_mask2former, randomised, small_convnext, small_vit
+
+
+@pytest.fixture(scope="module")
+def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DINOv3 ViT as the hub has it, with a mean and std of its own."""
+    folder = tmp_path_factory.mktemp("vit")
+    randomised(DINOv3ViTModel(small_vit())).save_pretrained(folder)
+    statistics = {"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics))
+    return folder
+
+
+def test_build_model__a_pretrained_backbone_is_frozen_unless_asked(vit_folder: Path) -> None:
+    assert not any(
+        p.requires_grad for p in build_model(config_of(backbone=str(vit_folder)), DATA).backbone.parameters()
+    )
+    trained = build_model(config_of(backbone=str(vit_folder), freeze_backbone=False), DATA)
+    assert any(p.requires_grad for p in trained.backbone.parameters())
+    random = build_model(config_of(backbone="tiny"), DATA)
+    assert any(p.requires_grad for p in random.backbone.parameters())
+    assert random.config.category_ids == [3, 7]
+    assert random.config.id2label == {0: "disc", 1: "bar"}
+
+
+@pytest.mark.parametrize(("most", "queries"), [(0, 50), (40, 50), (41, 75), (100, 125), (376, 475)])
+def test_fitted_to__queries_follow_the_fullest_image(most: int, queries: int) -> None:
+    triangle = [np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0]])]
+    one, crowd = (Annotation(1, 0, 3, triangle, iscrowd, (0.0, 0.0, 4.0, 4.0), 8.0) for iscrowd in (False, True))
+    record = ImageRecord(1, "x", Path("x"), 8, 8, [*[one] * most, crowd])
+    data = dataclasses.replace(DATA, images=[record, dataclasses.replace(record, annotations=[])])
+    assert fitted_to(config_of(num_queries="auto"), data).num_queries == queries
+    assert fitted_to(config_of(num_queries=7), data).num_queries == 7
+
+
+@pytest.mark.parametrize(("side", "canvas", "stride"), [(6.0, 64, 2), (6.0, 256, 4), (40.0, 64, 4)])
+def test_fitted_to__mask_stride_follows_the_instances_on_the_canvas(side: float, canvas: int, stride: int) -> None:
+    """Small objects want fine masks, unless the canvas enlarges them; a head brings its own stride."""
+    corner = np.array([[9.0, 9.0], [9 + side, 9.0], [9.0, 9 + side]])
+    one = Annotation(1, 0, 3, [corner], False, (9.0, 9.0, side, side), side**2 / 2)
+    data = dataclasses.replace(DATA, images=[ImageRecord(1, "x", Path("x"), 64, 64, [one])])
+    options: dict[str, Any] = {"mask_stride": "auto", "image_height": canvas, "image_width": canvas}
+    assert fitted_to(config_of(**options), data).mask_stride == stride
+    assert fitted_to(config_of(**options, head="x"), data).mask_stride is None
+    empty = dataclasses.replace(DATA, images=[])
+    assert fitted_to(config_of(**options), empty).mask_stride == 4
+
+
+def test_build_processor__takes_mean_and_std_of_the_weights(vit_folder: Path) -> None:
+    config = config_of(backbone=str(vit_folder))
+    processor = build_processor(config, build_model(config, DATA))
+    assert processor.image_mean == [0.43, 0.411, 0.296]
+    assert processor.size == {"height": 64, "width": 64}
+    random = config_of(backbone="tiny")
+    assert build_processor(random, build_model(random, DATA)).image_mean == [0.485, 0.456, 0.406]
+
+
+def test_build_model__says_that_a_pyramid_network_takes_no_neck(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    DINOv3ConvNextModel(small_convnext()).save_pretrained(tmp_path)
+    with caplog.at_level(logging.INFO, logger="mask2former_dinov3"):
+        model = build_model(config_of(backbone=str(tmp_path), neck="plain"), DATA)
+    assert model.config.neck == "none"
+    assert "neck: none in place of plain, since a dinov3_convnext is a pyramid itself" in caplog.text
+
+
+def test_build_model__starts_the_head_from_a_mask2former_folder(vit_folder: Path, tmp_path: Path) -> None:
+    theirs = hf_mask2former()
+    theirs.save_pretrained(tmp_path)
+    model = build_model(config_of(backbone=str(vit_folder), head=str(tmp_path), num_queries=20), DATA)
+    assert model.config.num_queries == 20  # other than the checkpoint's 12, so its queries are new
+    assert model.config.num_labels == 2
+    pixel_decoder = theirs.model.pixel_level_module.decoder
+    assert torch.equal(model.head.pixel_decoder.level_embed, pixel_decoder.level_embed)
+    vit = DINOv3ViTModel.from_pretrained(vit_folder)
+    assert torch.equal(model.backbone.norm.weight, vit.norm.weight)
+
+
+def test_build_model__goes_on_from_a_model_of_ours(tmp_path: Path) -> None:
+    """Classes by name, queries by number, all else as it was; stored in half precision, trained in full."""
+    torch.manual_seed(1)
+    before = build_model(config_of(backbone="tiny", neck="adapter", num_queries=60, encoder_layers=1), DATA)
+    before.half().save_pretrained(tmp_path)
+    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(statistics))
+    classes = dataclasses.replace(DATA, categories=(Category(1, "star"), Category(2, "bar")))
+    torch.manual_seed(2)
+    after = build_model(config_of(head=str(tmp_path), num_queries=80, matching="pixels"), classes)
+    assert (after.config.neck, after.config.encoder_layers, after.config.matching) == ("adapter", 1, "pixels")
+    assert (after.config.id2label, after.config.category_ids) == ({0: "star", 1: "bar"}, [1, 2])
+    assert after.config.backbone_config.hidden_size == before.config.backbone_config.hidden_size
+    old, new = before.state_dict(), after.state_dict()
+    decoder = "head.transformer_decoder."
+    for name in ("weight", "bias"):
+        was, now = (state[f"{decoder}class_predictor.{name}"] for state in (old, new))
+        assert torch.equal(now[1].half(), was[1])  # bar
+        assert torch.equal(now[2].half(), was[2])  # no object
+        assert not torch.equal(now[0].half(), was[0]) or name == "bias"
+    was, now = (state[f"{decoder}queries_features.weight"] for state in (old, new))
+    assert now.shape == (80, 128)
+    assert torch.equal(now[:60].half(), was)
+    for key, value in new.items():
+        assert value.dtype == torch.float32
+        assert "class_predictor" in key or "queries_" in key or torch.equal(value.half(), old[key]), key
+    assert build_model(config_of(head=str(tmp_path)), DATA).config.num_queries == 60
+    assert build_processor(config_of(head=str(tmp_path)), after).image_mean == [0.1, 0.2, 0.3]
+    with pytest.raises(CheckpointError, match="is another network: query_init is learned there, seeds here"):
+        build_model(config_of(head=str(tmp_path), query_init="seeds"), DATA)
+
+
+def test_build_model__refuses_another_network_than_the_published_head(vit_folder: Path, tmp_path: Path) -> None:
+    hf_mask2former().save_pretrained(tmp_path)
+    with pytest.raises(
+        CheckpointError, match="query_init is learned there, seeds here; mask_stride is 4 there, 2 here"
+    ):
+        build_model(config_of(backbone="tiny", head=str(tmp_path), query_init="seeds", mask_stride=2), DATA)
+
+
+def test_build_model__refuses_a_head_of_another_kind_or_a_cut_one(vit_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="got a model of type 'dinov3_vit'"):
+        build_model(config_of(backbone="tiny", head=str(vit_folder)), DATA)
+    hf_mask2former().save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {k: v for k, v in state.items() if "mask_embedder" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(CheckpointError, match="6 weights are missing"):
+        build_model(config_of(backbone="tiny", head=str(tmp_path)), DATA)
+
+
+def test_build_model__says_which_head_cannot_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing-here.*expected a Hugging Face Mask2Former"):
+        build_model(config_of(backbone="tiny", head=str(tmp_path / "nothing-here")), DATA)
+
+
+def test_save_model_folder__carries_dinov3s_licence_and_needs_no_hub(vit_folder: Path, tmp_path: Path) -> None:
+    config = config_of(backbone=str(vit_folder))
+    model = build_model(config, DATA)
+    save_model_folder(model, build_processor(config, model), tmp_path / "best", {"AP": 0.5, "AP50": 0.75})
+    assert "DINOv3 License" in (tmp_path / "best" / "DINOV3_LICENSE.md").read_text()
+    card = (tmp_path / "best" / "README.md").read_text()
+    assert "license_name: dinov3-license" in card
+    assert "| AP | 0.5000 |" in card
+    assert "disc, bar" in card
+    vit_folder.rename(vit_folder.with_name("moved"))  # the folder it came from is gone
+    try:
+        loaded = Predictor.from_pretrained(tmp_path / "best", "cpu")
+    finally:
+        vit_folder.with_name("moved").rename(vit_folder)
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.eval()(pixel_values).class_queries_logits
+        assert torch.equal(loaded.model(pixel_values).class_queries_logits, expected)
