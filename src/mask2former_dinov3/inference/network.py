@@ -1,0 +1,47 @@
+"""What predicts: the interface that the torch network and an exported ONNX file share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from ..model import Mask2FormerDinov3Output
+
+
+class NetworkConfig(Protocol):
+    """What users of a network read from its configuration; names as in `Mask2FormerDinov3Config`.
+
+    id2label: label 0..K-1 -> class name. category_ids: the data set's category id of every label.
+    """
+
+    @property
+    def id2label(self) -> Mapping[int, str]: ...
+    @property
+    def category_ids(self) -> list[int]: ...
+    @property
+    def num_labels(self) -> int: ...
+    @property
+    def num_queries(self) -> int: ...
+    @property
+    def mask_stride(self) -> int: ...
+
+
+class Network(Protocol):
+    """`Mask2FormerDinov3ForInstanceSegmentation` or `OnnxModel`: images in, logits out."""
+
+    @property
+    def config(self) -> NetworkConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, pixel_values: Tensor, *, pixel_mask: Tensor | None = None) -> Mask2FormerDinov3Output:
+        """pixel_values (B, 3, H, W), normalised; pixel_mask (B, H, W), non-zero on real pixels, None: all are.
+
+        class_queries_logits (B, Q, K+1) and masks_queries_logits (B, Q, H/s, W/s), s = `config.mask_stride`.
+        """
+        ...
+
+    def eval(self) -> Self: ...
