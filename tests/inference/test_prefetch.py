@@ -85,7 +85,7 @@ def test_prefetch__closed_early_cancels_what_waits_and_joins_its_threads() -> No
     while 1 not in begun:
         time.sleep(0.001)
     threading.Timer(0.05, release.set).start()
-    results.close()  # type: ignore[attr-defined]  # a generator
+    results.close()
     assert begun == [0, 1]  # 2 to 8 were submitted, and never ran
     assert threads_of_pools() == before
 

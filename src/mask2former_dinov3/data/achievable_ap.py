@@ -1,4 +1,7 @@
-"""How well masks of a coarse stride can fit a data set, whatever the model: the ground truth made coarse and back."""
+"""Compute the highest AP that masks of a given stride can reach on a data set, whatever the model.
+
+The ground truth is reduced to the stride and enlarged again, and compared with itself.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ from .segmentation import Window
 from .transforms import fit_matrix, fitted_size, rasterise_windows
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05)  # of COCO's AP
-MOST = 300  # instances that are looked at, evenly over the split
+MAX_INSTANCES = 300  # that are measured, evenly spread over the split
 
 
 def mask_ceilings(
-    data: CocoData, canvas: tuple[int, int], strides: Sequence[int] = (2, 4, 8), most: int = MOST
+    data: CocoData, canvas: tuple[int, int], strides: Sequence[int] = (2, 4, 8), most: int = MAX_INSTANCES
 ) -> dict[int, float]:
     """Stride -> AP of a perfect model with masks of that stride on this canvas (height, width); {} without instances.
 
-    An instance at its own size becomes the share of each coarse pixel that it covers, which is resized back bilinearly
-    and cut at a half. Where its IoU with itself misses one of COCO's thresholds it is a false detection as well as a
-    missed instance: if a share r passes, precision is r up to a recall of r, and AP at that threshold r squared.
+    Each instance, at its own size, is averaged over the coarse pixels, resized back bilinearly and thresholded at 0.5.
+    If its IoU with itself is below one of COCO's thresholds, it counts as a false detection and as a missed instance:
+    if a fraction r passes, precision is r up to a recall of r, and AP at that threshold is r squared.
     """
     pairs = [(record, one) for record in data.images for one in record.annotations if not one.iscrowd]
     chosen = pairs[:: -(-len(pairs) // most) or 1]
@@ -40,11 +43,11 @@ def mask_ceilings(
 
 
 def _coarse_iou(window: Window, size: tuple[int, int], fitted: tuple[int, int], stride: int) -> float:
-    """IoU of an instance with itself made coarse and back; only the cells around it are made, two beyond each side."""
+    """IoU of an instance with its coarse copy; only the cells around it are computed, two beyond each side."""
     spans, cells = [], []  # rows first, then columns; pixels, and how many cells they become
-    for start, length, whole, shown in zip((window.top, window.left), window.pixels.shape, size, fitted, strict=True):
-        number = max(1, round(shown / stride))
-        side = whole / number  # of a cell, pixels
+    for start, length, whole, fit in zip((window.top, window.left), window.pixels.shape, size, fitted, strict=True):
+        number = max(1, round(fit / stride))
+        side = whole / number  # of a cell, in pixels
         first, last = max(0, int(start / side) - 2), min(number, int((start + length) / side) + 3)
         spans.append((round(first * side), round(last * side)))
         cells.append(last - first)

@@ -1,6 +1,6 @@
-"""The data doctor: everything that is wrong with a data set, at once, and what is in it.
+"""Check a data set: list everything that is wrong with it, and count what is in it.
 
-Three severities (see `Fault`): an error would stop or spoil training, which refuses it with the same words; a warning
+Three severities (see `Fault`): an error would stop or spoil training, which refuses it with the same message; a warning
 is left out of training or worth a look; a note is for information.
 """
 
@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..errors import DatasetError
+from ..errors import DatasetError, mismatch
 from .achievable_ap import mask_ceilings
-from .coco import CocoData, Fault, ImageRecord, parse_coco
-from .images import IMAGE_SUFFIXES, decode_image, read_header
+from .coco import CocoData, ImageRecord, parse_coco
+from .faults import Fault, count_of, quote
+from .images import IMAGE_SUFFIXES, check_image_size, decode_image, read_header
 from .layout import Split
 from .statistics import Statistics, statistics_of
 
-Progress = Callable[[int, int], None]
-"""Told how many images are done, and of how many."""
+ProgressCallback = Callable[[int, int], None]
+"""Called with the number of images that are checked, and the number of all."""
 
 _SEVERITIES = ("error", "warning", "note")
 _LISTED = 100  # faults of one severity and split in the text; the JSON report has all
@@ -31,13 +31,16 @@ _LISTED = 100  # faults of one severity and split in the text; the JSON report h
 
 @dataclass(slots=True)
 class SplitReport:
-    """One split: its annotation file, its faults in the order of checking, its records and statistics (when read)."""
+    """One split: its annotation file, its faults in the order of checking, its records and statistics (None: not read).
+
+    ceilings: stride of the masks -> AP that masks of this stride can reach.
+    """
 
     annotations: Path
     faults: list[Fault] = field(default_factory=list)
     data: CocoData | None = None
     statistics: Statistics | None = None
-    ceilings: dict[int, float] = field(default_factory=dict)  # stride of masks -> AP that they can reach
+    ceilings: dict[int, float] = field(default_factory=dict)
 
     def of(self, severity: str) -> list[Fault]:
         """The faults of one severity."""
@@ -46,7 +49,7 @@ class SplitReport:
 
 @dataclass(slots=True)
 class Report:
-    """What `check_data` found: a report per split, and the notes on how the splits were found."""
+    """The result of `check_data`: a report per split, and the notes on how the splits were found."""
 
     splits: dict[str, SplitReport]
     notes: list[str]
@@ -58,11 +61,11 @@ class Report:
 
     @property
     def data(self) -> dict[str, CocoData]:
-        """The records of the splits that could be read, so that nobody reads them twice."""
+        """The records of the splits that could be read; they need not be read again."""
         return {name: split.data for name, split in self.splits.items() if split.data is not None}
 
     def raise_errors(self) -> None:
-        """Raise DatasetError with the text of the report when there is an error."""
+        """Raise DatasetError with the text of the report if there is an error."""
         if self.errors:
             raise DatasetError(self.text())
 
@@ -74,20 +77,20 @@ class Report:
             lines += [] if split.statistics is None else [f"  {line}" for line in split.statistics.lines()]
             if split.ceilings:
                 reached = ", ".join(f"{value:.2f} at stride {stride}" for stride, value in split.ceilings.items())
-                lines.append(f"  AP that masks can reach on the canvas (mask_stride; 4 is usual): {reached}")
+                lines.append(f"  highest AP that masks can reach on the canvas, by mask_stride (usually 4): {reached}")
             for severity in _SEVERITIES:
                 faults = split.of(severity)
                 if faults:
-                    lines.append(f"  {_count(len(faults), severity)}:")
+                    lines.append(f"  {count_of(len(faults), severity)}:")
                     lines += [f"    {fault}" for fault in faults[:limit]]
                 if limit is not None and len(faults) > limit:
                     lines.append(f"    … and {len(faults) - limit} more; check-data --json FILE lists all")
         counts: Counter[str] = Counter(fault.severity for split in self.splits.values() for fault in split.faults)
-        total = ", ".join(_count(counts[severity], severity) for severity in _SEVERITIES)
-        return "\n".join([*lines, f"in all: {total}"])
+        total = ", ".join(count_of(counts[severity], severity) for severity in _SEVERITIES)
+        return "\n".join([*lines, f"total: {total}"])
 
-    def to_json(self) -> dict[str, Any]:
-        """The whole report in values that `json.dump` takes."""
+    def to_json(self) -> dict[str, object]:
+        """The whole report as a JSON object."""
         return {
             "notes": self.notes,
             "errors": len(self.errors),
@@ -118,13 +121,13 @@ def check_data(
     num_queries: int | None = 100,
     canvas: tuple[int, int] = (1024, 1024),
     full: bool = True,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Report:
-    """Check annotations and images of all splits; never raises for a fault of the data, they are in the report.
+    """Check annotations and images of all splits. Faults of the data are in the report; none is raised.
 
-    num_queries: more instances than this in an image are a warning; None: as many as needed. canvas: (height, width) of
-    training, for `mask_ceilings`. full: decode every image, compare the splits' pictures, measure the ceilings;
-    otherwise (at the start of training) only the headers of the image files are read.
+    num_queries: more instances than this in an image are a warning; None: no limit. canvas: (height, width) of
+    training, for `mask_ceilings`. full: decode every image, compare the splits' images by content, measure the
+    ceilings; otherwise (at the start of training) only the headers of the image files are read.
     """
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
     for name, split in splits.items():
@@ -136,7 +139,7 @@ def check_data(
     _drop_repeated(splits, reports)
     images = [(report, record) for report in reports.values() if report.data for record in report.data.images]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        found = threads.map(lambda pair: _image_faults(pair[1], full), images)
+        found = threads.map(lambda pair: _check_image(pair[1], full), images)
         for done, ((report, _), faults) in enumerate(zip(images, found, strict=True), start=1):
             report.faults += faults
             if progress is not None:
@@ -145,16 +148,16 @@ def check_data(
         if report.data is not None:
             report.statistics = statistics_of(report.data)
             report.ceilings = mask_ceilings(report.data, canvas) if full else {}
-            report.faults += _content_faults(name, report.data, report.statistics, num_queries)
+            report.faults += _check_content(name, report.data, report.statistics, num_queries)
     _compare_classes(reports)
-    _compare_pictures(reports, by_content=full)
-    for name, unlisted in _unlisted_files(splits, reports).items():
+    _compare_images(reports, by_content=full)
+    for name, unlisted in _find_unlisted_files(splits, reports).items():
         reports[name].faults += unlisted
     return Report(reports, list(notes))
 
 
 def _drop_repeated(splits: Mapping[str, Split], reports: Mapping[str, SplitReport]) -> None:
-    """Of two splits of one file, let only the first report what is wrong with the file as a whole."""
+    """Keep faults of a file that two splits share in the first of them only."""
     seen: dict[Path, set[Fault]] = defaultdict(set)
     for name, report in reports.items():
         earlier = seen[splits[name].annotations]
@@ -162,8 +165,8 @@ def _drop_repeated(splits: Mapping[str, Split], reports: Mapping[str, SplitRepor
         earlier.update(report.faults)
 
 
-def _image_faults(record: ImageRecord, full: bool) -> list[Fault]:
-    """What is wrong with one image file: unreadable, of another size than the annotations say, turned by EXIF."""
+def _check_image(record: ImageRecord, full: bool) -> list[Fault]:
+    """Faults of one image file: unreadable, of another size than the annotations state, rotated by EXIF."""
     try:
         header = read_header(record.path)
         if full:
@@ -171,54 +174,53 @@ def _image_faults(record: ImageRecord, full: bool) -> list[Fault]:
     except (DatasetError, OSError) as error:
         return [Fault("error", record.id, None, str(error))]
     faults = []
-    if (header.height, header.width) != (record.height, record.width):
-        turned = (header.width, header.height) == (record.height, record.width)
-        hint = "; were they made on the picture as EXIF turns it?" if turned and header.orientation > 4 else ""
-        reason = (
-            f"{record.file_name}: the annotations say {record.height} x {record.width} pixels (height x width), "
-            f"the file has {header.height} x {header.width}{hint}"
-        )
-        faults.append(Fault("error", record.id, None, reason))
+    stated, stored = (record.height, record.width), (header.height, header.width)
+    try:
+        check_image_size(record.file_name, stated, stored)
+    except DatasetError as error:
+        rotated = stored == stated[::-1] and header.orientation > 4
+        hint = " (they may have been made on the image as EXIF rotates it)" if rotated else ""
+        faults.append(Fault("error", record.id, None, f"{error}{hint}"))
     if header.orientation != 1:
         reason = (
-            f"{record.file_name}: carries EXIF orientation {header.orientation}, which is not applied: pixels are "
-            "taken as stored, as COCO annotations count them"
+            f"{record.file_name}: EXIF orientation {header.orientation} is not applied; pixels are taken as stored, as "
+            "COCO annotations count them"
         )
         faults.append(Fault("note", record.id, None, reason))
     return faults
 
 
-def _content_faults(name: str, data: CocoData, statistics: Statistics, num_queries: int | None) -> Iterable[Fault]:
-    """Faults of a split as a whole: more instances than queries, classes without any, nothing to train on."""
+def _check_content(name: str, data: CocoData, statistics: Statistics, num_queries: int | None) -> Iterable[Fault]:
+    """Faults of a split as a whole: more instances than queries, classes without instances, nothing to train on."""
     for record in data.images:
         count = sum(not annotation.iscrowd for annotation in record.annotations)
         if num_queries is not None and count > num_queries:
-            reason = f"{record.file_name}: {count} instances, more than the {num_queries} queries (num_queries)"
+            reason = f"{record.file_name}: {count} instances, more than num_queries ({num_queries})"
             yield Fault("warning", record.id, None, reason)
     if name == "train" and not statistics.instances:
-        reason = "nothing to train on: no image has an instance with a mask (crowd regions do not count)"
-        yield Fault("error", None, None, reason)
+        reason = mismatch("an instance with a mask to train on", "none (crowd regions do not count)")
+        yield Fault("error", None, None, f"train: {reason}")
     elif statistics.instances:
         for category, count in statistics.per_class.items():
             if not count:
-                yield Fault("note", None, None, f"class {category!r} has no instance")
+                yield Fault("note", None, None, f"class {quote(category)} has no instance")
 
 
 def _compare_classes(reports: Mapping[str, SplitReport]) -> None:
-    """Classes are matched by name: a split with others than train's cannot be evaluated."""
+    """Add an error where the classes are not those of train: they are matched by name in evaluation."""
     train = reports.get("train")
     if train is None or train.data is None:
         return
     expected = {category.name for category in train.data.categories}
-    for name, report in reports.items():
+    for report in reports.values():
         found = set() if report.data is None else {category.name for category in report.data.categories}
         if report.data is not None and found != expected:
-            reason = f"classes differ from train's: {name} has {sorted(found)}, train has {sorted(expected)}"
-            report.faults.append(Fault("error", None, None, reason))
+            reason = mismatch(f"the classes of train, {quote(sorted(expected))}", quote(sorted(found)))
+            report.faults.append(Fault("error", None, None, f"categories: {reason}"))
 
 
-def _compare_pictures(reports: Mapping[str, SplitReport], *, by_content: bool) -> None:
-    """Warn of pictures of one split that an earlier split has as well: the same file, or the same bytes."""
+def _compare_images(reports: Mapping[str, SplitReport], *, by_content: bool) -> None:
+    """Add a warning for each image that an earlier split has as well: the same file, or the same bytes."""
     earlier: dict[str, tuple[str, int]] = {}  # path or digest -> split, image id
     keys = _content_keys(reports) if by_content else {}
     for name, report in reports.items():
@@ -228,14 +230,14 @@ def _compare_pictures(reports: Mapping[str, SplitReport], *, by_content: bool) -
             key = keys.get(path, path)
             if key in earlier:
                 other, other_id = earlier[key]
-                reason = f"{record.file_name}: the same picture as image {other_id} of {other}, scores will flatter"
+                reason = f"{record.file_name}: the same image as image {other_id} of {other}; scores will be too high"
                 report.faults.append(Fault("warning", record.id, None, reason))
             own.setdefault(key, (name, record.id))
         earlier = own | earlier
 
 
 def _content_keys(reports: Mapping[str, SplitReport]) -> dict[str, str]:
-    """A digest of the bytes of every image file whose length another file has too, by absolute path."""
+    """Absolute path -> digest of the content, of the image files that have the same length as another."""
     by_length: dict[int, set[str]] = defaultdict(set)
     for report in reports.values():
         for record in report.data.images if report.data is not None else ():
@@ -248,7 +250,7 @@ def _content_keys(reports: Mapping[str, SplitReport]) -> dict[str, str]:
 
 
 def _digest(path: str) -> str:
-    """A digest of a file's bytes; of an unreadable one, which is reported elsewhere, its path."""
+    """A digest of a file's content; the path of an unreadable file, which is reported elsewhere."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "blake2b").hexdigest()
@@ -256,8 +258,8 @@ def _digest(path: str) -> str:
         return path
 
 
-def _unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, SplitReport]) -> dict[str, list[Fault]]:
-    """Warnings, by split, of image files in its folder that no split names; a shared folder is listed once."""
+def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, SplitReport]) -> dict[str, list[Fault]]:
+    """Split -> warnings of image files in its folder that no split lists; a shared folder is reported once."""
     listed = {
         os.path.abspath(record.path)
         for report in reports.values()
@@ -267,20 +269,18 @@ def _unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, SplitRepo
     seen: set[str] = set()
     for name, split in splits.items():
         if reports[name].data is None:
-            continue  # nothing was read, so everything would be unlisted
+            continue  # its annotations are unreadable: every file would be unlisted
         files = []
         for folder, inside, names in os.walk(os.path.abspath(split.images)):
             inside[:] = sorted(entry for entry in inside if not entry.startswith("."))
             files += [os.path.join(folder, file) for file in sorted(names) if _is_image(file)]
         new = [file for file in files if file not in listed and file not in seen]
         seen.update(new)
-        faults[name] = [Fault("warning", None, None, f"{file}: in the folder, not in the annotations") for file in new]
+        faults[name] = [
+            Fault("warning", None, None, f"{file}: in the image folder, not in the annotations") for file in new
+        ]
     return faults
 
 
 def _is_image(file_name: str) -> bool:
     return os.path.splitext(file_name)[1].lower() in IMAGE_SUFFIXES and not file_name.startswith(".")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,7 +1,7 @@
-"""Copy-paste (Simple Copy-Paste, arXiv:2012.07177): instances of one picture laid over another one.
+"""Paste instances of one training image onto another (Simple Copy-Paste, arXiv:2012.07177).
 
-Both pictures come flipped and scaled on their own. No blending at the seams: section 3 of the paper finds none needed.
-For opaque things: where a bright cell lies on a bright cell no edge shows, and a model that is told that there is one
+Both images are flipped and scaled independently. Edges are not blended: section 3 of the paper finds no gain from it.
+For opaque objects: where a bright cell lies on a bright cell no edge is visible, and a model that is trained to see one
 learns to cut whole objects into pieces (docs/log.md).
 """
 
@@ -15,18 +15,18 @@ import numpy.typing as npt
 from .segmentation import Window
 
 
-class Picture(NamedTuple):
-    """An image on the canvas with what it shows."""
+class PlacedImage(NamedTuple):
+    """An image placed on the canvas, with its instances."""
 
     image: npt.NDArray[np.uint8]  # (r, c, 3), the real pixels
     labels: list[int]  # N of them
-    windows: list[Window]  # N masks, each with a pixel in the picture
+    windows: list[Window]  # N masks, each with at least one pixel in the image
 
 
-def paste(below: Picture, above: Picture, rng: np.random.Generator) -> Picture:
-    """`below` with a random half of the instances of `above` over it, as far as they lie within it.
+def paste(below: PlacedImage, above: PlacedImage, rng: np.random.Generator) -> PlacedImage:
+    """Paste each instance of `above` with probability 1/2 onto `below`, as far as it lies within it.
 
-    What they hide is cut from the masks below; an instance that is hidden altogether is gone. Changes `below.image`.
+    What is pasted is cut from the masks below; an instance without a visible pixel is dropped. Changes `below.image`.
     """
     rows, columns = below.image.shape[:2]
     over = np.zeros((rows, columns), np.bool_)
@@ -44,4 +44,4 @@ def paste(below: Picture, above: Picture, rng: np.random.Generator) -> Picture:
         if pixels.any():
             labels.append(label)
             windows.append(Window(pixels, window.top, window.left))
-    return Picture(below.image, labels, windows)
+    return PlacedImage(below.image, labels, windows)

@@ -1,4 +1,4 @@
-"""Training samples: a record and a random number generator in, tensors with instance masks out.
+"""Make training samples: tensors with instance masks, from a record and a random number generator.
 
 B batch, N instances of one image, H and W the tensor's sides (the canvas, padded to multiples of 32).
 """
@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from ..errors import DatasetError
 from .coco import CocoData, ImageRecord
-from .copy_paste import Picture, paste
-from .images import read_image
-from .segmentation import Rle, Segmentation
+from .copy_paste import PlacedImage, paste
+from .images import check_image_size, read_image
+from .segmentation import CompressedRle, Segmentation
 from .transforms import (
     Augmentation,
     Matrix,
     check_canvas,
     fit_matrix,
+    jitter_colors,
     padded_size,
-    photometric,
     rasterise_windows,
     real_size,
     sample_matrix,
@@ -46,7 +45,7 @@ class Sample(TypedDict):
 
 
 class Batch(TypedDict):
-    """Samples of one size together; what differs in N stays a list."""
+    """Samples of one size, stacked; what differs in N stays a list."""
 
     pixel_values: Tensor  # (B, 3, H, W) float32
     pixel_mask: Tensor  # (B, H, W) bool
@@ -70,12 +69,12 @@ class _Packed(NamedTuple):
 
 
 class CocoInstanceDataset(Dataset[Sample]):
-    """Images with their instances, transformed; indexed by (epoch, index), or by index alone for the epoch of
-    `set_epoch`, which accelerate and transformers' Trainer call.
+    """Images with their instances, transformed; indexed by (epoch, index), or by index alone.
 
-    The randomness of a sample depends on (seed, epoch, index) only: not on the worker, the process, or what was asked
-    for before. Crowd regions are never targets. Records are kept in one block of bytes, so that forked workers share
-    it: Python objects would be copied page by page, as counting references writes to them.
+    With the index alone, the epoch is that of `set_epoch`, which accelerate and transformers' Trainer call. The
+    randomness of a sample depends on (seed, epoch, index) only: not on the worker, the process, or earlier samples.
+    Crowd regions are never targets. Records are kept in one block of bytes that forked workers share: memory pages with
+    Python objects would be copied, since counting references writes to them.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class CocoInstanceDataset(Dataset[Sample]):
     ) -> None:
         """image_height, image_width: the canvas. augmentation None: every image fitted into the canvas, nothing random.
 
-        Raises ValueError, naming the nearest good sizes, when a side of the canvas is not a multiple of 16.
+        Raises OptionError, with the nearest valid sizes, unless both sides of the canvas are multiples of 16.
         """
         check_canvas(image_height, image_width)
         self.canvas = (image_height, image_width)
@@ -108,48 +107,44 @@ class CocoInstanceDataset(Dataset[Sample]):
         return len(self._offsets) - 1
 
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
-        """The sample of (epoch, index). Raises DatasetError for an image unreadable or not of its stated size."""
+        """The sample of (epoch, index). Raises DatasetError for an image that is unreadable or of another size."""
         epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of a data set of {len(self)} images")
         if get_worker_info() is not None:
-            cv2.setNumThreads(0)  # the workers are the parallelism; threads of each would fight over the cores
+            cv2.setNumThreads(0)  # workers run in parallel already; more threads would compete for the same cores
         rng = np.random.default_rng((self.seed, epoch, index))
         record = self._record(index)
-        picture = self._picture(record, rng)
+        placed = self._place(record, rng)
         change = self.augmentation
         if change is not None and change.copy_paste > 0 and rng.random() < change.copy_paste:
-            picture = paste(picture, self._picture(self._record(int(rng.integers(len(self)))), rng), rng)
+            placed = paste(placed, self._place(self._record(int(rng.integers(len(self)))), rng), rng)
         if change is not None and change.color_jitter > 0:
-            photometric(picture.image, rng, change.color_jitter)
-        pixel_values, pixel_mask = to_pixel_values(picture.image, *self.tensor_size, self.image_mean, self.image_std)
-        masks = torch.zeros((len(picture.windows), *self.tensor_size), dtype=torch.uint8)
-        for mask, window in zip(masks.numpy(), picture.windows, strict=True):
+            jitter_colors(placed.image, rng, change.color_jitter)
+        pixel_values, pixel_mask = to_pixel_values(placed.image, *self.tensor_size, self.image_mean, self.image_std)
+        masks = torch.zeros((len(placed.windows), *self.tensor_size), dtype=torch.uint8)
+        for mask, window in zip(masks.numpy(), placed.windows, strict=True):
             mask[window.place] = window.pixels
         return Sample(
             pixel_values=torch.from_numpy(pixel_values),
             pixel_mask=torch.from_numpy(pixel_mask),
             mask_labels=masks,
-            class_labels=torch.tensor(picture.labels, dtype=torch.int64),
+            class_labels=torch.tensor(placed.labels, dtype=torch.int64),
             image_id=record.image_id,
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Whose randomness a sample has when it is asked for by its index alone."""
+        """Set the epoch of samples that are asked for by their index alone."""
         self.epoch = epoch
 
     def _record(self, index: int) -> _Packed:
         return _Packed(*pickle.loads(self._records[self._offsets[index] : self._offsets[index + 1]]))
 
-    def _picture(self, record: _Packed, rng: np.random.Generator) -> Picture:
-        """An image where it goes on the canvas, with the instances that the canvas still shows."""
+    def _place(self, record: _Packed, rng: np.random.Generator) -> PlacedImage:
+        """An image placed on the canvas, with the instances that the canvas still shows."""
         image = read_image(record.path)
-        if image.shape[:2] != (record.height, record.width):
-            raise DatasetError(
-                f"image {record.image_id}, {record.path}: the annotations say {record.height} x {record.width} pixels "
-                f"(height x width), the file has {image.shape[0]} x {image.shape[1]}; run check-data"
-            )
-        # A transposed picture is made upright on a canvas with its sides exchanged, then transposed.
+        check_image_size(f"image {record.image_id}, {record.path}", (record.height, record.width), image.shape[:2])
+        # A transposed image is placed on a canvas with its sides exchanged, then the result is transposed.
         transposed = self.augmentation is not None and self.augmentation.flip == "all" and rng.random() < 0.5
         canvas = self.canvas[::-1] if transposed else self.canvas
         matrix = self._matrix(rng, record, canvas)
@@ -160,18 +155,18 @@ class CocoInstanceDataset(Dataset[Sample]):
         shown = [(label, window) for label, window in zip(record.labels, windows, strict=True) if window is not None]
         if transposed:
             image = np.ascontiguousarray(image.swapaxes(0, 1))  # (c, r, 3)
-            shown = [(label, window.transposed()) for label, window in shown]
-        return Picture(image, [label for label, _ in shown], [window for _, window in shown])
+            shown = [(label, window.transpose()) for label, window in shown]
+        return PlacedImage(image, [label for label, _ in shown], [window for _, window in shown])
 
     def _matrix(self, rng: np.random.Generator, record: _Packed, canvas: tuple[int, int]) -> Matrix:
-        """Where the picture goes on the canvas, (2, 3)."""
+        """The matrix (2, 3) that places an image on the canvas."""
         if self.augmentation is None:
             return fit_matrix(record.height, record.width, *canvas)
         return sample_matrix(rng, record.height, record.width, *canvas, self.augmentation)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples as a batch: images stacked, masks and labels as lists (an image may have none)."""
+    """Stack samples to a batch; masks and labels stay lists (an image may have none)."""
     return Batch(
         pixel_values=torch.stack([sample["pixel_values"] for sample in samples]),
         pixel_mask=torch.stack([sample["pixel_mask"] for sample in samples]),
@@ -182,7 +177,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _pack(record: ImageRecord) -> _Packed:
-    """A record without its crowd regions, in plain values."""
+    """A record in plain values, without its crowd regions."""
     targets = [annotation for annotation in record.annotations if not annotation.iscrowd]
     return _Packed(
         record.id,
@@ -202,5 +197,5 @@ def _plain(segmentation: Segmentation) -> tuple[bytes, ...] | bytes:
 
 def _unpack(packed: tuple[bytes, ...] | bytes, size: tuple[int, int]) -> Segmentation:
     if isinstance(packed, bytes):
-        return Rle(size=list(size), counts=packed)
+        return CompressedRle(size=list(size), counts=packed)
     return [np.frombuffer(part, dtype=np.float64).reshape(-1, 2) for part in packed]

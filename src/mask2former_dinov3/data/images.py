@@ -1,7 +1,7 @@
-"""Image files to RGB arrays: one rule per kind of pixel, the same in training, evaluation and use.
+"""Read image files as RGB arrays: one rule per kind of pixel, the same in training, evaluation and prediction.
 
-Pixels come as they are stored. An EXIF orientation is *not* applied: COCO annotations (and pycocotools) count rows and
-columns of the stored picture, and a labelling tool that rotates the picture first has to save it rotated.
+Pixels are taken as they are stored. An EXIF orientation is *not* applied: COCO annotations (and pycocotools) count rows
+and columns of the stored image, and a labelling tool that rotates the image first has to save it rotated.
 
 | stored as | becomes |
 |---|---|
@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import DatasetError
+from ..errors import DatasetError, mismatch
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """File name endings (lower case) that count as an image where a folder is listed."""
@@ -38,7 +38,7 @@ _PLAIN_MODES = frozenset({"1", "L", "LA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK",
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What a file says about its picture before any pixel is decoded: sizes in pixels as stored, EXIF orientation."""
+    """Size in pixels as stored, and EXIF orientation, read before any pixel is decoded."""
 
     height: int
     width: int
@@ -46,32 +46,32 @@ class ImageHeader:
 
 
 def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
-    """The picture in a file as RGB, (H, W, 3) uint8, a writable array of its own.
+    """Read an image file as RGB, (H, W, 3) uint8; the array is writable and shares no memory.
 
-    Raises DatasetError, naming the file, when it is missing, cut short, no image, too large, or of a refused kind.
+    Raises DatasetError, naming the file, if it is missing, damaged, not an image, too large, or of a refused kind.
     """
-    with explained(path), Image.open(path) as image:
+    with name_errors(path), Image.open(path) as image:
         return to_rgb(image)
 
 
 def decode_image(data: bytes, name: Path | str) -> npt.NDArray[np.uint8]:
-    """The picture in the bytes of a file as RGB, (H, W, 3) uint8; `name` is what an error calls it."""
-    with explained(name), Image.open(io.BytesIO(data)) as image:
+    """As `read_image`, from the bytes of a file; `name` is what an error calls it."""
+    with name_errors(name), Image.open(io.BytesIO(data)) as image:
         return to_rgb(image)
 
 
 def read_header(path: Path | str) -> ImageHeader:
-    """Size and EXIF orientation of an image file, without decoding its pixels. Raises DatasetError as read_image."""
-    with explained(path), Image.open(path) as image:
+    """Read size and EXIF orientation without decoding pixels. Raises DatasetError as `read_image` does."""
+    with name_errors(path), Image.open(path) as image:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        known = isinstance(orientation, int) and 1 <= orientation <= 8  # some cameras write 0 for "not known"
+        known = isinstance(orientation, int) and 1 <= orientation <= 8  # some cameras write 0 for "unknown"
         return ImageHeader(image.height, image.width, orientation if known else 1)
 
 
 def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """A Pillow image of any mode as RGB, (H, W, 3) uint8, by the table at the top of this module.
+    """Convert a Pillow image of any mode to RGB, (H, W, 3) uint8, by the table at the top of this module.
 
-    Raises DatasetError for a mode without an agreed range (floating point), OSError when the file behind is cut short.
+    Raises DatasetError for a mode without an agreed range (floating point), OSError if the file behind it is cut short.
     """
     if image.width == 0 or image.height == 0:
         raise DatasetError(f"expected an image with pixels, got {image.height} x {image.width} (height x width)")
@@ -79,18 +79,21 @@ def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
         grey = sixteen_to_eight(np.asarray(image))
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("P", "PA"):
-        # Through RGBA: straight to RGB, Pillow warns about (and may apply) palette transparency.
+        # Through RGBA: converting straight to RGB, Pillow warns about (and may apply) palette transparency.
         image = image.convert("RGBA")
     elif image.mode not in _PLAIN_MODES:
         raise DatasetError(
-            f"expected grey, RGB, palette, CMYK or 16-bit grey pixels, got Pillow mode {image.mode!r}, whose range of "
-            "values is not agreed; save the image with 8 or 16 bits per channel"
+            f"expected grey, RGB, palette, CMYK or 16-bit grey pixels, got Pillow mode {image.mode}, which has no "
+            "agreed range of values; save the image with 8 or 16 bits per channel"
         )
     return np.array(image.convert("RGB"))
 
 
 def sixteen_to_eight(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """(H, W) integers of 16 bits (or wider, if they fit) scaled by the full range 0..65535 to 0..255, rounded."""
+    """Scale (H, W) integers of 16 bits (or wider, if they fit) from 0..65535 to 0..255, rounded.
+
+    Raises DatasetError for values outside 0..65535.
+    """
     if values.dtype.itemsize > 2:
         low, high = int(values.min()), int(values.max())
         if low < 0 or high > 65535:
@@ -101,28 +104,39 @@ def sixteen_to_eight(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     return ((wide * 255 + 32767) // 65535).astype(np.uint8)
 
 
+def check_image_size(where: str, stated: tuple[int, ...], stored: tuple[int, ...]) -> None:
+    """Raise DatasetError, beginning with `where`, unless an image has the (height, width) that its annotations state.
+
+    Masks would not lie on the objects.
+    """
+    if stored != stated:
+        expected = f"{stated[0]} x {stated[1]} pixels (height x width) as in the annotations"
+        advice = "correct the annotations, or use the image that they were made on"
+        raise DatasetError(f"{where}: {mismatch(expected, f'{stored[0]} x {stored[1]}', advice)}")
+
+
 @contextmanager
-def explained(name: Path | str) -> Iterator[None]:
-    """Turn whatever a decoder raises into a DatasetError that names the file and says what to do."""
+def name_errors(name: Path | str) -> Iterator[None]:
+    """Turn whatever a decoder raises into a DatasetError that names the file and what to do."""
+    expected = "a readable image file"
     try:
         yield
     except DatasetError as error:
         raise DatasetError(f"{name}: {error}") from error
     except FileNotFoundError as error:
-        raise DatasetError(f"{name}: no such file") from error
+        raise DatasetError(f"{name}: {mismatch('an image file', 'no such file')}") from error
     except IsADirectoryError as error:
-        raise DatasetError(f"{name}: expected an image file, got a folder") from error
+        raise DatasetError(f"{name}: {mismatch('an image file', 'a folder')}") from error
     except PermissionError as error:
-        raise DatasetError(f"{name}: not readable (permission denied)") from error
+        raise DatasetError(f"{name}: {mismatch(expected, 'permission denied')}") from error
     except UnidentifiedImageError as error:
-        raise DatasetError(
-            f"{name}: not an image that can be read (JPEG, PNG, WebP, BMP, TIFF and others that Pillow knows)"
-        ) from error
+        kinds = "an image file (JPEG, PNG, WebP, BMP, TIFF, or another format of Pillow)"
+        raise DatasetError(f"{name}: {mismatch(kinds, 'another kind of file')}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise DatasetError(
-            f"{name}: over {limit:,} pixels, refused as a possible bomb; cut it into tiles (predict does it with "
-            "--tile, after pip install 'mask2former-dinov3[large]')"
-        ) from error
+        got = f"one of over {limit:,} pixels (refused as a possible bomb)"
+        advice = "cut it into tiles (predict --tile does, after pip install 'mask2former-dinov3[large]')"
+        raise DatasetError(f"{name}: {mismatch('an image that is safe to decode', got, advice)}") from error
     except Exception as error:  # a decoder fed with broken bytes raises anything, from SyntaxError to struct.error
-        raise DatasetError(f"{name}: the image is damaged or cut short ({type(error).__name__}: {error})") from error
+        got = f"one that is damaged or cut short ({type(error).__name__}: {error})"
+        raise DatasetError(f"{name}: {mismatch(expected, got)}") from error

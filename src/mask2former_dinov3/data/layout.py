@@ -1,4 +1,4 @@
-"""Where a data set keeps its annotations and images: the common layouts found by themselves, or said by options.
+"""Find the annotation files and image folders of a data set: in one of the common layouts, or given by options.
 
 | layout | annotations | images |
 |---|---|---|
@@ -6,7 +6,7 @@
 | COCO | DIR/annotations/instances_{train,val,test}*.json | DIR/{train,val,test}*/ or DIR/images/{train,val,test}*/ |
 | CVAT | DIR/annotations/instances_default.json | DIR/images/default/ |
 | Label Studio | DIR/result.json | DIR/images/ |
-| one file | DIR/_annotations.coco.json, or the JSON file itself in place of DIR | beside it, or in images/ |
+| one file | DIR/_annotations.coco.json, or the JSON file itself instead of DIR | beside it, or in images/ |
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import DatasetError
-from .coco_json import load_json
+from ..errors import DatasetError, OptionError, mismatch
+from .coco_json import read_coco_json
+from .faults import count_of
 from .numbers import whole_number
 
 SPLIT_NAMES = ("train", "valid", "test")
@@ -48,15 +49,16 @@ def find_splits(
     test_images: Path | str | None = None,
     valid_split: float = 0.1,
 ) -> tuple[dict[str, Split], list[str]]:
-    """The splits of a data set by name (some of train, valid, test), and notes on what was decided, to be said aloud.
+    """The splits of a data set by name (some of train, valid, test), and notes on what was decided, to be logged.
 
     A path given by option replaces what the folder `dataset` holds for that split; paths that do not exist under the
-    current folder are looked for under `dataset`. Without validation annotations a share `valid_split` of the training
-    images is held out (0: none), the same images in every run and on every machine.
-    Raises DatasetError when nothing is found, more than one thing fits, or a named path does not exist.
+    current folder are looked for under `dataset`. Without validation annotations, a fraction `valid_split` of the
+    training images is held out (0: none), the same images in every run and on every machine.
+    Raises DatasetError if nothing is found or more than one file fits; OptionError for a path that does not exist, and
+    for options that do not fit together.
     """
     if not 0 <= valid_split < 1:
-        raise DatasetError(f"valid_split: expected a share of the images in 0..1 (1 excluded), got {valid_split}")
+        raise OptionError("valid_split", "a fraction of the images from 0 to below 1", valid_split)
     root = None if dataset is None else Path(dataset)
     given = {
         "train": (train_annotations, train_images),
@@ -65,65 +67,67 @@ def find_splits(
     }
     explicit = any(file is not None for file, _ in given.values())
     if root is None and not explicit:
-        raise DatasetError("no data set given: set dataset_name to a folder, or train_annotations and train_images")
-    splits = {} if root is None else _discover(root, required=not explicit)
+        raise OptionError(
+            "dataset_name", "the folder of a data set", "nothing", "or set train_annotations and train_images"
+        )
+    splits = {} if root is None else _find_layout(root, required=not explicit)
     for name, (file, images) in given.items():
         if file is not None:
-            splits[name] = _explicit(name, file, images, root)
+            splits[name] = _split_of_options(name, file, images, root)
         elif images is not None:
             if name not in splits:
-                raise DatasetError(f"{name}_images is given without {name}_annotations")
-            splits[name] = replace(splits[name], images=_existing(images, root, f"{name}_images", folder=True))
-    return _with_valid(splits, valid_split)
+                raise OptionError(f"{name}_images", f"{name}_annotations beside it", "none")
+            splits[name] = replace(splits[name], images=_find_path(images, root, f"{name}_images", folder=True))
+    return _hold_out_valid(splits, valid_split)
 
 
-def _explicit(name: str, annotations: Path | str, images: Path | str | None, root: Path | None) -> Split:
-    """The split that the options name; without an images option, the images lie beside the annotations."""
-    file = _existing(annotations, root, f"{name}_annotations", folder=False)
-    folder = _images_beside(file) if images is None else _existing(images, root, f"{name}_images", folder=True)
+def _split_of_options(name: str, annotations: Path | str, images: Path | str | None, root: Path | None) -> Split:
+    """The split that the options name; without the option for images, they lie beside the annotations."""
+    file = _find_path(annotations, root, f"{name}_annotations", folder=False)
+    folder = _images_beside(file) if images is None else _find_path(images, root, f"{name}_images", folder=True)
     return Split(name, file, folder)
 
 
-def _existing(path: Path | str, root: Path | None, option: str, *, folder: bool) -> Path:
+def _find_path(path: Path | str, root: Path | None, option: str, *, folder: bool) -> Path:
     """The path itself or the one under `root`, whichever exists as a file or folder."""
     candidates = [Path(path)] if root is None else [Path(path), root / path]
     for candidate in candidates:
         if candidate.is_dir() if folder else candidate.is_file():
             return candidate
     kind = "folder" if folder else "file"
-    raise DatasetError(f"{option}: expected a {kind}, found none at {' or '.join(str(c) for c in candidates)}")
+    raise OptionError(option, f"a {kind} that exists", f"none at {' or '.join(map(str, candidates))}")
 
 
-def _discover(root: Path, *, required: bool) -> dict[str, Split]:
+def _find_layout(root: Path, *, required: bool) -> dict[str, Split]:
     """The splits that a folder (or a single JSON file) holds, by the layouts at the top, Roboflow's first."""
     if root.is_file():
         return {"train": Split("train", root, _images_beside(root))}
     if not root.is_dir():
-        raise DatasetError(f"{root}: no such data set; give a folder or a JSON file that exists")
-    splits = _roboflow(root) or _coco(root) or _single(root)
+        raise DatasetError(f"{root}: {mismatch('the folder of a data set, or a JSON file', 'no such file or folder')}")
+    splits = _find_roboflow(root) or _find_coco(root) or _find_single_file(root)
     if not splits and required:
         inside = ", ".join(sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())[:12]) or "nothing"
-        raise DatasetError(
-            f"{root}: no known layout of a COCO data set. Looked for {{train,valid,val,test}}/{_ROBOFLOW_FILE}, "
-            "annotations/instances_{train,val,test,default}*.json, result.json, and "
-            f"{_ROBOFLOW_FILE}; found {inside}. "
-            "Name the files with train_annotations, train_images, valid_annotations and valid_images"
+        expected = (
+            f"one of {{train,valid,val,test}}/{_ROBOFLOW_FILE}, "
+            f"annotations/instances_{{train,val,test,default}}*.json, result.json and {_ROBOFLOW_FILE}"
         )
+        advice = "name the files with train_annotations, train_images, valid_annotations and valid_images"
+        raise DatasetError(f"{root}: {mismatch(expected, inside, advice)}")
     return splits
 
 
-def _roboflow(root: Path) -> dict[str, Split]:
+def _find_roboflow(root: Path) -> dict[str, Split]:
     splits: dict[str, Split] = {}
     for name, folders in _FOLDERS.items():
         found = [root / folder for folder in folders if (root / folder / _ROBOFLOW_FILE).is_file()]
         if len(found) > 1:
-            raise _ambiguous(root, name, [folder / _ROBOFLOW_FILE for folder in found])
+            raise _ambiguity_error(root, name, [folder / _ROBOFLOW_FILE for folder in found])
         if found:
             splits[name] = Split(name, found[0] / _ROBOFLOW_FILE, found[0])
     return splits
 
 
-def _coco(root: Path) -> dict[str, Split]:
+def _find_coco(root: Path) -> dict[str, Split]:
     """COCO's and CVAT's annotations/instances_<subset>.json; a subset `default` alone is a file without a split."""
     found = sorted((root / "annotations").glob("instances_*.json"))
     files = {path.stem.removeprefix("instances_"): path for path in found}
@@ -131,16 +135,16 @@ def _coco(root: Path) -> dict[str, Split]:
     for name, folders in _FOLDERS.items():
         subsets = [subset for subset in files if subset.lower().startswith(folders)]
         if len(subsets) > 1:
-            raise _ambiguous(root, name, [files[subset] for subset in subsets])
+            raise _ambiguity_error(root, name, [files[subset] for subset in subsets])
         if subsets:
-            splits[name] = Split(name, files[subsets[0]], _coco_images(root, subsets[0], folders))
+            splits[name] = Split(name, files[subsets[0]], _find_coco_images(root, subsets[0], folders))
     if not splits and len(files) == 1:
         subset, path = next(iter(files.items()))
-        splits["train"] = Split("train", path, _coco_images(root, subset, (subset.lower(),)))
+        splits["train"] = Split("train", path, _find_coco_images(root, subset, (subset.lower(),)))
     return splits
 
 
-def _coco_images(root: Path, subset: str, starts: tuple[str, ...]) -> Path:
+def _find_coco_images(root: Path, subset: str, starts: tuple[str, ...]) -> Path:
     """The image folder of a subset: the one of its name, else the only one whose name begins with one of `starts`."""
     parents = [parent for parent in (root, root / "images") if parent.is_dir()]
     for parent in parents:
@@ -153,7 +157,7 @@ def _coco_images(root: Path, subset: str, starts: tuple[str, ...]) -> Path:
     return parents[-1]  # DIR/images, else DIR: file names may carry the folder
 
 
-def _single(root: Path) -> dict[str, Split]:
+def _find_single_file(root: Path) -> dict[str, Split]:
     """Label Studio's result.json, or one Roboflow file without split folders."""
     for file in (root / "result.json", root / _ROBOFLOW_FILE):
         if file.is_file():
@@ -167,16 +171,18 @@ def _images_beside(file: Path) -> Path:
     return images if images.is_dir() else file.parent
 
 
-def _ambiguous(root: Path, name: str, paths: list[Path]) -> DatasetError:
+def _ambiguity_error(root: Path, name: str, paths: list[Path]) -> DatasetError:
     found = ", ".join(str(path.relative_to(root)) for path in paths)
-    return DatasetError(f"{root}: more than one annotation file for {name}: {found}; choose with {name}_annotations")
+    return DatasetError(
+        f"{root}: {mismatch(f'one annotation file for {name}', found, f'choose with {name}_annotations')}"
+    )
 
 
-def _with_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[str, Split], list[str]]:
-    """Add a validation split held out of the training images, unless there is one or none is wanted."""
+def _hold_out_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[str, Split], list[str]]:
+    """Hold a validation split out of the training images, unless there is one or valid_split is 0."""
     ordered = {name: splits[name] for name in SPLIT_NAMES if name in splits}
     if "train" not in ordered:
-        return ordered, ["there is no train split: nothing can be trained on"]
+        return ordered, ["there is no train split: training is not possible"]
     if "valid" in ordered:
         return ordered, []
     train = ordered["train"]
@@ -184,13 +190,14 @@ def _with_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[str,
         return ordered, ["there is no valid split and valid_split is 0: training runs without evaluation"]
     names = _file_names(train.annotations)
     if len(names) < 2:
-        return ordered, [f"no valid split, and {len(names)} image(s) cannot be divided: training without evaluation"]
-    count = min(max(round(valid_split * len(names)), 1), len(names) - 1)
+        count = count_of(len(names), "image")
+        return ordered, [f"no valid split, and {count} cannot be divided: training runs without evaluation"]
+    number = min(max(round(valid_split * len(names)), 1), len(names) - 1)
     # By the hash of the file name, not by position: reordering or adding images leaves the others where they are.
     by_hash = sorted(names, key=lambda image_id: (hashlib.sha256(names[image_id].encode()).digest(), image_id))
-    valid_ids, train_ids = frozenset(by_hash[:count]), frozenset(by_hash[count:])
+    valid_ids, train_ids = frozenset(by_hash[:number]), frozenset(by_hash[number:])
     note = (
-        f"{train.annotations} has no validation split: {count} of its {len(names)} images, chosen by a hash of the "
+        f"{train.annotations} has no validation split: {number} of its {len(names)} images, chosen by a hash of the "
         f"file name, are held out as valid (valid_split={valid_split:g})"
     )
     held_out = {
@@ -201,9 +208,10 @@ def _with_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[str,
 
 
 def _file_names(annotations: Path) -> dict[int, str]:
-    """File name by image id, of the images that have both; what is wrong with the others is for the reader to say."""
+    """Image id -> file name, of the images that have both; `parse_coco` reports the others."""
     names: dict[int, str] = {}
-    for image in load_json(annotations).get("images") or []:
+    images = read_coco_json(annotations).get("images")
+    for image in images if isinstance(images, list) else ():
         if isinstance(image, dict):
             image_id = whole_number(image.get("id"))
             if image_id is not None and isinstance(image.get("file_name"), str):

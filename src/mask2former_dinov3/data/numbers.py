@@ -1,29 +1,34 @@
-"""Numbers and ids as annotation files write them."""
+"""Parse numbers and ids as annotation files hold them: 12, 12.0 and "12" are the same number."""
 
 from __future__ import annotations
 
-from numbers import Integral
+import re
+from numbers import Integral, Real
+
+# Python's int() and float() also take spaces, underscores and digits of other scripts: those are typing errors here.
+_WHOLE = re.compile(r"[+-]?\d{1,100}", re.ASCII)  # int() refuses thousands of digits
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def whole_number(value: object) -> int | None:
-    """An id or size as an int, also where a tool wrote it as "12" or 12.0; None when it is no whole number."""
+    """Return an id, a size or a run length as an int; None if `value` is not a whole number. Booleans are not."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, Integral):  # NumPy's too, in what a program hands over
+    if isinstance(value, Integral):  # NumPy's integers too
         return int(value)
-    if isinstance(value, str):
-        try:
-            return int(value)
-        except ValueError:
-            value = number(value)  # "12.0"
-    return int(value) if isinstance(value, float) and value.is_integer() else None
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        return int(value)
+    found = number(value)
+    return int(found) if found is not None and found.is_integer() else None
 
 
 def number(value: object) -> float | None:
-    """A value as a float, also where a tool wrote it as a string; None when it is none. May be NaN or infinite."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    """Return `value` as a float, which may be NaN or infinite; None if it is not a number. Booleans are not."""
+    if isinstance(value, str):
+        return float(value) if _DECIMAL.fullmatch(value) else None
+    if isinstance(value, bool) or not isinstance(value, Real):
         return None
     try:
         return float(value)
-    except (ValueError, OverflowError):
+    except OverflowError:  # an integer of more than 308 digits
         return None

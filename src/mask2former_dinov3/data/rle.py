@@ -1,4 +1,4 @@
-"""COCO's run-length code (RLE) of masks, read and written for many masks at once.
+"""Read and write COCO's run-length code (RLE), for many masks at once.
 
 An RLE counts column by column, from the top left: lengths of alternating runs, the first one background. Stored
 `counts` are the compressed form (printable characters of six bits each; maskApi.c of the COCO API, rleToString).
@@ -14,26 +14,28 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Numbers: TypeAlias = npt.NDArray[np.int64]
+from ..errors import DatasetError, mismatch
 
-CUT_SHORT = "RLE counts are cut short in the middle of a number"
+Integers: TypeAlias = npt.NDArray[np.int64]
+
+_CUT_SHORT = f"RLE counts: {mismatch('whole groups of characters', 'counts cut short within a number')}"
 
 
-def run_lengths(counts: bytes) -> Numbers:
-    """The runs (R,) of one mask in compressed `counts`, background first. Raises ValueError when malformed."""
+def run_lengths(counts: bytes) -> Integers:
+    """The runs (R,) of one mask in compressed `counts`, background first. Raises DatasetError if malformed."""
     values, _ = _values(counts)
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
 
 
-def decompress(counts: Sequence[bytes]) -> tuple[Numbers, Numbers]:
-    """The runs (R,) of many masks, one mask after the other, and how many each has (N,). ValueError if malformed."""
+def decompress(counts: Sequence[bytes]) -> tuple[Integers, Integers]:
+    """The runs (R,) of many masks, one mask after the other, and how many each has (N,). DatasetError if malformed."""
     values, ends = _values(b"".join(counts))
     borders = np.cumsum([len(one) for one in counts], dtype=np.int64)
     filled = np.array([len(one) > 0 for one in counts], dtype=bool)
     if not np.isin(borders[filled] - 1, ends).all():
-        raise ValueError(CUT_SHORT)
+        raise DatasetError(_CUT_SHORT)
     number = np.diff(np.searchsorted(ends, borders), prepend=0)  # (N,)
     place = _place(number)
     mask = np.repeat(np.arange(len(number)), number)
@@ -46,14 +48,14 @@ def decompress(counts: Sequence[bytes]) -> tuple[Numbers, Numbers]:
     return runs, number
 
 
-def runs_of_each(counts: Sequence[bytes]) -> list[Numbers]:
-    """The runs of every mask, (R,) each. Raises ValueError when malformed."""
+def runs_of_each(counts: Sequence[bytes]) -> list[Integers]:
+    """The runs of every mask, (R,) each. Raises DatasetError if malformed."""
     runs, number = decompress(counts)
     ends = np.cumsum(number).tolist()
     return [runs[end - own : end] for end, own in zip(ends, number.tolist(), strict=True)]
 
 
-def compress(runs: Numbers, number: Numbers) -> list[bytes]:
+def compress(runs: Integers, number: Integers) -> list[bytes]:
     """Compressed counts of N masks: the inverse of `decompress`. runs (R,), not negative; number (N,), none 0."""
     if not len(number):
         return []
@@ -74,17 +76,17 @@ def compress(runs: Numbers, number: Numbers) -> list[bytes]:
     return [characters[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def whole_mask_areas(counts: Sequence[bytes], pixels: Sequence[int]) -> Numbers:
-    """Pixels inside each mask, (N,). ValueError unless each is well-formed and covers the `pixels` of its image."""
+def whole_mask_areas(counts: Sequence[bytes], pixels: Sequence[int]) -> Integers:
+    """Pixels inside each mask, (N,). DatasetError unless each is well-formed and covers the `pixels` of its image."""
     runs, number = decompress(counts)
     if not (number > 0).all() or (runs < 0).any():
-        raise ValueError("RLE counts hold a negative run length, or no run at all")
+        raise DatasetError(f"RLE counts: {mismatch('run lengths of 0 or more', 'a negative one, or none at all')}")
     if not np.array_equal(_sums(runs, number), pixels):
-        raise ValueError("RLE counts do not cover their image")
+        raise DatasetError(f"RLE counts: {mismatch('runs that cover the whole image', 'more or fewer pixels')}")
     return _sums(np.where(_place(number) & 1, runs, 0), number)
 
 
-def boxes(counts: Sequence[bytes], height: int) -> Numbers:
+def boxes(counts: Sequence[bytes], height: int) -> Integers:
     """(N, 4) x0 y0 x1 y1 around each mask of images `height` pixels high, the far edges not in it; 0 where it is empty.
 
     In 64 bits: COCO's own code counts pixels in 32, which an image of 65,536 x 65,536 exceeds.
@@ -112,7 +114,7 @@ def boxes(counts: Sequence[bytes], height: int) -> Numbers:
     return found
 
 
-def _values(counts: bytes) -> tuple[Numbers, Numbers]:
+def _values(counts: bytes) -> tuple[Integers, Integers]:
     """What the groups of characters say, (R,), and where each ends, (R,).
 
     A group has 5 bits a character, lowest first, a sixth bit for "more follows"; from a mask's fourth group on it is
@@ -122,26 +124,26 @@ def _values(counts: bytes) -> tuple[Numbers, Numbers]:
     if characters.size == 0:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     if characters.min() < 0 or characters.max() > 63:
-        raise ValueError("RLE counts hold characters that the compressed form does not use")
+        raise DatasetError(f"RLE counts: {mismatch('characters of the compressed form (0 to o)', 'others')}")
     ends = np.flatnonzero(characters & 32 == 0)
     if ends.size == 0 or ends[-1] != characters.size - 1:
-        raise ValueError(CUT_SHORT)
+        raise DatasetError(_CUT_SHORT)
     starts = np.concatenate(([0], ends[:-1] + 1))
     digits = ends - starts + 1
     if digits.max() > 10:
-        raise ValueError("RLE counts hold a number beyond any image size")
+        raise DatasetError(f"RLE counts: {mismatch('numbers of at most 10 characters', int(digits.max()))}")
     shifts = 5 * (np.arange(characters.size) - np.repeat(starts, digits))
     values = np.add.reduceat((characters & 31) << shifts, starts)
     values -= np.where(characters[ends] & 16, np.int64(1) << (5 * digits), 0)  # two's complement of the group's bits
     return values, ends
 
 
-def _place(number: Numbers) -> Numbers:
+def _place(number: Integers) -> Integers:
     """(R,) the place of each run within its mask, from 0."""
     return np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
 
 
-def _sums(runs: Numbers, number: Numbers) -> Numbers:
+def _sums(runs: Integers, number: Integers) -> Integers:
     """(N,) the runs of each mask added up; none has 0 of them."""
     sums = np.add.reduceat(runs, np.cumsum(number) - number) if len(number) else np.zeros(0, dtype=np.int64)
     return np.asarray(sums, dtype=np.int64)

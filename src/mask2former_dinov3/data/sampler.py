@@ -1,4 +1,7 @@
-"""Which image comes when: a pure function of the seed, so that any number of processes and any restart agree on it."""
+"""Decide which training sample comes when.
+
+The order is a function of the seed alone, so any number of processes and any resumed run agree on it.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from torch.utils.data import Sampler
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) for one process, from `first_step` on.
 
-    All training images, shuffled anew each epoch, form one endless stream; optimiser step s of the whole run takes
-    places [s * G, (s + 1) * G) of it, with G = batch_size * accumulation * num_processes. A step may straddle two
-    epochs, so no batch is ever short and no image is left out.
+    All training images, shuffled again for each epoch, form one endless stream; optimiser step s of the run takes
+    positions s * G to (s + 1) * G - 1, with G = batch_size * accumulation * num_processes. A step may contain images of
+    two epochs, so no batch is short and no image is left out.
     """
 
     def __init__(
@@ -37,19 +40,19 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
 
     @property
     def step_size(self) -> int:
-        """Images of one optimiser step over all processes (G)."""
+        """Number of images in one optimiser step over all processes (G)."""
         return self.batch_size * self.accumulation * self.num_processes
 
-    def image_at(self, place: int) -> tuple[int, int]:
-        """(epoch, index of the image) at a place of the stream."""
-        epoch, offset = divmod(place, self.num_images)
+    def image_at(self, position: int) -> tuple[int, int]:
+        """(epoch, index of the image) at a position of the stream."""
+        epoch, offset = divmod(position, self.num_images)
         if epoch != self._epoch:
             self._epoch = epoch
             self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
         return epoch, int(self._permutation[offset])
 
     def epochs_done(self, step: int) -> int:
-        """Whole passes over the images after `step` optimiser steps."""
+        """Number of complete epochs after `step` optimiser steps."""
         return step * self.step_size // self.num_images
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""The shape of one instance as COCO stores it: polygon parts, or a run-length code (RLE).
+"""Parse and rasterise the shape of one instance as COCO stores it: polygon parts, or a run-length code (RLE).
 
 What the runs of an RLE mean and how they are stored: `rle.py`.
 """
@@ -12,21 +12,24 @@ import faster_coco_eval.core.mask as mask_api
 import numpy as np
 import numpy.typing as npt
 
-from .numbers import whole_number
+from ..errors import DatasetError, mismatch
+from ..json_files import describe
+from .faults import quote
+from .numbers import number, whole_number
 from .rle import compress, run_lengths
 
 Polygon = npt.NDArray[np.float64]
 """One part of an instance: its vertices (P, 2) as (x, y) in pixels; (0, 0) is the corner of the first pixel."""
 
 
-class Rle(TypedDict):
+class CompressedRle(TypedDict):
     """A whole mask, run-length coded: `size` is [height, width], `counts` the compressed runs."""
 
     size: list[int]
     counts: bytes
 
 
-Segmentation = list[Polygon] | Rle
+Segmentation = list[Polygon] | CompressedRle
 
 
 class Window(NamedTuple):
@@ -38,32 +41,34 @@ class Window(NamedTuple):
 
     @property
     def place(self) -> tuple[slice, slice]:
-        """Where it is in a mask of the whole picture."""
+        """Its rows and columns in a mask of the whole image."""
         rows, columns = self.pixels.shape
         return slice(self.top, self.top + rows), slice(self.left, self.left + columns)
 
-    def transposed(self) -> Window:
+    def transpose(self) -> Window:
+        """The same pixels with rows and columns exchanged."""
         return Window(self.pixels.T, self.left, self.top)
 
 
 def check_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> None:
-    """Raise ValueError unless `runs` (R,) are whole, not negative, and fill height x width pixels exactly."""
+    """Raise DatasetError unless no run (R,) is negative and all together fill height x width pixels exactly."""
     if runs.size and runs.min() < 0:
-        raise ValueError("RLE counts hold a negative run length")
+        raise DatasetError(f"RLE counts: {mismatch('run lengths of 0 or more', runs.min())}")
     total = int(runs.sum())
     if total != height * width:
-        raise ValueError(f"RLE counts cover {total} pixels, expected {height} x {width} = {height * width}")
+        expected = f"runs that cover {height} x {width} = {height * width} pixels"
+        raise DatasetError(f"RLE counts: {mismatch(expected, total)}")
 
 
-def compress_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> Rle:
-    """Runs (R,), already checked, as a compressed RLE."""
-    return Rle(size=[height, width], counts=compress(runs, np.array([runs.size]))[0])
+def compress_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> CompressedRle:
+    """Compress runs (R,) that are already checked."""
+    return CompressedRle(size=[height, width], counts=compress(runs, np.array([runs.size]))[0])
 
 
 def runs_window(runs: npt.NDArray[np.int64], height: int) -> Window | None:
-    """The pixels of the smallest rectangle around the foreground of checked `runs` (R,); None when there is none.
+    """The pixels of the smallest rectangle around the foreground of checked `runs` (R,); None if there is none.
 
-    Only the columns that the instance touches are made, so the cost follows the instance, not the image.
+    Only the columns that the instance touches are decoded: the cost grows with the instance, not with the image.
     """
     ends = np.cumsum(runs)
     first, last = ends[: ends.size - 1 : 2], ends[1::2]  # of the foreground runs; last is exclusive
@@ -75,19 +80,22 @@ def runs_window(runs: npt.NDArray[np.int64], height: int) -> Window | None:
     (column, row), length = np.divmod(first, height), last - first
     left, right = int(column[0]), int((last[-1] - 1) // height) + 1
     top, bottom, stride = 0, height, height
-    if (row + length <= height).all():  # every run within one column: only the rows in question, and a place behind
+    if (row + length <= height).all():  # no run crosses a column: only the rows needed, and one more behind them
         top, bottom = int(row.min()), int((row + length).max())
         stride = bottom - top + 1
     start = (column - left) * stride + row - top
     steps = np.zeros((right - left) * stride + 1, dtype=np.uint8)
     steps[start] = 1
-    steps[start + length] += 255  # one less, in bytes; a run may begin where another ends
+    steps[start + length] += 255  # -1 in uint8; added, since a run may begin where another ends
     flat = np.cumsum(steps[:-1], dtype=np.uint8)
     return Window(flat.reshape(right - left, stride)[:, : bottom - top].T, top, left)
 
 
-def rle_window(rle: Rle) -> Window | None:
-    """The smallest rectangle of pixels around an RLE's foreground; None when it is empty. ValueError if malformed."""
+def rle_window(rle: CompressedRle) -> Window | None:
+    """The smallest rectangle of pixels around an RLE's foreground; None if it is empty.
+
+    Raises DatasetError for malformed counts.
+    """
     height, width = rle["size"]
     runs = run_lengths(rle["counts"])
     check_runs(runs, height, width)
@@ -102,42 +110,64 @@ def polygons_to_runs(parts: list[Polygon], height: int, width: int) -> npt.NDArr
 def polygons_to_counts(parts: list[Polygon], height: int, width: int) -> bytes:
     """Compressed runs of the union of polygon parts on a height x width mask, by COCO's own rasteriser.
 
-    The vertices must be finite: given a NaN the rasteriser allocates until the process is killed. No part may have
-    fewer than 3 points: COCO's API reads 4 numbers as a box.
+    The vertices must be finite: with a NaN the rasteriser allocates memory until the process is killed. No part may
+    have fewer than 3 points: COCO's API reads 4 numbers as a box.
     """
     codes = mask_api.frPyObjects([part.ravel().tolist() for part in parts], height, width)
     merged = codes[0] if len(codes) == 1 else mask_api.merge(codes)
     return bytes(merged["counts"])
 
 
-class EmptyMaskError(ValueError):
+class EmptyMaskError(DatasetError):
     """A well-formed segmentation that covers no pixel of its image."""
 
 
+class NoMaskError(EmptyMaskError):
+    """An annotation has no segmentation."""
+
+
 FARTHEST_VERTEX = 100_000.0
-"""Beyond this, in pixels, a vertex is a fault, not a shape: COCO's rasteriser walks along every edge in steps."""
+"""Largest coordinate of a vertex in pixels: COCO's rasteriser walks along every edge in steps."""
+
+
+def parse_shape(value: object, height: int, width: int) -> Segmentation:
+    """Parse the `segmentation` of an annotation or result: polygons, uncompressed or compressed RLE.
+
+    What it covers is not checked, nor are compressed counts decoded: for many masks, see `rle.whole_mask_areas`.
+    Raises NoMaskError if there is none, DatasetError if it is malformed.
+    """
+    if isinstance(value, Mapping):
+        return _parse_rle(value, height, width)
+    if value is None or (isinstance(value, list | tuple) and not value):
+        raise NoMaskError("no segmentation (a box alone trains no mask)")
+    if not isinstance(value, list | tuple):
+        raise DatasetError(f"segmentation: {mismatch('a list of polygons or an RLE object', describe(value))}")
+    if number(value[0]) is not None:
+        raise DatasetError(
+            f"segmentation: {mismatch('a list of polygons', 'a list of numbers', 'put the polygon into a list')}"
+        )
+    return [_parse_polygon(part) for part in value]
 
 
 def parse_segmentation(value: object, height: int, width: int) -> Segmentation:
-    """The `segmentation` of an annotation in a JSON file, checked: polygons, uncompressed or compressed RLE.
+    """As `parse_shape`, and checked: counts are well-formed, and the mask covers a pixel of the height x width image.
 
-    Raises EmptyMaskError when it is empty, outside the height x width picture, or without area; ValueError, saying what
-    was expected, when it is malformed.
+    Raises EmptyMaskError if there is no mask, or if it is outside the image or without area; DatasetError if it is
+    malformed.
     """
-    if isinstance(value, dict):
-        rle, area = parse_rle(value, height, width)
-        if area == 0:
-            raise EmptyMaskError("RLE without a foreground pixel")
-        return rle
-    if value is None or value == []:
-        raise EmptyMaskError("no segmentation (a box alone trains no mask)")
-    if not isinstance(value, list):
-        raise ValueError(f"segmentation: expected a list of polygons or an RLE object, got a {type(value).__name__}")
-    if not isinstance(value[0], list):
-        raise ValueError("segmentation: expected a list of polygons, got a flat list; wrap the one polygon in a list")
-    parts = [_parse_polygon(part) for part in value]
-    _check_coverage(parts, height, width)
-    return parts
+    shape = parse_shape(value, height, width)
+    if isinstance(shape, list):
+        _check_coverage(shape, height, width)
+    elif check_rle(shape) == 0:
+        raise EmptyMaskError("RLE without a foreground pixel")
+    return shape
+
+
+def check_rle(rle: CompressedRle) -> int:
+    """The number of foreground pixels. Raises DatasetError unless the counts are well-formed and fill the size."""
+    runs = run_lengths(rle["counts"])
+    check_runs(runs, *rle["size"])
+    return int(runs[1::2].sum())
 
 
 def segmentation_area(segmentation: Segmentation) -> float:
@@ -161,21 +191,29 @@ def segmentation_box(segmentation: Segmentation) -> tuple[float, float, float, f
 
 def _parse_polygon(value: object) -> Polygon:
     """One polygon part, a flat list of x, y, x, y, …, as vertices (P, 2)."""
+    if not isinstance(value, list | tuple | np.ndarray):
+        raise DatasetError(f"polygon: {mismatch(_FLAT_LIST, describe(value))}")
+    plain = set(map(type, value)) <= {int, float}  # the usual case, fast
+    sides = value if plain else [number(side) for side in value]
+    if not plain and None in sides:
+        wrong = next(side for side in value if number(side) is None)
+        raise DatasetError(f"polygon: {mismatch(_FLAT_LIST, quote(wrong))}")
     try:
-        numbers = np.array(value, dtype=np.float64)
-    except (ValueError, TypeError, OverflowError):
-        raise ValueError("polygon: expected a flat list of numbers x, y, x, y, …") from None
-    if numbers.ndim != 1:
-        raise ValueError("polygon: expected a flat list of numbers x, y, x, y, …, got nested lists")
+        numbers = np.array(sides, dtype=np.float64)
+    except OverflowError:
+        raise DatasetError(f"polygon: {mismatch(_COORDINATES, 'an integer beyond any float')}") from None
     if numbers.size % 2:
-        raise ValueError(f"polygon: {numbers.size} numbers, expected an even count (x, y, x, y, …)")
+        raise DatasetError(f"polygon: {mismatch('an even count of numbers (x, y, x, y, …)', numbers.size)}")
     if numbers.size < 6:
-        raise ValueError(f"polygon: {numbers.size // 2} point(s), expected at least 3")
+        raise DatasetError(f"polygon: {mismatch('at least 3 points', numbers.size // 2)}")
     if not (numbers.min() >= -FARTHEST_VERTEX and numbers.max() <= FARTHEST_VERTEX):  # so that NaN is caught as well
-        if not np.isfinite(numbers).all():
-            raise ValueError("polygon: holds NaN or infinite coordinates")
-        raise ValueError(f"polygon: coordinates reach {np.abs(numbers).max():.6g}, far beyond any picture")
+        got = f"{np.abs(numbers).max():.6g}" if np.isfinite(numbers).all() else "NaN or infinity"
+        raise DatasetError(f"polygon: {mismatch(_COORDINATES, got)}")
     return numbers.reshape(-1, 2)
+
+
+_FLAT_LIST = "a flat list of numbers x, y, x, y, …"
+_COORDINATES = f"coordinates within {FARTHEST_VERTEX:.0f} pixels"
 
 
 def _polygon_area(part: Polygon) -> float:
@@ -186,49 +224,44 @@ def _polygon_area(part: Polygon) -> float:
 
 
 def _check_coverage(parts: list[Polygon], height: int, width: int) -> None:
-    """Raise EmptyMaskError when polygon parts together cover no pixel of a height x width picture."""
+    """Raise EmptyMaskError if polygon parts together cover no pixel of a height x width image."""
     left, top, box_width, box_height = segmentation_box(parts)
     if left >= width or top >= height or left + box_width <= 0 or top + box_height <= 0:
         raise EmptyMaskError(
-            f"polygon outside the picture: x {left:g}..{left + box_width:g}, y {top:g}..{top + box_height:g}, "
-            f"picture {width} wide and {height} high"
+            f"polygon outside the image: x {left:g} to {left + box_width:g}, y {top:g} to {top + box_height:g}; "
+            f"the image is {width} wide and {height} high"
         )
     area = sum(_polygon_area(part) for part in parts)
     if area == 0:
         raise EmptyMaskError("polygon of zero area")
     inside = left >= 0 and top >= 0 and left + box_width <= width and top + box_height <= height
-    # A shape wider than a pixel everywhere holds a pixel; only slivers, specks and shapes cut by the border are drawn.
+    # A shape wider than a pixel everywhere holds a pixel; only thin, tiny and clipped shapes have to be rasterised.
     doubtful = area < box_width + box_height + 1 or not inside
     if doubtful and polygons_to_runs(parts, height, width)[1::2].sum() == 0:
-        raise EmptyMaskError(f"polygon covers no pixel of the picture (area {area:.3g})")
+        raise EmptyMaskError(f"polygon covers no pixel of the image (area {area:.3g})")
 
 
-def parse_rle(value: Mapping[str, object], height: int, width: int) -> tuple[Rle, int]:
-    """An RLE object, compressed or not, as a checked compressed RLE, and its pixels of foreground.
-
-    Raises ValueError, saying what was expected, unless it is a whole mask of height x width pixels.
-    """
-    rle = compressed_rle(value, height, width)
-    runs = run_lengths(rle["counts"])
-    check_runs(runs, height, width)
-    return rle, int(runs[1::2].sum())
-
-
-def compressed_rle(value: Mapping[str, object], height: int, width: int) -> Rle:
-    """The same without looking into counts that are compressed already: for many of them, see `whole_mask_areas`."""
+def _parse_rle(value: Mapping[str, object], height: int, width: int) -> CompressedRle:
+    """An RLE object as a compressed RLE of height x width pixels; counts that are compressed already are kept."""
     size, counts = value.get("size"), value.get("counts")
-    if not isinstance(size, list | tuple) or [whole_number(side) for side in size] != [height, width]:
-        swapped = isinstance(size, list | tuple) and [whole_number(side) for side in size] == [width, height]
-        hint = "; the two are swapped" if swapped else ""
-        raise ValueError(f"RLE: size is {size}, expected [height, width] of the image, [{height}, {width}]{hint}")
+    sides = [whole_number(side) for side in size] if isinstance(size, list | tuple) else None
+    if sides != [height, width]:
+        expected = f"[height, width] of the image, [{height}, {width}]"
+        raise DatasetError(f"RLE size: {mismatch(expected, quote(size), 'swap them' * (sides == [width, height]))}")
     if isinstance(counts, str | bytes):
         # Characters other than ASCII are refused when the runs are read.
-        return Rle(size=[height, width], counts=counts if isinstance(counts, bytes) else counts.encode())
+        encoded = counts if isinstance(counts, bytes) else counts.encode()
+        return CompressedRle(size=[height, width], counts=encoded)
     if not isinstance(counts, list | tuple | np.ndarray):
-        raise ValueError(f"RLE: expected counts as a string or a list of numbers, got {type(counts).__name__}")
+        raise DatasetError(f"RLE counts: {mismatch('a string or a list of whole numbers', describe(counts))}")
     whole = [whole_number(run) for run in counts]
     if None in whole:
-        raise ValueError("RLE counts: expected whole numbers")
-    runs = np.array(whole, dtype=np.int64)
+        wrong = next(run for run, parsed in zip(counts, whole, strict=True) if parsed is None)
+        raise DatasetError(f"RLE counts: {mismatch('whole numbers', quote(wrong))}")
+    try:
+        runs = np.array(whole, dtype=np.int64)
+    except OverflowError:
+        expected = f"runs that cover {height} x {width} = {height * width} pixels"
+        raise DatasetError(f"RLE counts: {mismatch(expected, 'a longer run')}") from None
     check_runs(runs, height, width)
     return compress_runs(runs, height, width)

@@ -1,23 +1,22 @@
-"""What a split holds: images, instances per class, their sizes in COCO's three bins, image sizes."""
+"""Count what a split holds: images, instances per class and per size (COCO's three bins), image sizes."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from .coco import CocoData
 
 SMALL, MEDIUM = 32**2, 96**2
-"""COCO's bounds in square pixels of the original image: small below the first, large from the second on."""
+"""COCO's limits in square pixels of the original image: small below SMALL, large from MEDIUM on."""
 
 _SHOWN = 12  # image sizes and classes named in the text
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counts over one split; instances are what training uses (crowd regions apart), areas those of the file."""
+    """Counts over one split. Instances are those that training uses, without crowd regions; areas are the file's."""
 
     images: int
     images_without_instances: int
@@ -29,20 +28,20 @@ class Statistics:
     instances_per_image_median: float
     instances_per_image_most: int
 
-    def to_json(self) -> dict[str, Any]:
-        """The same as plain values."""
+    def to_json(self) -> dict[str, object]:
+        """The counts as a JSON object."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """The same for people, a few lines."""
+        """The counts as lines of text."""
         sizes = ", ".join(f"{name} {count}" for name, count in self.per_size.items())
         return [
-            f"images: {self.images}, of them {self.images_without_instances} without instances",
+            f"images: {self.images}, {self.images_without_instances} of them without instances",
             f"instances: {self.instances} (and {self.crowd_regions} crowd regions); per image: median "
-            f"{self.instances_per_image_median:g}, most {self.instances_per_image_most}",
+            f"{self.instances_per_image_median:g}, maximum {self.instances_per_image_most}",
             f"instances by size (COCO's areas): {sizes}",
-            f"instances by class: {_shortened(self.per_class)}",
-            f"image sizes (height x width): {_shortened(self.image_sizes)}",
+            f"instances by class: {_list_first(self.per_class)}",
+            f"image sizes (height x width): {_list_first(self.image_sizes)}",
         ]
 
 
@@ -74,7 +73,7 @@ def statistics_of(data: CocoData) -> Statistics:
     )
 
 
-def _shortened(counts: dict[str, int]) -> str:
+def _list_first(counts: dict[str, int]) -> str:
     """Name and count of the first entries, and how many more there are."""
     shown = ", ".join(f"{name}: {count}" for name, count in list(counts.items())[:_SHOWN])
     more = len(counts) - _SHOWN

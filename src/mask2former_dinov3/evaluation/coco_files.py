@@ -1,52 +1,77 @@
-"""What a score is made from: a COCO annotation file as it is, and anybody's COCO results for it.
+"""Read what is scored: a COCO annotation file as it is, and COCO results for it from any program.
 
-Both are read whole, every fault is listed, and ids of any kind become numbers from 1 on. Renumbering annotations
-matters: COCO's matching takes annotation id 0 for "not matched", so that pycocotools counts the detection of the object
-with id 0 (the first of every Roboflow export) as wrong.
+Both are read by the same parser as training data, and all faults of a file are reported together. Ids become numbers
+from 1 on. Renumbering annotations matters: COCO's matching takes annotation id 0 for "not matched", so pycocotools
+counts the detection of the object with id 0 (the first of every Roboflow export) as wrong.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import NamedTuple, NotRequired, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from faster_coco_eval.core import mask as rle_codec
 
+from ..data.coco_json import (
+    Box,
+    list_entries,
+    parse_annotations,
+    parse_area,
+    parse_box,
+    parse_entries,
+    parse_size,
+    read_coco_json,
+)
+from ..data.faults import FaultReport, quote
+from ..data.numbers import number, whole_number
 from ..data.rle import whole_mask_areas
-from ..data.segmentation import FARTHEST_VERTEX, compressed_rle, parse_rle
-from ..errors import DatasetError
+from ..data.segmentation import CompressedRle, NoMaskError, check_rle, parse_shape, polygons_to_counts
+from ..errors import DatasetError, mismatch
+from ..json_files import describe, read_json
 
-FAULTS_SHOWN = 20
-
-Id: TypeAlias = int | str
 Source: TypeAlias = str | PathLike[str]
+
+
+class ScoredMask(TypedDict):
+    """An annotation, or a result (which has a score), as COCO's evaluation takes it.
+
+    image_id, category_id: our numbers, from 1. bbox: [left, top, width, height] in pixels; area in square pixels.
+    """
+
+    id: int
+    image_id: int
+    category_id: int
+    segmentation: CompressedRle
+    area: float
+    bbox: list[float]
+    iscrowd: int
+    score: NotRequired[float]
 
 
 @dataclass(frozen=True)
 class GroundTruth:
     """Annotations ready to be scored against.
 
-    name: what messages call the file. images, categories: the file's id -> our number, counted from 1 in the order of
-    the ids. skipped: ids of images in the file that were left out by `image_ids`. sizes: our image number -> (height,
-    width). names: category names in the order of our numbers. annotations: COCO dicts with our numbers and compressed
-    RLE. notes: what the reader of the score should know.
+    name: what messages call the file. images, categories: id in the file -> our number, counted from 1 in the order of
+    the ids. skipped: ids of images in the file that `image_ids` left out. sizes: our image number -> (height, width).
+    names: category names in the order of our numbers. annotations: with our numbers. notes: what the reader of the
+    score should know.
     """
 
     name: str
-    images: dict[Id, int]
-    skipped: frozenset[Id]
+    images: dict[int, int]
+    skipped: frozenset[int]
     sizes: dict[int, tuple[int, int]]
-    categories: dict[Id, int]
+    categories: dict[int, int]
     names: list[str]
-    annotations: list[dict[str, Any]]
+    annotations: list[ScoredMask]
     notes: list[str]
 
     def recall_limit(self, limit: int) -> dict[int, float]:
@@ -60,268 +85,206 @@ class GroundTruth:
         return {category: reachable[category] / count for category, count in total.items()}
 
 
-_LISTS = ("images", "categories", "annotations")
-
-
-def read_ground_truth(annotations: Source | Mapping[str, Any], image_ids: Collection[Id] | None = None) -> GroundTruth:
-    """A COCO annotation file, or what it holds, as it is; with `image_ids` only these images of it.
+def read_ground_truth(
+    annotations: Source | Mapping[str, object], image_ids: Collection[int] | None = None
+) -> GroundTruth:
+    """A COCO annotation file, or its content, as it is; with `image_ids` only these images of it.
 
     Areas and boxes are the file's own where it has them (COCO bins by the annotated area), else the mask's. Annotations
     without a mask are left out, with a note. Raises DatasetError listing every annotation that cannot be scored.
     """
-    data, name = _load(annotations, "annotations")
-    if not isinstance(data, Mapping) or any(not isinstance(data.get(key), list) for key in _LISTS):
-        raise DatasetError(f"{name}: expected a COCO annotation file, an object with the lists {', '.join(_LISTS)}")
-    faults = _Faults(name)
-    images = _numbered(data["images"], "image", faults)
-    categories = _numbered(data["categories"], "category", faults)
-    wanted = set(images) if image_ids is None else {_as_id(value) for value in image_ids}
-    for unknown in sorted(map(str, wanted - set(images))):
-        faults.add(f"image {unknown}: to be scored, but not in the file")
-    sizes = {}
-    for image in data["images"]:
-        size = (_number(image, "height"), _number(image, "width"))
-        if size[0] is None or size[1] is None or min(size[0], size[1]) < 1:
-            faults.add(f"image {image.get('id')}: height and width are needed, got {size}")
-        elif _as_id(image.get("id")) in wanted:
-            sizes[images[_as_id(image["id"])]] = (int(size[0]), int(size[1]))
-    faults.raise_if_any()
-    found: list[_Entry] = []
+    if isinstance(annotations, Mapping):
+        content, name = annotations, "annotations"
+    else:
+        content, name = read_coco_json(Path(annotations)), str(annotations)
+    faults = FaultReport(name)
+    lists = {key: list_entries(content, key, faults) for key in ("images", "categories", "annotations")}
+    entries = dict(parse_entries(lists["images"], "images", faults))
+    wanted = frozenset(entries if image_ids is None else image_ids)
+    for unknown in sorted(wanted - entries.keys()):
+        faults.add_error(f"image_ids: {mismatch('ids of images in the file', unknown)}")
+    size_of: dict[int, tuple[int, int]] = {}
+    for image_id, entry in entries.items():
+        try:
+            size_of[image_id] = parse_size(entry)
+        except DatasetError as error:
+            faults.add_error(str(error), image_id)
+    images = _number_ids(size_of)
+    names = {
+        key: str(entry.get("name", key)) for key, entry in parse_entries(lists["categories"], "categories", faults)
+    }
+    categories = _number_ids(names)
+    found: list[_Candidate] = []
     without_mask = 0
-    for annotation in data["annotations"]:
-        if not isinstance(annotation, Mapping):
-            faults.add(f"annotations: expected objects, got {annotation!r}")
-            continue
-        image_id, category_id = _as_id(annotation.get("image_id")), _as_id(annotation.get("category_id"))
-        if image_id not in images or category_id not in categories:
-            what = f"image {image_id}" if image_id not in images else f"category {category_id}"
-            faults.add(f"annotation {annotation.get('id')}: {what} is not in the file")
-        elif image_id in wanted:
-            if not annotation.get("segmentation"):
-                without_mask += 1
-                continue
-            number, category = images[image_id], categories[category_id]
-            fields = {"image_id": number, "category_id": category}
-            found.append(_Entry(f"annotation {annotation.get('id')}", annotation, fields, sizes[number]))
-    kept = _scored(found, faults)
+    for one in parse_annotations(lists["annotations"], images, categories, wanted, faults):
+        try:
+            mask = _parse_mask(one.segmentation, size_of[one.image_id])
+        except NoMaskError:
+            without_mask += 1
+        except DatasetError as error:
+            faults.add_error(str(error), one.image_id, one.id)
+        else:
+            where = images[one.image_id], categories[one.category_id]
+            found.append(_Candidate((one.image_id, one.id, ""), *where, mask, one.area, one.box, one.iscrowd))
+    kept = _measure(found, faults)
     return GroundTruth(
         name=name,
         images={key: number for key, number in images.items() if key in wanted},
-        skipped=frozenset(images) - frozenset(wanted),
-        sizes=sizes,
+        skipped=frozenset(images) - wanted,
+        sizes={images[key]: size for key, size in size_of.items() if key in wanted},
         categories=categories,
-        names=_unique_names(data["categories"], categories, {entry["category_id"] for entry in kept}),
+        names=_make_names_unique(names, categories, {entry["category_id"] for entry in kept}),
         annotations=kept,
         notes=[f"{without_mask} annotations of {name} have no mask and are not scored"] if without_mask else [],
     )
 
 
-def read_results(predictions: Source | Iterable[Mapping[str, Any]], truth: GroundTruth) -> list[dict[str, Any]]:
-    """COCO results (a file or a list) as COCO dicts with the numbers of `truth`, in their order.
+def read_results(predictions: Source | Iterable[Mapping[str, object]], truth: GroundTruth) -> list[ScoredMask]:
+    """COCO results (a file or a list) with the numbers of `truth`, in their order.
 
-    Needed keys: image_id, category_id, segmentation (either kind of RLE, or polygons), score. Boxes are taken from the
+    Needed keys: image_id, category_id, segmentation (polygons or either kind of RLE), score. Boxes are taken from the
     masks; as in pycocotools, a file whose first entry has a "bbox" is binned into small, medium and large by the
-    boxes' area, others by the masks'. Results for images left out of `truth` are passed over. Raises DatasetError
+    boxes' area, others by the masks'. Results for images that `truth` leaves out are ignored. Raises DatasetError
     listing every entry that cannot be scored.
     """
-    data, name = _load(predictions, "predictions")
-    if isinstance(data, Mapping) or not isinstance(data, Iterable):
-        raise DatasetError(f"{name}: expected COCO results, a list of objects, got {type(data).__name__}")
-    data = list(data)
-    faults = _Faults(name)
-    with_boxes = bool(data) and isinstance(data[0], Mapping) and _is_box(data[0].get("bbox"))
-    found: list[_Entry] = []
-    for index, entry in enumerate(data):
-        where = f"entry {index}"
-        missing = _missing_keys(entry)
-        if missing:
-            faults.add(f"{where}: {missing}")
-            continue
-        image_id, category_id = _as_id(entry["image_id"]), _as_id(entry["category_id"])
-        if image_id in truth.skipped:
-            continue
-        if image_id not in truth.images or category_id not in truth.categories:
-            what = f"image {image_id}" if image_id not in truth.images else f"category {category_id}"
-            faults.add(f"{where}: {what} is not in {truth.name}")
-            continue
-        score = _number(entry, "score")
-        if score is None:
-            faults.add(f"{where}: expected a number as score, got {entry['score']!r}")
-            continue
-        number = truth.images[image_id]
-        given = dict(entry) if with_boxes else {"segmentation": entry["segmentation"]}
-        # A list that has been through pycocotools' loadRes carries what that worked out from a list without boxes.
-        if not {"area", "id", "iscrowd"} <= set(entry):
-            given.pop("area", None)
-            if with_boxes and _is_box(entry.get("bbox")):
-                given["area"] = float(entry["bbox"][2]) * float(entry["bbox"][3])
-        given["iscrowd"] = 0
-        fields = {"image_id": number, "category_id": truth.categories[category_id], "score": score}
-        found.append(_Entry(where, given, fields, truth.sizes[number]))
-    return _scored(found, faults)
+    if isinstance(predictions, str | PathLike):
+        path = Path(predictions)
+        content, name = read_json(path, "COCO results (a JSON list of objects)", raises=DatasetError), str(path)
+    else:
+        content, name = predictions, "predictions"
+    if isinstance(content, Mapping | str) or not isinstance(content, Iterable):
+        raise DatasetError(f"{name}: {mismatch('COCO results (a list of objects)', describe(content))}")
+    entries: list[object] = list(content)
+    faults = FaultReport(name)
+    with_boxes = bool(entries) and isinstance(entries[0], Mapping) and _has_box(entries[0])
+    found: list[_Candidate] = []
+    for index, entry in enumerate(entries):
+        try:
+            candidate = _parse_result(entry, f"entry {index}: ", truth, with_boxes)
+        except DatasetError as error:
+            faults.add_error(f"entry {index}: {error}")
+        else:
+            found += [] if candidate is None else [candidate]
+    return _measure(found, faults)
 
 
-class _Faults:
-    """All faults of one file, for one error."""
+class _Candidate(NamedTuple):
+    """A parsed annotation or result whose mask is not yet measured.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.reasons: list[str] = []
+    where: image id, annotation id, and the beginning of the reason, for faults. area, box: None for those of the mask.
+    """
 
-    def add(self, reason: str) -> None:
-        self.reasons.append(reason)
-
-    def raise_if_any(self) -> None:
-        if self.reasons:
-            shown = [f"  {reason}" for reason in self.reasons[:FAULTS_SHOWN]]
-            if len(self.reasons) > FAULTS_SHOWN:
-                shown.append(f"  and {len(self.reasons) - FAULTS_SHOWN} more")
-            count = f"{len(self.reasons)} {'fault' if len(self.reasons) == 1 else 'faults'}"
-            raise DatasetError("\n".join([f"{self.name}: {count}, nothing was scored", *shown]))
+    where: tuple[int | None, int | None, str]
+    image: int
+    category: int
+    mask: CompressedRle
+    area: float | None
+    box: Box | None
+    iscrowd: bool
+    score: float | None = None
 
 
-def _load(source: Any, what: str) -> tuple[Any, str]:
-    """A JSON file's content and path, or the thing itself under the name `what`."""
-    if not isinstance(source, str | PathLike):
-        return source, what
-    path = Path(source)
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig")), str(path)
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path}: no such file; expected COCO {what} (JSON)") from error
-    except IsADirectoryError as error:
-        raise DatasetError(f"{path}: is a folder; expected a file with COCO {what} (JSON)") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise DatasetError(f"{path}: expected COCO {what}, but the file is not valid JSON: {error}") from error
-
-
-def _as_id(value: Any) -> Id:
-    """Ids as tools write them: 7, 7.0 and "7" are the same id; other text stays text."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    try:
-        return int(str(value))
-    except ValueError:
-        return str(value)
-
-
-def _number(entry: Mapping[str, Any], key: str) -> float | None:
-    """A finite number, also one written as text; None where there is none."""
-    try:
-        value = float(entry[key])
-    except (KeyError, TypeError, ValueError):
+def _parse_result(entry: object, where: str, truth: GroundTruth, with_boxes: bool) -> _Candidate | None:
+    """An entry of a results file; None for a result of an image that is left out. Raises DatasetError."""
+    if not isinstance(entry, Mapping):
+        raise DatasetError(mismatch("an object", quote(entry)))
+    missing = [key for key in ("image_id", "category_id", "segmentation", "score") if key not in entry]
+    if missing:
+        advice = "only masks can be scored, not boxes alone" if missing == ["segmentation"] else ""
+        raise DatasetError(
+            mismatch("image_id, category_id, segmentation and score", f"no {', '.join(missing)}", advice)
+        )
+    image_id, category_id = whole_number(entry["image_id"]), whole_number(entry["category_id"])
+    if image_id in truth.skipped:
         return None
-    return value if math.isfinite(value) else None
+    if image_id is None or image_id not in truth.images:
+        raise DatasetError(f"image_id: {mismatch(f'the id of an image in {truth.name}', quote(entry['image_id']))}")
+    if category_id is None or category_id not in truth.categories:
+        got = quote(entry["category_id"])
+        raise DatasetError(f"category_id: {mismatch(f'the id of a category in {truth.name}', got)}")
+    score = number(entry["score"])
+    if score is None or not math.isfinite(score):
+        raise DatasetError(f"score: {mismatch('a finite number', quote(entry['score']))}")
+    image, category = truth.images[image_id], truth.categories[category_id]
+    mask = _parse_mask(entry["segmentation"], truth.sizes[image])
+    box = parse_box(entry) if with_boxes else None
+    area = None if box is None else box[2] * box[3]
+    if with_boxes and entry.keys() >= {"area", "id", "iscrowd"}:
+        area = parse_area(entry)  # pycocotools' loadRes was here: it adds the masks' areas and boxes to such a list
+    return _Candidate((None, None, where), image, category, mask, area, box, False, score)
 
 
-def _numbered(entries: list[Any], what: str, faults: _Faults) -> dict[Id, int]:
-    """Id -> number from 1 on, in the order of the ids: pycocotools breaks ties of score by the order of image ids."""
-    if any(not isinstance(entry, Mapping) or "id" not in entry for entry in entries):
-        faults.add(f"every {what} needs an id")
-        faults.raise_if_any()
-    counts = Counter(_as_id(entry["id"]) for entry in entries)
-    for key, count in counts.items():
-        if count > 1:
-            faults.add(f"{what} {key}: {count} entries have this id")
-    ordered = sorted(counts, key=lambda key: (isinstance(key, str), key))
-    return {key: number for number, key in enumerate(ordered, start=1)}
+def _has_box(entry: Mapping[str, object]) -> bool:
+    """Whether a result has a box; a malformed one is reported when the entry is parsed."""
+    try:
+        return parse_box(entry) is not None
+    except DatasetError:
+        return True
 
 
-def _unique_names(entries: list[dict[str, Any]], categories: dict[Id, int], used: set[int]) -> list[str]:
-    """Names in the order of our numbers; they are keys later, so a shared one goes to the only class with instances
-    (Roboflow writes its project as category 0, sometimes under the name of the real class), others get their id."""
-    names = {categories[_as_id(entry["id"])]: str(entry.get("name", entry["id"])) for entry in entries}
+def _parse_mask(value: object, size: tuple[int, int]) -> CompressedRle:
+    """A segmentation as compressed RLE of `size` (height, width); compressed counts are not looked into."""
+    shape = parse_shape(value, *size)
+    if isinstance(shape, list):
+        return CompressedRle(size=list(size), counts=polygons_to_counts(shape, *size))
+    return shape
+
+
+def _measure(candidates: Sequence[_Candidate], faults: FaultReport) -> list[ScoredMask]:
+    """The candidates with ids from 1, area, box and crowd flag. Raises DatasetError with all faults of the file."""
+    areas = _measure_areas(candidates, faults)
+    faults.raise_errors()
+    masks = [one.mask for one in candidates]
+    boxes = np.asarray(rle_codec.toBbox(masks) if masks else []).reshape(-1, 4).tolist()  # (N, 4)
+    measured: list[ScoredMask] = []
+    for position, (one, area, box) in enumerate(zip(candidates, areas.tolist(), boxes, strict=True), start=1):
+        scored = ScoredMask(
+            id=position,
+            image_id=one.image,
+            category_id=one.category,
+            segmentation=one.mask,
+            area=float(area) if one.area is None else one.area,
+            bbox=box if one.box is None else list(one.box),
+            iscrowd=int(one.iscrowd),
+        )
+        if one.score is not None:
+            scored["score"] = one.score
+        measured.append(scored)
+    return measured
+
+
+def _measure_areas(candidates: Sequence[_Candidate], faults: FaultReport) -> npt.NDArray[np.int64]:
+    """Pixels of every mask, (N,); RLEs that do not cover their image are added to the faults."""
+    try:
+        return whole_mask_areas(
+            [one.mask["counts"] for one in candidates], [math.prod(one.mask["size"]) for one in candidates]
+        )
+    except DatasetError:
+        for one in candidates:  # one by one, to report which and why
+            try:
+                check_rle(one.mask)
+            except DatasetError as error:
+                image_id, annotation_id, where = one.where
+                faults.add_error(f"{where}{error}", image_id, annotation_id)
+        assert faults.faults
+        return np.zeros(len(candidates), dtype=np.int64)
+
+
+def _number_ids(ids: Iterable[int]) -> dict[int, int]:
+    """Id -> number from 1, in the order of the ids: pycocotools breaks ties of score by the order of image ids."""
+    return {key: number for number, key in enumerate(sorted(ids), start=1)}
+
+
+def _make_names_unique(names: dict[int, str], categories: dict[int, int], used: set[int]) -> list[str]:
+    """Category names in the order of our numbers, different from each other: they become keys.
+
+    A shared name stays with the only class that has instances (Roboflow writes its project as category 0, sometimes
+    under the name of the real class); the others get their id behind it.
+    """
     shared = Counter(names.values())
-    shared_and_used = Counter(names[number] for number in used)
+    shared_and_used = Counter(names[key] for key, number in categories.items() if number in used)
     return [
         name if shared[name] == 1 or (number in used and shared_and_used[name] == 1) else f"{name} (id {key})"
         for key, number in categories.items()
-        for name in [names[number]]
+        for name in [names[key]]
     ]
-
-
-def _missing_keys(entry: Any) -> str | None:
-    if not isinstance(entry, Mapping):
-        return f"expected an object, got {type(entry).__name__}"
-    missing = [key for key in ("image_id", "category_id", "segmentation", "score") if key not in entry]
-    if missing == ["segmentation"]:
-        return "has no segmentation; only masks can be scored here, not boxes"
-    return f"has no {', '.join(missing)}" if missing else None
-
-
-def _is_box(box: Any) -> bool:
-    try:
-        return len(box) == 4 and all(math.isfinite(float(value)) for value in box)
-    except (TypeError, ValueError):
-        return False
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """An annotation or a result on its way: where it is found, what is to be scored, our fields for it, its image."""
-
-    where: str
-    given: Mapping[str, Any]
-    fields: dict[str, Any]
-    size: tuple[int, int]
-
-
-def _scored(entries: list[_Entry], faults: _Faults) -> list[dict[str, Any]]:
-    """The fields of every entry with id, segmentation (compressed RLE), area, bbox and iscrowd. Raises every fault."""
-    readable: list[tuple[_Entry, Any]] = []
-    for entry in entries:
-        try:
-            readable.append((entry, _as_rle(entry.given["segmentation"], entry.size)))
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-            faults.add(_unreadable(entry, error))
-    areas = _areas(readable, faults)
-    faults.raise_if_any()
-    boxes = np.asarray(rle_codec.toBbox([rle for _, rle in readable]) if readable else []).reshape(-1, 4)
-    scored: list[dict[str, Any]] = []
-    for (entry, rle), mask_area, mask_box in zip(readable, areas.tolist(), boxes.tolist(), strict=True):
-        area = _number(entry.given, "area")
-        measures = {
-            "area": float(mask_area) if area is None else area,
-            "bbox": [float(value) for value in entry.given["bbox"]] if _is_box(entry.given.get("bbox")) else mask_box,
-            "iscrowd": int(bool(_number(entry.given, "iscrowd"))),
-        }
-        scored.append({"id": len(scored) + 1, **entry.fields, "segmentation": rle, **measures})
-    return scored
-
-
-def _areas(readable: list[tuple[_Entry, Any]], faults: _Faults) -> npt.NDArray[np.int64]:
-    """Pixels of every mask, (N,); RLEs that do not cover their image are added to the faults."""
-    try:
-        pixels = [math.prod(entry.size) for entry, _ in readable]
-        return whole_mask_areas([rle["counts"] for _, rle in readable], pixels)
-    except ValueError:
-        for entry, rle in readable:  # one by one, to say which and why
-            try:
-                parse_rle(rle, *entry.size)
-            except ValueError as error:
-                faults.add(_unreadable(entry, error))
-        assert faults.reasons
-        return np.zeros(len(readable), dtype=np.int64)
-
-
-def _unreadable(entry: _Entry, error: Exception) -> str:
-    return f"{entry.where}: the segmentation cannot be read ({error})"
-
-
-def _as_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Polygons (parts united) or either kind of RLE as compressed RLE of `size`, by COCO's own code."""
-    height, width = size
-    if isinstance(segmentation, Mapping):
-        return dict(compressed_rle(segmentation, height, width))
-    if not isinstance(segmentation, list | tuple) or isinstance(segmentation[0], str | bytes):
-        raise ValueError(f"expected polygons or RLE, got {type(segmentation).__name__}")
-    parts = [segmentation] if not hasattr(segmentation[0], "__len__") else segmentation
-    polygons = [[float(value) for value in part] for part in parts]
-    # COCO's code would fill the memory with the edge of such a polygon.
-    if any(not abs(value) <= FARTHEST_VERTEX for polygon in polygons for value in polygon):
-        raise ValueError(f"a polygon with a coordinate that is not a number, or beyond {FARTHEST_VERTEX:.0f} pixels")
-    # Under three points there is no area, and COCO's code would take four numbers for a box.
-    polygons = [polygon for polygon in polygons if len(polygon) >= 6]
-    if not polygons:
-        raise ValueError("no polygon with three points or more")
-    return dict(rle_codec.merge(rle_codec.frPyObjects(polygons, height, width)))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...data.images import explained, read_header, read_image, sixteen_to_eight
+from ...data.images import name_errors, read_header, read_image, sixteen_to_eight
 from ...errors import DatasetError
 from .grid import Region
 
@@ -90,7 +90,7 @@ def open_image(path: Path) -> Iterator[ImageReader]:
         _check_blocks(source, path)
 
         def read(at: Region) -> Rgb:
-            with explained(path):
+            with name_errors(path):
                 return convert(source.read(window=((at.y0, at.y1), (at.x0, at.x1))))
 
         yield ImageReader(source.height, source.width, read)
@@ -125,14 +125,14 @@ def _opened(path: Path) -> Iterator[Any]:
     except ImportError:
         yield None
         return
-    with explained(path), open(path, "rb") as file:
+    with name_errors(path), open(path, "rb") as file:
         start = file.read(12)
     driver = next((driver for magic, driver in DRIVERS if start.startswith(magic)), None)
     if driver is None:
         yield None
         return
     with rasterio.Env(**ENVIRONMENT):
-        with explained(path), warnings.catch_warnings():
+        with name_errors(path), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             # A Path: a string could be taken for an address.
             source = rasterio.open(path.absolute(), driver=driver)

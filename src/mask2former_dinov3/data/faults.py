@@ -1,0 +1,70 @@
+"""Faults of a data set: collected while it is read, and reported together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import DatasetError
+
+_LISTED_ERRORS = 20  # in the message of one exception
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something wrong with a data set (or, as a note, worth knowing), where it is, and why.
+
+    error: would stop or spoil training. warning: left out of training, or worth a look. note: neither.
+    """
+
+    severity: Literal["error", "warning", "note"]
+    image_id: int | None
+    annotation_id: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        where = [] if self.image_id is None else [f"image {self.image_id}"]
+        where += [] if self.annotation_id is None else [f"annotation {self.annotation_id}"]
+        return f"{', '.join(where)}: {self.reason}" if where else self.reason
+
+
+@dataclass(frozen=True)
+class FaultReport:
+    """All faults of one file, in the order in which they were found. name: what messages call the file."""
+
+    name: str
+    faults: list[Fault] = field(default_factory=list)
+
+    def add_error(self, reason: str, image_id: int | None = None, annotation_id: int | None = None) -> None:
+        self.faults.append(Fault("error", image_id, annotation_id, reason))
+
+    def add_warning(self, reason: str, image_id: int | None = None, annotation_id: int | None = None) -> None:
+        self.faults.append(Fault("warning", image_id, annotation_id, reason))
+
+    def add_note(self, reason: str) -> None:
+        self.faults.append(Fault("note", None, None, reason))
+
+    def raise_errors(self, advice: str = "") -> None:
+        """Raise DatasetError with the first 20 errors and their number, if there are any.
+
+        advice: how to see all of them, shown where the message does not hold all.
+        """
+        errors = [fault for fault in self.faults if fault.severity == "error"]
+        if not errors:
+            return
+        lines = [f"{self.name}: {count_of(len(errors), 'error')}", *(f"  {one}" for one in errors[:_LISTED_ERRORS])]
+        if len(errors) > _LISTED_ERRORS:
+            lines.append(f"  … and {len(errors) - _LISTED_ERRORS} more" + (f"; {advice}" if advice else ""))
+        raise DatasetError("\n".join(lines))
+
+
+def count_of(number: int, noun: str) -> str:
+    """The number with its noun, such as "1 error" or "2 errors"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def quote(value: object) -> str:
+    """Write a value as JSON has it, at most 80 characters of it, for messages."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= 80 else f"{text[:79]}…"
