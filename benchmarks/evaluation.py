@@ -22,9 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baseline import average_precision, processor_of, read_annotations, results_of
-
-# The mask score alone is private: users get all of evaluate_coco, the baseline computes masks only.
-from mask2former_dinov3.evaluation.coco_ap import _match, _mean, evaluate_coco
+from mask2former_dinov3.evaluation.coco_ap import evaluate_coco, match_masks, mean_of_defined
 from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.inference.postprocess import post_process
@@ -137,7 +135,7 @@ class Contender:
             return average_precision(self.coco, self.results, self.image_ids, limit)
         truth = read_ground_truth(self.coco.dataset, self.image_ids)
         limits = sorted({1, min(10, limit), limit})
-        return _mean(_match(truth, read_results(self.results, truth), "segm", limits)[0][:, :, :, 0])
+        return mean_of_defined(match_masks(truth, read_results(self.results, truth), "segm", limits)[0][:, :, :, 0])
 
 
 def made_up_outputs(

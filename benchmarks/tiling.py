@@ -155,7 +155,7 @@ def ap_rows(args: argparse.Namespace) -> list[Row]:
         found = way(predictor, mosaic, grid, args)
         seconds = time.perf_counter() - start
         results = results_of(found, cells, count, border)
-        scores = evaluate_coco(truth, results, max_detections=MOST_PER_CELL)
+        scores = dict(evaluate_coco(truth, results, max_detections=MOST_PER_CELL))
         names = ("AP", "AP50", "AP75")
         return (
             {"prediction": name}

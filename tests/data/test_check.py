@@ -1,4 +1,4 @@
-"""The data doctor: one broken data set, every fault found at once; sound ones pass, with the right counts."""
+"""`check_data`: every fault of a broken data set is found at once; sound ones pass, with the right counts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_check_data__a_sound_set_has_statistics_and_no_fault(toy_dataset: Path) 
     assert (statistics.instances_per_image_median, statistics.instances_per_image_most) == (2, 2)
     assert list(report.data) == ["train", "valid"]
     report.raise_errors()
-    assert report.text().endswith("in all: 0 errors, 0 warnings, 0 notes")
+    assert report.text().endswith("total: 0 errors, 0 warnings, 0 notes")
 
 
 def test_check_data__lists_everything_at_once(make_toy_dataset: Callable[..., Path]) -> None:
@@ -75,22 +75,24 @@ def test_check_data__lists_everything_at_once(make_toy_dataset: Callable[..., Pa
     (root / "valid" / "003.png").write_bytes((train / "003.png").read_bytes())
     report = check(root)
     errors = found(report, "error")
-    assert errors[0] == "image 10, annotation 1: category_id 99 is not among the categories"
-    assert errors[1] == "image 10, annotation 2: polygon: 2 point(s), expected at least 3"
+    assert errors[0] == "image 10, annotation 1: category_id: expected the id of one of the categories, got 99"
+    assert errors[1] == "image 10, annotation 2: polygon: expected at least 3 points, got 2"
     assert errors[2].startswith("image 11: ")
-    assert "001.png: the image is damaged or cut short" in errors[2]
-    assert errors[3] == f"image 12: {train / '002.png'}: no such file"
-    assert errors[4].startswith("image 13: 003.png: the annotations say 64 x 33 pixels")
+    assert "001.png: expected a readable image file, got one that is damaged or cut short" in errors[2]
+    assert errors[3] == f"image 12: {train / '002.png'}: expected an image file, got no such file"
+    assert errors[4].startswith(
+        "image 13: 003.png: expected 64 x 33 pixels (height x width) as in the annotations, got 64 x 80"
+    )
     assert len(errors) == 5
     warnings = found(report, "warning")
     assert warnings[0] == "image 11, annotation 3: no segmentation (a box alone trains no mask); left out of training"
-    assert warnings[1] == f"{train / 'stray.JPG'}: in the folder, not in the annotations"
+    assert warnings[1] == f"{train / 'stray.JPG'}: in the image folder, not in the annotations"
     assert len(warnings) == 2
     assert found(report, "warning", "valid") == [
-        "image 13: 003.png: the same picture as image 13 of train, scores will flatter"
+        "image 13: 003.png: the same image as image 13 of train; scores will be too high"
     ]
     assert len(report.errors) == 5
-    with pytest.raises(DatasetError, match=r"5 errors:(.|\n)*in all: 5 errors, 3 warnings, 0 notes"):
+    with pytest.raises(DatasetError, match=r"5 errors:(.|\n)*total: 5 errors, 3 warnings, 0 notes"):
         report.raise_errors()
 
 
@@ -116,18 +118,18 @@ def test_check_data__exif_orientation_is_a_note_and_explains_swapped_sizes(
     edit(root, lambda content: content["images"][1].update(height=80, width=64))
     edit(root, lambda content: content.update(annotations=[a for a in content["annotations"] if a["image_id"] != 11]))
     report = check(root)
-    assert [note[:46] for note in found(report, "note")] == [
-        "image 10: 000.png: carries EXIF orientation 6,",
-        "image 11: 001.png: carries EXIF orientation 6,",
+    assert [note[:44] for note in found(report, "note")] == [
+        "image 10: 000.png: EXIF orientation 6 is not",
+        "image 11: 001.png: EXIF orientation 6 is not",
     ]
     assert len(report.errors) == 1
-    assert "as EXIF turns it" in report.errors[0].reason
+    assert "as EXIF rotates it" in report.errors[0].reason
 
 
 def test_check_data__more_instances_than_queries(toy_dataset: Path) -> None:
     warnings = found(check(toy_dataset, num_queries=1), "warning")
     assert len(warnings) == 5
-    assert warnings[0] == "image 10: 000.png: 2 instances, more than the 1 queries (num_queries)"
+    assert warnings[0] == "image 10: 000.png: 2 instances, more than num_queries (1)"
 
 
 def test_check_data__nothing_to_train_on(make_toy_dataset: Callable[..., Path]) -> None:
@@ -141,7 +143,7 @@ def test_check_data__nothing_to_train_on(make_toy_dataset: Callable[..., Path]) 
     edit(root, lambda content: content.update(annotations=[]), "valid")
     report = check(root)
     assert found(report, "error") == [
-        "nothing to train on: no image has an instance with a mask (crowd regions do not count)"
+        "train: expected an instance with a mask to train on, got none (crowd regions do not count)"
     ]
     assert found(report, "error", "valid") == []
 
@@ -150,14 +152,14 @@ def test_check_data__a_class_without_instances_is_a_note(make_toy_dataset: Calla
     root = make_toy_dataset()
     for split in ("train", "valid"):
         edit(root, lambda content: content["categories"].append({"id": 8, "name": "ring"}), split)
-    assert found(check(root), "note") == ["class 'ring' has no instance"]
+    assert found(check(root), "note") == ['class "ring" has no instance']
 
 
 def test_check_data__classes_must_agree_between_splits(make_toy_dataset: Callable[..., Path]) -> None:
     root = make_toy_dataset()
     edit(root, lambda content: content["categories"][0].update(name="disk"), "valid")
     assert found(check(root), "error", "valid") == [
-        "classes differ from train's: valid has ['bar', 'disk'], train has ['bar', 'disc']"
+        'categories: expected the classes of train, ["bar", "disc"], got ["bar", "disk"]'
     ]
 
 
@@ -186,7 +188,7 @@ def test_check_data__an_unreadable_annotation_file_is_a_fault_like_others(
     root = make_toy_dataset()
     (root / "valid" / "_annotations.coco.json").write_text("{")
     report = check(root)
-    assert "not valid JSON" in found(report, "error", "valid")[0]
+    assert "got invalid JSON" in found(report, "error", "valid")[0]
     assert report.splits["valid"].data is None
     assert report.splits["train"].faults == []
     assert list(report.data) == ["train"]
@@ -212,7 +214,7 @@ def test_report__text_is_cut_where_asked_and_json_is_not(make_toy_dataset: Calla
         "severity": "error",
         "image_id": 10,
         "annotation_id": 1,
-        "reason": "category_id 1 is not among the categories",
+        "reason": "category_id: expected the id of one of the categories, got 1",
     }
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mask2former_dinov3.data.coco import CocoData, Fault, parse_coco, read_coco
+from mask2former_dinov3.data.coco import CocoData, parse_coco, read_coco
+from mask2former_dinov3.data.faults import Fault
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.errors import DatasetError
 
@@ -121,7 +122,7 @@ def test_parse_coco__a_part_of_the_images(tmp_path: Path) -> None:
 
 
 def test_parse_coco__roboflows_placeholder_category(tmp_path: Path) -> None:
-    """An unused category under the name of a real one goes, said aloud; one with a name of its own stays."""
+    """An unused category under the name of a real one is left out, with a note; one with a name of its own stays."""
     data, faults = parse(tmp_path, lambda content: content["categories"].insert(0, {"id": 0, "name": "dog"}))
     assert [category.id for category in data.categories] == [2, 17]
     assert [fault.severity for fault in faults] == ["note"]
@@ -141,35 +142,51 @@ def _annotation(**values: Any) -> Change:
 @pytest.mark.parametrize(
     ("change", "where", "reason"),
     [
-        (lambda c: c.pop("images"), (None, None), "images: expected a list, it is missing"),
-        (lambda c: c.update(annotations={}), (None, None), "annotations: expected a list, got a dict"),
-        (lambda c: c.update(categories=[]), (None, None), "categories: the list is empty"),
-        (lambda c: c["categories"].append({"id": 5}), (None, None), "categories[2]: expected an id"),
-        (lambda c: c["categories"].append(7), (None, None), "categories[2]: expected an id"),
-        (lambda c: c["categories"].append({"id": 2, "name": "cow"}), (None, None), "category id 2 is used twice"),
-        (lambda c: c["categories"][0].update(name="cat"), (None, None), "2 categories are called 'cat'"),
+        (lambda c: c.pop("images"), (None, None), "images: expected a list, got nothing"),
+        (lambda c: c.update(annotations={}), (None, None), "annotations: expected a list, got an object"),
+        (lambda c: c.update(categories=[]), (None, None), "categories: expected at least one entry, got an empty list"),
+        (lambda c: c["categories"].append({"id": 5}), (None, None), "category 5: expected a name, got null"),
+        (
+            lambda c: c["categories"].append(7),
+            (None, None),
+            "categories[2]: expected an object with an id (a whole number), got 7",
+        ),
+        (
+            lambda c: c["categories"].append({"id": 2, "name": "cow"}),
+            (None, None),
+            'categories[2]: expected an id of its own, got id 2 for "cat" and "cow"',
+        ),
+        (lambda c: c["categories"][0].update(name="cat"), (None, None), 'got 2 called "cat"; rename or merge them'),
         (lambda c: c["images"].append("a.png"), (None, None), "images[2]: expected an object with an id"),
         (_image(id=None), (None, None), "images[1]: expected an object with an id"),
         (_image(id=4.5), (None, None), "images[1]"),
-        (_image(id=4), (4, None), "image id used twice: a.png and b.png"),
-        (_image(file_name=3), (9, None), "file_name: expected a name, got 3"),
-        (_image(height=None), (9, None), "b.png: expected height and width in whole pixels, got None and 10"),
+        (_image(id=4), (4, None), 'images[1]: expected an id of its own, got id 4 for "a.png" and "b.png"'),
+        (_image(file_name=3), (9, None), "file_name: expected the name of a file, got 3"),
+        (
+            _image(height=None),
+            (9, None),
+            "b.png: height and width: expected whole numbers of pixels above 0, got null and 10",
+        ),
         (_image(width=0), (9, None), "got 10 and 0"),
-        (_image(width=True), (9, None), "got 10 and True"),
+        (_image(width=True), (9, None), "got 10 and true"),
         (lambda c: c["annotations"].append(5), (None, None), "annotations[3]: expected an object, got 5"),
-        (_annotation(id="x"), (4, None), "annotations[0]: expected an id (whole number), got 'x'"),
-        (_annotation(id=2), (4, 2), "annotation id used twice"),
-        (_annotation(image_id=5), (None, 1), "image_id 5 is not among the images"),
-        (_annotation(image_id=None), (None, 1), "image_id None is not among the images"),
-        (_annotation(category_id=3), (4, 1), "category_id 3 is not among the categories"),
-        (_annotation(category_id="dog"), (4, 1), "category_id 'dog' is not among"),
+        (_annotation(id="x"), (4, None), 'annotations[0]: expected an id (a whole number), got "x"'),
+        (_annotation(id=2), (4, 2), "annotations[1]: expected an id of its own, got that of another annotation"),
+        (_annotation(image_id=5), (None, 1), "image_id: expected the id of one of the images, got 5"),
+        (_annotation(image_id=None), (None, 1), "image_id: expected the id of one of the images, got null"),
+        (_annotation(category_id=3), (4, 1), "category_id: expected the id of one of the categories, got 3"),
+        (_annotation(category_id="dog"), (4, 1), 'category_id: expected the id of one of the categories, got "dog"'),
         (_annotation(iscrowd=2), (4, 1), "iscrowd: expected 0 or 1, got 2"),
-        (_annotation(area="big"), (4, 1), "area: expected a number of square pixels, got 'big'"),
+        (_annotation(area="big"), (4, 1), 'area: expected a number of square pixels, 0 or more, got "big"'),
         (_annotation(area=float("nan")), (4, 1), "area: expected a number"),
-        (_annotation(bbox=[1, 2, 3]), (4, 1), "bbox: expected [left, top, width, height], got [1, 2, 3]"),
+        (_annotation(bbox=[1, 2, 3]), (4, 1), "bbox: expected [left, top, width, height] in pixels, got [1, 2, 3]"),
         (_annotation(bbox=[1, 2, 3, float("nan")]), (4, 1), "bbox"),
-        (_annotation(segmentation=[[1, 1, 5, 5]]), (4, 1), "polygon: 2 point(s), expected at least 3"),
-        (_annotation(segmentation={"size": [30, 20], "counts": [600]}), (4, 1), "the two are swapped"),
+        (_annotation(segmentation=[[1, 1, 5, 5]]), (4, 1), "polygon: expected at least 3 points, got 2"),
+        (
+            _annotation(segmentation={"size": [30, 20], "counts": [600]}),
+            (4, 1),
+            "RLE size: expected [height, width] of the image, [20, 30], got [30, 20]; swap them",
+        ),
     ],
 )
 def test_parse_coco__each_error_is_named(
@@ -184,7 +201,7 @@ def test_parse_coco__each_error_is_named(
 
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
-    [([], "no segmentation"), ([[40, 2, 45, 2, 45, 9]], "outside the picture"), ([[2, 2, 5, 2, 3, 2]], "zero area")],
+    [([], "no segmentation"), ([[40, 2, 45, 2, 45, 9]], "outside the image"), ([[2, 2, 5, 2, 3, 2]], "zero area")],
 )
 def test_parse_coco__empty_masks_are_left_out_aloud(tmp_path: Path, segmentation: Any, reason: str) -> None:
     data, faults = parse(tmp_path, _annotation(segmentation=segmentation))
@@ -196,7 +213,9 @@ def test_parse_coco__empty_masks_are_left_out_aloud(tmp_path: Path, segmentation
 
 def test_parse_coco__a_file_listed_twice_is_a_warning(tmp_path: Path) -> None:
     _, faults = parse(tmp_path, _image(file_name="a.png"))
-    assert [str(fault) for fault in faults] == ["image 9: a.png: the same file as image 4; are its instances divided?"]
+    assert [str(fault) for fault in faults] == [
+        "image 9: a.png: the same file as image 4; check whether its instances are split"
+    ]
     assert faults[0].severity == "warning"
 
 
@@ -214,21 +233,21 @@ def test_read_coco__all_errors_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         read_coco(split_of(tmp_path, change))
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"32 error(s) in {tmp_path / 'annotations.json'}"
-    assert lines[1] == "  image 9: b.png: expected height and width in whole pixels, got 'tall' and 10"
-    assert lines[2] == "  image 4, annotation 1: category_id 3 is not among the categories"
-    assert lines[3] == "  annotation 100: image_id 77 is not among the images"
-    assert lines[-1] == "  … and 12 more; check-data lists all of them"
+    assert lines[0] == f"{tmp_path / 'annotations.json'}: 32 errors"
+    assert lines[1] == '  image 9: b.png: height and width: expected whole numbers of pixels above 0, got "tall" and 10'
+    assert lines[2] == "  image 4, annotation 1: category_id: expected the id of one of the categories, got 3"
+    assert lines[3] == "  annotation 100: image_id: expected the id of one of the images, got 77"
+    assert lines[-1] == "  … and 12 more; run check-data to list all of them"
     assert len(lines) == 22
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not valid JSON"),
-        (b'{"images": [', "not valid JSON .line 1, column 13"),
-        (b"[1, 2]", "expected an object with images, annotations and categories, got a list"),
-        (b"\xff\xfe\xfa", "not a text file in UTF-8|not valid JSON"),
+        (b"", "got invalid JSON"),
+        (b'{"images": [', r"got invalid JSON \(line 1, column 13: .*check whether the file is complete"),
+        (b"[1, 2]", r"expected COCO annotations \(a JSON object with images, annotations and categories\), got a list"),
+        (b"\xff\xfe\xfa", "got bytes that are not text|got invalid JSON"),
         (b"[" * 100_000, "nested too deeply"),
     ],
 )
@@ -241,7 +260,7 @@ def test_read_coco__a_file_that_is_no_coco_json(tmp_path: Path, content: bytes, 
 
 
 def test_read_coco__a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"none\.json: cannot be read \(No such file"):
+    with pytest.raises(DatasetError, match=r"none\.json: expected COCO annotations .*, got no such file"):
         read_coco(Split("train", tmp_path / "none.json", tmp_path))
 
 

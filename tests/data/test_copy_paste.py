@@ -11,20 +11,21 @@ import pytest
 from PIL import Image
 
 from mask2former_dinov3.data.coco import read_coco
-from mask2former_dinov3.data.copy_paste import Picture, paste
+from mask2former_dinov3.data.copy_paste import PlacedImage, paste
 from mask2former_dinov3.data.dataset import CocoInstanceDataset
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.data.segmentation import Window
 from mask2former_dinov3.data.transforms import Augmentation
+from mask2former_dinov3.errors import OptionError
 
 
-def picture(height: int, width: int, value: int, boxes: dict[int, tuple[int, int, int, int]]) -> Picture:
+def picture(height: int, width: int, value: int, boxes: dict[int, tuple[int, int, int, int]]) -> PlacedImage:
     """One colour, with boxes (top, left, rows, columns) as instances, by label."""
     windows = [Window(np.ones(box[2:], np.uint8), *box[:2]) for box in boxes.values()]
-    return Picture(np.full((height, width, 3), value, np.uint8), list(boxes), windows)
+    return PlacedImage(np.full((height, width, 3), value, np.uint8), list(boxes), windows)
 
 
-def masks_of(shown: Picture) -> dict[int, npt.NDArray[np.bool_]]:
+def masks_of(shown: PlacedImage) -> dict[int, npt.NDArray[np.bool_]]:
     masks = {label: np.zeros(shown.image.shape[:2], np.bool_) for label in shown.labels}
     for label, window in zip(shown.labels, shown.windows, strict=True):
         masks[label][window.place] = window.pixels
@@ -98,5 +99,5 @@ def test_dataset__copy_paste_is_reproducible_and_masks_fit_the_pixels(two_colour
             assert len(sample["class_labels"]) == len(sample["mask_labels"])
             found.add(len(sample["mask_labels"]))
     assert found == {1, 2}
-    with pytest.raises(ValueError, match=r"copy_paste in 0\.\.1, got 2"):
+    with pytest.raises(OptionError, match=r"^copy_paste: expected a fraction from 0 to 1, got 2$"):
         Augmentation(copy_paste=2)

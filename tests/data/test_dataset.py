@@ -182,9 +182,9 @@ def test_getitem__bad_images_are_named(make_toy_dataset: Callable[..., Path]) ->
     dataset = dataset_of(read_coco(find_splits(root)[0]["train"]))
     Image.new("RGB", (10, 12)).save(root / "train" / "001.png")
     with pytest.raises(
-        DatasetError, match=r"image 11, .*001\.png: the annotations say 64 x 80 .* the file has 12 x 10"
+        DatasetError, match=r"image 11, .*001\.png: expected 64 x 80 pixels \(height x width\) .*, got 12 x 10; correct"
     ):
         dataset[0, 1]
     (root / "train" / "002.png").unlink()
-    with pytest.raises(DatasetError, match=r"002\.png: no such file"):
+    with pytest.raises(DatasetError, match=r"002\.png: expected an image file, got no such file"):
         dataset[0, 2]

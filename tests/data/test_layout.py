@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mask2former_dinov3.data.layout import find_splits
-from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.errors import DatasetError, OptionError
 
 
 def write(path: Path, images: int = 0) -> Path:
@@ -181,7 +181,7 @@ def test_find_splits__an_unknown_layout_lists_what_is_there(tmp_path: Path) -> N
     folders(tmp_path / "labels")
     (tmp_path / "data.yaml").write_text("")
     with pytest.raises(
-        DatasetError, match=r"no known layout.*found data\.yaml, labels/\. Name the files with train_ann"
+        DatasetError, match=r"expected one of .*, got data\.yaml, labels/; name the files with train_ann"
     ):
         find_splits(tmp_path)
 
@@ -189,26 +189,32 @@ def test_find_splits__an_unknown_layout_lists_what_is_there(tmp_path: Path) -> N
 def test_find_splits__several_files_for_a_split_are_not_guessed(tmp_path: Path) -> None:
     write(tmp_path / "annotations" / "instances_train2014.json")
     write(tmp_path / "annotations" / "instances_train2017.json")
-    with pytest.raises(DatasetError, match=r"more than one annotation file for train: .*2014.*2017.*train_annotations"):
+    with pytest.raises(
+        DatasetError, match=r"expected one annotation file for train, got .*2014.*2017.*; choose with train_annotations"
+    ):
         find_splits(tmp_path)
     write(tmp_path / "other" / "val" / "_annotations.coco.json")
     write(tmp_path / "other" / "valid" / "_annotations.coco.json")
-    with pytest.raises(DatasetError, match="more than one annotation file for valid"):
+    with pytest.raises(DatasetError, match="expected one annotation file for valid"):
         find_splits(tmp_path / "other")
 
 
 def test_find_splits__bad_input_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no data set given"):
+    with pytest.raises(OptionError, match=r"^dataset_name: expected the folder of a data set, got nothing; set it, or"):
         find_splits(None)
-    with pytest.raises(DatasetError, match="no such data set"):
+    with pytest.raises(
+        DatasetError, match="nothing: expected the folder of a data set, or a JSON file, got no such file or folder"
+    ):
         find_splits(tmp_path / "nothing")
-    with pytest.raises(DatasetError, match="train_annotations: expected a file, found none at"):
+    with pytest.raises(OptionError, match=r"^train_annotations: expected a file that exists, got none at .*no\.json"):
         find_splits(None, train_annotations=tmp_path / "no.json")
-    with pytest.raises(DatasetError, match="valid_images is given without valid_annotations"):
+    with pytest.raises(OptionError, match=r"^valid_images: expected valid_annotations beside it, got none"):
         find_splits(None, train_annotations=write(tmp_path / "t.json"), valid_images=tmp_path)
-    with pytest.raises(DatasetError, match=r"valid_split: expected .*, got 1\.5"):
+    with pytest.raises(
+        OptionError, match=r"^valid_split: expected a fraction of the images from 0 to below 1, got 1\.5"
+    ):
         find_splits(tmp_path, valid_split=1.5)
     broken = tmp_path / "broken.json"
     broken.write_text('{"images": [')
-    with pytest.raises(DatasetError, match="not valid JSON"):
+    with pytest.raises(DatasetError, match="got invalid JSON"):
         find_splits(broken)

@@ -11,14 +11,14 @@ from pycocotools.coco import COCO
 
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import find_splits
-from mask2former_dinov3.data.segmentation import Rle, polygons_to_runs
+from mask2former_dinov3.data.segmentation import CompressedRle, polygons_to_runs
 from mask2former_dinov3.data.transforms import (
     Augmentation,
     check_canvas,
     fit_matrix,
     fitted_size,
+    jitter_colors,
     padded_size,
-    photometric,
     rasterise,
     rasterise_windows,
     real_size,
@@ -26,6 +26,7 @@ from mask2former_dinov3.data.transforms import (
     to_pixel_values,
     warp_image,
 )
+from mask2former_dinov3.errors import OptionError
 from support.paths import SHARED
 
 IDENTITY = np.eye(2, 3)
@@ -44,9 +45,9 @@ def star(center: tuple[float, float], radius: float, points: int = 15) -> npt.ND
     return np.column_stack([center[0] + radii * np.cos(angles), center[1] + radii * np.sin(angles)])
 
 
-def as_rle(part: npt.NDArray[np.float64], height: int, width: int) -> Rle:
+def as_rle(part: npt.NDArray[np.float64], height: int, width: int) -> CompressedRle:
     code = coco_mask.frPyObjects([part.ravel().tolist()], height, width)[0]
-    return Rle(size=[height, width], counts=code["counts"])
+    return CompressedRle(size=[height, width], counts=code["counts"])
 
 
 @pytest.mark.parametrize(("dataset", "split"), [("nuclei", "valid"), ("nuclei", "train"), ("fruits", "valid")])
@@ -228,13 +229,14 @@ def test_sample_matrix__covers_the_canvas_or_the_whole_picture() -> None:
 
 
 def test_augmentation__senseless_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="scale_min <= scale_max, got 2 and 1"):
+    expected = "^scale_min: expected a number above 0 and not above scale_max, got 2 and scale_max 1$"
+    with pytest.raises(OptionError, match=expected):
         Augmentation(scale_min=2, scale_max=1)
-    with pytest.raises(ValueError, match="scale_min"):
+    with pytest.raises(OptionError, match=r"^scale_min"):
         Augmentation(scale_min=0)
-    with pytest.raises(ValueError, match="flip"):
+    with pytest.raises(OptionError, match=r"^flip: expected horizontal, both, all or none, got diagonal$"):
         Augmentation(flip="diagonal")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="color_jitter"):
+    with pytest.raises(OptionError, match=r"^color_jitter: expected a number from 0 to below 1, got 1\.0$"):
         Augmentation(color_jitter=1.0)
 
 
@@ -251,11 +253,11 @@ def test_padded_size__rounds_up_to_the_stride() -> None:
     assert padded_size(48, 64) == (64, 64)
 
 
-def test_photometric__brightness_contrast_saturation_in_place() -> None:
+def test_jitter_colors__brightness_contrast_saturation_in_place() -> None:
     """Worked by hand for the factors drawn: saturate around the luma, contrast around the mean luma, then scale."""
     image = noise(20, 30)
     changed = image.copy()
-    photometric(changed, np.random.default_rng(4), 0.2)
+    jitter_colors(changed, np.random.default_rng(4), 0.2)
     brightness, contrast, saturation = np.random.default_rng(4).uniform(0.8, 1.2, 3)
     luma = image @ [0.299, 0.587, 0.114]
     expected = saturation * image + (1 - saturation) * luma[:, :, None]
@@ -264,10 +266,10 @@ def test_photometric__brightness_contrast_saturation_in_place() -> None:
     assert (changed != image).any()
 
 
-def test_photometric__strength_zero_changes_nothing() -> None:
+def test_jitter_colors__strength_zero_changes_nothing() -> None:
     image = noise(20, 30)
     changed = image.copy()
-    photometric(changed, np.random.default_rng(0), 0.0)
+    jitter_colors(changed, np.random.default_rng(0), 0.0)
     np.testing.assert_array_equal(changed, image)
 
 
@@ -292,5 +294,5 @@ def test_polygons_to_runs__a_square_of_two_by_two() -> None:
 
 def test_rasterise_windows__an_rle_that_does_not_fill_its_picture_is_refused() -> None:
     rle = as_rle(np.array([[1.0, 1], [9, 1], [9, 9]]), 12, 10)
-    with pytest.raises(ValueError, match="cover 120 pixels, expected 12 x 11"):
+    with pytest.raises(ValueError, match="expected runs that cover 12 x 11 = 132 pixels, got 120"):
         rasterise_windows([rle, rle], (12, 11), IDENTITY, 12, 11)

@@ -14,7 +14,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.errors import DatasetError, OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from support.coco_reference import Scene, blob, by_pycocotools, disturbed, moved, random_scene, rle
 from support.paths import PACKAGE
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 def assert_equal_to_pycocotools(
     truth: dict[str, Any], results: list[dict[str, Any]], max_detections: int = 100
 ) -> dict[str, Any]:
-    metrics = evaluate_coco(truth, results, max_detections=max_detections)
+    metrics: dict[str, Any] = {**evaluate_coco(truth, results, max_detections=max_detections)}
     expected = by_pycocotools(truth, results, "segm", max_detections)
     for name, value in expected.items():
         got = metrics[name] if name in metrics else metrics["per_class"][name]
@@ -100,7 +100,7 @@ def test_evaluate_coco__is_zero_when_nothing_is_detected() -> None:
 
 
 def assert_equal_to_pycocotools_without_results(truth: dict[str, Any]) -> dict[str, Any]:
-    metrics = evaluate_coco(truth, [])
+    metrics: dict[str, Any] = {**evaluate_coco(truth, [])}
     for name, value in by_pycocotools(truth, [], "segm").items():
         assert metrics.get(name, metrics["per_class"].get(name)) == value, name
     return metrics
@@ -209,7 +209,7 @@ def test_evaluate_coco__image_ids_choose_what_is_scored() -> None:
     assert metrics["AP"] == pytest.approx(by_pycocotools(part, results, "segm")["AP"], abs=TOLERANCE)
     assert metrics["images"] == 2
     assert metrics["detections"] == len(results)
-    with pytest.raises(DatasetError, match="image 77"):
+    with pytest.raises(DatasetError, match="image_ids: expected ids of images in the file, got 77"):
         evaluate_coco(scene.truth, scene.results, image_ids=[77])
 
 
@@ -267,21 +267,21 @@ def test_evaluate_coco__lists_every_result_that_cannot_be_scored() -> None:
     with pytest.raises(DatasetError) as caught:
         evaluate_coco(scene.truth, [good, *bad])
     message = str(caught.value)
-    assert "12 faults" in message
+    assert message.startswith("predictions: 12 errors\n")
     for index, reason in enumerate(
         [
-            "image 9 is not in annotations",
-            "category 9 is not in annotations",
-            "score",
-            "score",
-            "size",
-            "cannot be read",
-            "three points",
-            "not a number",
-            "polygons or RLE",
-            "only masks can be scored",
-            "no image_id, score",
-            "expected an object",
+            "image_id: expected the id of an image in annotations, got 9",
+            "category_id: expected the id of a category in annotations, got 9",
+            "score: expected a finite number, got NaN",
+            'score: expected a finite number, got "high"',
+            "RLE size: expected [height, width] of the image, [90, 120], got [9, 12]",
+            "RLE counts: expected whole groups of characters, got counts cut short within a number",
+            "polygon: expected at least 3 points, got 2",
+            "polygon: expected coordinates within 100000 pixels, got NaN or infinity",
+            "segmentation: expected a list of polygons or an RLE object, got a string",
+            "got no segmentation; only masks can be scored, not boxes alone",
+            "expected image_id, category_id, segmentation and score, got no image_id, score",
+            'expected an object, got "no object"',
         ],
         start=1,
     ):
@@ -290,19 +290,19 @@ def test_evaluate_coco__lists_every_result_that_cannot_be_scored() -> None:
 
 def test_evaluate_coco__says_what_is_wrong_with_the_files(tmp_path: Path) -> None:
     scene = random_scene(0)
-    with pytest.raises(DatasetError, match="no such file"):
+    with pytest.raises(DatasetError, match=r"none\.json: expected COCO annotations .*, got no such file"):
         evaluate_coco(tmp_path / "none.json", [])
     broken = tmp_path / "broken.json"
     broken.write_text('{"images": [')
-    with pytest.raises(DatasetError, match="not valid JSON"):
+    with pytest.raises(DatasetError, match=r"expected COCO annotations .*, got invalid JSON"):
         evaluate_coco(broken, [])
-    with pytest.raises(DatasetError, match="is a folder"):
+    with pytest.raises(DatasetError, match=r"expected COCO results \(a JSON list of objects\), got a folder"):
         evaluate_coco(scene.truth, tmp_path)
-    with pytest.raises(DatasetError, match="expected a COCO annotation file"):
+    with pytest.raises(DatasetError, match="annotations: 3 errors\n  images: expected a list, got nothing"):
         evaluate_coco({"pictures": []}, [])
-    with pytest.raises(DatasetError, match="a list of objects, got dict"):
+    with pytest.raises(DatasetError, match=r"predictions: expected COCO results \(a list of objects\), got an object"):
         evaluate_coco(scene.truth, scene.truth)  # type: ignore[arg-type]  # annotations in place of results
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(OptionError, match=r"^max_detections: expected a whole number above 0, got 0$"):
         evaluate_coco(scene.truth, [], max_detections=0)
 
 
@@ -314,11 +314,11 @@ def test_evaluate_coco__lists_every_annotation_that_cannot_be_scored() -> None:
     annotations[2]["segmentation"] = {"size": [4, 4], "counts": [16]}
     with pytest.raises(DatasetError) as caught:
         evaluate_coco(scene.truth, [])
-    assert "3 faults" in str(caught.value)
-    assert "annotation 1: image 99" in str(caught.value)
-    assert "annotation 2: category 99" in str(caught.value)
-    assert "annotation 3: the segmentation" in str(caught.value)
+    assert str(caught.value).startswith("annotations: 3 errors\n")
+    assert "annotation 1: image_id: expected the id of one of the images, got 99" in str(caught.value)
+    assert "annotation 2: category_id: expected the id of one of the categories, got 99" in str(caught.value)
+    assert "annotation 3: RLE size: expected" in str(caught.value)
     twice = random_scene(0).truth
     twice["images"].append(dict(twice["images"][0], height=None))
-    with pytest.raises(DatasetError, match="2 entries have this id"):
+    with pytest.raises(DatasetError, match="expected an id of its own, got id 3 for"):
         evaluate_coco(twice, [])

@@ -54,7 +54,7 @@ class Form(NamedTuple):
 
 ABSENT = object()  # the key is not there
 
-ID_FORMS = [
+ID_FORMS: list[Any] = [
     (7, "read"),
     ("7", "read"),
     (7.0, "read"),
@@ -76,7 +76,7 @@ ID_FORMS = [
     (math.inf, "refused"),
     (ABSENT, "refused"),
 ]
-SEGMENTATION_FORMS = [
+SEGMENTATION_FORMS: list[Any] = [
     ([SQUARE], "read", True),
     ([SQUARE, TRIANGLE], "read", True),
     ([[str(value) for value in SQUARE]], "read"),
@@ -124,7 +124,7 @@ SEGMENTATION_FORMS = [
     ({**rle_of(MASK), "counts": ["6_00"]}, "refused"),
     ({**rle_of(MASK), "counts": []}, "refused"),
 ]
-BOX_FORMS = [
+BOX_FORMS: list[Any] = [
     ([2, 2, 6, 6], "read", True),
     ([2.5, 2, 6, 6], "read", True),
     (["2", 2.0, "6", 6], "read"),

@@ -16,11 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mask2former_dinov3.data.coco import Category, CocoData, read_coco
+from mask2former_dinov3.data.coco_types import CocoResult
 from mask2former_dinov3.data.layout import Split
-from mask2former_dinov3.errors import CheckpointError, DatasetError
+from mask2former_dinov3.errors import CheckpointError, ConfigError, DatasetError, OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.evaluation.evaluate import evaluate_model, match_categories, predict_split
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inference.onnx_model import OnnxConfig
 
 CANVAS = {"height": 256, "width": 256}
 
@@ -32,7 +34,7 @@ class ColourModel(nn.Module):
 
     def __init__(self, names: tuple[str, ...] = ("disc", "bar")) -> None:
         super().__init__()
-        self.config = SimpleNamespace(id2label=dict(enumerate(names)), category_ids=[3, 7])
+        self.config = OnnxConfig(dict(enumerate(names)), [3, 7], num_labels=len(names), num_queries=2, mask_stride=4)
         self.anywhere = nn.Parameter(torch.zeros(1))
         self.frozen = nn.Dropout()
         self.names = names
@@ -87,7 +89,7 @@ def test_predict_split__shares_of_several_processes_give_what_one_gives(
     shares = [predict_split(ColourModel(), processor, data, rank=rank, world=world) for rank in range(world)]
     joined = [result for share in reversed(shares) for result in share]
 
-    def in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def in_order(results: list[CocoResult]) -> list[CocoResult]:
         return sorted(results, key=lambda one: one["image_id"])
 
     assert in_order(joined) == in_order(alone)
@@ -121,30 +123,30 @@ def test_predict_split__stops_at_an_image_that_is_not_as_annotated(
     root = make_toy_dataset()
     data = read_toy(root)
     Image.new("RGB", (70, 50)).save(data.images[1].path)
-    with pytest.raises(DatasetError, match=r"001\.png: 50x70 pixels .*, but the annotations say 64x80"):
+    with pytest.raises(DatasetError, match=r"001\.png: expected 64 x 80 pixels .*, got 50 x 70; correct the"):
         predict_split(ColourModel(), processor, data)
     data.images[1].path.write_bytes(b"nothing")
     model = ColourModel().train()
     with pytest.raises(DatasetError, match=r"001\.png"):
         predict_split(model, processor, data, batch_size=3)
     assert model.training
-    with pytest.raises(ValueError, match="batch_size"):
+    with pytest.raises(OptionError, match=r"^batch_size: expected a whole number above 0, got 0$"):
         predict_split(model, processor, data, batch_size=0)
 
 
 def test_match_categories__lists_both_sides(toy_dataset: Path) -> None:
     data = read_toy(toy_dataset)
-    assert match_categories(SimpleNamespace(id2label={0: "disc", 1: "bar"}), data) == [3, 7]
-    assert match_categories(SimpleNamespace(id2label={0: "bar", 1: "disc"}), data) == [7, 3]
+    assert match_categories({0: "disc", 1: "bar"}, data) == [3, 7]
+    assert match_categories({0: "bar", 1: "disc"}, data) == [7, 3]
     with pytest.raises(DatasetError) as caught:
-        match_categories(SimpleNamespace(id2label={0: "disc", 1: "rod", 2: "ring"}), data)
+        match_categories({0: "disc", 1: "rod", 2: "ring"}, data)
     message = str(caught.value)
     assert "annotations: disc, bar" in message
     assert "model:       disc, rod, ring" in message
     assert "not in the model: bar; not in the annotations: ring, rod" in message
     more = replace(data, categories=(*data.categories, Category(9, "ring")))
     with pytest.raises(DatasetError, match="not in the model: ring; not in the annotations: none"):
-        match_categories(SimpleNamespace(id2label={0: "disc", 1: "bar"}), more)
+        match_categories({0: "disc", 1: "bar"}, more)
 
 
 def test_evaluate_model__leaves_metrics_and_results_that_agree(
@@ -182,7 +184,7 @@ def test_evaluate_model__says_what_more_instances_than_queries_cost(
 
 def test_evaluate_model__needs_a_model_or_predictions(toy_dataset: Path, tmp_path: Path) -> None:
     file = toy_dataset / "valid" / "_annotations.coco.json"
-    with pytest.raises(DatasetError, match="give a model and the folder of the images"):
+    with pytest.raises(ConfigError, match="expected a model and the folder of the images, or a file of predictions"):
         evaluate_model(None, file, None, tmp_path)
     with pytest.raises(CheckpointError, match="no config"):
         evaluate_model(tmp_path, file, file.parent, tmp_path / "out")
@@ -192,11 +194,11 @@ def test_evaluate_model__needs_a_model_or_predictions(toy_dataset: Path, tmp_pat
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [
-        ({"size": [64, 80], "counts": [-5, 5125]}, "negative run length"),
-        ({"size": [64, 80], "counts": [0, 10**30]}, "too large|too big"),
-        ({"size": [64, 80], "counts": "zzzz~~~~"}, "characters"),
-        ({"size": [64, 80], "counts": [0, 7]}, "cover 7 pixels"),
-        ([[1e300, 1, 5, 1, 5, 5]], "beyond 100000 pixels"),
+        ({"size": [64, 80], "counts": [-5, 5125]}, "expected run lengths of 0 or more, got -5"),
+        ({"size": [64, 80], "counts": [0, 10**30]}, "= 5120 pixels, got a longer run"),
+        ({"size": [64, 80], "counts": "zzzz~~~~"}, "expected characters of the compressed form"),
+        ({"size": [64, 80], "counts": [0, 7]}, "64 x 80 = 5120 pixels, got 7"),
+        ([[1e300, 1, 5, 1, 5, 5]], r"within 100000 pixels, got 1e\+300"),
     ],
 )
 def test_evaluate_coco__refuses_masks_that_cannot_be(segmentation: Any, reason: str, toy_dataset: Path) -> None:

@@ -66,7 +66,8 @@ def parse_entries(
         name = entry.get("file_name", entry.get("name"))
         if entry_id in names:
             both = f"id {entry_id} for {quote(names[entry_id])} and {quote(name)}"
-            faults.add_error(f"{section}[{position}]: {mismatch('an id of its own', both)}")
+            own = entry_id if section == "images" else None
+            faults.add_error(f"{section}[{position}]: {mismatch('an id of its own', both)}", own)
             continue
         names[entry_id] = name
         yield entry_id, entry
@@ -98,7 +99,8 @@ def parse_annotations(
             faults.add_error(f"annotations[{position}]: {expected}", image_id)
             continue
         if annotation_id in seen:
-            faults.add_error(f"annotations[{position}]: expected an id of its own", image_id, annotation_id)
+            reason = mismatch("an id of its own", "that of another annotation")
+            faults.add_error(f"annotations[{position}]: {reason}", image_id, annotation_id)
             continue
         seen.add(annotation_id)
         if image_id is None or image_id not in images:

@@ -68,7 +68,7 @@ def find_splits(
     explicit = any(file is not None for file, _ in given.values())
     if root is None and not explicit:
         raise OptionError(
-            "dataset_name", "the folder of a data set", "nothing", "or set train_annotations and train_images"
+            "dataset_name", "the folder of a data set", "nothing", "set it, or train_annotations and train_images"
         )
     splits = {} if root is None else _find_layout(root, required=not explicit)
     for name, (file, images) in given.items():
