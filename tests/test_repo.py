@@ -77,11 +77,12 @@ def test_modules__files_and_functions_are_short() -> None:
 
 
 # Room (a folder of the package, or a module in its root) -> the rooms that it may import, inside functions too.
-GROUND = frozenset({"allocator", "atomic_files", "errors", "extras", "json_files", "sample_data", "version"})
+GROUND = frozenset({"allocator", "atomic_files", "canvas", "errors", "extras", "json_files", "sample_data", "version"})
 MODEL_USE = GROUND | {"data", "instances", "model", "model_folder", "visualize", "weights"}
 ROOMS: dict[str, frozenset[str]] = {
     "allocator": frozenset(),
     "atomic_files": frozenset({"errors"}),
+    "canvas": frozenset({"errors"}),
     "errors": frozenset(),
     "extras": frozenset({"errors"}),
     "json_files": frozenset({"errors"}),

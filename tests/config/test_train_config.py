@@ -78,7 +78,7 @@ def test_load_config__all_errors_in_one_message_with_the_nearest_key(tmp_path: P
         f"4 errors in {path}",
         "  learning_rte: unknown key; nearest is learning_rate",
         '  --seed: expected a whole number, got "x"',
-        "  image_height: 1000 is not a multiple of the patch size 16; nearest are 992 and 1008",
+        "  image_height: expected a multiple of 16, got 1000; 992 and 1008 are the nearest",
         "  scale_min: 3.0 is above scale_max=2.0",
     ]
 
@@ -91,7 +91,7 @@ def test_load_config__all_errors_in_one_message_with_the_nearest_key(tmp_path: P
         ({"learning_rate": float("nan")}, "learning_rate: expected a finite number, got NaN"),
         ({"num_train_epochs": 1.5}, "num_train_epochs: expected a whole number, got 1.5"),
         ({"num_train_epochs": 0}, "num_train_epochs: expected greater than 0, got 0"),
-        ({"image_width": 8}, "image_width: 8 is not a multiple of the patch size 16; nearest are 16"),
+        ({"image_width": 8}, "image_width: expected a multiple of 16, got 8; 16 is the nearest"),
         ({"neck": "fpn"}, "neck: expected one of 'pyramid', 'adapter', 'plain' or 'none', got \"fpn\""),
         ({"metric_for_best_model": "loss"}, "metric_for_best_model: expected one of"),
         ({"report_to": "tensorbord"}, "report_to: expected one of"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from ..errors import ConfigError
+from ..errors import ConfigError, OptionError
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -70,7 +70,8 @@ def complaint(item: ErrorDetails) -> str:
     if kind == "missing":
         return "required; the folder that the run is written to"  # output_dir is the only field without a default
     if kind == "value_error":
-        return str(context["error"])
+        error = context["error"]
+        return error.reason if isinstance(error, OptionError) else str(error)
     if kind == "literal_error":
         return f"expected one of {context['expected']}, got {json.dumps(got, default=str)}"
     expected = _EXPECTED.get(kind.split("_")[0], item["msg"].removeprefix("Input should be ").lower())

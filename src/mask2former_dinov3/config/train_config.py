@@ -16,13 +16,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from ..canvas import check_side
 from ..errors import ConfigError
 from .cross_checks import cross_faults
 from .legacy_options import translate_old_options
 from .parsing import complaint, read_flags, read_json
 from .presets import HUB_BACKBONES
 
-PATCH_SIZE = 16
 PRESETS = ("tiny", "smallplus", "large")
 
 SPLIT_PATHS = tuple(f"{split}_{part}" for split in ("train", "valid", "test") for part in ("annotations", "images"))
@@ -268,11 +268,8 @@ class TrainConfig(BaseModel):
 
     @field_validator("image_height", "image_width")
     @classmethod
-    def _multiple_of_patch(cls, value: int) -> int:
-        if value % PATCH_SIZE:
-            below, above = value // PATCH_SIZE * PATCH_SIZE, -(-value // PATCH_SIZE) * PATCH_SIZE
-            nearest = f"{below} and {above}" if below else str(above)
-            raise ValueError(f"{value} is not a multiple of the patch size {PATCH_SIZE}; nearest are {nearest}")
+    def _multiple_of_patch(cls, value: int, info: ValidationInfo) -> int:
+        check_side(str(info.field_name), value)
         return value
 
     @model_validator(mode="after")

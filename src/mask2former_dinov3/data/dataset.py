@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from ..canvas import check_canvas, padded_size
 from ..errors import DatasetError
 from .coco import CocoData, ImageRecord
 from .copy_paste import Picture, paste
@@ -23,9 +24,7 @@ from .segmentation import Rle, Segmentation
 from .transforms import (
     Augmentation,
     Matrix,
-    check_canvas,
     fit_matrix,
-    padded_size,
     photometric,
     rasterise_windows,
     real_size,
@@ -91,7 +90,7 @@ class CocoInstanceDataset(Dataset[Sample]):
     ) -> None:
         """image_height, image_width: the canvas. augmentation None: every image fitted into the canvas, nothing random.
 
-        Raises ValueError, naming the nearest good sizes, when a side of the canvas is not a multiple of 16.
+        Raises OptionError, with the nearest valid sizes, unless both sides of the canvas are multiples of 16.
         """
         check_canvas(image_height, image_width)
         self.canvas = (image_height, image_width)
