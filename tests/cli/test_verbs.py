@@ -114,7 +114,8 @@ def test_main__users_mistake_exits_with_1_and_one_message(
     assert main(words.split()) == 1
     shown = capsys.readouterr().err
     assert message in shown
-    assert shown.startswith("error: ")
+    assert shown.count("error: ") == 1
+    assert all(line.startswith("note: ") for line in shown.partition("error: ")[0].splitlines())
     assert "Error" not in shown  # a class of Python
     assert "Traceback" not in shown
 
