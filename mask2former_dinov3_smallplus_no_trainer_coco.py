@@ -1,4 +1,4 @@
-"""Train Mask2Former on DINOv3: accelerate launch <this file> [--config FILE.json] [--key value ...]."""
+"""Train Mask2Former on DINOv3: accelerate launch THIS_FILE [--config FILE.json] [--key value ...]."""
 
 import sys
 from pathlib import Path
@@ -9,5 +9,5 @@ if __name__ == "__main__":
     try:
         from mask2former_dinov3.cli import main
     except ModuleNotFoundError as error:
-        sys.exit(f"{error}; install with: pip install -c constraints.txt -e .")
+        sys.exit(f"error: {error}; run: pip install -c constraints.txt -e .")
     sys.exit(main(["train", "--config", str(Path(__file__).with_name(CONFIG)), *sys.argv[1:]]))

@@ -14,6 +14,9 @@ Any other exception is a fault of this package and keeps its traceback.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something the user gave cannot be used as it is."""
@@ -58,3 +61,9 @@ class HubError(UserError):
 def mismatch(expected: str, got: object, advice: str = "") -> str:
     """The one wording of every error message: "expected …, got …; advice"."""
     return f"expected {expected}, got {got}" + (f"; {advice}" if advice else "")
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
+    """What to do about an unknown name: "nearest is …", or `otherwise` when no known name is near."""
+    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
+    return f"nearest is {near[0]}" if near else otherwise

@@ -15,7 +15,8 @@ import pytest
 from mask2former_dinov3.cli import demo as demo_module
 from mask2former_dinov3.cli import main
 from mask2former_dinov3.cli import verbs as cli
-from mask2former_dinov3.cli.demo import best_scores, demo, free_folder
+from mask2former_dinov3.cli.demo import choose_threshold, demo, find_free_folder
+from mask2former_dinov3.errors import DatasetError, OptionError
 from mask2former_dinov3.sample_data import SAMPLE
 
 VERBS = ("train", "evaluate", "predict", "check-data", "convert", "export", "serve", "batch-predict", "push", "demo")
@@ -47,7 +48,8 @@ def test_main__help_of_every_verb_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     for verb in VERBS:
         assert f"usage: mask2former-dinov3 {verb}" in done.stdout
-    assert "--learning_rate" in done.stdout  # the help of train lists the fields of the configuration
+    assert "--learning-rate" in done.stdout  # the help of train lists the fields of the configuration
+    assert done.stdout.count("written with dashes or with underscores") == 1 + len(VERBS)
 
 
 @pytest.mark.parametrize(
@@ -78,21 +80,27 @@ def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as end:
         main(words.split())
     assert end.value.code == 2
-    assert "usage: mask2former-dinov3" in capsys.readouterr().err
+    usage, _, message = capsys.readouterr().err.rpartition("error: ")
+    assert usage.startswith("usage: mask2former-dinov3")
+    assert "error" not in usage
+    assert message
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("train --learning_rte 1 --output_dir o --dataset_name d", "unknown key; nearest is learning_rate"),
-        ("train --config none.json", "none.json: cannot be read"),
+        (
+            "train --learning_rte 1 --output_dir o --dataset_name d",
+            "--learning_rte: unknown option; nearest is --learning_rate",
+        ),
+        ("train --config none.json", "none.json: expected a JSON object of options, got no such file"),
         ("train --output_dir o --dataset_name no_such_folder --backbone tiny", "no_such_folder"),
         ("evaluate --annotations none.json --predictions p.json --output o", "none.json"),
         ("evaluate --annotations none.json --images i --model no_such_model --output o", "none.json"),
         ("predict --model no_such_model --output o none.png", "none.png"),
         ("check-data no_such_folder", "no_such_folder"),
         ("serve --model no_such_model --port 0", "no_such_model: expected a model folder"),
-        ("serve --model no_such_model --timeout 0", "timeout: expected seconds above 0, got 0.0"),
+        ("serve --model no_such_model --timeout 0", "--timeout: expected seconds above 0, got 0"),
         ("export --model no_such_folder --output m.onnx", "no_such_folder: expected a model folder"),
         ("export --model no_such_folder --output m.onnx --precision int8", "int8 needs a folder of images"),
         ("predict --model none.onnx --output o none.png", "none.png"),
@@ -104,9 +112,12 @@ def test_main__users_mistake_exits_with_1_and_one_message(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words.split()) == 1
-    said = capsys.readouterr().err
-    assert message in said
-    assert "Traceback" not in said
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("error: ") == 1
+    assert all(line.startswith("note: ") for line in shown.partition("error: ")[0].splitlines())
+    assert "Error" not in shown  # a class of Python
+    assert "Traceback" not in shown
 
 
 def test_main__traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,34 +126,101 @@ def test_main__traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["train", "--config", "none.json"])
 
 
-def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, verb: str = "demo") -> None:
     def run(arguments: argparse.Namespace) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "run_demo", run)
+    monkeypatch.setattr(cli, f"run_{verb.replace('-', '_')}", run)
 
 
 def test_main__interruption_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    fail_with(monkeypatch, KeyboardInterrupt("stopped at step 3; go on with --resume_from_checkpoint latest"))
+    fail_with(monkeypatch, KeyboardInterrupt("stopped at step 3; resume with --resume-from-checkpoint latest"))
     assert main(["demo"]) == 130
     assert "stopped at step 3" in capsys.readouterr().err
 
 
-def test_main__out_of_memory_says_what_to_lower(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("predict --model m --output o x", "predict in tiles with --tile, or lower --batch-size"),
+        ("evaluate --model m --images i --annotations a --output o", "lower --batch-size"),
+        ("export --model m --output o", "lower --size"),
+        ("demo", "free memory on the device"),
+        (
+            "train --config c",
+            "lower --per-device-train-batch-size and raise --gradient-accumulation-steps by the same factor, or lower "
+            "--image-height and --image-width, or set --gradient-checkpointing true",
+        ),
+    ],
+)
+def test_main__out_of_memory_names_the_options_to_change(
+    words: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class OutOfMemoryError(RuntimeError):  # the name of torch's own, without torch
         pass
 
-    fail_with(monkeypatch, OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB\nmore"))
-    assert main(["demo"]) == 1
-    assert "lower the batch size" in capsys.readouterr().err
+    fail_with(monkeypatch, OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB\nmore"), words.split()[0])
+    assert main(words.split()) == 1
+    first = "out of memory on the device: CUDA out of memory. Tried to allocate 3 GiB"
+    assert capsys.readouterr().err == f"error: {first}; {advice}\n"
 
 
-def test_main__our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_with(monkeypatch, RuntimeError("a fault of ours"))
-    with pytest.raises(RuntimeError, match="a fault of ours"):
+@pytest.mark.parametrize("error", [RuntimeError("a fault of ours"), ValueError("shapes differ"), KeyError("x")])
+def test_main__our_own_errors_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(monkeypatch, error)
+    with pytest.raises(type(error)) as caught:
         main(["demo"])
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied", "out/a.json"), "out/a.json: permission denied"),
+        (OSError(28, "No space left on device"), "no space left on device"),
+        (FileExistsError(17, "File exists", "a", None, "b"), "a and b: file exists"),
+        (OSError("the hub has no such model"), "the hub has no such model"),
+        (DatasetError("a.png: cut short"), "a.png: cut short"),
+    ],
+)
+def test_main__files_are_named_with_a_reason_in_plain_words(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(monkeypatch, error)
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "name"),
+    [
+        ("predict --model m --output o --max-detections 3 x", "max_detections", "--max-detections"),
+        ("predict --model m --output o --max_detections=3 x", "max_detections", "--max_detections"),
+        ("predict --model m --output o x", "max_detections", "--max-detections"),
+        ("predict --model m --output o x", "inputs", "INPUT"),
+        ("predict --model m --output o x", "image_height", "image_height"),  # none of this verb
+        ("convert nothing --output o", "source", "SOURCE"),
+        ("check-data nothing", "dataset_name", "PATH"),
+        ("export --model m --output o --size 100 96", "size", "--size"),
+        ("train --config c.json --head x", "head", "--head"),
+        ("train --config c.json --backbone-norm", "backbone_norm", "--backbone-norm"),
+        ("train --config c.json", "head", "c.json: head"),
+        ("train --config c.json", "seed", "seed"),  # neither a flag nor in the file
+    ],
+)
+def test_main__an_option_is_named_as_typed(
+    words: str,
+    option: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.json").write_text('{"head": "y"}')
+    fail_with(monkeypatch, OptionError(option, "a good value", 3, "give one"), words.split()[0])
+    assert main(words.split()) == 1
+    assert capsys.readouterr().err == f"error: {name}: expected a good value, got 3; give one\n"
 
 
 def test_run_train__second_process_repeats_no_configuration_error(
@@ -184,25 +262,25 @@ def test_print_metrics__undefined_is_a_word_and_notes_are_said(capsys: pytest.Ca
         assert line in said
 
 
-def test_free_folder__never_takes_a_folder_with_content(tmp_path: Path) -> None:
-    assert free_folder(tmp_path / "demo") == tmp_path / "demo"
+def test_find_free_folder__never_takes_a_folder_with_content(tmp_path: Path) -> None:
+    assert find_free_folder(tmp_path / "demo") == tmp_path / "demo"
     (tmp_path / "demo").mkdir()
-    assert free_folder(tmp_path / "demo") == tmp_path / "demo"
+    assert find_free_folder(tmp_path / "demo") == tmp_path / "demo"
     for name in ("demo", "demo-2"):
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "file").touch()
-    assert free_folder(tmp_path / "demo") == tmp_path / "demo-3"
+    assert find_free_folder(tmp_path / "demo") == tmp_path / "demo-3"
 
 
 @pytest.mark.parametrize(
     ("scores", "expected"), [([], (0.5, 0)), ([0.9, 0.8, 0.01], (0.5, 2)), ([0.31239, 0.2, 0.1], (0.2, 2))]
 )
-def test_best_scores__as_many_as_there_are_instances(
+def test_choose_threshold__as_many_as_there_are_instances(
     scores: list[float], expected: tuple[float, int], tmp_path: Path
 ) -> None:
     (tmp_path / "p.json").write_text(json.dumps([{"score": score} for score in scores]))
     (tmp_path / "a.json").write_text(json.dumps({"annotations": [{}, {}]}))
-    assert best_scores(tmp_path / "p.json", tmp_path / "a.json") == expected
+    assert choose_threshold(tmp_path / "p.json", tmp_path / "a.json") == expected
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2, 3])

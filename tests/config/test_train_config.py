@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mask2former_dinov3.config.presets import HUB_BACKBONES
+from mask2former_dinov3.config.option_help import format_options
+from mask2former_dinov3.config.presets import HUB_BACKBONES, MODEL_TYPE, PRESETS, SPLIT_OPTIONS
 from mask2former_dinov3.config.train_config import TrainConfig, load_config
 from mask2former_dinov3.errors import ConfigError
+from mask2former_dinov3.model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
 from support.paths import ROOT
 
 RECIPES = sorted([*ROOT.glob("mask2former*_args.json"), *ROOT.glob("src/mask2former_dinov3/sample/*_args.json")])
@@ -24,10 +26,11 @@ def write(path: Path, content: dict[str, Any]) -> Path:
 
 
 def faults(**options: Any) -> list[str]:
-    """The lines of the error for these options, without the first one."""
+    """The lines of the error for these options, without the heading of several."""
     with pytest.raises(ConfigError) as error:
         load_config(None, {**REQUIRED, **options})
-    return [line.strip() for line in str(error.value).splitlines()[1:]]
+    lines = str(error.value).splitlines()
+    return lines if len(lines) == 1 else [line.strip() for line in lines[1:]]
 
 
 def test_load_config__order_is_defaults_then_file_then_command_line(tmp_path: Path) -> None:
@@ -64,8 +67,9 @@ def test_load_config__every_recipe_can_be_given_on_the_command_line(recipe: Path
 
 def test_load_config__none_clears_what_can_be_null_and_is_a_word_elsewhere() -> None:
     words = ["--output_dir", "o", "--dataset_name", "d", "--max_grad_norm", "none", "--neck", "none", "--flip", "none"]
+    words += ["--mask_stride", "none", "--mixed_precision", "null"]
     config, _ = load_config(None, words)
-    assert config.max_grad_norm is None
+    assert (config.max_grad_norm, config.mask_stride, config.mixed_precision) == (None, None, None)
     assert config.neck == "none"
     assert config.flip == "none"
 
@@ -73,59 +77,103 @@ def test_load_config__none_clears_what_can_be_null_and_is_a_word_elsewhere() -> 
 def test_load_config__all_errors_in_one_message_with_the_nearest_key(tmp_path: Path) -> None:
     path = write(tmp_path / "bad.json", {**REQUIRED, "learning_rte": 1e-4, "image_height": 1000, "scale_min": 3})
     with pytest.raises(ConfigError) as error:
-        load_config(path, ["--seed", "x"])
+        load_config(path, ["--seed", "x", "--max-detection=3", "--num_querys", "3", "word"])
     assert str(error.value).splitlines() == [
-        f"4 errors in {path}",
+        f"7 errors in {path} and on the command line",
         "  learning_rte: unknown key; nearest is learning_rate",
+        "  word: expected --key value, got no option",
+        "  --max-detection: unknown option; nearest is --max-detections",
+        "  --num_querys: unknown option; nearest is --num_queries",
         '  --seed: expected a whole number, got "x"',
-        "  image_height: 1000 is not a multiple of the patch size 16; nearest are 992 and 1008",
-        "  scale_min: 3.0 is above scale_max=2.0",
+        "  image_height: expected a multiple of 16, got 1000; 992 and 1008 are the nearest",
+        "  scale_min: expected at most the value of scale_max (2.0), got 3.0",
     ]
+
+
+def test_load_config__flags_are_named_as_typed_and_keys_with_their_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "good.json", {**REQUIRED, "neck": "plain"})
+    for flags, message in (
+        (["--image-width", "8"], "--image-width: expected a multiple of 16, got 8; 16 is the nearest"),
+        (["--image_width=8"], "--image_width: expected a multiple of 16, got 8; 16 is the nearest"),
+        (
+            ["--mask-stride", "2"],
+            "--mask-stride: expected null with neck plain, whose feature maps have stride 16, got 2; set it to null, "
+            "or neck to pyramid",
+        ),
+        (["--scale-max", "0.05"], f"{path}: scale_min: expected at most the value of --scale-max (0.05), got 0.1"),
+        (["--model", "models/resnet.py"], "--model: expected a file name with vitsmallplus or vitlarge, with or"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            load_config(path, flags)
+        assert str(error.value).startswith(message)
+    with pytest.raises(ConfigError) as error:
+        load_config(write(tmp_path / "bad.json", {**REQUIRED, "seed": -1}), ["--neck", "pyramid"])
+    assert str(error.value) == f"{tmp_path / 'bad.json'}: seed: expected a whole number of at least 0, got -1"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate": True}, "learning_rate: expected a number or a string, not true or false"),
+        ({"learning_rate": True}, "learning_rate: expected a number or a string, got true"),
         ({"learning_rate": "fast"}, 'learning_rate: expected a number, got "fast"'),
         ({"learning_rate": float("nan")}, "learning_rate: expected a finite number, got NaN"),
         ({"num_train_epochs": 1.5}, "num_train_epochs: expected a whole number, got 1.5"),
-        ({"num_train_epochs": 0}, "num_train_epochs: expected greater than 0, got 0"),
-        ({"image_width": 8}, "image_width: 8 is not a multiple of the patch size 16; nearest are 16"),
-        ({"neck": "fpn"}, "neck: expected one of 'pyramid', 'adapter', 'plain' or 'none', got \"fpn\""),
-        ({"metric_for_best_model": "loss"}, "metric_for_best_model: expected one of"),
-        ({"report_to": "tensorbord"}, "report_to: expected one of"),
+        ({"num_train_epochs": 0}, "num_train_epochs: expected a whole number above 0, got 0"),
+        ({"max_grad_norm": -1}, "max_grad_norm: expected a number above 0 or null, got -1"),
+        ({"image_width": 8}, "image_width: expected a multiple of 16, got 8; 16 is the nearest"),
+        ({"neck": "fpn"}, 'neck: expected one of pyramid, adapter, plain or none, got "fpn"'),
+        ({"metric_for_best_model": "loss"}, "metric_for_best_model: expected one of AP, AP50"),
+        ({"report_to": "tensorbord"}, "report_to: expected one of all, aim"),
         ({"with_tracking": "maybe"}, 'with_tracking: expected true or false, got "maybe"'),
         ({"backbone": 3}, "backbone: expected a string, got 3"),
-        ({"checkpointing_steps": "often"}, 'checkpointing_steps: expected a number of steps above 0, "epoch", or null'),
-        ({"num_queries": 0}, 'num_queries: expected a number above 0 or "auto", got 0'),
-        ({"num_queries": "all"}, 'num_queries: expected a number above 0 or "auto", got "all"'),
-        ({"checkpointing_steps": 0}, 'checkpointing_steps: expected a number of steps above 0, "epoch", or null'),
-        ({"dataset_name": None}, "dataset_name: required"),
-        ({"dataset_name": None, "train_images": "x"}, "dataset_name: required"),
+        ({"checkpointing_steps": "often"}, 'checkpointing_steps: expected a whole number above 0, "epoch", or null'),
+        ({"num_queries": 0}, 'num_queries: expected a whole number above 0 or "auto", got 0'),
+        ({"num_queries": "all"}, 'num_queries: expected a whole number above 0 or "auto", got "all"'),
+        ({"checkpointing_steps": 0}, 'checkpointing_steps: expected a whole number above 0, "epoch", or null'),
+        (
+            {"dataset_name": None},
+            "dataset_name: expected the folder of a COCO data set, got none; give it, or train_annotations and "
+            "train_images",
+        ),
+        ({"dataset_name": None, "train_images": "x"}, "dataset_name: expected the folder of a COCO data set, got none"),
         (
             {"dataset_name": "path/to/your/coco_dataset"},
-            "dataset_name: 'path/to/your/coco_dataset' stands for your",
+            'dataset_name: expected the folder of your COCO data set, got the placeholder "path/to/your/coco_dataset"',
         ),
-        ({"mask_stride": 2, "neck": "plain"}, "mask_stride: 2 needs maps finer than those of neck=plain"),
-        ({"mask_stride": 8}, "mask_stride: expected"),
-        ({"mask_loss": "boxes"}, "mask_loss: expected one of 'points' or 'pixels', got \"boxes\""),
-        ({"frozen_blocks": -1}, "frozen_blocks: expected greater than or equal to 0, got -1"),
-        ({"layer_decay": 0}, "layer_decay: expected greater than 0, got 0"),
-        ({"layer_decay": 1.1}, "layer_decay: expected less than or equal to 1, got 1.1"),
+        (
+            {"mask_stride": 2, "neck": "plain"},
+            "mask_stride: expected null with neck plain, whose feature maps have stride 16, got 2; set it to null, or",
+        ),
+        ({"mask_stride": 8}, "mask_stride: expected one of 2, 4, auto or null, got 8"),
+        ({"mask_loss": "boxes"}, 'mask_loss: expected one of points or pixels, got "boxes"'),
+        ({"frozen_blocks": -1}, "frozen_blocks: expected a whole number of at least 0, got -1"),
+        ({"layer_decay": 0}, "layer_decay: expected a number above 0, got 0"),
+        ({"layer_decay": 1.1}, "layer_decay: expected a number of at most 1, got 1.1"),
         ({"lora_targets": "q_proj,,"}, 'lora_targets: expected names of layers such as q_proj,v_proj, got "q_proj,,"'),
         ({"lora_targets": [1]}, "lora_targets: expected names of layers such as q_proj,v_proj, got [1]"),
         (
             {"frozen_blocks": 2, "freeze_backbone": True},
-            "frozen_blocks: 2 is for a backbone that is trained; set freeze_backbone to false or null",
+            "frozen_blocks: expected 0 with freeze_backbone true, which freezes the whole backbone, got 2; set "
+            "freeze_backbone to false or null",
         ),
-        ({"layer_decay": 0.8, "freeze_backbone": True}, "layer_decay: 0.8 is for a backbone that is trained"),
-        ({"lora_rank": 4, "frozen_blocks": 2}, "frozen_blocks: 2 is for weights that are trained, lora_rank=4 trains"),
-        ({"lora_rank": 4, "layer_decay": 0.8}, "layer_decay: 0.8 is for weights that are trained, lora_rank=4 trains"),
-        ({"lora_rank": 4, "freeze_backbone": False}, "lora_rank: 4 keeps the backbone's weights; set freeze_backbone"),
-        ({"lora_alpha": 4}, "lora_alpha: scales adapters; give lora_rank as well"),
-        ({"valid_split": 1}, "valid_split: expected less than 1, got 1"),
-        ({"model": "models/resnet.py"}, "model: 'models/resnet.py' is no model file that we know"),
+        ({"layer_decay": 0.8, "freeze_backbone": True}, "layer_decay: expected 1 with freeze_backbone true, which"),
+        (
+            {"lora_rank": 4, "frozen_blocks": 2},
+            "frozen_blocks: expected 0 with lora_rank 4, which freezes the backbone's weights, got 2; use one of the",
+        ),
+        ({"lora_rank": 4, "layer_decay": 0.8}, "layer_decay: expected 1 with lora_rank 4, which freezes the"),
+        (
+            {"lora_rank": 4, "freeze_backbone": False},
+            "lora_rank: expected 0 with freeze_backbone false: adapters are trained on frozen weights, got 4; set it",
+        ),
+        ({"lora_alpha": 4}, "lora_alpha: expected null without lora_rank, got 4; set lora_rank as well"),
+        ({"scale_min": 3}, "scale_min: expected at most the value of scale_max (2.0), got 3.0"),
+        ({"valid_split": 1}, "valid_split: expected a number below 1, got 1"),
+        (
+            {"model": "models/resnet.py"},
+            "model: expected a file name with vitsmallplus or vitlarge, with or without _pyramid, got "
+            '"models/resnet.py"; give backbone and neck instead',
+        ),
     ],
 )
 def test_load_config__refuses_with_the_key_and_the_reason(options: dict[str, Any], message: str) -> None:
@@ -139,21 +187,29 @@ def test_train_config__lora_targets_forms(given: object) -> None:
 
 def test_load_config__valid_images_without_annotations_name_what_is_missing() -> None:
     lines = faults(dataset_name=None, train_annotations="a.json", valid_images="images")
-    assert lines == ["valid_annotations: required, since valid_images is given"]
+    assert lines == ["valid_annotations: expected a COCO JSON file, since valid_images is given, got none"]
 
 
 def test_load_config__without_anything_says_what_is_required() -> None:
-    with pytest.raises(ConfigError, match=r"2 errors in the command line\n  output_dir: required.*\n  dataset_name: r"):
+    with pytest.raises(ConfigError) as error:
         load_config(None, [])
+    assert str(error.value).splitlines() == [
+        "2 errors on the command line",
+        "  --output-dir: expected the folder of the run, got none",
+        "  --dataset-name: expected the folder of a COCO data set, got none; give it, or --train-annotations and "
+        "--train-images",
+    ]
+    with pytest.raises(ConfigError, match=r"^2 errors in the options\n  output_dir: expected the folder of the run"):
+        load_config(None, {})
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"seed": 1,}', "no valid JSON, line 1 column"),
+        (b'{"seed": 1,}', r"expected a JSON object of options, got invalid JSON \(line 1, column"),
         (b"[1, 2]", "expected a JSON object of options, got a list"),
-        (b'{"seed": 1, "seed": 2}', "given twice: seed"),
-        (b"\xff\xfe{}", "no text in UTF-8"),
+        (b'{"seed": 1, "seed": 2}', "keys given twice: seed"),
+        (b"\xff{}", "expected a JSON object of options, got bytes that are not text"),
     ],
 )
 def test_load_config__broken_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -165,9 +221,15 @@ def test_load_config__broken_file_is_named(tmp_path: Path, content: bytes, messa
 
 
 def test_load_config__missing_file_and_folder_are_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.json", tmp_path):
-        with pytest.raises(ConfigError, match="cannot be read"):
+    for path, got in ((tmp_path / "none.json", "no such file"), (tmp_path, "a folder")):
+        with pytest.raises(ConfigError) as error:
             load_config(path)
+        assert str(error.value) == f"{path}: expected a JSON object of options, got {got}"
+
+
+def test_load_config__a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(REQUIRED), encoding="utf-8-sig")
+    assert load_config(tmp_path / "a.json")[0].output_dir == "out"
 
 
 def test_train_config__taps_as_a_list_or_with_commas() -> None:
@@ -175,7 +237,7 @@ def test_train_config__taps_as_a_list_or_with_commas() -> None:
         assert load_config(None, {**REQUIRED, "backbone_taps": given})[0].backbone_taps == [3, 6, 9, 12]
     words = ["--output_dir", "o", "--dataset_name", "d", "--backbone_taps", "1,1,2,2"]
     assert load_config(None, words)[0].backbone_taps == [1, 1, 2, 2]
-    rising = "backbone_taps: expected four rising block numbers"
+    rising = "backbone_taps: expected four block numbers in increasing order"
     for wrong, told in (
         ("1,2,3", rising),
         ([4, 3, 2, 1], rising),
@@ -183,7 +245,7 @@ def test_train_config__taps_as_a_list_or_with_commas() -> None:
     ):
         with pytest.raises(ConfigError, match=told):
             load_config(None, {**REQUIRED, "backbone_taps": wrong})
-    with pytest.raises(ConfigError, match=r"backbone_taps: .* is for a ViT"):
+    with pytest.raises(ConfigError, match=r"backbone_taps: expected null with neck none: only a ViT has blocks"):
         load_config(None, {**REQUIRED, "backbone_taps": [1, 2, 3, 4], "neck": "none"})
 
 
@@ -264,10 +326,29 @@ def test_translate_old_options__file_of_the_first_scripts_loads_with_notes(tmp_p
     assert said == {"do_reduce_labels", "trust_remote_code", "cache_dir", "model_name_or_path", "backbone"}
 
 
-def test_load_config__random_weights_are_said_aloud() -> None:
+def test_load_config__random_weights_are_noted() -> None:
     _, notes = load_config(None, {**REQUIRED, "backbone": "large", "freeze_backbone": True})
-    assert notes[0] == f"backbone: 'large' starts from random weights; DINOv3's are {HUB_BACKBONES['large']}"
-    assert notes[1].startswith("freeze_backbone: true keeps these random weights")
+    assert notes == [
+        f"backbone: large starts from random weights; DINOv3's weights for it are {HUB_BACKBONES['large']}",
+        "freeze_backbone: with true the random weights stay random; set it to false or null",
+    ]
     assert load_config(None, {**REQUIRED, "backbone": HUB_BACKBONES["large"]})[1] == []
     _, notes = load_config(None, {**REQUIRED, "backbone": "large", "lora_rank": 8})
-    assert notes[1] == "lora_rank: 8 trains adapters on these random weights, which stay; set it to 0"
+    assert notes[1] == "lora_rank: 8 trains adapters only, so the random weights stay random; set it to 0"
+
+
+def test_presets__are_those_of_the_network() -> None:
+    """`config` may not import the model, which defines the shapes."""
+    assert tuple(VIT_SHAPES) == PRESETS
+    assert HUB_BACKBONES.keys() < VIT_SHAPES.keys()
+    assert Mask2FormerDinov3Config.model_type == MODEL_TYPE
+    assert set(SPLIT_OPTIONS) < set(TrainConfig.model_fields)
+
+
+def test_format_options__shows_topic_choices_and_default_of_every_option() -> None:
+    text = format_options()
+    for name in TrainConfig.model_fields:
+        assert f"  --{name.replace('_', '-')} " in text
+    assert text.count("(default:") + text.count("(required)") == len(TrainConfig.model_fields)
+    for line in ("the run:", "  --neck {pyramid,adapter,plain,none}", "  --checkpointing-steps {N,epoch,null}"):
+        assert f"{line}\n" in text

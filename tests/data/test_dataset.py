@@ -167,7 +167,7 @@ def test_dataset__records_are_small_and_travel_to_workers(data: CocoData) -> Non
 
 def test_dataset__a_canvas_off_the_patch_grid_is_refused(data: CocoData) -> None:
     with pytest.raises(
-        ValueError, match=r"image_height: 100 is not a multiple of the patch size 16; nearest: 96 and 112"
+        ValueError, match=r"image_height: expected a multiple of 16, got 100; 96 and 112 are the nearest"
     ):
         dataset_of(data, image_height=100)
 

@@ -14,11 +14,9 @@ from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.segmentation import CompressedRle, polygons_to_runs
 from mask2former_dinov3.data.transforms import (
     Augmentation,
-    check_canvas,
     fit_matrix,
     fitted_size,
     jitter_colors,
-    padded_size,
     rasterise,
     rasterise_windows,
     real_size,
@@ -238,19 +236,6 @@ def test_augmentation__senseless_values_are_refused() -> None:
         Augmentation(flip="diagonal")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"^color_jitter: expected a number from 0 to below 1, got 1\.0$"):
         Augmentation(color_jitter=1.0)
-
-
-@pytest.mark.parametrize(
-    ("size", "message"), [((1000, 1024), "nearest: 992 and 1008"), ((1024, 8), "image_width: 8.*16")]
-)
-def test_check_canvas__names_the_nearest(size: tuple[int, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_canvas(*size)
-
-
-def test_padded_size__rounds_up_to_the_stride() -> None:
-    check_canvas(48, 64)
-    assert padded_size(48, 64) == (64, 64)
 
 
 def test_jitter_colors__brightness_contrast_saturation_in_place() -> None:

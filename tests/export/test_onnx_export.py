@@ -293,7 +293,7 @@ def test_export__leaves_nothing_when_the_check_fails(
         ("model.onnx", {"precision": "bf16"}, "expected one of fp32, fp16, int8"),
         ("model.onnx", {"precision": "int8"}, "int8 needs a folder of images"),
         ("model.onnx", {"calibration_images": VALID}, "no other precision does"),
-        ("model.onnx", {"size": (100, 96)}, "image_height: 100 is not a multiple"),
+        ("model.onnx", {"size": (100, 96)}, "size: expected a multiple of 16, got 100; 96 and 112 are the nearest"),
         ("model.onnx", {"size": (96, 96), "dynamic": True}, "exclude each other"),
     ],
 )

@@ -1,4 +1,16 @@
-"""Command line room."""
+"""The command `mask2former-dinov3`.
+
+In: the words of a command line. Out: an exit code, results on stdout, notes and errors on stderr. The only room that
+prints; every other room returns values, logs, or raises.
+
+Read in this order:
+
+    verbs       `main`, and one function per verb
+    arguments   the options of every verb and their help
+    parser      both spellings of an option; wrong usage in the wording of this package
+    messages    errors as the user sees them
+    demo        the verb `demo`: the whole path on the bundled sample
+"""
 
 from .verbs import main
 

@@ -1,50 +1,104 @@
-"""Options that are each valid but do not fit together."""
+"""Options that are each valid but do not fit together, and options that are allowed but probably not meant."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from ..errors import mismatch
+from .presets import HUB_BACKBONES, MODEL_TYPE, PRESETS
+
+if TYPE_CHECKING:
+    from .train_config import TrainConfig
 
 PLACEHOLDER = "path/to/"  # how the shipped JSON files begin a path that the user has to give
-Fault = tuple[tuple[str, ...], str]
+
+Conflict: TypeAlias = tuple[tuple[str, ...], str]
+"""The options involved, the one to blame first, and the reason."""
 
 
-def cross_faults(values: Mapping[str, Any]) -> list[Fault]:
-    """What is wrong between options that are each valid: (the keys involved, the reason). values: all of them."""
-    faults: list[Fault] = []
-    dataset = values["dataset_name"]
-    if dataset is None and values["train_annotations"] is None:
-        reason = "required; the folder of a COCO data set (or train_annotations and train_images)"
-        faults.append((("dataset_name", "train_annotations"), reason))
+def find_conflicts(config: TrainConfig, name: Callable[[str], str] = str) -> list[Conflict]:
+    """The options of `config` that do not fit together. name: option -> the option as the user wrote it."""
+    return [*_data_conflicts(config, name), *_network_conflicts(config, name), *_training_conflicts(config, name)]
+
+
+def _data_conflicts(config: TrainConfig, name: Callable[[str], str]) -> Iterator[Conflict]:
+    dataset = config.dataset_name
+    if dataset is None and config.train_annotations is None:
+        advice = f"give it, or {name('train_annotations')} and {name('train_images')}"
+        yield ("dataset_name", "train_annotations"), mismatch("the folder of a COCO data set", "none", advice)
     if dataset is not None and dataset.startswith(PLACEHOLDER):
-        reason = f"{dataset!r} stands for your own data; write the folder of a COCO data set or add --dataset_name DIR"
-        faults.append((("dataset_name",), reason))
+        advice = "change it, or add --dataset-name DIR to the command"
+        yield ("dataset_name",), mismatch("the folder of your COCO data set", f'the placeholder "{dataset}"', advice)
     for split in ("train", "valid", "test"):
         annotations, images = f"{split}_annotations", f"{split}_images"
-        if dataset is None and values[images] is not None and values[annotations] is None:
-            faults.append(((annotations, images), f"required, since {images} is given"))
-    if values["neck"] == "plain" and values["mask_stride"] is not None:
-        reason = f"{values['mask_stride']} needs maps finer than those of neck=plain; set it to null, or use pyramid"
-        faults.append((("mask_stride", "neck"), reason))
-    if values["neck"] == "none" and values["backbone_taps"] is not None:
-        reason = (
-            f"{values['backbone_taps']} is for a ViT; a backbone that is a pyramid (neck=none) gives its four stages"
+        if dataset is None and getattr(config, images) is not None and getattr(config, annotations) is None:
+            yield (annotations, images), mismatch(f"a COCO JSON file, since {name(images)} is given", "none")
+
+
+def _network_conflicts(config: TrainConfig, name: Callable[[str], str]) -> Iterator[Conflict]:
+    if config.neck == "plain" and config.mask_stride is not None:
+        expected = f"null with {name('neck')} plain, whose feature maps have stride 16"
+        advice = f"set it to null, or {name('neck')} to pyramid"
+        yield ("mask_stride", "neck"), mismatch(expected, config.mask_stride, advice)
+    if config.neck == "none" and config.backbone_taps is not None:
+        expected = f"null with {name('neck')} none: only a ViT has blocks to choose"
+        yield ("backbone_taps", "neck"), mismatch(expected, config.backbone_taps)
+
+
+def _training_conflicts(config: TrainConfig, name: Callable[[str], str]) -> Iterator[Conflict]:
+    neutral = {"frozen_blocks": 0, "layer_decay": 1.0}  # without effect
+    for option, value in neutral.items():
+        got = getattr(config, option)
+        if got != value and config.lora_rank:
+            expected = f"{value:g} with {name('lora_rank')} {config.lora_rank}, which freezes the backbone's weights"
+            yield (option, "lora_rank"), mismatch(expected, got, "use one of the two")
+        elif got != value and config.freeze_backbone:
+            expected = f"{value:g} with {name('freeze_backbone')} true, which freezes the whole backbone"
+            advice = f"set {name('freeze_backbone')} to false or null"
+            yield (option, "freeze_backbone"), mismatch(expected, got, advice)
+    if config.lora_rank and config.freeze_backbone is False:
+        expected = f"0 with {name('freeze_backbone')} false: adapters are trained on frozen weights"
+        advice = f"set it to 0, or {name('freeze_backbone')} to null"
+        yield ("lora_rank", "freeze_backbone"), mismatch(expected, config.lora_rank, advice)
+    if config.lora_alpha and not config.lora_rank:
+        expected = f"null without {name('lora_rank')}"
+        advice = f"set {name('lora_rank')} as well"
+        yield ("lora_alpha", "lora_rank"), mismatch(expected, config.lora_alpha, advice)
+    if config.scale_min > config.scale_max:
+        expected = f"at most the value of {name('scale_max')} ({config.scale_max})"
+        yield ("scale_min", "scale_max"), mismatch(expected, config.scale_min)
+
+
+def advise(config: TrainConfig) -> list[str]:
+    """Notes on what is allowed but probably not meant: random weights where pretrained ones exist, and their use."""
+    if config.backbone not in PRESETS or _brings_backbone(config.head):
+        return []
+    weights = HUB_BACKBONES.get(config.backbone)
+    note = f"backbone: {config.backbone} starts from random weights"
+    note += (
+        f"; DINOv3's weights for it are {weights}"
+        if weights
+        else "; sample/from_scratch_args.json is a recipe for them, docs/log.md says what they can learn"
+    )
+    notes = [note]
+    if config.lora_rank:
+        notes.append(
+            f"lora_rank: {config.lora_rank} trains adapters only, so the random weights stay random; set it to 0"
         )
-        faults.append((("backbone_taps", "neck"), reason))
-    ways = {"frozen_blocks": values["frozen_blocks"] > 0, "layer_decay": values["layer_decay"] < 1}
-    for name in (name for name, chosen in ways.items() if chosen):
-        if values["lora_rank"]:
-            reason = f"{values[name]} is for weights that are trained, lora_rank={values['lora_rank']} trains adapters"
-            faults.append(((name, "lora_rank"), f"{reason}; choose one"))
-        elif values["freeze_backbone"]:
-            reason = f"{values[name]} is for a backbone that is trained; set freeze_backbone to false or null"
-            faults.append(((name, "freeze_backbone"), reason))
-    if values["lora_rank"] and values["freeze_backbone"] is False:
-        reason = f"{values['lora_rank']} keeps the backbone's weights; set freeze_backbone to null or lora_rank to 0"
-        faults.append((("lora_rank", "freeze_backbone"), reason))
-    if values["lora_alpha"] and not values["lora_rank"]:
-        faults.append((("lora_alpha", "lora_rank"), "scales adapters; give lora_rank as well"))
-    if values["scale_min"] > values["scale_max"]:
-        reason = f"{values['scale_min']} is above scale_max={values['scale_max']}"
-        faults.append((("scale_min", "scale_max"), reason))
-    return faults
+    elif config.freeze_backbone:
+        notes.append("freeze_backbone: with true the random weights stay random; set it to false or null")
+    return notes
+
+
+def _brings_backbone(head: str | None) -> bool:
+    """Whether `head` is a local folder with a whole model: one of ours, or of the original project."""
+    if head is None:
+        return False
+    try:
+        model_type = json.loads((Path(head) / "config.json").read_bytes())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # the error is reported when the model is built
+    return model_type == MODEL_TYPE or (Path(head) / "dinov3_backbone_config.json").is_file()

@@ -1,77 +1,170 @@
-"""Options as text: read from a JSON file and from the words of a command line, and complained of in such words."""
+"""Options as text: read from a JSON file and from the words of a command line, with what is wrong about them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, get_args
 
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from ..errors import ConfigError
+from ..errors import ConfigError, OptionError, mismatch, suggest
+from ..json_files import read_json_object
+from .legacy_options import translate_old_options
+
+COMMAND_LINE = "on the command line"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A flat JSON object; every way in which it can fail to be one is a ConfigError."""
+class OptionFault(NamedTuple):
+    """One line of the report. place: "in FILE", "on the command line", or empty. option: as the user wrote it."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = sorted({key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1})
-        if twice:
-            raise ConfigError(f"{path}: given twice: {', '.join(twice)}; keep one of each")
-        return dict(pairs)
-
-    try:
-        found: object = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: no valid JSON, line {error.lineno} column {error.colno}: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: no text in UTF-8 ({error.reason}); expected a JSON file") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a JSON file with --config") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: expected a JSON object of options, got a {type(found).__name__}")
-    return found
+    place: str
+    option: str
+    reason: str
 
 
-def read_flags(words: Sequence[str], nullable: Collection[str], faults: list[str]) -> dict[str, Any]:
-    """Command-line words as options; a flag without a value is true, `none` and `null` clear the `nullable` ones.
+class GivenOptions:
+    """The options of a JSON file and of overrides, merged under today's names, and the faults found so far.
 
-    Words that are no option are added to `faults`.
+    fields: the valid options. values: option -> value. notes: for the user.
     """
-    given: dict[str, Any] = {}
+
+    def __init__(
+        self, fields: Mapping[str, FieldInfo], path: str | Path | None, overrides: Mapping[str, object] | Sequence[str]
+    ) -> None:
+        """Raises ConfigError when the file is not a JSON object."""
+        self.values: dict[str, object] = {}
+        self.notes: list[str] = []
+        self.faults: list[OptionFault] = []
+        self._path = path
+        self._has_flags = not isinstance(overrides, Mapping)
+        self._written: dict[str, tuple[str, str]] = {}  # option -> its place, and how the user wrote it
+        if path is not None:
+            content = read_json_object(Path(path), "a JSON object of options", raises=ConfigError, unique_keys=True)
+            self._add(content, {key: key for key in content}, f"in {path}", fields)
+        if isinstance(overrides, Mapping):
+            self._add(overrides, {key: key for key in overrides}, "", fields)
+        else:
+            nullable = [name for name, field in fields.items() if allows_null(field.annotation)]
+            given, flags, stray = read_flags(overrides, nullable)
+            self.faults += [OptionFault(COMMAND_LINE, word, mismatch("--key value", "no option")) for word in stray]
+            self._add(given, flags, COMMAND_LINE, fields)
+
+    def _add(
+        self, source: Mapping[str, object], written: Mapping[str, str], place: str, known: Collection[str]
+    ) -> None:
+        """Merge one source over those before it. written: key of `source` -> how the user wrote it."""
+        translated, notes, faults = translate_old_options(source)
+        self.notes += notes
+        self.faults += [OptionFault(place, written[key], reason) for key, reason in faults.items()]
+        for key, value in translated.items():
+            word = written.get(key) or (write_flag(key) if place == COMMAND_LINE else key)
+            if key in known:
+                self.values[key] = value
+                self._written[key] = place, word
+            else:
+                self.faults.append(OptionFault(place, word, explain_unknown(key, word, known)))
+
+    def name(self, option: str) -> str:
+        """The option as the user wrote it; one that was not given, as it would be written."""
+        if option in self._written:
+            return self._written[option][1]
+        return write_flag(option) if self._path is None and self._has_flags else option
+
+    def add_fault(self, option: str, reason: str) -> None:
+        """Note what is wrong with the value of an option, or with its absence."""
+        default = f"in {self._path}" if self._path is not None else COMMAND_LINE if self._has_flags else ""
+        place, _ = self._written.get(option, (default, ""))
+        self.faults.append(OptionFault(place, self.name(option), reason))
+
+    def raise_faults(self) -> None:
+        """Raise ConfigError with all faults, if there are any: one on one line, several below a heading."""
+        if len(self.faults) == 1:
+            place, option, reason = self.faults[0]
+            prefix = f"{self._path}: " if place.startswith("in ") else ""
+            raise ConfigError(f"{prefix}{option}: {reason}")
+        if self.faults:
+            places = " and ".join(dict.fromkeys(fault.place for fault in self.faults if fault.place))
+            heading = f"{len(self.faults)} errors {places or 'in the options'}"
+            raise ConfigError("\n  ".join([heading, *(f"{option}: {reason}" for _, option, reason in self.faults)]))
+
+
+def read_flags(words: Sequence[str], nullable: Collection[str]) -> tuple[dict[str, object], dict[str, str], list[str]]:
+    """Words of a command line as options, each option's flag as it was typed, and the words that are no option.
+
+    A flag without a value is true; `none` and `null` are JSON's null for the options in `nullable`.
+    """
+    given: dict[str, object] = {}
+    flags: dict[str, str] = {}
+    stray: list[str] = []
     rest = list(words)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--") or word == "--":
-            faults.append(f"{word}: expected --key value")
+            stray.append(word)
             continue
-        key, equals, value = word[2:].partition("=")
-        key = key.replace("-", "_")
+        flag, equals, value = word.partition("=")
+        key = flag[2:].replace("-", "_")
         if not equals and rest and not rest[0].startswith("--"):
             value, equals = rest.pop(0), "="
-        clears = key in nullable and value.lower() in ("none", "null")
-        given[key] = None if clears else value if equals else True
-    return given
+        is_null = key in nullable and value.lower() in ("none", "null")
+        given[key] = None if is_null else value if equals else True
+        flags[key] = flag
+    return given, flags, stray
+
+
+def allows_null(annotation: object) -> bool:
+    """Whether a field of this type may be None."""
+    return type(None) in get_args(annotation)
+
+
+def write_flag(key: str) -> str:
+    """The flag of an option."""
+    return f"--{key.replace('_', '-')}"
+
+
+def explain_unknown(key: str, word: str, known: Collection[str]) -> str:
+    """Why an option is refused that does not exist, with the nearest one in the spelling of `word`."""
+    is_flag = word.startswith("--")
+    names = [write_flag(name) if "-" in word[2:] else f"--{name}" for name in known] if is_flag else list(known)
+    kind = "option" if is_flag else "key"
+    return f"unknown {kind}; {suggest(word, names, 'docs/configuration.md and `train --help` list all of them')}"
 
 
 _EITHER = {
-    "checkpointing_steps": 'a number of steps above 0, "epoch", or null',
-    "num_queries": 'a number above 0 or "auto"',
+    "checkpointing_steps": 'a whole number above 0, "epoch", or null',
+    "num_queries": 'a whole number above 0 or "auto"',
 }
-_EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a string"}
+_BOUNDS = {
+    "greater_than": "above",
+    "greater_than_equal": "of at least",
+    "less_than": "below",
+    "less_than_equal": "of at most",
+}
 
 
-def complaint(item: ErrorDetails) -> str:
-    """pydantic's complaint in the words of a JSON file."""
-    kind, got, context = item["type"], item["input"], item.get("ctx", {})
-    if item["loc"][0] in _EITHER:
-        return f"expected {_EITHER[str(item['loc'][0])]}, got {json.dumps(got, default=str)}"
+def explain_fault(item: ErrorDetails, annotation: object) -> str:
+    """What pydantic reports of a field, in the words of a JSON file. annotation: the field's type."""
+    kind, context = item["type"], item.get("ctx", {})
     if kind == "missing":
-        return "required; the folder that the run is written to"  # output_dir is the only field without a default
+        return mismatch("the folder of the run", "none")  # output_dir is the only option without a default
     if kind == "value_error":
-        return str(context["error"])
-    if kind == "literal_error":
-        return f"expected one of {context['expected']}, got {json.dumps(got, default=str)}"
-    expected = _EXPECTED.get(kind.split("_")[0], item["msg"].removeprefix("Input should be ").lower())
-    return f"expected {expected}, got {json.dumps(got, default=str)}"
+        error = context["error"]
+        return error.reason if isinstance(error, OptionError) else str(error)
+    got = json.dumps(item["input"], default=str)
+    option = str(item["loc"][0])
+    if option in _EITHER:
+        return mismatch(_EITHER[option], got)
+    number = "a whole number" if "int" in str(annotation) else "a number"
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a string"}
+    if kind in _BOUNDS:
+        bound = next(value for name, value in context.items() if name in ("gt", "ge", "lt", "le"))
+        expected = f"{number} {_BOUNDS[kind]} {bound:g}"
+    elif kind == "literal_error":
+        values = str(context["expected"]).replace("'", "")
+        expected = "one of " + (values.replace(" or ", ", ") if allows_null(annotation) else values)
+    else:
+        expected = words.get(kind.split("_")[0], item["msg"].removeprefix("Input should be ").lower())
+    return mismatch(expected + " or null" * allows_null(annotation), got)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from ..canvas import check_canvas, padded_size
 from .coco import CocoData, ImageRecord
 from .copy_paste import PlacedImage, paste
 from .images import check_image_size, read_image
@@ -22,10 +23,8 @@ from .segmentation import CompressedRle, Segmentation
 from .transforms import (
     Augmentation,
     Matrix,
-    check_canvas,
     fit_matrix,
     jitter_colors,
-    padded_size,
     rasterise_windows,
     real_size,
     sample_matrix,

@@ -29,8 +29,6 @@ Matrix = npt.NDArray[np.float64]
 PixelArray = npt.NDArray[np.uint8]
 """An image (h, w, 3) or a mask (h, w)."""
 
-CANVAS_STEP = 16  # the patch size: a canvas is given in whole patches
-TENSOR_STEP = 32  # the coarsest stride of the model: tensors are padded to it
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
@@ -61,20 +59,6 @@ class Augmentation:
             raise OptionError("color_jitter", "a number from 0 to below 1", self.color_jitter)
         if not 0 <= self.copy_paste <= 1:
             raise OptionError("copy_paste", "a fraction from 0 to 1", self.copy_paste)
-
-
-def check_canvas(height: int, width: int) -> None:
-    """Raise ValueError, naming the nearest good values, unless both sizes are positive multiples of 16."""
-    for name, value in (("image_height", height), ("image_width", width)):
-        if value < CANVAS_STEP or value % CANVAS_STEP:
-            below = value // CANVAS_STEP * CANVAS_STEP
-            nearest = f"{below} and {below + CANVAS_STEP}" if below >= CANVAS_STEP else str(CANVAS_STEP)
-            raise ValueError(f"{name}: {value} is not a multiple of the patch size {CANVAS_STEP}; nearest: {nearest}")
-
-
-def padded_size(height: int, width: int) -> tuple[int, int]:
-    """The tensor size (H, W) of a canvas: each side rounded up to a multiple of 32."""
-    return -(-height // TENSOR_STEP) * TENSOR_STEP, -(-width // TENSOR_STEP) * TENSOR_STEP
 
 
 def fitted_size(height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from ..data.transforms import check_canvas, padded_size
+from ..canvas import PADDING, check_canvas, padded_size
 from ..errors import CheckpointError, DatasetError, UserError
 from ..inference.files.find_images import find_images
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
@@ -123,7 +123,7 @@ def check_request(
     if size is not None and dynamic:
         raise UserError("size and dynamic exclude each other: a dynamic file takes every size")
     if size is not None:
-        check_canvas(*size)
+        check_canvas(*size, options=("size", "size"))
     if (precision == "int8") != (calibration_images is not None):
         raise UserError(
             "calibration_images: int8 needs a folder of images like those the model is used on (some dozens), from "
@@ -149,7 +149,7 @@ def trace(
     batch = Dim("batch")
     shapes: dict[str, dict[int, Any]] = {name: {0: batch} for name in INPUTS}
     if dynamic:
-        sides = [Dim(name, min=least_units(config)) * 32 for name in ("h", "w")]
+        sides = [Dim(name, min=least_units(config)) * PADDING for name in ("h", "w")]
         shapes["pixel_values"] |= {2: sides[0], 3: sides[1]}
         shapes["pixel_mask"] |= {1: sides[0], 2: sides[1]}
     try:
@@ -180,7 +180,7 @@ def least_units(config: Any) -> int:
     if config.query_init != "seeds":
         return 2
     units = 2
-    while (units * 32 // config.finest_stride) ** 2 < config.num_queries:
+    while (units * PADDING // config.finest_stride) ** 2 < config.num_queries:
         units += 1
     return units
 
@@ -259,7 +259,7 @@ def batches_of(
     lower and wider."""
     batches: Batches = [(processor, prepared[:1]), (processor, prepared[1:] if len(prepared) > 2 else prepared[:1] * 2)]
     if dynamic:
-        height, width = padded_size(processor.size["height"] * 3 // 4, processor.size["width"] + 32)
+        height, width = padded_size(processor.size["height"] * 3 // 4, processor.size["width"] + PADDING)
         other = at_canvas(processor, max(height, 64), width)
         batches.append((other, read_images(folder, other, 1)))
     return batches

@@ -18,8 +18,9 @@ from transformers import AutoImageProcessor, BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from ..canvas import check_canvas, padded_size
 from ..data.images import read_image, to_rgb
-from ..data.transforms import check_canvas, fit_image, padded_size, to_pixel_values
+from ..data.transforms import fit_image, to_pixel_values
 from ..instances import Instances
 from ..model import Mask2FormerDinov3Config
 from ..model.configuration import IMAGENET

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..canvas import PADDING
 from ..errors import CheckpointError, UserError
 from ..model import Mask2FormerDinov3Output
 from .image_processing import Mask2FormerDinov3ImageProcessor
@@ -132,8 +133,8 @@ class OnnxModel(nn.Module):
         expected = [channels, *size]
         got = list(pixel_values.shape[1:])
         fits = all(want == have for want, have in zip(expected, got, strict=False) if isinstance(want, int))
-        if pixel_values.ndim != 4 or not fits or any(side % 32 or side == 0 for side in got[1:]):
-            wanted = " x ".join(map(str, size)) if isinstance(size[0], int) else "multiples of 32"
+        if pixel_values.ndim != 4 or not fits or any(side % PADDING or side == 0 for side in got[1:]):
+            wanted = " x ".join(map(str, size)) if isinstance(size[0], int) else f"multiples of {PADDING}"
             raise ValueError(
                 f"{self.path}: expected pixel_values (batch, 3, height, width) with height x width {wanted}, got "
                 f"{tuple(pixel_values.shape)}; Mask2FormerDinov3ImageProcessor makes them, `export --dynamic` a file "

@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..config.train_config import PATHS, SPLIT_PATHS, TrainConfig
+from ..config.presets import SPLIT_OPTIONS
+from ..config.train_config import PATHS, TrainConfig
 from ..data.coco import CocoData
 from ..data.sampler import TrainingOrder
 from ..data.statistics import statistics_of
@@ -47,7 +48,7 @@ FIXED = (
 RATES = ("initial_lr", "weight_decay", "betas", "eps")  # of a parameter group
 # What says nothing of the model to somebody who reads its card.
 UNTOLD = (
-    *("description", "output_dir", "dataset_name", *SPLIT_PATHS, "resume_from_checkpoint"),
+    *("description", "output_dir", "dataset_name", *SPLIT_OPTIONS, "resume_from_checkpoint"),
     *("dataloader_num_workers", "save_total_limit", "logging_steps", "with_tracking", "report_to"),
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
 )

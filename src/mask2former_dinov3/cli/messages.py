@@ -1,0 +1,48 @@
+"""Errors as the command line shows them: options as typed, files with a reason in plain words, advice on memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import OptionError, UserError
+from ..json_files import read_json_object
+from .parser import VerbParser, name_as_typed
+
+
+def describe_error(error: UserError | OSError, parser: VerbParser, config: str | None) -> str:
+    """What follows "error: ". config: the JSON file of `train`, whose keys are options too."""
+    if isinstance(error, OptionError):
+        return f"{locate_option(error.option, parser, config)}: {error.reason}"
+    return describe_os_error(error) if isinstance(error, OSError) else str(error)
+
+
+def locate_option(option: str, parser: VerbParser, config: str | None) -> str:
+    """The option as the user wrote it: a flag, a positional argument, or "FILE: key" of the JSON file."""
+    name = name_as_typed(option, parser)
+    if name == option and config is not None and option in _keys_of(config):
+        return f"{config}: {option}"
+    return name
+
+
+def _keys_of(config: str) -> Mapping[str, object]:
+    try:
+        return read_json_object(Path(config))
+    except UserError:  # it has been read before; gone by now
+        return {}
+
+
+def describe_os_error(error: OSError) -> str:
+    """The files of the error and the reason of the operating system, such as "a.json: permission denied"."""
+    if error.strerror is None:  # raised by a library, with a message of its own
+        return str(error) or "the operating system refused the operation"
+    files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    reason = error.strerror[:1].lower() + error.strerror[1:]
+    return f"{files}: {reason}" if files else reason
+
+
+def describe_out_of_memory(error: RuntimeError, parser: VerbParser) -> str:
+    """The first line of torch's message, and the options of this verb that need less memory."""
+    reason = str(error).partition("\n")[0] or "no memory left"
+    advice = ", or ".join(parser.memory_advice) or "free memory on the device"
+    return f"out of memory on the device: {reason}; {advice}"
