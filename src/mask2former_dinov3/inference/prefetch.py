@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -12,7 +12,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def prefetch(items: Iterable[T], load: Callable[[T], R], *, ahead: int, workers: int = 2) -> Iterator[R]:
+def prefetch(items: Iterable[T], load: Callable[[T], R], *, ahead: int, workers: int = 2) -> Generator[R, None, None]:
     """Yield `load(item)` for every item, in the order of `items`.
 
     ahead: maximum number of results that are being loaded or wait for the caller. While the caller works on one

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.coco_types import CocoRle
 from ..data.rle import compress
-from ..instances import Rle
 
 BLOCK = 32  # side of a block, in pixels of the image
 ROUNDING = 1e-4  # rounding errors cannot lift a logit above the level if it is lower by this fraction of the level
@@ -40,7 +40,7 @@ class Axis(NamedTuple):
 class Masks(NamedTuple):
     """n masks: RLEs, areas in pixels (n,), and the mean sigmoid inside each mask (n,), 0 for an empty one."""
 
-    rles: list[Rle]
+    rles: list[CocoRle]
     areas: NDArray[np.int64]
     certainty: NDArray[np.float64]
 
@@ -183,5 +183,5 @@ def encode_borders(borders: NDArray[np.int64], sums: NDArray[np.float64], size: 
     # Not runs: the step from one mask to the next, and the end of a foreground that reaches the end of the image.
     same = (owner[1:] == owner[:-1]) & ~((runs == 0) & (bounds[1:] == starts[owner[1:]] + pixels))
     counts = compress(runs[same], np.bincount(owner[1:][same], minlength=count))
-    rles = [Rle(size=list(size), counts=str(one, "ascii")) for one in counts]
+    rles = [CocoRle(size=list(size), counts=str(one, "ascii")) for one in counts]
     return Masks(rles, areas, sums / np.maximum(areas, 1))

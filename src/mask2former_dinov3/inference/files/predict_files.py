@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -156,33 +157,37 @@ class _Run:
 
     def _predict_unfinished(self, files: Sequence[_File]) -> None:
         unfinished = [file for file in files if file.key not in self.done]
-        with tqdm(
-            total=len(files),
-            initial=len(files) - len(unfinished),
-            desc="predict",
-            unit="image",
-            disable=not self.show,
-        ) as bar:
-            for batch in self._batches(unfinished, bar):
+        with (
+            tqdm(
+                total=len(files),
+                initial=len(files) - len(unfinished),
+                desc="predict",
+                unit="image",
+                disable=not self.show,
+            ) as bar,
+            closing(self._batches(unfinished, bar)) as batches,
+        ):
+            for batch in batches:
                 if isinstance(batch, _Large):
                     self._predict_in_tiles(batch.file)
                 else:
                     self._predict_batch(batch)
 
-    def _batches(self, files: Sequence[_File], bar: tqdm[_File]) -> Iterator[list[_Loaded] | _Large]:
+    def _batches(self, files: Sequence[_File], bar: tqdm[NoReturn]) -> Generator[list[_Loaded] | _Large, None, None]:
         """Batches of loaded images, and large images one by one, in order; at most two batches are in memory."""
         batch: list[_Loaded] = []
-        for one in prefetch(files, self._load, ahead=self.settings.batch_size):
-            if isinstance(one, _Failed):
-                self._fail(one.file, one.error)
-            elif isinstance(one, _Large):
-                yield one
-            else:
-                batch.append(one)
-            bar.update()
-            if len(batch) == self.settings.batch_size:
-                yield batch
-                batch = []
+        with closing(prefetch(files, self._load, ahead=self.settings.batch_size)) as loaded:
+            for one in loaded:
+                if isinstance(one, _Failed):
+                    self._fail(one.file, one.error)
+                elif isinstance(one, _Large):
+                    yield one
+                else:
+                    batch.append(one)
+                bar.update()
+                if len(batch) == self.settings.batch_size:
+                    yield batch
+                    batch = []
         if batch:
             yield batch
 

@@ -17,7 +17,8 @@ from typing import Any, TypedDict
 
 import torch
 
-from ...instances import Instances, Rle
+from ...data.coco_types import CocoRle
+from ...instances import Instances
 from ..network import Network
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Progress:
                 Instances(
                     height,
                     width,
-                    tuple(Rle(size=[height, width], counts=one) for one in counts),
+                    tuple(CocoRle(size=[height, width], counts=one) for one in counts),
                     labels,
                     scores,
                     categories,

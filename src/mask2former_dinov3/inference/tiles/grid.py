@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ..settings import LARGEST_OVERLAP, SMALLEST_TILE
+
 
 class Region(NamedTuple):
     """A rectangle of pixels: rows y0 to y1, columns x0 to x1; y1 and x1 are exclusive."""
@@ -41,8 +43,8 @@ class Grid(NamedTuple):
         The grid has the fewest tiles that allow this, all of full size and evenly spread. An image smaller than a tile
         becomes one tile of the image's size. `InferenceSettings` checks the range of tile and overlap.
         """
-        assert tile > 0
-        assert 0 <= overlap < 1
+        assert tile >= SMALLEST_TILE
+        assert 0 <= overlap < LARGEST_OVERLAP
         rows, columns = min(tile, height), min(tile, width)
         return cls(height, width, rows, columns, _starts(height, rows, overlap), _starts(width, columns, overlap))
 
@@ -52,11 +54,16 @@ class Grid(NamedTuple):
         for left in self.lefts:
             yield Region(top, left, top + self.tile_height, left + self.tile_width)
 
-    def batches(self, index: int, size: int) -> Iterator[list[Region]]:
+    def batches(self, row: int, size: int) -> Iterator[list[Region]]:
         """The tiles of one row, from left to right, in lists of at most `size`."""
-        tiles = list(self.row(index))
+        tiles = list(self.row(row))
         for start in range(0, len(tiles), size):
             yield tiles[start : start + size]
+
+    @property
+    def number_of_tiles(self) -> int:
+        """The number of tiles in all rows."""
+        return len(self.tops) * len(self.lefts)
 
     def holds(self, box: Region, margin: int) -> bool:
         """Whether some tile contains the box, `margin` pixels away from its edges that lie inside the image."""

@@ -27,8 +27,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...data.coco_types import CocoRle
 from ...data.rle import compress, runs_of_each
-from ...instances import Instances, Rle
+from ...instances import Instances
 from .grid import Grid, Region
 
 SAME_IOU = 0.5  # above it two masks show the same object; among disjoint masks only one can reach it
@@ -105,7 +106,7 @@ class Merger:
         self.grid = grid
         self.categories = categories
         self.tiles: list[tuple[Region, list[Piece]]] = []
-        self.finished: list[tuple[int, np.float32, Rle]] = []
+        self.finished: list[tuple[int, np.float32, CocoRle]] = []
 
     def add_row(self, row: int, found: list[Instances]) -> None:
         """Add the instances of each tile of a row, from left to right; rows must come from the top, without a gap."""
@@ -264,7 +265,7 @@ def merge_pieces(group: list[Piece]) -> tuple[np.float32, Runs]:
     return np.float32(score), join_runs([piece.runs for piece in group])
 
 
-def encode_runs(masks: list[Runs], height: int, width: int) -> list[Rle]:
+def encode_runs(masks: list[Runs], height: int, width: int) -> list[CocoRle]:
     """Masks that `join_runs` made, as RLE of the whole image."""
     lengths = []
     for mask in masks:
@@ -274,7 +275,7 @@ def encode_runs(masks: list[Runs], height: int, width: int) -> list[Rle]:
     if not lengths:
         return []
     counts = compress(np.concatenate(lengths), np.array([len(one) for one in lengths]))
-    return [Rle(size=[height, width], counts=str(one, "ascii")) for one in counts]
+    return [CocoRle(size=[height, width], counts=str(one, "ascii")) for one in counts]
 
 
 def merge_rows(
