@@ -21,6 +21,7 @@ from mask2former_dinov3.cluster.job import batch_predict
 from mask2former_dinov3.data.images import IMAGE_SUFFIXES
 from mask2former_dinov3.inference.files.predict_files import predict_files
 from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.settings import InferenceSettings
 from measure import Row, markdown, name_of, sample_dataset, show
 
 SHARDS = 20
@@ -68,7 +69,9 @@ def loop(args: argparse.Namespace, images: Path, output: Path) -> Row:
     predictor = Predictor.from_pretrained(args.model, args.device)
     predictor([next(images.iterdir())] * args.batch_size, batch_size=args.batch_size)  # warm-up
     start = time.perf_counter()
-    summary = predict_files(predictor, [images], output, save=("coco",), batch_size=args.batch_size)
+    summary = predict_files(
+        predictor, [images], output, settings=InferenceSettings(batch_size=args.batch_size), save=("coco",)
+    )
     seconds = time.perf_counter() - start
     return {
         "work": f"predict, {args.device}",

@@ -27,6 +27,7 @@ from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_res
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.inference.postprocess import post_process
 from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from measure import (
     SIDES,
@@ -123,7 +124,7 @@ class Contender:
             outputs.class_queries_logits,
             outputs.masks_queries_logits,
             [size],
-            max_detections=self.args.detections,
+            settings=InferenceSettings(threshold=0.0, max_detections=self.args.detections),
             categories=tuple(self.categories),
         )
         return instances[0].to_coco(image_id)

@@ -25,12 +25,12 @@ from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.evaluation.evaluate import predict_split
 from mask2former_dinov3.export.onnx_export import (
-    at_canvas,
-    describe,
+    build_metadata,
+    change_canvas,
     feed_of,
-    quietly,
     read_images,
     set_metadata,
+    silence_exporter,
     trace,
 )
 from mask2former_dinov3.export.precision import to_int8
@@ -116,10 +116,10 @@ def contenders(
 ) -> tuple[dict[tuple[str, str], Contender], dict[str, float]]:
     """(runtime, precision) -> contender at the processor's canvas, and the MB of the two files in `folder`."""
     full, small = folder / "fp32.onnx", folder / "int8.onnx"
-    metadata = describe(model, processor, folder)
+    metadata = build_metadata(model, processor, folder)
     trace(model, processor, full, metadata, dynamic=False, with_postprocess=False)
     calibration = read_images(images, processor, CALIBRATION_IMAGES)
-    with quietly():
+    with silence_exporter():
         to_int8(full, small, (feed_of(processor, one) for one in calibration))
     set_metadata(small, replace(metadata, precision="int8"))
     found: dict[tuple[str, str], Network] = {
@@ -152,7 +152,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
             print(f"{canvas[0]} x {canvas[1]} …", file=sys.stderr, flush=True)
             folder = Path(name) / f"{canvas[0]}x{canvas[1]}"
             folder.mkdir()
-            at = at_canvas(processor, *canvas)
+            at = change_canvas(processor, *canvas)
             found, sizes = contenders(model, at, folder, args.calibration, args.compiled)
             for (runtime, precision), contender in found.items():
                 row = table.setdefault((runtime, precision), {"runtime": runtime, "precision": precision})

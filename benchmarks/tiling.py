@@ -18,6 +18,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,9 +33,10 @@ from mask2former_dinov3.data.segmentation import parse_segmentation, polygons_to
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.inference.files.predict_files import predict_files
 from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.inference.tiles.grid import Grid
 from mask2former_dinov3.inference.tiles.image_reader import ImageReader
-from mask2former_dinov3.inference.tiles.merging import encode, joined, merge_rows, pieces_of
+from mask2former_dinov3.inference.tiles.merging import encode_runs, join_runs, merge_rows, pieces_of
 from mask2former_dinov3.instances import Instances, encode_masks
 from measure import Row, default_dataset, memory_peak, name_of, show
 
@@ -117,15 +119,19 @@ def results_of(found: Instances, cells: Cells, count: int, border: int) -> list[
     return results
 
 
+def settings_of(args: argparse.Namespace) -> InferenceSettings:
+    return InferenceSettings(threshold=args.threshold, batch_size=args.batch_size)
+
+
 def merged(predictor: Predictor, mosaic: NDArray[np.uint8], grid: Grid, args: argparse.Namespace) -> Instances:
     """What `Predictor` does with tiles."""
-    rows = predictor.predict_rows(ImageReader.of(mosaic), grid, args.threshold, 100, args.batch_size)
+    rows = predictor.predict_rows(ImageReader.of(mosaic), grid, settings_of(args))
     return merge_rows(rows, grid, predictor.categories)
 
 
 def unmerged(predictor: Predictor, mosaic: NDArray[np.uint8], grid: Grid, args: argparse.Namespace) -> Instances:
     """All that the tiles find, put side by side."""
-    rows = predictor.predict_rows(ImageReader.of(mosaic), grid, args.threshold, 100, args.batch_size)
+    rows = predictor.predict_rows(ImageReader.of(mosaic), grid, settings_of(args))
     found = [
         piece
         for index, row in enumerate(rows)
@@ -133,7 +139,7 @@ def unmerged(predictor: Predictor, mosaic: NDArray[np.uint8], grid: Grid, args: 
         for piece in pieces_of(instances, tile, grid)
     ]
     found.sort(key=lambda piece: -piece.score)
-    rles = encode([joined([piece.runs]) for piece in found], grid.height, grid.width)
+    rles = encode_runs([join_runs([piece.runs]) for piece in found], grid.height, grid.width)
     labels, scores = np.array([piece.label for piece in found]), np.array([piece.score for piece in found])
     return Instances(grid.height, grid.width, tuple(rles), labels, scores, predictor.categories)
 
@@ -237,10 +243,8 @@ def measure(args: argparse.Namespace) -> Row:
         predictor,
         [args.measure / "mosaic.tif"],
         args.measure / "out",
-        threshold=args.threshold,
+        settings=replace(settings_of(args), tile=args.tile),
         save=("overlays", "coco"),
-        batch_size=args.batch_size,
-        tile=args.tile,
     )
     seconds = time.perf_counter() - start
     assert not summary.failed, summary.failed

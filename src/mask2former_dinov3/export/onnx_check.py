@@ -1,4 +1,4 @@
-"""Does an exported file say what the network says? Asked on real images before the file is kept.
+"""Compare an exported file with the network on real images; `export` keeps the file only if they agree.
 
 B batch, Q queries, N instances of one image
 """
@@ -17,22 +17,26 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError, mismatch
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from ..inference.onnx_model import DETECTIONS, LOGITS, OnnxModel
+from ..inference.postprocess import real_sizes
 from ..instances import Instances, encode_masks
-from ..model import Mask2FormerDinov3ForInstanceSegmentation
+from ..model import Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3Output
 
 TOLERANCE = 1e-3  # of a logit; relative where it is above 1
-# Two decisions of the network are discrete, where a query is born and where it may look. The last bit of a float can
-# turn one, and everything of this one query with it; so not every single logit is asked for.
+# Two decisions of the network are discrete: where a query is initialised, and where it may attend. The last bit of a
+# float can change such a decision, and with it all logits of that query; so a few logits may differ.
 SHARE_WITHIN = 0.95
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """When instances count as the same: those of at least `score` on one side have a partner of their class on the
-    other, with a mask of at least this IoU and a score no further away than `drift`; at least a `share` of them do."""
+    """When the instances of both sides count as the same.
+
+    At least the fraction `share` of the instances with at least `score` must have a partner on the other side: of the
+    same class, with a mask of at least this IoU, and a score that differs by at most `drift`.
+    """
 
     score: float
     iou: float
@@ -40,7 +44,7 @@ class Bounds:
     share: float
 
 
-# fp32: a rounding error apart. The others as measured on the sample (docs/export.md).
+# fp32 differs by rounding errors. The other bounds were measured on the sample (docs/export.md).
 BOUNDS = {
     "fp32": Bounds(score=0.1, iou=0.95, drift=0.01, share=0.98),
     "fp16": Bounds(score=0.5, iou=0.9, drift=0.05, share=0.95),
@@ -50,8 +54,11 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was found. batches: shapes of the inputs. within: share of the logits within TOLERANCE, of the batch and
-    output where it is least. instances: how many were looked for on either side; matched: the share with a partner."""
+    """The result of a comparison.
+
+    batches: shapes of the inputs. within: fraction of the logits within TOLERANCE, the lowest of all batches and
+    outputs. instances: number of instances of both sides that were compared; matched: fraction with a partner.
+    """
 
     batches: tuple[tuple[int, ...], ...]
     within: float
@@ -59,7 +66,7 @@ class Agreement:
     matched: float
 
     def text(self) -> str:
-        """One line for people."""
+        """The result in one line."""
         shapes = ", ".join("x".join(map(str, shape)) for shape in self.batches)
         return (
             f"checked on batches of {shapes}: {self.within:.2%} of the logits within {TOLERANCE}, "
@@ -75,8 +82,8 @@ def check_agreement(
 ) -> Agreement:
     """Run both on every batch and compare logits (fp32 only) and instances.
 
-    batches: prepared images with the processor that made them. Raises CheckpointError saying what differs, or, for fp16
-    and int8, that there was no instance by which to judge.
+    batches: prepared images with the processor that made them. Raises CheckpointError that says what differs, or, for
+    fp16 and int8, that the images have no instance to compare.
     """
     precision = exported.metadata.precision
     bounds = BOUNDS[precision]
@@ -91,11 +98,11 @@ def check_agreement(
         got = exported(pixel_values=pixels, pixel_mask=mask)
         theirs, ours = ([getattr(side, name) for name in LOGITS] for side in (expected, got))
         if not all(bool(logits.isfinite().all()) for logits in ours):
-            raise CheckpointError(f"the exported graph gives logits that are not finite in {precision}")
-        pairs = zip(theirs, in_order_of(theirs, ours), strict=True)
+            raise CheckpointError(f"exported file: {mismatch(f'finite logits in {precision}', 'NaN or infinity')}")
+        pairs = zip(theirs, align_queries(theirs, ours), strict=True)
         within.extend(float((relative_error(*pair) <= TOLERANCE).double().mean()) for pair in pairs)
         sides = [processor.post_process(one, sizes, mask, threshold=bounds.score / 2) for one in (expected, got)]
-        partners.extend(same_instances(one, other, bounds) for one, other in zip(*sides, strict=True))
+        partners.extend(match_instances(one, other, bounds) for one, other in zip(*sides, strict=True))
         if len(exported.session.get_outputs()) > len(LOGITS):
             check_detections(exported, processor, got, pixels, mask)
     have_partner = np.concatenate([np.zeros(0, dtype=bool), *partners])
@@ -106,20 +113,20 @@ def check_agreement(
         matched=float(have_partner.mean()) if len(have_partner) else 1.0,
     )
     if precision != "fp32" and not len(have_partner):
-        raise CheckpointError(
-            f"{precision} cannot be checked: the model finds nothing with a score of {bounds.score} in the images; "
-            f"give some of its own kind (--images DIR)"
-        )
+        expected = f"images with instances of a score of at least {bounds.score}, to check {precision}"
+        raise OptionError("images", expected, "none", "name a folder of images like those the model was trained on")
     if (precision == "fp32" and found.within < SHARE_WITHIN) or found.matched < bounds.share:
-        raise CheckpointError(f"the exported file is not the model in {precision}: {found.text()}")
+        share = f"{SHARE_WITHIN:.0%} of the logits and " if precision == "fp32" else ""
+        expected = f"{share}{bounds.share:.0%} of the instances of the model in {precision}"
+        raise CheckpointError(f"exported file: {mismatch(expected, f'another result ({found.text()})')}")
     return found
 
 
-def in_order_of(expected: Sequence[Tensor], got: Sequence[Tensor]) -> list[Tensor]:
-    """The second logits with their queries in the order of the first.
+def align_queries(expected: Sequence[Tensor], got: Sequence[Tensor]) -> list[Tensor]:
+    """Reorder the queries of `got` to match those of `expected`.
 
-    expected, got: class logits (B, Q, K+1) and mask logits (B, Q, h, w). Queries born at seeds come in the order of the
-    seeds' scores. Where two scores are one but for the last bit they change places, and nothing else changes.
+    expected, got: class logits (B, Q, K+1) and mask logits (B, Q, h, w). Queries initialised at seeds are sorted by the
+    seeds' scores. Two scores that differ in the last bit only may change places, which changes nothing else.
     """
     one, other = (
         torch.cat([classes, adaptive_avg_pool2d(torch.tanh(masks / 10), 16).flatten(2)], 2)  # (B, Q, K+1 + 256)
@@ -131,12 +138,12 @@ def in_order_of(expected: Sequence[Tensor], got: Sequence[Tensor]) -> list[Tenso
 
 
 def relative_error(expected: Tensor, got: Tensor) -> Tensor:
-    """Absolute, and relative where the expected value is above 1: the spatial prior is tens of thousands far away."""
+    """Absolute error, relative where the expected value is above 1: far from an instance, logits reach -10,000s."""
     return (expected - got).abs() / expected.abs().clamp(min=1.0)
 
 
-def same_instances(one: Instances, other: Instances, bounds: Bounds) -> NDArray[np.bool_]:
-    """For every instance of either side, best first, that is above the score: does it have a partner?"""
+def match_instances(one: Instances, other: Instances, bounds: Bounds) -> NDArray[np.bool_]:
+    """For every instance of either side above the score, best first: whether it has a partner (see `Bounds`)."""
     if not len(one) or not len(other):
         return np.zeros(int((one.scores >= bounds.score).sum() + (other.scores >= bounds.score).sum()), dtype=bool)
     rles = ([dict(rle) for rle in side.rles] for side in (one, other))
@@ -151,25 +158,28 @@ def same_instances(one: Instances, other: Instances, bounds: Bounds) -> NDArray[
 
 
 def check_detections(
-    exported: OnnxModel, processor: Mask2FormerDinov3ImageProcessor, logits: object, pixels: Tensor, mask: Tensor
+    exported: OnnxModel,
+    processor: Mask2FormerDinov3ImageProcessor,
+    logits: Mask2FormerDinov3Output,
+    pixels: Tensor,
+    mask: Tensor,
 ) -> None:
-    """Are the instances that the graph itself makes those that our post-processing makes of the graph's logits?
+    """Compare the instances in the graph's own outputs with those that post-processing makes of its logits.
 
-    logits: the output that belongs to pixels and mask. Raises CheckpointError.
+    logits: the output for pixels (B, 3, H, W) and mask (B, H, W). Raises CheckpointError when they differ.
     """
-    real = [(int(one.any(1).sum()), int(one.any(0).sum())) for one in mask]
+    real = real_sizes(mask)
     feed = {"pixel_values": pixels.numpy(), "pixel_mask": mask.numpy()}
     scores, labels, masks = exported.run(feed, DETECTIONS)
     expected = processor.post_process(logits, real, mask, max_detections=scores.shape[1])
     for index, (height, width) in enumerate(real):
         kept = scores[index] > 0
         if masks[index, :, height:].any() or masks[index, :, :, width:].any():
-            raise CheckpointError("the exported graph's masks reach into the padding")
+            expected = "masks inside the image"
+            raise CheckpointError(f"exported file: {mismatch(expected, 'masks that reach into the padding')}")
         inside = masks[index, kept, :height, :width]
         found = Instances(height, width, encode_masks(inside), labels[index][kept], scores[index][kept], None)
-        partners = same_instances(expected[index], found, BOUNDS["fp32"])
+        partners = match_instances(expected[index], found, BOUNDS["fp32"])
         if len(partners) and partners.mean() < BOUNDS["fp32"].share:
-            raise CheckpointError(
-                f"the exported graph's instances are not those of its logits: {partners.mean():.1%} of "
-                f"{len(partners)} the same"
-            )
+            got = f"others ({partners.mean():.1%} of {len(partners)} the same)"
+            raise CheckpointError(f"exported file: {mismatch('the instances of its own logits', got)}")

@@ -1,8 +1,7 @@
-"""A model folder as one ONNX file: traced by torch, checked in onnxruntime on real images, and only then kept."""
+"""Export a model folder as one ONNX file: torch traces it, onnxruntime runs it on real images for comparison."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import shutil
 import tempfile
@@ -12,43 +11,47 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.export import Dim
 
 from ..canvas import PADDING, check_canvas, padded_size
-from ..errors import CheckpointError, DatasetError, UserError
+from ..errors import CheckpointError, DatasetError, OptionError, mismatch
+from ..extras import require
 from ..inference.files.find_images import find_images
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from ..inference.onnx_model import DETECTIONS, FORMAT_VERSION, INPUTS, LOGITS, OnnxMetadata, OnnxModel, data_file
 from ..inference.predictor import load_network
-from ..model import Mask2FormerDinov3ForInstanceSegmentation
+from ..model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.licence import LICENCE, LICENCE_TEXT, is_bound
 from ..sample_data import SAMPLE
 from ..version import __version__
 from .onnx_check import Agreement, check_agreement
-from .onnx_graph import ExportGraph, traceable_positions
-from .precision import to_half, to_int8
+from .onnx_graph import ExportGraph, replace_positions
+from .precision import Feed, to_half, to_int8
 
-SAMPLE_IMAGES = SAMPLE / "valid"  # every installation has them
+SAMPLE_IMAGES = SAMPLE / "valid"  # part of every installation
 PRECISIONS = ("fp32", "fp16", "int8")
-OPSET = 20  # torch's own default: the newest for which its exporter, onnxruntime, its quantiser and OpenVINO all stand
-DETECTIONS_AT_MOST = 100  # of one image in a graph that makes instances, as COCO counts
+OPSET = 20  # torch's default: the newest that its exporter, onnxruntime, its quantiser and OpenVINO all support
+MAX_GRAPH_DETECTIONS = 100  # per image, in a graph with post-processing; COCO's limit
 CHECKED_IMAGES = 4
 CALIBRATION_IMAGES = 64
-NEEDED = ("onnx", "onnxruntime", "onnxscript")
+MIN_HEIGHT = 64  # pixels, of the second canvas on which a dynamic file is checked
+
+CheckBatches = list[tuple[Mask2FormerDinov3ImageProcessor, Sequence[Prepared]]]
+"""Prepared images with the processor that made them, for `check_agreement`."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """A file that was kept: its size in bytes (with its data file, if it has one), and how it was checked."""
+    """An exported file: its size in bytes (with its data file, if it has one), and the result of its check."""
 
     path: Path
     size: int
     agreement: Agreement
 
     def text(self) -> str:
+        """The result for people."""
         return f"{self.agreement.text()}\n{self.path} ({self.size / 1e6:.1f} MB)"
 
 
@@ -64,32 +67,32 @@ def export(
     calibration_images: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Export:
-    """Export a model folder (or hub id) into the file `output`, which is there afterwards whole and checked, or not.
+    """Export a model folder (or hub id) to the file `output`, which is written only if it passes the check.
 
-    size: the canvas (height, width), by default the model's own; a fixed file takes batches of it. dynamic: any height
-    and width that are multiples of 32. with_postprocess: the graph also gives scores, labels and masks at canvas size.
-    images: a folder by which the file is checked, by default images of the bundled sample. calibration_images: needed
-    for int8. say: told what is being done. Raises UserError for what cannot be done, CheckpointError for a model that
-    cannot be loaded, a check that fails, or a file that cannot be written.
+    size: the canvas (height, width), by default the model's own; the file then takes batches of this size. dynamic: the
+    file takes any height and width that are multiples of 32. with_postprocess: the graph also outputs scores, labels
+    and masks at canvas size. images: the folder of images for the check, by default those of the bundled sample.
+    calibration_images: the folder of images for int8, which requires it. say: called with each step, for people.
+    Raises ConfigError for options that are wrong or exclude each other, MissingExtraError without the packages,
+    CheckpointError for a model that cannot be loaded, a check that fails, or a file that cannot be written.
     """
     check_request(output, size, dynamic, precision, calibration_images)
     network, processor = load_network(model, "cpu")
     if dynamic and network.config.backbone_config.model_type == "swin":
-        raise UserError(
-            "dynamic: the windows of a Swin backbone do not follow open sizes; export one file per size (--size H W)"
-        )
+        advice = "a file with a Swin takes one size: leave dynamic out, and export one file per size"
+        raise OptionError("dynamic", "a DINOv3 backbone", "a Swin", advice)
     if size is not None:
-        processor = at_canvas(processor, *size)
+        processor = change_canvas(processor, *size)
     prepared = read_images(images or SAMPLE_IMAGES, processor, CHECKED_IMAGES)
     calibration = []
     if calibration_images is not None:
         calibration = read_images(calibration_images, processor, CALIBRATION_IMAGES)
-    metadata = describe(network, processor, Path(model))
-    with tempfile.TemporaryDirectory(dir=existing_parent(output), prefix=f".{output.name}.") as folder:
+    metadata = build_metadata(network, processor, Path(model))
+    with tempfile.TemporaryDirectory(dir=make_parent(output), prefix=f".{output.name}.") as folder:
         written = Path(folder) / output.name
         say("tracing the network (a minute or more)")
         trace(network, processor, written, metadata, dynamic=dynamic, with_postprocess=with_postprocess)
-        batches = batches_of(prepared, processor, dynamic, images or SAMPLE_IMAGES)
+        batches = make_batches(prepared, processor, dynamic, images or SAMPLE_IMAGES)
         say(f"comparing with torch on {len(prepared)} images")
         agreement = check_agreement(network, OnnxModel(written, "cpu"), batches)
         if precision != "fp32":
@@ -99,36 +102,34 @@ def export(
             if precision == "fp16":
                 to_half(written, lower)
             else:
-                with quietly():  # the quantiser advises preparations that torch's exporter has made already
+                with silence_exporter():  # the quantiser recommends steps that torch's exporter has already done
                     to_int8(written, lower, (feed_of(processor, one) for one in calibration))
             set_metadata(lower, replace(metadata, precision=precision))
             agreement = check_agreement(network, OnnxModel(lower, "cpu"), batches)
             written = lower
-        return Export(output, move(written, output), agreement)
+        return Export(output, move_file(written, output), agreement)
 
 
 def check_request(
     output: Path, size: tuple[int, int] | None, dynamic: bool, precision: str, calibration_images: Path | None
 ) -> None:
-    """Raise UserError for what cannot be done, before anything takes time."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"export: needs {' and '.join(missing)}; pip install 'mask2former-dinov3[export]'")
+    """Raise ConfigError for wrong options, MissingExtraError for missing packages, before anything takes time."""
+    require("export", "export", "onnx", "onnxruntime", "onnxscript")
     if output.suffix != ".onnx":
-        raise UserError(f"{output}: expected a file name that ends in .onnx")
+        raise OptionError("output", "a file name that ends in .onnx", output)
     if output.is_dir():
-        raise UserError(f"{output}: is a folder; give the name of a file")
+        raise OptionError("output", "the name of a file", f"the folder {output}")
     if precision not in PRECISIONS:
-        raise UserError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+        raise OptionError("precision", f"one of {', '.join(PRECISIONS)}", precision)
     if size is not None and dynamic:
-        raise UserError("size and dynamic exclude each other: a dynamic file takes every size")
+        raise OptionError("size", "no size together with dynamic", " ".join(map(str, size)), "a dynamic file takes all")
     if size is not None:
         check_canvas(*size, options=("size", "size"))
-    if (precision == "int8") != (calibration_images is not None):
-        raise UserError(
-            "calibration_images: int8 needs a folder of images like those the model is used on (some dozens), from "
-            "which the ranges of its numbers are read; no other precision does"
-        )
+    if precision == "int8" and calibration_images is None:
+        advice = "int8 measures the ranges of activations on some dozens of images like those the model is used on"
+        raise OptionError("calibration_images", "a folder of images for the precision int8", "none", advice)
+    if precision != "int8" and calibration_images is not None:
+        raise OptionError("calibration_images", f"none for the precision {precision}", calibration_images)
 
 
 def trace(
@@ -140,20 +141,20 @@ def trace(
     dynamic: bool,
     with_postprocess: bool,
 ) -> None:
-    """Write the graph in float32, with standard operators only. Raises CheckpointError when torch cannot trace it."""
+    """Write the graph in float32, with standard operators only. Raises CheckpointError if torch cannot trace it."""
     config = network.config
-    count = min(DETECTIONS_AT_MOST, config.num_queries * config.num_labels) if with_postprocess else 0
-    # Two images, and two sizes that differ: what is 1 or equal in the example would be taken for a rule.
+    count = min(MAX_GRAPH_DETECTIONS, config.num_queries * config.num_labels) if with_postprocess else 0
+    # Two images, and two different sizes: the tracer takes sizes of 1, and equal sizes, for constants.
     height, width = (128, 192) if dynamic else padded_size(processor.size["height"], processor.size["width"])
     example = (torch.zeros(2, 3, height, width), torch.ones(2, height, width, dtype=torch.bool))
     batch = Dim("batch")
-    shapes: dict[str, dict[int, Any]] = {name: {0: batch} for name in INPUTS}
+    shapes: dict[str, dict[int, object]] = {name: {0: batch} for name in INPUTS}
     if dynamic:
-        sides = [Dim(name, min=least_units(config)) * PADDING for name in ("h", "w")]
+        sides = [Dim(name, min=min_units(config)) * PADDING for name in ("h", "w")]
         shapes["pixel_values"] |= {2: sides[0], 3: sides[1]}
         shapes["pixel_mask"] |= {1: sides[0], 2: sides[1]}
     try:
-        with torch.no_grad(), quietly(), traceable_positions():
+        with torch.no_grad(), silence_exporter(), replace_positions():
             graph = ExportGraph(network, count).eval()
             program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
@@ -167,7 +168,8 @@ def trace(
                 verbose=False,
             )
     except (RuntimeError, ValueError, torch.onnx.OnnxExporterError) as error:
-        raise CheckpointError(f"torch could not trace the network: {str(error).splitlines()[0]}") from error
+        got = f"an error of its exporter ({str(error).splitlines()[0]})"
+        raise CheckpointError(f"model: {mismatch('a network that torch can trace', got)}") from error
     assert exported is not None
     exported.model.metadata_props.update(metadata.to_properties())
     exported.model.producer_name, exported.model.producer_version = "mask2former-dinov3", __version__
@@ -175,8 +177,8 @@ def trace(
     check_operators(path)
 
 
-def least_units(config: Any) -> int:
-    """The least side of a dynamic input, in multiples of 32 pixels: as many places as queries born there, at least."""
+def min_units(config: Mask2FormerDinov3Config) -> int:
+    """The smallest side of a dynamic input, in multiples of 32 pixels: query seeds need one place per query."""
     if config.query_init != "seeds":
         return 2
     units = 2
@@ -186,19 +188,20 @@ def least_units(config: Any) -> int:
 
 
 def check_operators(path: Path) -> None:
-    """Raise CheckpointError for an operator that is not one of ONNX's own."""
+    """Raise CheckpointError for an operator that is not part of the ONNX standard."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False)
     foreign = sorted({f"{node.domain}::{node.op_type}" for node in graph.graph.node if node.domain})
     if foreign or graph.functions:
-        raise CheckpointError(f"the graph has operators that are not of ONNX itself: {', '.join(foreign)}")
+        got = f"others ({', '.join(foreign) or 'functions'})"
+        raise CheckpointError(f"model: {mismatch('a graph of standard ONNX operators', got)}")
 
 
-def describe(
+def build_metadata(
     network: Mask2FormerDinov3ForInstanceSegmentation, processor: Mask2FormerDinov3ImageProcessor, folder: Path
 ) -> OnnxMetadata:
-    """What an fp32 file of this model says of itself."""
+    """The metadata of an fp32 file of this model. folder: the model folder, which may hold Meta's licence."""
     config = network.config
     licence = {"code": "MIT", "weights": "not stated; ask whoever trained the model"}
     if is_bound(config, folder):
@@ -220,7 +223,7 @@ def describe(
 
 
 def set_metadata(path: Path, metadata: OnnxMetadata) -> None:
-    """Into a file that has been written, whose weights may lie beside it."""
+    """Write metadata into an existing file, whose weights may be in a file beside it."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
@@ -229,53 +232,57 @@ def set_metadata(path: Path, metadata: OnnxMetadata) -> None:
 
 
 def read_images(folder: Path, processor: Mask2FormerDinov3ImageProcessor, count: int) -> list[Prepared]:
-    """The first `count` images below a folder, on the canvas. Raises DatasetError when there is none."""
+    """The first `count` images below a folder, prepared for the canvas. Raises DatasetError if there is none."""
     failed: list[tuple[str, str]] = []
-    files = find_images([folder], Path(folder) / ".nowhere", failed)
+    files = find_images([folder], None, failed)
     if not files:
-        raise DatasetError(f"export: no image found\n  {failed[0][1]}")
+        raise DatasetError(failed[0][1])
     return [processor.prepare(path) for path, _ in islice(files, count)]
 
 
-def at_canvas(processor: Mask2FormerDinov3ImageProcessor, height: int, width: int) -> Mask2FormerDinov3ImageProcessor:
-    """The same for another canvas."""
+def change_canvas(
+    processor: Mask2FormerDinov3ImageProcessor, height: int, width: int
+) -> Mask2FormerDinov3ImageProcessor:
+    """A copy of an image processor for another canvas."""
     size = {"height": height, "width": width}
     return Mask2FormerDinov3ImageProcessor(size, processor.image_mean, processor.image_std)
 
 
-def feed_of(processor: Mask2FormerDinov3ImageProcessor, prepared: Prepared) -> dict[str, Any]:
-    """One image as onnxruntime takes it."""
+def feed_of(processor: Mask2FormerDinov3ImageProcessor, prepared: Prepared) -> Feed:
+    """The inputs of one image, as onnxruntime takes them."""
     inputs = processor.collate([prepared])
     return {name: inputs[name].numpy() for name in INPUTS}
 
 
-Batches = list[tuple[Mask2FormerDinov3ImageProcessor, Sequence[Prepared]]]
-
-
-def batches_of(
+def make_batches(
     prepared: list[Prepared], processor: Mask2FormerDinov3ImageProcessor, dynamic: bool, folder: Path
-) -> Batches:
-    """One image, then the others at once (twice the first where there is one only); if dynamic, one on another canvas,
-    lower and wider."""
-    batches: Batches = [(processor, prepared[:1]), (processor, prepared[1:] if len(prepared) > 2 else prepared[:1] * 2)]
+) -> CheckBatches:
+    """The batches for the check: the first image, then all others together (the first twice if it is the only one).
+
+    dynamic: a third batch has one image of the folder on another canvas, lower and wider.
+    """
+    batches: CheckBatches = [
+        (processor, prepared[:1]),
+        (processor, prepared[1:] if len(prepared) > 2 else prepared[:1] * 2),
+    ]
     if dynamic:
         height, width = padded_size(processor.size["height"] * 3 // 4, processor.size["width"] + PADDING)
-        other = at_canvas(processor, max(height, 64), width)
+        other = change_canvas(processor, max(height, MIN_HEIGHT), width)
         batches.append((other, read_images(folder, other, 1)))
     return batches
 
 
-def existing_parent(output: Path) -> Path:
-    """The folder of a file, made if there is none."""
+def make_parent(output: Path) -> Path:
+    """Make the folder of a file if it does not exist; returns it."""
     try:
         output.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{output}: its folder cannot be made ({error}); choose another") from error
+        raise OptionError("output", "a file in a folder that can be made", f"{output} ({error})") from error
     return output.absolute().parent
 
 
-def move(written: Path, output: Path) -> int:
-    """Put a file and its weights, if they lie beside it, in the place of older ones; returns their bytes."""
+def move_file(written: Path, output: Path) -> int:
+    """Move a file, with the weights that may be beside it, over older ones; returns their size in bytes."""
     data = data_file(written)
     old = output.with_name(data.name)
     total = written.stat().st_size
@@ -289,8 +296,8 @@ def move(written: Path, output: Path) -> int:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Without what torch's exporter logs and warns of while it works: nothing that a user could act on."""
+def silence_exporter() -> Iterator[None]:
+    """Suppress logs and warnings of torch's exporter, which a user cannot act on."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

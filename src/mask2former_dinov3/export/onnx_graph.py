@@ -1,4 +1,4 @@
-"""What an exported file computes: the logits, and on request the instances at canvas size as well.
+"""The graph of an exported file: it computes the logits and, on request, the instances at canvas size.
 
 B batch, Q queries, K classes, h w the mask logits' size, H W the canvas, D detections of one image
 """
@@ -17,9 +17,9 @@ from ..model import Mask2FormerDinov3ForInstanceSegmentation
 
 
 class ExportGraph(nn.Module):
-    """pixel_values (B, 3, H, W) float32 and pixel_mask (B, H, W) bool to a tuple of tensors, named LOGITS.
+    """pixel_values (B, 3, H, W) float32 and pixel_mask (B, H, W) bool to a tuple of the outputs named LOGITS.
 
-    detections: D; above 0 the tuple goes on with what is named DETECTIONS.
+    detections: D; above 0 the outputs named DETECTIONS follow in the tuple.
     """
 
     def __init__(self, model: Mask2FormerDinov3ForInstanceSegmentation, detections: int = 0) -> None:
@@ -38,7 +38,7 @@ class ExportGraph(nn.Module):
 def best_detections(
     class_logits: Tensor, mask_logits: Tensor, pixel_mask: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`postprocess.post_process` for the canvas itself, as one graph: nothing is dropped, so that shapes are fixed.
+    """`postprocess.post_process` at the canvas's own size, as one graph that drops nothing, so that shapes are fixed.
 
     class_logits (B, Q, K+1); mask_logits (B, Q, h, w); pixel_mask (B, H, W) bool; count: D, at most Q * K. Returns
     scores (B, D) float32, best first, labels (B, D) int64, masks (B, D, H, W) bool, False on padding. An instance
@@ -60,10 +60,10 @@ def best_detections(
 
 
 @contextmanager
-def traceable_positions() -> Iterator[None]:
-    """transformers' position of the patches in a form whose length an exporter can follow.
+def replace_positions() -> Iterator[None]:
+    """Replace transformers' function for patch positions by one whose length an exporter can derive.
 
-    Its `arange(0.5, h)` has ceil(h - 0.5) entries, which is h only for those who know that h is whole.
+    Its `arange(0.5, h)` has ceil(h - 0.5) entries; the exporter does not know that h is whole and this equals h.
     """
     original = modeling_dinov3_vit.get_patches_center_coordinates
     modeling_dinov3_vit.get_patches_center_coordinates = patch_centers
