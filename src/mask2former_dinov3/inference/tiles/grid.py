@@ -54,6 +54,17 @@ class Grid(NamedTuple):
         for left in self.lefts:
             yield Region(top, left, top + self.tile_height, left + self.tile_width)
 
+    def batches(self, row: int, size: int) -> Iterator[list[Region]]:
+        """The tiles of one row, from left to right, at most `size` at a time."""
+        tiles = list(self.row(row))
+        for start in range(0, len(tiles), size):
+            yield tiles[start : start + size]
+
+    @property
+    def number_of_tiles(self) -> int:
+        """Tiles in all rows."""
+        return len(self.tops) * len(self.lefts)
+
     def holds(self, box: Region, margin: int) -> bool:
         """Whether some tile has the box inside, `margin` pixels from its edges (from those of the image none)."""
         return _holds(box.y0, box.y1, self.tops, self.tile_height, self.height, margin) and _holds(

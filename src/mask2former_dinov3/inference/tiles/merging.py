@@ -285,10 +285,9 @@ def rows_of_tiles(
 ) -> Iterator[list[Instances]]:
     """What is found in the tiles of each row of the grid, from row `first` on, each tile in its own coordinates."""
     for row in range(first, len(grid.tops)):
-        tiles = list(grid.row(row))
         found: list[Instances] = []
-        for start in range(0, len(tiles), batch_size):
-            found.extend(predict([image.read(tile) for tile in tiles[start : start + batch_size]]))
+        for tiles in grid.batches(row, batch_size):
+            found.extend(predict([image.read(tile) for tile in tiles]))
         yield found
 
 
