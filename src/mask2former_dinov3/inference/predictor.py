@@ -22,7 +22,8 @@ from ..model_folder.folder import check_model_folder
 from ..weights.loading import load_config, load_pretrained
 from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list, load_image
 from .onnx_model import load_onnx
-from .tiles.grid import Grid, check_tiles
+from .settings import InferenceSettings
+from .tiles.grid import Grid
 from .tiles.image_reader import ImageReader, open_image
 from .tiles.merging import merge_rows, rows_of_tiles
 
@@ -87,44 +88,41 @@ class Predictor:
         tile: predict images that are larger in tiles of so many pixels a side, which share the part `overlap` of it
         with their neighbours, and merge what is found; `max_detections` and `batch_size` then count in tiles.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        settings = InferenceSettings(threshold, max_detections, batch_size, tile, overlap)
         batch = as_list(images)
         if tile is not None:
-            check_tiles(tile, overlap)
-            found = [self._tiled(image, tile, overlap, threshold, max_detections, batch_size) for image in batch]
+            found = [self._tiled(image, settings) for image in batch]
         else:
             found = []
             for start in range(0, len(batch), batch_size):
                 prepared = [self.processor.prepare(image) for image in batch[start : start + batch_size]]
-                found.extend(self.predict_prepared(prepared, threshold, max_detections))
+                found.extend(self.predict_prepared(prepared, settings))
         single = len(batch) == 1 and batch[0] is images
         return found[0] if single else found
 
-    def _tiled(
-        self, image: ImageLike, tile: int, overlap: float, threshold: float, max_detections: int, batch_size: int
-    ) -> Instances:
+    def _tiled(self, image: ImageLike, settings: InferenceSettings) -> Instances:
+        assert settings.tile is not None
         with (
             open_image(Path(image))
             if isinstance(image, str | PathLike)
             else nullcontext(ImageReader.of(load_image(image))) as reader
         ):
-            grid = Grid.of(reader.height, reader.width, tile, overlap)
-            rows = self.predict_rows(reader, grid, threshold, max_detections, batch_size)
+            grid = Grid.of(reader.height, reader.width, settings.tile, settings.overlap)
+            rows = self.predict_rows(reader, grid, settings)
             return merge_rows(rows, grid, self.categories)
 
     def predict_rows(
-        self, image: ImageReader, grid: Grid, threshold: float, max_detections: int, batch_size: int, first: int = 0
+        self, image: ImageReader, grid: Grid, settings: InferenceSettings, first: int = 0
     ) -> Iterator[list[Instances]]:
         """What is found in each tile, row by row of the grid from row `first` on; `merge_rows` makes one of it."""
 
         def predict(tiles: Sequence[NDArray[np.uint8]]) -> list[Instances]:
-            return self.predict_prepared([self.processor.prepare(tile) for tile in tiles], threshold, max_detections)
+            return self.predict_prepared([self.processor.prepare(tile) for tile in tiles], settings)
 
-        return rows_of_tiles(image, grid, predict, batch_size, first)
+        return rows_of_tiles(image, grid, predict, settings.batch_size, first)
 
     @torch.no_grad()
-    def predict_prepared(self, prepared: Sequence[Prepared], threshold: float, max_detections: int) -> list[Instances]:
+    def predict_prepared(self, prepared: Sequence[Prepared], settings: InferenceSettings) -> list[Instances]:
         """Instances of images that `processor.prepare` has put on the canvas, as one batch."""
         inputs = self.processor.collate(prepared).to(self.model.device)
         outputs = self.model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
@@ -132,8 +130,8 @@ class Predictor:
             outputs,
             [one.original_size for one in prepared],
             inputs["pixel_mask"],
-            threshold=threshold,
-            max_detections=max_detections,
+            threshold=settings.threshold,
+            max_detections=settings.max_detections,
             categories=self.categories,
         )
 
