@@ -148,7 +148,7 @@ def test_predict__refuses_wrong_options(client: TestClient, options: dict[str, A
 def test_predict__refuses_options_in_the_words_of_the_library(client: TestClient, option: str, value: float) -> None:
     with pytest.raises(OptionError) as error:
         InferenceSettings(**{option: value})  # type: ignore[arg-type]
-    assert post(client, IMAGE.read_bytes(), **{option: value})[1]["error"] == str(error.value)
+    assert post(client, IMAGE.read_bytes(), "image/png", **{option: value})[1]["error"] == str(error.value)
 
 
 def test_options__every_one_has_its_words() -> None:

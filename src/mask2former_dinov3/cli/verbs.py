@@ -199,18 +199,21 @@ def run_predict(arguments: argparse.Namespace) -> int:
 def run_batch_predict(arguments: argparse.Namespace) -> int:
     """The verb `batch-predict`; 1 when an image could not be read, after all others are done."""
     from ..cluster.job import batch_predict
+    from ..inference.settings import InferenceSettings
 
     with redirect_stdout(sys.stderr):  # Ray tells on stdout of workers and nodes that died
         summary = batch_predict(
             arguments.model,
             arguments.inputs,
             arguments.output,
+            settings=InferenceSettings(
+                threshold=arguments.threshold,
+                max_detections=arguments.max_detections,
+                batch_size=arguments.batch_size,
+                tile=arguments.tile,
+                overlap=arguments.overlap,
+            ),
             column=arguments.column,
-            threshold=arguments.threshold,
-            max_detections=arguments.max_detections,
-            tile=arguments.tile,
-            overlap=arguments.overlap,
-            batch_size=arguments.batch_size,
             device=arguments.device,
             ray_address=arguments.ray_address,
             actors=arguments.actors,
