@@ -1,11 +1,10 @@
-"""The image processor: the same pixels as in training, every kind of image, Hugging Face's manners."""
+"""The image processor: the same pixels as in training, every kind of image, Hugging Face's result format."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,13 @@ from transformers import AutoImageProcessor
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.dataset import CocoInstanceDataset
 from mask2former_dinov3.data.layout import Split
-from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.errors import DatasetError, OptionError
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
-from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from mask2former_dinov3.model import (
+    Mask2FormerDinov3Config,
+    Mask2FormerDinov3ForInstanceSegmentation,
+    Mask2FormerDinov3Output,
+)
 
 
 @pytest.fixture
@@ -123,31 +126,39 @@ def test_processor__says_what_it_cannot_take(processor: Mask2FormerDinov3ImagePr
         torch.zeros(3, 4, 4),
     ]
     for image in wrong:
-        with pytest.raises(ValueError, match="RGB array"):
+        with pytest.raises(OptionError, match="image: expected a path, a PIL image or an RGB array"):
             processor([image])
-    with pytest.raises(ValueError, match="at least one pixel"):
+    with pytest.raises(OptionError, match="image: expected at least one pixel, got 0x4"):
         processor(np.zeros((0, 4, 3), np.uint8))
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(OptionError, match="images: expected at least one, got none"):
         processor([])
-    with pytest.raises(ValueError, match="return_tensors"):
+    with pytest.raises(OptionError, match='return_tensors: expected "pt", "np" or None, got \'tf\''):
         processor(np.zeros((4, 4, 3), np.uint8), return_tensors="tf")
     with pytest.raises(TypeError, match="do_resize"):
         processor(np.zeros((4, 4, 3), np.uint8), do_resize=False)
-    with pytest.raises(ValueError, match="1000 is not a multiple"):
+    with pytest.raises(OptionError, match="size: expected a multiple of 16, got 1000; 992 and 1008 are the nearest"):
         Mask2FormerDinov3ImageProcessor({"height": 1000, "width": 1024})
-    with pytest.raises(ValueError, match="size"):
+    with pytest.raises(OptionError, match=r"size: expected .* of the canvas, got .'shortest_edge': 800."):
         Mask2FormerDinov3ImageProcessor({"shortest_edge": 800})
-    with pytest.raises(ValueError, match="image_std"):
+    with pytest.raises(OptionError, match=r"image_std: expected three numbers above 0, got \(0\.0, 1\.0, 1\.0\)"):
         Mask2FormerDinov3ImageProcessor(image_std=(0.0, 1.0, 1.0))
+    with pytest.raises(OptionError, match="image_mean: expected three numbers, got"):
+        Mask2FormerDinov3ImageProcessor(image_mean=(0.0, 1.0))
+    with pytest.raises(OptionError, match="threshold: expected a score from 0 to 1, got 5"):
+        processor.post_process(two_overlapping(), [(9, 7)], threshold=5)
+    with pytest.raises(OptionError, match="max_detections: expected a whole number above 0, got 0"):
+        processor.post_process(two_overlapping(), [(9, 7)], max_detections=0)
+    with pytest.raises(ValueError, match="outputs: expected logits of classes and masks"):
+        processor.post_process(Mask2FormerDinov3Output(class_queries_logits=torch.zeros(1, 2, 3)), [(9, 7)])
 
 
-def two_overlapping() -> SimpleNamespace:
+def two_overlapping() -> Mask2FormerDinov3Output:
     """Query 0 (class 1) is surer and covers the left three quarters, query 1 (class 0) the right half."""
     masks = torch.full((1, 2, 8, 8), -9.0)
     masks[0, 0, :, :6] = 9
     masks[0, 1, :, 4:] = 9
     classes = torch.tensor([[[-9.0, 9.0, 0.0], [5.0, -9.0, 0.0]]])
-    return SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
+    return Mask2FormerDinov3Output(class_queries_logits=classes, masks_queries_logits=masks)
 
 
 def test_post_process_instance_segmentation__has_the_shapes_of_hugging_face(
@@ -172,7 +183,7 @@ def test_post_process_instance_segmentation__has_the_shapes_of_hugging_face(
         outputs, target_sizes=[(32, 32)], overlap_mask_area_threshold=0.8
     )
     assert len(visible["segments_info"]) == 1
-    with pytest.raises(ValueError, match="cannot both"):
+    with pytest.raises(OptionError, match="expected False together with return_binary_maps"):
         processor.post_process_instance_segmentation(outputs, return_binary_maps=True, return_coco_annotation=True)
 
 
@@ -194,7 +205,8 @@ def test_post_process__takes_the_pixel_mask_that_the_output_carries(
     batch = processor(np.random.default_rng(0).integers(0, 256, (20, 48, 3), dtype=np.uint8))
     with torch.no_grad():
         outputs = model(**batch)
-    logits = SimpleNamespace(**{name: outputs[name] for name in ("class_queries_logits", "masks_queries_logits")})
+    names = ("class_queries_logits", "masks_queries_logits")
+    logits = Mask2FormerDinov3Output(**{name: outputs[name] for name in names})
     sizes = batch["original_sizes"]
     (carried,), (given,), (padded,) = (
         processor.post_process(outputs, sizes),

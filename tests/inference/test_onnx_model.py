@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from mask2former_dinov3.errors import CheckpointError, UserError
+from mask2former_dinov3.errors import CheckpointError, MissingExtraError, OptionError
 from mask2former_dinov3.inference.onnx_model import FORMAT_VERSION, OnnxMetadata
 from mask2former_dinov3.inference.predictor import load_model
 
@@ -58,21 +58,21 @@ def test_load_model__reads_what_a_file_says_of_itself(foreign: Path) -> None:
 def test_load_model__refuses_files_that_are_not_ours(foreign: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"foreign.onnx: expected an ONNX file of `mask2former-dinov3 export`"):
         load_model(foreign, "cpu")
-    with pytest.raises(CheckpointError, match=r"nowhere.onnx: no such file"):
+    with pytest.raises(CheckpointError, match=r"nowhere.onnx: expected an .onnx file, got no such file"):
         load_model(tmp_path / "nowhere.onnx", "cpu")
     for content in (b"", b"no model at all", foreign.read_bytes()[:60]):
         (tmp_path / "cut.onnx").write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"cut.onnx"):
+        with pytest.raises(CheckpointError, match=r"cut.onnx: expected an ONNX file, got .* was cut short"):
             load_model(tmp_path / "cut.onnx", "cpu")
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"format_version": "2"}, "of version 2, this package reads 1"),
+        ({"format_version": "2"}, "expected metadata of version 1, got 2; export the model again"),
         ({"classes": "disc"}, "expected an ONNX file of"),
-        ({"canvas": "[64]"}, "describe no image processor"),
-        ({"std": "[0, 0, 0]"}, "describe no image processor"),
+        ({"canvas": "[64]"}, "expected metadata that describe an image processor, got metadata that do not"),
+        ({"std": "[0, 0, 0]"}, "expected metadata that describe an image processor, got metadata that do not"),
     ],
 )
 def test_load_model__refuses_broken_metadata(changed: dict[str, str], message: str, foreign: Path) -> None:
@@ -85,12 +85,16 @@ def test_load_model__says_which_devices_there_are(foreign: Path) -> None:
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
-    for device in ("cuda", "mps"):
-        with pytest.raises(ValueError, match=f"device: {device} cannot be used .*CPUExecutionProvider"):
+    kinds = "cpu, cuda or cuda:N (N: index of a GPU) for an .onnx file"
+    no_cuda = "cpu for an .onnx file here, got cuda; this onnxruntime has no CUDA: use cpu, or install onnxruntime-gpu"
+    told = {"cuda": no_cuda, "mps": f"{kinds}, got mps", "quantum": f"{kinds}, got quantum"}
+    for device, expected in told.items():
+        with pytest.raises(OptionError) as caught:
             load_model(described(foreign), device)
+        assert str(caught.value) == f"device: expected {expected}"
 
 
 def test_load_model__says_how_to_install_onnxruntime(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"pip install 'mask2former-dinov3\[export\]'"):
+    with pytest.raises(MissingExtraError, match=r"onnxruntime, not installed .* 'mask2former-dinov3\[export\]'"):
         load_model(foreign, "cpu")

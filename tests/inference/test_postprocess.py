@@ -10,8 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mask2former_dinov3.errors import CheckpointError, OptionError
 from mask2former_dinov3.inference import postprocess, resize_masks
-from mask2former_dinov3.inference.postprocess import post_process
+from mask2former_dinov3.inference.settings import InferenceSettings
+from mask2former_dinov3.instances import Instances
+
+
+def post_process(
+    class_logits: Tensor, mask_logits: Tensor, target_sizes: Any, pixel_mask: Tensor | None = None, **options: Any
+) -> list[Instances]:
+    """`postprocess.post_process` with the settings as keywords, and no threshold by default."""
+    names = {"threshold", "max_detections"} & options.keys()
+    settings = InferenceSettings(**{"threshold": 0.0, **{name: options.pop(name) for name in names}})
+    return postprocess.post_process(class_logits, mask_logits, target_sizes, pixel_mask, settings=settings, **options)
 
 
 def logits(
@@ -168,23 +179,33 @@ def test_post_process__leaves_the_logits_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "error", "message"),
     [
-        ({"class_queries_logits": torch.zeros(6, 4)}, "class_queries_logits"),
-        ({"masks_queries_logits": torch.zeros(2, 3, 16, 24)}, "masks_queries_logits"),
-        ({"target_sizes": [(10, 10)]}, "target_sizes: expected 2"),
-        ({"target_sizes": [(0, 5), (5, 5)]}, "target_sizes"),
-        ({"pixel_mask": torch.ones(1, 64, 96)}, "pixel_mask: expected"),
-        ({"pixel_mask": torch.zeros(2, 64, 96)}, "top left"),
-        ({"pixel_mask": torch.ones(2, 64, 96).tril()}, "top left"),
-        ({"max_detections": 0}, "max_detections"),
-        ({"mask_threshold": 1.0}, "mask_threshold"),
-        ({"class_queries_logits": torch.full((2, 6, 4), float("nan"))}, "class_queries_logits hold NaN"),
-        ({"masks_queries_logits": torch.full((2, 6, 16, 24), float("inf"))}, "masks_queries_logits hold NaN"),
+        ({"class_queries_logits": torch.zeros(6, 4)}, ValueError, "class_queries_logits"),
+        ({"masks_queries_logits": torch.zeros(2, 3, 16, 24)}, ValueError, "masks_queries_logits"),
+        ({"target_sizes": [(10, 10)]}, ValueError, "target_sizes: expected 2"),
+        ({"target_sizes": [(0, 5), (5, 5)]}, ValueError, "target_sizes"),
+        ({"pixel_mask": torch.ones(1, 64, 96)}, ValueError, "pixel_mask: expected"),
+        ({"pixel_mask": torch.zeros(2, 64, 96)}, ValueError, "top left"),
+        ({"pixel_mask": torch.ones(2, 64, 96).tril()}, ValueError, "top left"),
+        ({"max_detections": 0}, OptionError, "max_detections: expected a whole number above 0, got 0"),
+        ({"mask_threshold": 1.0}, OptionError, "mask_threshold: expected a probability between 0 and 1, got 1.0"),
+        (
+            {"class_queries_logits": torch.full((2, 6, 4), float("nan"))},
+            CheckpointError,
+            "class_queries_logits: expected finite numbers, got NaN or infinity; the model's weights are damaged",
+        ),
+        (
+            {"masks_queries_logits": torch.full((2, 6, 16, 24), float("inf"))},
+            CheckpointError,
+            "masks_queries_logits: expected finite numbers, got NaN or infinity; .* the range of torch.float32",
+        ),
     ],
 )
-def test_post_process__says_what_is_wrong(changed: dict[str, Any], message: str) -> None:
+def test_post_process__says_what_is_wrong(changed: dict[str, Any], error: type[ValueError], message: str) -> None:
     class_logits, mask_logits = logits()
     sound = {"class_queries_logits": class_logits, "masks_queries_logits": mask_logits, "target_sizes": [(10, 10)] * 2}
-    with pytest.raises(ValueError, match=message):
-        post_process(**{**sound, **changed})
+    given = {**sound, **changed}
+    with pytest.raises(error, match=message) as caught:
+        post_process(given.pop("class_queries_logits"), given.pop("masks_queries_logits"), **given)
+    assert type(caught.value) is error

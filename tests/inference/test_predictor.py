@@ -1,16 +1,23 @@
-"""Prediction: one image or many, memory or files, and what happens when something cannot be read."""
+"""Prediction: one image or many, in memory or in files, in tiles, and the errors of models and devices."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from mask2former_dinov3.errors import CheckpointError
+from mask2former_dinov3.errors import CheckpointError, OptionError
 from mask2former_dinov3.inference.predictor import Predictor, load_model, usable_device
+from mask2former_dinov3.inference.settings import InferenceSettings
+from mask2former_dinov3.inference.tiles.grid import Grid, Region
+from mask2former_dinov3.inference.tiles.image_reader import ImageReader
+from mask2former_dinov3.inference.tiles.merging import merge_rows
 from mask2former_dinov3.instances import Instances
 
 
@@ -89,10 +96,16 @@ def test_load_model__refuses_weights_of_another_network(model_folder: Path, tmp_
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize("device", ["foo", "cuda:99"])
-def test_usable_device__names_what_is_not_there(device: str) -> None:
-    with pytest.raises(ValueError, match=f"device: {device} cannot be used here"):
+@pytest.mark.parametrize("device", ["quantum", "cuda:99", "cuda:x", "mps", "hpu", "vulkan", "meta"])
+def test_usable_device__names_what_can_be_used(device: str) -> None:
+    """Neither torch's list of forty names nor its advice to file a bug."""
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has the device")
+    gpus = "".join(f", cuda:{number}" for number in range(torch.cuda.device_count()))
+    with pytest.raises(OptionError) as caught:
         usable_device(device)
+    expected = "expected cpu, cuda or cuda:N (N: index of a GPU)"
+    assert str(caught.value) == f"device: {expected}, got {device}; usable here: cpu{gpus}"
 
 
 @pytest.mark.parametrize(("name", "content"), [("config.json", "[]"), ("preprocessor_config.json", "[1]")])
@@ -114,5 +127,51 @@ def test_predictor__finds_the_same_in_one_tile_as_without(predictor: Predictor) 
     larger = predictor(picture(0, 100, 130), threshold=0.0, tile=64, overlap=0.3, batch_size=4)
     assert (larger.height, larger.width) == (100, 130)
     assert len(larger) > 0
-    with pytest.raises(ValueError, match="tile: expected at least 32 pixels, got 8"):
-        predictor(picture(), tile=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 5}, "threshold: expected a score from 0 to 1, got 5"),
+        ({"threshold": float("nan")}, "threshold: expected a score from 0 to 1, got nan"),
+        ({"max_detections": 0}, "max_detections: expected a whole number above 0, got 0"),
+        ({"max_detections": 2.5}, "max_detections: expected a whole number above 0, got 2.5"),
+        ({"batch_size": 0}, "batch_size: expected a whole number above 0, got 0"),
+        ({"tile": 8}, "tile: expected a whole number of pixels, at least 32, got 8"),
+        ({"overlap": 0.5}, "overlap: expected a fraction from 0 to below 0.5, got 0.5"),
+    ],
+)
+def test_predictor__refuses_values_out_of_range(options: dict[str, Any], message: str, predictor: Predictor) -> None:
+    with pytest.raises(OptionError) as caught:
+        predictor(picture(), **options)
+    assert str(caught.value) == message
+
+
+def test_predict_rows__reads_each_tile_once_in_batches() -> None:
+    image = np.arange(150 * 100, dtype=np.uint32).reshape(150, 100)
+    batches: list[list[tuple[int, ...]]] = []
+    read: list[Region] = []
+
+    class Recorder(Predictor):
+        """Predicts nothing; `processor.prepare` passes tiles on as they are."""
+
+        def __init__(self) -> None:
+            self.processor = SimpleNamespace(prepare=lambda tile: tile)  # type: ignore[assignment]
+
+        def predict_prepared(self, prepared: Sequence[Any], settings: InferenceSettings) -> list[Instances]:
+            batches.append([tile.shape for tile in prepared])
+            return [Instances.from_masks(np.zeros((0, 64, 64), bool), [], []) for _ in prepared]
+
+    def pixels(at: Region) -> Any:
+        read.append(at)
+        return image[at.y0 : at.y1, at.x0 : at.x1]
+
+    grid = Grid.of(150, 100, 64, 0.2)
+    rows = Recorder().predict_rows(ImageReader(150, 100, pixels), grid, InferenceSettings(batch_size=2))
+    found = merge_rows(rows, grid, ((3, "disc"), (7, "bar")))
+    assert (len(found), found.height, found.width) == (0, 150, 100)
+    assert read == [tile for row in range(3) for tile in grid.row(row)]
+    assert batches == [[(64, 64)] * 2] * 3
+    last = Recorder().predict_rows(ImageReader(150, 100, pixels), grid, InferenceSettings(), first=2)
+    assert len(list(last)) == 1
+    assert read[6:] == list(grid.row(2))

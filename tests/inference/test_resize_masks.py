@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former_dinov3.inference.resize_masks import BLOCK, Masks, cut_axis, resize_masks, without_twins
+from mask2former_dinov3.inference.resize_masks import BLOCK, Masks, cut_axis, drop_pairs, resize_masks
 from mask2former_dinov3.instances import encode_masks
 
 Size = tuple[int, int]
@@ -79,6 +79,6 @@ def test_cut_axis__every_place_of_the_image_is_weighed_to_one_and_nothing_beyond
     assert axis.reads.max() < 16
 
 
-def test_without_twins__sorts_and_leaves_out_pairs() -> None:
-    assert without_twins(np.array([5, 1, 5, 0, 7, 1])).tolist() == [0, 7]
-    assert without_twins(np.zeros(0, dtype=np.int64)).tolist() == []
+def test_drop_pairs__sorts_and_leaves_out_pairs() -> None:
+    assert drop_pairs(np.array([5, 1, 5, 0, 7, 1])).tolist() == [0, 7]
+    assert drop_pairs(np.zeros(0, dtype=np.int64)).tolist() == []

@@ -1,1 +1,20 @@
-"""Room."""
+"""A trained model in use: turn one image, or a folder of images, into `Instances`.
+
+Images come in as paths, PIL images or arrays, with a model folder, hub id or .onnx file and `InferenceSettings`.
+`Instances` at each image's own size go out, or files with them. An image passes each module once, in the order below.
+
+Read in this order:
+
+    settings           InferenceSettings: threshold, batch size and tiles, checked once
+    predictor          Predictor: loads a model and predicts on images
+    load_images        any kind of image to an RGB array
+    image_processing   the image processor: fits an image into the model's canvas
+    network            the interface of what predicts
+    onnx_model         runs an exported .onnx file behind that interface
+    postprocess        logits to scored instances at the image's own size
+    resize_masks       mask logits to RLE masks, in small blocks
+    segment_maps       instances in Hugging Face's result format
+    tiles              large images: cut, read in parts, merge
+    prefetch           loads images in threads, ahead of the model
+    files              many image files, for the verb `predict`
+"""

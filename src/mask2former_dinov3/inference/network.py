@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model import Mask2FormerDinov3Output
 
@@ -45,3 +45,9 @@ class Network(Protocol):
         ...
 
     def eval(self) -> Self: ...
+
+    def modules(self) -> Iterable[nn.Module]: ...
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """The weights by their names; empty for an ONNX file."""
+        ...

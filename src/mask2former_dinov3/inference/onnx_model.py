@@ -1,6 +1,6 @@
-"""An exported file in place of a model folder: onnxruntime behind the interface of the network.
+"""Run an exported .onnx file instead of a model folder: onnxruntime behind the interface `Network`.
 
-What the file says of itself (docs/export.md) stands in its metadata; nothing else is needed to use it.
+The file's metadata (docs/export.md) describe classes, canvas and normalisation; nothing else is needed to use it.
 """
 
 from __future__ import annotations
@@ -9,15 +9,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, UserError
+from ..canvas import PADDING
+from ..errors import CheckpointError, OptionError, mismatch
+from ..extras import require
 from ..model import Mask2FormerDinov3Output
 from .image_processing import Mask2FormerDinov3ImageProcessor
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 INPUTS = ("pixel_values", "pixel_mask")
 LOGITS = ("class_queries_logits", "masks_queries_logits")
@@ -28,11 +34,11 @@ FORMAT_VERSION = 1  # of the metadata
 
 @dataclass(frozen=True)
 class OnnxMetadata:
-    """What is written into a file, each field as JSON text under its name.
+    """The metadata of a file; each field is stored as JSON text under its name.
 
     producer: package -> version. classes, category_ids: name and id by label. mean, std: of RGB in 0..1. canvas:
     (height, width) that images are fitted into. precision: fp32, fp16 or int8. mask_stride: pixels of the input per
-    pixel of the mask logits. licence: of `code`, of `weights`, and its whole text where it must travel with them.
+    pixel of the mask logits. licence: of `code` and of `weights`, and `weights_text` where the licence requires it.
     """
 
     format_version: int
@@ -48,23 +54,23 @@ class OnnxMetadata:
     licence: dict[str, str]
 
     def to_properties(self) -> dict[str, str]:
-        """As ONNX stores it: names and texts."""
+        """The metadata as ONNX stores them: names and texts."""
         return {name: json.dumps(value, ensure_ascii=False) for name, value in asdict(self).items()}
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> OnnxMetadata:
-        """Raises KeyError or ValueError when something is missing or no JSON."""
+        """The inverse of `to_properties`. Raises KeyError for a missing field, ValueError for text that is not JSON."""
         return cls(**{field.name: json.loads(properties[field.name]) for field in fields(cls)})
 
     def processor(self) -> Mask2FormerDinov3ImageProcessor:
-        """What makes an input of an image."""
+        """The image processor that makes inputs for the file."""
         height, width = self.canvas
         return Mask2FormerDinov3ImageProcessor({"height": height, "width": width}, self.mean, self.std)
 
 
 @dataclass(frozen=True)
 class OnnxConfig:
-    """What users of a network read from its configuration; the names are those of `Mask2FormerDinov3Config`."""
+    """The `NetworkConfig` of a file."""
 
     id2label: dict[int, str]
     category_ids: list[int]
@@ -74,15 +80,15 @@ class OnnxConfig:
 
 
 class OnnxModel(nn.Module):
-    """Called as the network is, with tensors in main memory; onnxruntime moves them where it computes."""
+    """An .onnx file as a `Network`: takes tensors in main memory, which onnxruntime copies to its own device."""
 
     device = torch.device("cpu")
 
     def __init__(self, path: Path, device: str | torch.device | None = None) -> None:
         """device: "cpu" or "cuda"; None for a GPU if onnxruntime has one.
 
-        Raises CheckpointError for a file that is not one of ours, ValueError for a device that onnxruntime cannot use,
-        UserError without onnxruntime.
+        Raises CheckpointError for a file that `export` did not make, OptionError for a device that onnxruntime cannot
+        use, MissingExtraError without onnxruntime.
         """
         super().__init__()
         self.path = path
@@ -90,14 +96,11 @@ class OnnxModel(nn.Module):
         try:
             self.metadata = OnnxMetadata.from_properties(self.session.get_modelmeta().custom_metadata_map)
         except (KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: expected an ONNX file of `mask2former-dinov3 export`, but its metadata are not ({error})"
-            ) from error
-        if self.metadata.format_version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path}: its metadata are of version {self.metadata.format_version}, this package reads "
-                f"{FORMAT_VERSION}; export the model again, or use the package that made it"
-            )
+            got = f"a file without its metadata ({error})"
+            raise CheckpointError(f"{path}: {mismatch('an ONNX file of `mask2former-dinov3 export`', got)}") from error
+        if (version := self.metadata.format_version) != FORMAT_VERSION:
+            advice = "export the model again, or install the version of this package that exported it"
+            raise CheckpointError(f"{path}: {mismatch(f'metadata of version {FORMAT_VERSION}', version, advice)}")
         self.config = OnnxConfig(
             id2label=dict(enumerate(self.metadata.classes)),
             category_ids=self.metadata.category_ids,
@@ -107,37 +110,38 @@ class OnnxModel(nn.Module):
         )
 
     def forward(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, original_sizes: Any = None
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, original_sizes: object = None
     ) -> Mask2FormerDinov3Output:
         """pixel_values (B, 3, H, W), normalised; pixel_mask (B, H, W), non-zero on real pixels, None: all are.
 
-        The logits are (B, Q, K+1) and (B, Q, h, w), float32. Raises ValueError for a size that the file does not take.
+        original_sizes: ignored, so that `model(**processor(images))` works. The logits are (B, Q, K+1) and
+        (B, Q, h, w), float32. Raises ValueError for a size that the file does not take.
         """
         if pixel_mask is None:
             pixel_mask = torch.ones(pixel_values.shape[0], *pixel_values.shape[2:], dtype=torch.bool)
-        self._check(pixel_values, pixel_mask)
+        self._check_inputs(pixel_values, pixel_mask)
         feed = {"pixel_values": pixel_values.float().cpu().numpy(), "pixel_mask": pixel_mask.bool().cpu().numpy()}
         class_logits, mask_logits = (torch.from_numpy(found) for found in self.run(feed, LOGITS))
         return Mask2FormerDinov3Output(
             class_queries_logits=class_logits, masks_queries_logits=mask_logits, pixel_mask=pixel_mask
         )
 
-    def run(self, feed: Mapping[str, np.ndarray[Any, Any]], names: tuple[str, ...]) -> list[Any]:
-        """Some of the outputs, as arrays; what the others alone need is not computed."""
-        found: list[Any] = self.session.run(list(names), dict(feed))
+    def run(self, feed: Mapping[str, NDArray[np.generic]], names: tuple[str, ...]) -> list[NDArray[Any]]:
+        """Compute the named outputs, and nothing that only the other outputs need."""
+        found: list[NDArray[Any]] = self.session.run(list(names), dict(feed))
         return found
 
-    def _check(self, pixel_values: Tensor, pixel_mask: Tensor) -> None:
+    def _check_inputs(self, pixel_values: Tensor, pixel_mask: Tensor) -> None:
         _, channels, *size = self.session.get_inputs()[0].shape  # a size is a number, or a name where it is open
         expected = [channels, *size]
         got = list(pixel_values.shape[1:])
         fits = all(want == have for want, have in zip(expected, got, strict=False) if isinstance(want, int))
-        if pixel_values.ndim != 4 or not fits or any(side % 32 or side == 0 for side in got[1:]):
-            wanted = " x ".join(map(str, size)) if isinstance(size[0], int) else "multiples of 32"
+        if pixel_values.ndim != 4 or not fits or any(side % PADDING or side == 0 for side in got[1:]):
+            wanted = " x ".join(map(str, size)) if isinstance(size[0], int) else f"multiples of {PADDING}"
             raise ValueError(
                 f"{self.path}: expected pixel_values (batch, 3, height, width) with height x width {wanted}, got "
-                f"{tuple(pixel_values.shape)}; Mask2FormerDinov3ImageProcessor makes them, `export --dynamic` a file "
-                f"for all sizes"
+                f"{tuple(pixel_values.shape)}; Mask2FormerDinov3ImageProcessor pads images to that size, and "
+                f"`export --dynamic` makes a file that takes all sizes"
             )
         if pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):
             raise ValueError(
@@ -154,30 +158,25 @@ def load_onnx(
     try:
         return model.eval(), model.metadata.processor()
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: its metadata describe no image processor ({error})") from error
+        got = f"metadata that do not ({error})"
+        raise CheckpointError(f"{path}: {mismatch('metadata that describe an image processor', got)}") from error
 
 
 def data_file(path: Path) -> Path:
-    """Where an .onnx file has its weights if they do not fit into it: `model.onnx.data` beside `model.onnx`."""
+    """The path of the weights that do not fit into an .onnx file: `model.onnx.data` beside `model.onnx`."""
     return path.with_name(f"{path.name}.data")
 
 
-def open_session(path: Path, device: str | torch.device | None = None) -> Any:
-    """onnxruntime's session of a file, with as many threads as torch takes."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"{path}: needs onnxruntime; pip install 'mask2former-dinov3[export]'") from error
+def open_session(path: Path, device: str | torch.device | None = None) -> InferenceSession:
+    """onnxruntime's session of a file, with as many threads as torch uses. Raises as `OnnxModel`."""
+    require("export", "an .onnx file", "onnxruntime")
+    import onnxruntime
+
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        raise CheckpointError(f"{path}: {mismatch('an .onnx file', 'no such file')}")
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    kind = torch.device(device or ("cuda" if has_cuda else "cpu"))
-    if kind.type not in ("cpu", "cuda") or (kind.type == "cuda" and not has_cuda):
-        raise ValueError(
-            f"device: {device} cannot be used for an .onnx file here; this onnxruntime knows "
-            f"{', '.join(onnxruntime.get_available_providers())}. Try cpu, or install onnxruntime-gpu for cuda"
-        )
-    providers: list[Any] = ["CPUExecutionProvider"]
+    kind = _check_device(device or ("cuda" if has_cuda else "cpu"), has_cuda)
+    providers: list[str | tuple[str, dict[str, int]]] = ["CPUExecutionProvider"]
     if kind.type == "cuda":
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": kind.index or 0}))
     options = onnxruntime.SessionOptions()
@@ -185,8 +184,21 @@ def open_session(path: Path, device: str | torch.device | None = None) -> Any:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # its errors share no class of their own, and one of a cut file may be any of them
-        raise CheckpointError(
-            f"{path}: cannot be read as an ONNX file: it is none, is cut short, or its .data file is missing; "
-            f"`export` makes one ({str(error).splitlines()[0]})"
-        ) from error
+    except Exception as error:  # its errors have no common class, and a file that was cut short may raise any of them
+        got = f"a file that onnxruntime cannot read ({str(error).splitlines()[0]})"
+        advice = "it is no ONNX file, was cut short, or its .data file is missing; `export` makes one"
+        raise CheckpointError(f"{path}: {mismatch('an ONNX file', got, advice)}") from error
+
+
+def _check_device(device: str | torch.device, has_cuda: bool) -> torch.device:
+    """The device by its name. Raises OptionError unless onnxruntime can use it."""
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        kind = None
+    if kind is None or kind.type not in ("cpu", "cuda"):
+        raise OptionError("device", "cpu, cuda or cuda:N (N: index of a GPU) for an .onnx file", device)
+    if kind.type == "cuda" and not has_cuda:
+        advice = "this onnxruntime has no CUDA: use cpu, or install onnxruntime-gpu"
+        raise OptionError("device", "cpu for an .onnx file here", device, advice)
+    return kind

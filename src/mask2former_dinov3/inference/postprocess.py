@@ -1,7 +1,7 @@
-"""Logits of the network to scored instances at the image's own size: the one way, for training, use and export alike.
+"""Logits of the network to scored instances at the image's own size: the only implementation, used everywhere.
 
-Nothing is merged into a label map and no mask passes through another resolution than the canvas. Peak memory is bounded
-by a byte budget: masks are made in parts and leave as RLE.
+Nothing is merged into a label map, and no mask passes through another resolution than the canvas. Peak memory is
+bounded by a byte budget: masks are made in parts and stored as RLE.
 
 B batch, Q queries, K classes, D detections kept of one image.
 """
@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError, OptionError
 from ..instances import Instances
+from ..model import Mask2FormerDinov3Output
 from .resize_masks import resize_masks
+from .settings import InferenceSettings
 
-# Without a pixel_mask nothing says how large the canvas was. Masks come at a quarter of it (with the plain neck at a
-# sixteenth; the missing step of interpolation then makes edges a little smoother, nothing more).
+# The assumed ratio of canvas to mask logits when there is no pixel_mask, which would tell the size of the canvas. With
+# the plain neck the ratio is 16; edges then come out a little smoother, because one interpolation step is missing.
 MASK_STRIDE = 4
 
-# What the parts of masks made at one time may take.
-MEMORY_BYTES = 32 * 2**20
+MEMORY_BYTES = 32 * 2**20  # for the parts of masks that are in memory at one time
 
 
 @torch.no_grad()
@@ -33,31 +35,35 @@ def post_process(
     target_sizes: Sequence[tuple[int, int]] | Tensor,
     pixel_mask: Tensor | None = None,
     *,
-    threshold: float = 0.0,
-    max_detections: int = 100,
+    settings: InferenceSettings,
     mask_threshold: float = 0.5,
     categories: tuple[tuple[int, str], ...] | None = None,
     memory_bytes: int = MEMORY_BYTES,
 ) -> list[Instances]:
-    """Scored instances of every image of a batch, best first; a mask may be there once per class.
+    """Scored instances of every image of a batch, best first; the same mask may appear once per class.
 
     class_queries_logits (B, Q, K+1), the last column is "no object". masks_queries_logits (B, Q, h', w'), any stride.
-    target_sizes: (height, width) of each image itself. pixel_mask (B, canvas height, canvas width): non-zero on real
-    pixels, which fill the top left corner; None: no padding.
+    target_sizes: (height, width) of each original image. pixel_mask (B, canvas height, canvas width): non-zero on real
+    pixels, which fill the top left corner; None: no padding. settings: threshold and max_detections are used.
     Score (the same as in Mask2Former, arXiv:2112.01527, and its published AP): softmax over K+1 columns, the last one
     then dropped; the best min(max_detections, Q*K) of all queries x classes; times the mean sigmoid over the mask's own
-    pixels at the image's own size. Empty masks are dropped, then those with a score below `threshold`.
+    pixels at the image's own size. Empty masks are dropped, then those with a score below the threshold.
     mask_threshold: probability above which a pixel belongs to the mask; the contract's score is at 0.5 (logit > 0).
-    Works on any device, in float32. Raises ValueError for wrong shapes and for logits that are not numbers.
+    Works on any device, in float32. Raises ValueError for wrong shapes, OptionError for a mask_threshold outside 0 to
+    1, CheckpointError for logits that are NaN or infinite.
     """
+    if not 0 < mask_threshold < 1:
+        raise OptionError("mask_threshold", "a probability between 0 and 1", mask_threshold)
     sizes = [(int(height), int(width)) for height, width in target_sizes]
-    _check(class_queries_logits, masks_queries_logits, sizes, pixel_mask, max_detections, mask_threshold)
+    _check_shapes(class_queries_logits, masks_queries_logits, sizes, pixel_mask)
+    _check_finite(class_queries_logits, masks_queries_logits)
     level = math.log(mask_threshold / (1 - mask_threshold))
+    threshold = settings.threshold
     results = []
     for index, size in enumerate(sizes):
         mask_logits = masks_queries_logits[index]
         canvas, real = _canvas_and_real_size(mask_logits, None if pixel_mask is None else pixel_mask[index])
-        scores, query, labels = _best(class_queries_logits[index], threshold, max_detections)
+        scores, query, labels = _best_pairs(class_queries_logits[index], threshold, settings.max_detections)
         kept, position = query.unique(return_inverse=True)  # each query's mask is made once, for all of its classes
         with torch.autocast(mask_logits.device.type, enabled=False):
             masks = resize_masks(mask_logits, kept, canvas, real, size, level, memory_bytes)
@@ -70,27 +76,38 @@ def post_process(
     return results
 
 
-def _best(class_logits: Tensor, threshold: float, max_detections: int) -> tuple[Tensor, Tensor, Tensor]:
+def logits_of(outputs: Mask2FormerDinov3Output) -> tuple[Tensor, Tensor]:
+    """Class logits (B, Q, K+1) and mask logits (B, Q, h, w). Raises ValueError for an output without them."""
+    classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
+    if classes is None or masks is None:
+        raise ValueError("outputs: expected logits of classes and masks; call the model with output_masks=True")
+    return classes, masks
+
+
+def real_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
+    """(height, width) of the real part of each canvas, which lies top left: pixel_mask (B, H, W), non-zero there."""
+    return [(int(one.any(1).sum()), int(one.any(0).sum())) for one in pixel_mask.bool()]
+
+
+def _best_pairs(class_logits: Tensor, threshold: float, max_detections: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best pairs of query and class: class_logits (Q, K+1) to scores, queries, labels (D,) each, best first."""
     probabilities = class_logits.float().softmax(-1)[:, :-1]  # (Q, K)
     queries, classes = probabilities.shape
     scores, flat = probabilities.flatten().topk(min(max_detections, queries * classes))  # (D,), sorted
-    # The mean over the mask is at most 1, so what is below the threshold now can only stay below it.
+    # The mean over the mask is at most 1, so a score below the threshold stays below it.
     possible = scores >= threshold
     scores, flat = scores[possible], flat[possible]
     return scores, flat // classes, flat % classes
 
 
-def _canvas_and_real_size(
-    masks_queries_logits: Tensor, pixel_mask: Tensor | None
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def _canvas_and_real_size(mask_logits: Tensor, pixel_mask: Tensor | None) -> tuple[tuple[int, int], tuple[int, int]]:
     """(height, width) of the canvas and of its real part; pixel_mask (canvas height, canvas width) of one image."""
     if pixel_mask is None:
-        height, width = masks_queries_logits.shape[-2:]
+        height, width = mask_logits.shape[-2:]
         canvas = (height * MASK_STRIDE, width * MASK_STRIDE)
         return canvas, canvas
     mask = pixel_mask.bool()
-    real = (int(mask.any(1).sum()), int(mask.any(0).sum()))
+    (real,) = real_sizes(mask[None])
     if 0 in real or not bool(mask[: real[0], : real[1]].all()):
         raise ValueError(
             "pixel_mask: expected real pixels as one rectangle in the top left corner and padding at the right and "
@@ -99,13 +116,11 @@ def _canvas_and_real_size(
     return (mask.shape[0], mask.shape[1]), real
 
 
-def _check(
+def _check_shapes(
     class_queries_logits: Tensor,
     masks_queries_logits: Tensor,
     sizes: list[tuple[int, int]],
     pixel_mask: Tensor | None,
-    max_detections: int,
-    mask_threshold: float,
 ) -> None:
     if class_queries_logits.ndim != 3 or class_queries_logits.shape[-1] < 2:
         raise ValueError(f"class_queries_logits: expected (B, Q, K+1), got {tuple(class_queries_logits.shape)}")
@@ -119,14 +134,14 @@ def _check(
         raise ValueError(f"target_sizes: expected {batch} times (height, width), one per image, got {sizes}")
     if pixel_mask is not None and (pixel_mask.ndim != 3 or pixel_mask.shape[0] != batch):
         raise ValueError(f"pixel_mask: expected ({batch}, height, width), got {tuple(pixel_mask.shape)}")
-    if max_detections < 1:
-        raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
-    if not 0 < mask_threshold < 1:
-        raise ValueError(f"mask_threshold: expected a probability between 0 and 1, got {mask_threshold}")
-    for name, logits in (("class", class_queries_logits), ("masks", masks_queries_logits)):
-        # A sum is finite if all its terms are, unless they are huge: cheap, and enough nearly always.
+
+
+def _check_finite(class_queries_logits: Tensor, masks_queries_logits: Tensor) -> None:
+    for kind, logits in (("class", class_queries_logits), ("masks", masks_queries_logits)):
+        # A sum is finite if all its terms are, unless they are huge: a cheap test that is nearly always enough.
         if not bool(logits.sum(dtype=torch.float32).isfinite()) and not bool(logits.isfinite().all()):
-            raise ValueError(
-                f"{name}_queries_logits hold NaN or infinity: the model's weights are broken, or its numbers leave "
-                f"the range of {logits.dtype}; run it in float32, or take an earlier checkpoint"
+            raise CheckpointError(
+                f"{kind}_queries_logits: expected finite numbers, got NaN or infinity; the model's weights are "
+                f"damaged, or its numbers exceed the range of {logits.dtype}: run it in float32, or use an earlier "
+                f"checkpoint"
             )

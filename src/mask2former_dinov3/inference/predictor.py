@@ -1,4 +1,4 @@
-"""A trained model in use: one call for images in memory and files."""
+"""A trained model in use: one call for images in memory and image files."""
 
 from __future__ import annotations
 
@@ -7,34 +7,37 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OptionError, mismatch
 from ..instances import Instances
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.folder import check_model_folder
 from ..weights.loading import load_config, load_pretrained
-from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list, load_image
+from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
+from .load_images import ImageLike, as_list, load_image
+from .network import Network
 from .onnx_model import load_onnx
+from .postprocess import logits_of, post_process
 from .settings import InferenceSettings
 from .tiles.grid import Grid
 from .tiles.image_reader import ImageReader, open_image
-from .tiles.merging import merge_rows, rows_of_tiles
+from .tiles.merging import merge_rows
+
+DEVICES = "cpu, cuda or cuda:N (N: index of a GPU)"
 
 
 class Predictor:
-    """A model with its processor: image in, `Instances` at the image's own size out.
+    """A model with its image processor: image in, `Instances` at the image's own size out.
 
     categories: (category id of the training data, name) for every label.
     """
 
-    def __init__(self, model: Any, processor: Mask2FormerDinov3ImageProcessor) -> None:
+    def __init__(self, model: Network, processor: Mask2FormerDinov3ImageProcessor) -> None:
         self.model = model.eval()
         self.processor = processor
         names = model.config.id2label
@@ -44,12 +47,13 @@ class Predictor:
     def from_pretrained(cls, model: str | Path, device: str | torch.device | None = None) -> Predictor:
         """A folder saved by training, a hub id, or an exported .onnx file. device: None for a GPU if there is one.
 
-        Raises CheckpointError when there is no such model, or it is another one than ours.
+        Raises CheckpointError when there is no such model or it is of another kind, OptionError for a device that
+        cannot be used.
         """
         return cls(*load_model(model, device))
 
     @overload
-    def __call__(
+    def __call__(  # type: ignore[overload-overlap]  # a str is one image, although it is a sequence of str
         self,
         images: ImageLike,
         *,
@@ -63,7 +67,7 @@ class Predictor:
     @overload
     def __call__(
         self,
-        images: list[Any] | tuple[Any, ...],
+        images: Sequence[ImageLike],
         *,
         threshold: float = ...,
         max_detections: int = ...,
@@ -74,7 +78,7 @@ class Predictor:
 
     def __call__(
         self,
-        images: ImageLike | list[Any] | tuple[Any, ...],
+        images: ImageLike | Sequence[ImageLike],
         *,
         threshold: float = 0.5,
         max_detections: int = 100,
@@ -82,64 +86,67 @@ class Predictor:
         tile: int | None = None,
         overlap: float = 0.2,
     ) -> Instances | list[Instances]:
-        """Instances with a score of at least `threshold`, best first: for one image one, for a list a list.
+        """Instances with a score of at least `threshold`, best first: one result for one image, a list for a list.
 
         An image is a path, a PIL image, or an RGB array (H, W, 3) of uint8. Masks may overlap.
-        tile: predict images that are larger in tiles of so many pixels a side, which share the part `overlap` of it
-        with their neighbours, and merge what is found; `max_detections` and `batch_size` then count in tiles.
+        tile: split images that are larger into tiles of so many pixels a side, predict on each tile, and merge the
+        results; each tile shares the fraction `overlap` with its neighbours. `max_detections` and `batch_size` then
+        count per tile. Raises OptionError for a value out of range (see `InferenceSettings`), DatasetError for a file
+        that cannot be read as an image.
         """
         settings = InferenceSettings(threshold, max_detections, batch_size, tile, overlap)
         batch = as_list(images)
         if tile is not None:
-            found = [self._tiled(image, settings) for image in batch]
+            found = [self._predict_in_tiles(image, tile, settings) for image in batch]
         else:
             found = []
             for start in range(0, len(batch), batch_size):
                 prepared = [self.processor.prepare(image) for image in batch[start : start + batch_size]]
                 found.extend(self.predict_prepared(prepared, settings))
-        single = len(batch) == 1 and batch[0] is images
-        return found[0] if single else found
+        is_single = len(batch) == 1 and batch[0] is images
+        return found[0] if is_single else found
 
-    def _tiled(self, image: ImageLike, settings: InferenceSettings) -> Instances:
-        assert settings.tile is not None
+    def _predict_in_tiles(self, image: ImageLike, tile: int, settings: InferenceSettings) -> Instances:
         with (
             open_image(Path(image))
             if isinstance(image, str | PathLike)
             else nullcontext(ImageReader.of(load_image(image))) as reader
         ):
-            grid = Grid.of(reader.height, reader.width, settings.tile, settings.overlap)
-            rows = self.predict_rows(reader, grid, settings)
-            return merge_rows(rows, grid, self.categories)
+            grid = Grid.of(reader.height, reader.width, tile, settings.overlap)
+            return merge_rows(self.predict_rows(reader, grid, settings), grid, self.categories)
 
     def predict_rows(
-        self, image: ImageReader, grid: Grid, settings: InferenceSettings, first: int = 0
+        self, reader: ImageReader, grid: Grid, settings: InferenceSettings, first: int = 0
     ) -> Iterator[list[Instances]]:
-        """What is found in each tile, row by row of the grid from row `first` on; `merge_rows` makes one of it."""
+        """Instances of each tile, in the tile's own coordinates: one list per row of the grid, from row `first` on.
 
-        def predict(tiles: Sequence[NDArray[np.uint8]]) -> list[Instances]:
-            return self.predict_prepared([self.processor.prepare(tile) for tile in tiles], settings)
-
-        return rows_of_tiles(image, grid, predict, settings.batch_size, first)
+        `merge_rows` makes one `Instances` of them.
+        """
+        for row in range(first, len(grid.tops)):
+            found: list[Instances] = []
+            for tiles in grid.batches(row, settings.batch_size):
+                prepared = [self.processor.prepare(reader.read(tile)) for tile in tiles]
+                found.extend(self.predict_prepared(prepared, settings))
+            yield found
 
     @torch.no_grad()
     def predict_prepared(self, prepared: Sequence[Prepared], settings: InferenceSettings) -> list[Instances]:
         """Instances of images that `processor.prepare` has put on the canvas, as one batch."""
         inputs = self.processor.collate(prepared).to(self.model.device)
         outputs = self.model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-        return self.processor.post_process(
-            outputs,
-            [one.original_size for one in prepared],
+        return post_process(
+            *logits_of(outputs),
+            inputs["original_sizes"],
             inputs["pixel_mask"],
-            threshold=settings.threshold,
-            max_detections=settings.max_detections,
+            settings=settings,
             categories=self.categories,
         )
 
 
 def load_model(
     model: str | Path, device: str | torch.device | None = None
-) -> tuple[Any, Mask2FormerDinov3ImageProcessor]:
-    """What can be used as a model, with its processor: see `load_network`, or an exported .onnx file (`OnnxModel`)."""
+) -> tuple[Network, Mask2FormerDinov3ImageProcessor]:
+    """A model with its image processor: an .onnx file (`load_onnx`), a model folder or a hub id (`load_network`)."""
     path = Path(model)
     return load_onnx(path, device) if path.suffix == ".onnx" and not path.is_dir() else load_network(model, device)
 
@@ -149,7 +156,8 @@ def load_network(
 ) -> tuple[Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3ImageProcessor]:
     """A model folder (or hub id) on a device and in evaluation mode, with its processor; every weight must be there.
 
-    device: None for a GPU if there is one. Raises CheckpointError saying what is missing.
+    device: None for a GPU if there is one. Raises CheckpointError that says what is missing, OptionError for a device
+    that cannot be used.
     """
     name = str(model)
     folder = Path(model)
@@ -157,13 +165,11 @@ def load_network(
     if folder.is_dir():
         check_model_folder(folder)
     elif folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise CheckpointError(
-            f"{name}: expected a model folder as training leaves it, or a hub id such as user/model; "
-            f"{'it is a file' if folder.exists() else 'nothing is there'}"
-        )
+        expected = "a model folder as training leaves it, or a hub id such as user/model"
+        raise CheckpointError(f"{name}: {mismatch(expected, 'a file' if folder.exists() else 'a path to nothing')}")
     disable_progress_bar()  # of transformers: a local file is read at once
     try:
-        # Weights that are stored in half precision are computed with in full: `autocast` is the way to be faster.
+        # Weights stored in half precision are used in float32; `autocast` is the way to compute faster.
         config = load_config(name)
         network = load_pretrained(Mask2FormerDinov3ForInstanceSegmentation, name, config, whole=True)
         processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
@@ -175,12 +181,14 @@ def load_network(
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:
-    """A device by its name, or the GPU if there is one. Raises ValueError for one that this machine does not have."""
+    """A device by its name, or the GPU if there is one. Raises OptionError for one that this machine does not have."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {device} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+        torch.empty(1, device=found).cpu()  # fails on "meta", which holds no numbers
+    except Exception as error:  # torch's backends raise errors of many classes
+        count = torch.cuda.device_count()
+        have = ", ".join(["cpu", *(f"cuda:{number}" for number in range(count))])
+        raise OptionError("device", DEVICES, device, f"usable here: {have}") from error
     return found

@@ -1,10 +1,10 @@
-"""Mask logits to masks of the image's own size, as RLE: only where there is something, a bounded part at a time.
+"""Resize mask logits to the image's own size and encode them as RLE, block by block within a memory budget.
 
-The image is cut into small squares. What no logit above the level touches is background and never made, so the cost
-follows the instances, not the image times their number.
+The image is cut into square blocks. Blocks without a logit above `level` are skipped, so the cost grows with the area
+of the instances, not with image size x number of instances.
 
-Q queries, n of them wanted, h w the logits' size, H W the image's own, S logits that a block reads along an axis,
-B blocks at hand at one time.
+Q queries, n of them requested, h w the logits' size, H W the image's own, S logits that a block reads along an axis,
+B blocks in memory at one time.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from torch import Tensor
 from ..data.rle import compress
 from ..instances import Rle
 
-BLOCK = 32  # side in pixels of the image
-ROUNDING = 1e-4  # a logit that is below the level by this share of it cannot be lifted above it by rounding
+BLOCK = 32  # side of a block, in pixels of the image
+ROUNDING = 1e-4  # rounding errors cannot lift a logit above the level if it is lower by this fraction of the level
 
 
 class Axis(NamedTuple):
-    """One axis, of the logits and of the image, cut into K blocks: what each reads and how it is weighted."""
+    """One axis of logits and image, cut into K blocks: the logits that each block reads, and their weights."""
 
-    reads: Tensor  # (K, S) int64: the logits of each block
-    weight: Tensor  # (K, BLOCK, S) float32: how each place of the block weighs them; 0 beyond the image
+    reads: Tensor  # (K, S) int64: indices of the logits that each block reads
+    weight: Tensor  # (K, BLOCK, S) float32: the weight of each logit at each pixel of the block; 0 beyond the image
 
     def on(self, device: torch.device) -> Axis:
-        """The same on `device`."""
+        """A copy on `device`."""
         return Axis(self.reads.to(device), self.weight.to(device))
 
 
 class Masks(NamedTuple):
-    """n masks: their RLEs, areas in pixels (n,) and the mean sigmoid over each (n,), 0 where it is empty."""
+    """n masks: RLEs, areas in pixels (n,), and the mean sigmoid inside each mask (n,), 0 for an empty one."""
 
     rles: list[Rle]
     areas: NDArray[np.int64]
@@ -54,11 +54,12 @@ def resize_masks(
     level: float,
     memory_bytes: int,
 ) -> Masks:
-    """The masks of some queries where their logits, resized, are above `level`.
+    """The masks of some queries: the pixels where their resized logits are above `level`.
 
     mask_logits (Q, h, w), any float type and device; queries (n,) indices; canvas, real, size: (height, width) of the
-    padded input, of its real part, of the image. Resized bilinearly (align_corners=False) to the canvas, cropped to the
-    real part, resized to the image, all in float32. memory_bytes: what the blocks at hand may take; one is always made.
+    padded input, of its real part, of the image. Logits are resized bilinearly (align_corners=False) to the canvas,
+    cropped to the real part, and resized to the image, all in float32. memory_bytes: the budget for the blocks in
+    memory; at least one block is made whatever it says.
     """
     device = mask_logits.device
     blocks = Blocks(
@@ -69,7 +70,7 @@ def resize_masks(
     )
     touched = blocks.highest(mask_logits)[queries] > level - ROUNDING * abs(level)  # (n, K, L)
     at_once = max(1, memory_bytes // blocks.bytes_each())
-    # As many masks at one time as have about so many blocks: what is known of their borders is bounded as well.
+    # A group of masks has about `at_once` blocks, so the memory for their borders is bounded as well.
     group = touched.flatten(1).sum(1).cumsum(0) // at_once
     counts = group.unique_consecutive(return_counts=True)[1].tolist()
     found = [
@@ -84,7 +85,7 @@ def resize_masks(
 
 
 class Blocks(NamedTuple):
-    """The blocks of an image of `size` (height, width), K down and L along, and the level above which is foreground."""
+    """The blocks of an image of `size` (height, width), K down and L along; logits above `level` are foreground."""
 
     down: Axis
     along: Axis
@@ -92,9 +93,9 @@ class Blocks(NamedTuple):
     level: float
 
     def bytes_each(self) -> int:
-        """What one block takes while it is made."""
+        """The memory that one block needs while it is made."""
         tall, wide = self.down.reads.shape[1], self.along.reads.shape[1]
-        # What it reads, its weights, half of it resized, all of it twice, and as many borders as noise has.
+        # Its logits, weights, logits resized along one axis, two full blocks, and the borders of a mask of noise.
         return 4 * (2 * tall * wide + BLOCK * (tall + 2 * wide) + 2 * BLOCK**2) + 20 * BLOCK**2
 
     def highest(self, mask_logits: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class Blocks(NamedTuple):
         return torch.stack([strips[:, :, at[0] : at[-1] + 1].amax(2) for at in columns], dim=2)
 
     def masks(self, mask_logits: Tensor, queries: Tensor, touched: Tensor, at_once: int) -> Masks:
-        """The masks of queries (n,), made in the blocks that are touched, (n, K, L), so many at one time."""
+        """The masks of queries (n,), made in the blocks marked in touched (n, K, L), `at_once` blocks at one time."""
         sums = np.zeros(len(queries))
         borders = [np.zeros(0, dtype=np.int64)]
         for n, y, x in zip(*(index.split(at_once) for index in touched.nonzero(as_tuple=True)), strict=True):
@@ -112,20 +113,20 @@ class Blocks(NamedTuple):
             logits = mask_logits[queries[n][:, None, None], rows[:, :, None], columns[:, None, :]].float() - self.level
             logits = self.down.weight[y] @ logits @ self.along.weight[x].mT  # (B, BLOCK, BLOCK)
             inside = (logits > 0).cpu().numpy()
-            # Outside the mask -inf, whose sigmoid is 0: on a CPU three times as fast as a product with the mask.
+            # -inf outside the mask has a sigmoid of 0; on a CPU this is three times as fast as multiplying by the mask.
             certainty = F.threshold(logits, 0, -math.inf, inplace=True).add_(self.level).sigmoid_().sum((1, 2))
             mask, row, column = (index.cpu().numpy() for index in (n, y, x))
             sums += np.bincount(mask, certainty.cpu().numpy(), minlength=len(queries))
             borders.append(borders_of_blocks(inside, mask, row, column, self.size))
-        return encode_borders(without_twins(np.concatenate(borders)), sums, self.size)
+        return encode_borders(drop_pairs(np.concatenate(borders)), sums, self.size)
 
 
 @lru_cache(maxsize=64)
 def cut_axis(length: int, canvas: int, real: int, size: int) -> Axis:
-    """The blocks of an axis of `length` logits on a canvas, of which `real` pixels become `size` of the image.
+    """The blocks of an axis: `length` logits cover a canvas, whose first `real` pixels become `size` image pixels.
 
-    Both resizings are bilinear, so together they are linear: what they make of each single logit gives the weights, and
-    nothing of the canvas's size has to be made. On the CPU.
+    Both resizings are linear, so resizing each unit vector of logits gives the weights, and no tensor of the canvas's
+    size is made for a mask. The result is on the CPU.
     """
     each = F.interpolate(torch.eye(length)[None], canvas, mode="linear", align_corners=False)[..., :real]
     each = F.interpolate(each, size, mode="linear", align_corners=False)[0]  # (length, size)
@@ -146,11 +147,11 @@ def borders_of_blocks(
     column: NDArray[np.int64],
     size: tuple[int, int],
 ) -> NDArray[np.int64]:
-    """Where runs of foreground begin and end, counted down the columns of one mask after the other; sorted.
+    """The positions where runs of foreground begin and end, sorted; positions count down the columns of each mask.
 
-    inside (B, BLOCK, BLOCK): pixels of the blocks at (mask, row, column), (B,) each. Every block is looked at alone: a
-    run that goes on in the block below or at the top of the next column ends and begins at the same number, and such
-    twins are left out again. A mask takes H * W + 1 numbers, since its last run may end behind its last pixel.
+    inside (B, BLOCK, BLOCK): pixels of the blocks at (mask, row, column), (B,) each. Each block is processed alone: a
+    run that continues in the block below, or at the top of the next column, ends and begins at the same position. Such
+    pairs are removed. A mask has H * W + 1 positions, since its last run may end after its last pixel.
     """
     height, width = size
     changes = np.zeros((len(inside), BLOCK + 1, BLOCK), dtype=bool)
@@ -160,18 +161,18 @@ def borders_of_blocks(
     block, place = np.divmod(found, (BLOCK + 1) * BLOCK)
     down, along = np.divmod(np.arange((BLOCK + 1) * BLOCK), BLOCK)
     start = mask * (height * width + 1) + column * (BLOCK * height) + row * BLOCK  # (B,)
-    return without_twins(start[block] + (along * height + down)[place])
+    return drop_pairs(start[block] + (along * height + down)[place])
 
 
-def without_twins(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sorted, and what is there twice left out; nothing may be there more often."""
+def drop_pairs(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sort numbers and remove both of those that occur twice; none may occur more often."""
     numbers = np.sort(numbers)
-    twins = np.flatnonzero(numbers[1:] == numbers[:-1])
-    return np.delete(numbers, np.concatenate((twins, twins + 1)))
+    pairs = np.flatnonzero(numbers[1:] == numbers[:-1])
+    return np.delete(numbers, np.concatenate((pairs, pairs + 1)))
 
 
 def encode_borders(borders: NDArray[np.int64], sums: NDArray[np.float64], size: tuple[int, int]) -> Masks:
-    """What `borders_of_blocks` found in n masks as RLE; sums (n,) of the sigmoid over each mask."""
+    """The borders of n masks, as `borders_of_blocks` returns them, as RLE; sums (n,) of the sigmoid in each mask."""
     count, pixels = len(sums), size[0] * size[1]
     starts = np.arange(count) * (pixels + 1)
     lengths = borders[1::2] - borders[::2]  # every mask has a whole number of runs
@@ -179,7 +180,7 @@ def encode_borders(borders: NDArray[np.int64], sums: NDArray[np.float64], size: 
     bounds = np.sort(np.concatenate((borders, starts, starts + pixels)))
     owner = bounds // (pixels + 1)
     runs = np.diff(bounds)
-    # Not a run: from one mask to the next, and behind a foreground that ends with the image.
+    # Not runs: the step from one mask to the next, and the end of a foreground that reaches the end of the image.
     same = (owner[1:] == owner[:-1]) & ~((runs == 0) & (bounds[1:] == starts[owner[1:]] + pixels))
     counts = compress(runs[same], np.bincount(owner[1:][same], minlength=count))
     rles = [Rle(size=list(size), counts=str(one, "ascii")) for one in counts]

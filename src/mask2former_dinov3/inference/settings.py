@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from ..errors import OptionError
-from .tiles.grid import LARGEST_OVERLAP, SMALLEST_TILE
+
+SMALLEST_TILE = 32  # pixels a side
+LARGEST_OVERLAP = 0.5  # fraction of a tile; at half, a pixel would lie in three tiles of one row
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,18 @@ class InferenceSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise OptionError("threshold", "a score from 0 to 1", self.threshold)
-        for name in ("max_detections", "batch_size"):
-            if not getattr(self, name) >= 1:
-                raise OptionError(name, "a whole number above 0", getattr(self, name))
-        if self.tile is not None and self.tile < SMALLEST_TILE:
-            raise OptionError("tile", f"at least {SMALLEST_TILE} pixels", self.tile)
+        for name, value in (("max_detections", self.max_detections), ("batch_size", self.batch_size)):
+            if not _is_whole(value) or value < 1:
+                raise OptionError(name, "a whole number above 0", value)
+        if self.tile is not None and (not _is_whole(self.tile) or self.tile < SMALLEST_TILE):
+            raise OptionError("tile", f"a whole number of pixels, at least {SMALLEST_TILE}", self.tile)
         if not 0 <= self.overlap < LARGEST_OVERLAP:
             raise OptionError("overlap", f"a fraction from 0 to below {LARGEST_OVERLAP}", self.overlap)
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is an integer of Python or NumPy; callers without a type checker may give others."""
+    return isinstance(value, Integral)
+
+
+DEFAULTS = InferenceSettings()

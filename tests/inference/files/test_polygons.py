@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mask2former_dinov3.errors import UserError
+from mask2former_dinov3.errors import MissingExtraError
 from mask2former_dinov3.inference.files.polygons import polygons_of, write_geojson, write_yolo, yolo_classes
 from mask2former_dinov3.inference.files.writers import check_outputs
 from mask2former_dinov3.instances import Instances
@@ -122,5 +122,5 @@ def test_check_outputs__says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "rasterio", None)
     monkeypatch.setitem(sys.modules, "rasterio.features", None)
     check_outputs(["overlays", "coco", "masks"])
-    with pytest.raises(UserError, match=r"pip install 'mask2former-dinov3\[large\]'"):
+    with pytest.raises(MissingExtraError, match=r"the output yolo needs rasterio, .* 'mask2former-dinov3\[large\]'"):
         check_outputs(["yolo"])

@@ -1,4 +1,4 @@
-"""Prediction on files: all that can be done is done, a stopped run goes on, nothing is written elsewhere."""
+"""Prediction on files: bad inputs stop no others, a stopped run continues, and nothing is written elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.errors import DatasetError, OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.inference.files.find_images import find_images
 from mask2former_dinov3.inference.files.predict_files import predict_files
 from mask2former_dinov3.inference.files.progress import Progress
 from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.visualize import draw_instances
+
+ALL = InferenceSettings(threshold=0.0)
+ALL_IN_TILES = InferenceSettings(threshold=0.0, tile=64)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +49,8 @@ def test_predict_files__does_all_it_can_and_reports_the_rest(predictor: Predicto
         predictor,
         [folder, tmp_path / "missing.png", str(folder / "*.bmp")],
         tmp_path / "out",
-        threshold=0.0,
+        settings=InferenceSettings(threshold=0.0, batch_size=2),
         save=("overlays", "masks", "coco"),
-        batch_size=2,
     )
     assert summary.images == 3
     assert sorted(Path(name).name for name, _ in summary.failed) == ["broken.png", "missing.png"]
@@ -76,7 +80,9 @@ def test_predict_files__does_all_it_can_and_reports_the_rest(predictor: Predicto
 
 def test_predict_files__names_images_without_a_detection(predictor: Predictor, tmp_path: Path) -> None:
     Image.fromarray(picture()).save(tmp_path / "a.png")
-    summary = predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out", threshold=1.0)
+    summary = predict_files(
+        predictor, [tmp_path / "a.png"], tmp_path / "out", settings=InferenceSettings(threshold=1.0)
+    )
     assert [path.name for path in summary.without_detection] == ["a.png"]
     assert "no detection in 1 of them" in summary.text()
     assert "a.png" in summary.text()
@@ -86,8 +92,8 @@ def test_predict_files__names_images_without_a_detection(predictor: Predictor, t
 def test_predict_files__does_again_what_it_did_and_not_its_own_overlays(predictor: Predictor, tmp_path: Path) -> None:
     Image.fromarray(picture()).save(tmp_path / "a.png")
     counts = [
-        predict_files(predictor, [tmp_path], tmp_path / "out", threshold=threshold, save=("overlays", "masks")).images
-        for threshold in (0.0, 1.0)
+        predict_files(predictor, [tmp_path], tmp_path / "out", settings=settings, save=("overlays", "masks")).images
+        for settings in (ALL, InferenceSettings(threshold=1.0))
     ]
     assert counts == [1, 1]
     assert list((tmp_path / "out" / "masks" / "a").iterdir()) == []  # of the first run
@@ -109,19 +115,20 @@ def test_predict_files__keeps_what_is_done_when_interrupted(
         return draw(*arguments, **options)
 
     monkeypatch.setattr("mask2former_dinov3.inference.files.writers.draw_instances", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="stopped: 2 of 3 images are done; the same command goes on"):
-        predict_files(predictor, [tmp_path], tmp_path / "out", threshold=0.0)
+    with pytest.raises(KeyboardInterrupt, match="stopped: 2 of 3 images are finished; the same command continues"):
+        predict_files(predictor, [tmp_path], tmp_path / "out", settings=ALL)
     assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == 2
 
 
 def test_predict_files__says_what_it_cannot_do(predictor: Predictor, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"(?s)no image found.*nowhere/\*\.png: no such file.*: no image in it"):
+    with pytest.raises(
+        DatasetError, match=r"(?s)no image found.*nowhere/\*\.png: expected images, got no such.*got a folder without"
+    ):
         predict_files(predictor, ["nowhere/*.png", tmp_path], tmp_path / "out")
-    with pytest.raises(ValueError, match="save: expected some of overlays, masks, coco, geojson, yolo, got video"):
+    with pytest.raises(OptionError, match="save: expected some of overlays, masks, coco, geojson, yolo, got video"):
         predict_files(predictor, [tmp_path], tmp_path / "out", save=("video",))
-    Image.fromarray(picture()).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="batch_size"):
-        predict_files(predictor, [tmp_path], tmp_path / "out", batch_size=0)
+    with pytest.raises(OptionError, match="save: expected some of overlays, masks, coco, geojson, yolo, got nothing"):
+        predict_files(predictor, [tmp_path], tmp_path / "out", save=())
 
 
 def test_find_images__gives_each_file_once_with_a_name_of_its_own(tmp_path: Path) -> None:
@@ -140,9 +147,9 @@ def test_find_images__gives_each_file_once_with_a_name_of_its_own(tmp_path: Path
 
 
 @pytest.mark.parametrize("threshold", [50.0, -0.1, float("nan")])
-def test_predict_files__refuses_a_threshold_that_is_no_score(threshold: float, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="threshold: expected a score between 0 and 1"):
-        predict_files(tmp_path, [tmp_path], tmp_path / "out", threshold=threshold)
+def test_inference_settings__refuse_a_threshold_that_is_no_score(threshold: float) -> None:
+    with pytest.raises(OptionError, match=f"threshold: expected a score from 0 to 1, got {threshold}"):
+        InferenceSettings(threshold=threshold)
 
 
 def results_of(output: Path) -> tuple[str, str]:
@@ -161,7 +168,9 @@ def test_predict_files__writes_every_kind_of_output_for_tiles(predictor: Predict
     folder = write_pictures(tmp_path / "in", 2, (100, 130))
     Image.fromarray(picture(9)).save(folder / "small.png")
     save = ("overlays", "masks", "coco", "geojson", "yolo")
-    summary = predict_files(predictor, [folder], tmp_path / "out", threshold=0.0, save=save, tile=64, batch_size=3)
+    summary = predict_files(
+        predictor, [folder], tmp_path / "out", settings=InferenceSettings(0.0, tile=64, batch_size=3), save=save
+    )
     assert summary.failed == []
     results = json.loads(results_of(tmp_path / "out")[0])
     for number, name in enumerate(("0", "1", "small"), start=1):
@@ -183,7 +192,8 @@ def test_predict_files__draws_large_images_smaller_and_cuts_their_masks(
     monkeypatch.setattr("mask2former_dinov3.inference.files.writers.LONGEST_OVERLAY", 50)
     folder = write_pictures(tmp_path / "in", 1, (100, 130))
     found = predictor(folder / "0.png", threshold=0.0, tile=64)
-    predict_files(predictor, [folder], tmp_path / "out", threshold=0.0, save=("overlays", "masks"), tile=64)
+    settings = InferenceSettings(threshold=0.0, tile=64)
+    predict_files(predictor, [folder], tmp_path / "out", settings=settings, save=("overlays", "masks"))
     with Image.open(tmp_path / "out" / "overlays" / "0.png") as overlay:
         assert overlay.size == (44, 34)  # a third, rounded up
     first = sorted((tmp_path / "out" / "masks" / "0").glob("*.png"))[0]
@@ -199,6 +209,7 @@ import sys
 from pathlib import Path
 from mask2former_dinov3.inference.files import progress
 from mask2former_dinov3.inference.files.predict_files import predict_files
+from mask2former_dinov3.inference.settings import InferenceSettings
 
 append, lines = progress.Progress._append, []
 
@@ -213,18 +224,19 @@ def killed(self, line):
     return place
 
 progress.Progress._append = killed
-predict_files(sys.argv[1], [sys.argv[2]], Path(sys.argv[3]), threshold=0.0, tile=64, device="cpu")
+settings = InferenceSettings(threshold=0.0, tile=64)
+predict_files(sys.argv[1], [sys.argv[2]], Path(sys.argv[3]), settings=settings, device="cpu")
 """
 
 
-def test_predict_files__goes_on_after_a_kill_and_ends_as_a_straight_run(
+def test_predict_files__continues_after_a_kill_and_ends_as_a_straight_run(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Killed (SIGKILL) after two images and two of the three rows of tiles of the next."""
     folder = write_pictures(tmp_path / "in", 2)
     for seed in (2, 3):
         Image.fromarray(picture(seed, 150, 100)).save(folder / f"{seed}.png")
-    predict_files(model_folder, [folder], tmp_path / "straight", threshold=0.0, tile=64, device="cpu")
+    predict_files(model_folder, [folder], tmp_path / "straight", settings=ALL_IN_TILES, device="cpu")
     words = [str(model_folder), str(folder), str(tmp_path / "out"), "7"]  # settings, 2 for each of two images, two rows
     done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
@@ -238,8 +250,8 @@ def test_predict_files__goes_on_after_a_kill_and_ends_as_a_straight_run(
 
     monkeypatch.setattr(Predictor, "predict_prepared", counted)
     caplog.set_level("INFO")
-    summary = predict_files(model_folder, [folder], tmp_path / "out", threshold=0.0, tile=64, device="cpu")
-    assert "going on with what an earlier run has left: 2 images are done, 1 in part" in caplog.text
+    summary = predict_files(model_folder, [folder], tmp_path / "out", settings=ALL_IN_TILES, device="cpu")
+    assert "continuing an earlier run: 2 images are finished, 1 in part" in caplog.text
     assert len(asked) == 2 + 3 * 2  # the last row of the third image, and the fourth
     assert results_of(tmp_path / "out") == results_of(tmp_path / "straight")
     assert (summary.images, len(summary.overlays)) == (4, 4)
@@ -260,12 +272,12 @@ def test_predict_files__does_not_mix_settings(
     changed: dict[str, Any], word: str, predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_pictures(tmp_path / "in", 2)
-    options: dict[str, Any] = {"threshold": 0.0, "tile": 64, "save": ("coco",)}
-    stop_after(1, lambda: predict_files(predictor, [folder], tmp_path / "out", **options))
-    options |= changed
-    predict_files(predictor, [folder], tmp_path / "out", **options)
-    assert re.search(rf"starting anew: an earlier, unfinished run had another {word}", caplog.text)
-    predict_files(predictor, [folder], tmp_path / "straight", **options)
+    before, save = ALL_IN_TILES, ("coco",)
+    stop_after(1, lambda: predict_files(predictor, [folder], tmp_path / "out", settings=before, save=save))
+    settings = replace(before, **changed)
+    predict_files(predictor, [folder], tmp_path / "out", settings=settings, save=save)
+    assert re.search(rf"starting again: an earlier, unfinished run had another {word}", caplog.text)
+    predict_files(predictor, [folder], tmp_path / "straight", settings=settings, save=save)
     assert results_of(tmp_path / "out") == results_of(tmp_path / "straight")
 
 
@@ -275,12 +287,12 @@ def test_predict_files__does_not_mix_models_or_images(
     folder = write_pictures(tmp_path / "in", 3)
     other = Predictor.from_pretrained(model_folder, "cpu")
     next(other.model.parameters()).data[0] += 1
-    stop_after(2, lambda: predict_files(other, [folder], tmp_path / "out", threshold=0.0))
-    stop_after(2, lambda: predict_files(predictor, [folder], tmp_path / "out", threshold=0.0))
+    stop_after(2, lambda: predict_files(other, [folder], tmp_path / "out", settings=ALL))
+    stop_after(2, lambda: predict_files(predictor, [folder], tmp_path / "out", settings=ALL))
     assert "another model" in caplog.text
     Image.fromarray(picture(7)).save(folder / "0.png")  # done already, but it is another one now
-    predict_files(predictor, [folder], tmp_path / "out", threshold=0.0)
-    predict_files(predictor, [folder], tmp_path / "straight", threshold=0.0)
+    predict_files(predictor, [folder], tmp_path / "out", settings=ALL)
+    predict_files(predictor, [folder], tmp_path / "straight", settings=ALL)
     assert results_of(tmp_path / "out") == results_of(tmp_path / "straight")
 
 

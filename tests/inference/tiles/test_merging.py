@@ -1,4 +1,4 @@
-"""Merging alone: tiles are given the truth, cut as tiles cut it, and must give it back."""
+"""Merging without a model: tiles get the true masks, cut at the tile's edges, and merging must restore them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from mask2former_dinov3.data.coco import Annotation, read_coco
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.data.rle import run_lengths
 from mask2former_dinov3.data.segmentation import polygons_to_runs
+from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
+from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.inference.tiles.grid import Grid, Region
-from mask2former_dinov3.inference.tiles.image_reader import ImageReader
-from mask2former_dinov3.inference.tiles.merging import Merger, Runs, joined, merge_rows, rows_of_tiles
+from mask2former_dinov3.inference.tiles.merging import Merger, Runs, join_runs
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.sample_data import SAMPLE
 
@@ -191,7 +192,7 @@ def test_runs__count_and_join_as_bitmaps_do() -> None:
         region = Region(3, 2, 11, 15)
         assert first.within(region, 13).area == one[3:11, 2:15].sum()
         if (one | two).any():
-            both = joined([first, second])
+            both = join_runs([first, second])
             assert both.area == (one | two).sum()
             assert (both.start[1:] > both.end[:-1]).all()
 
@@ -211,37 +212,25 @@ def test_grid__covers_with_full_tiles_that_overlap_enough(length: int, tile: int
 @pytest.mark.parametrize(
     ("tile", "overlap", "message"),
     [
-        (31, 0.2, "tile: expected at least 32 pixels, got 31"),
-        (64, 0.5, "overlap: expected a part of the tile from 0 to below 0.5, got 0.5"),
-        (64, -0.1, "overlap"),
-        (64, float("nan"), "overlap"),
+        (31, 0.2, "tile: expected a whole number of pixels, at least 32, got 31"),
+        (64.5, 0.2, "tile: expected a whole number of pixels, at least 32, got 64.5"),
+        (64, 0.5, "overlap: expected a fraction from 0 to below 0.5, got 0.5"),
+        (64, -0.1, "overlap: expected a fraction from 0 to below 0.5, got -0.1"),
+        (64, float("nan"), "overlap: expected a fraction from 0 to below 0.5, got nan"),
     ],
 )
-def test_grid__refuses_what_cannot_be(tile: int, overlap: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Grid.of(100, 100, tile, overlap)
+def test_inference_settings__refuse_tiles_that_cannot_be(tile: Any, overlap: float, message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        InferenceSettings(tile=tile, overlap=overlap)
+    assert str(caught.value) == message
 
 
-def test_rows_of_tiles__reads_each_tile_once_in_batches() -> None:
-    image = np.arange(150 * 100, dtype=np.uint32).reshape(150, 100)
-    batches: list[list[tuple[int, ...]]] = []
-
-    def predict(tiles: Any) -> list[Instances]:
-        batches.append([tile.shape for tile in tiles])
-        return [Instances.from_masks(np.zeros((0, 64, 64), bool), [], []) for _ in tiles]
-
-    grid = Grid.of(150, 100, 64, 0.2)
-    read: list[Region] = []
-
-    def pixels(at: Region) -> Any:
-        read.append(at)
-        return image[at.y0 : at.y1, at.x0 : at.x1]
-
-    rows = rows_of_tiles(ImageReader(150, 100, pixels), grid, predict, 2)
-    found = merge_rows(rows, grid, CATEGORIES)
-    assert (len(found), found.height, found.width) == (0, 150, 100)
-    assert read == [tile for row in range(3) for tile in grid.row(row)]
-    assert batches == [[(64, 64)] * 2] * 3
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_grid__batches_hold_every_tile_of_a_row_once(size: int) -> None:
+    grid = Grid.of(200, 300, 64, 0.2)
+    batches = list(grid.batches(1, size))
+    assert [tile for batch in batches for tile in batch] == list(grid.row(1))
+    assert {len(batch) for batch in batches[:-1]} <= {size}
 
 
 @pytest.mark.parametrize("overlap", [0.2, 0.4])

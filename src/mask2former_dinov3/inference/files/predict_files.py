@@ -1,41 +1,41 @@
-"""Prediction on many files: read ahead, predict in batches or in tiles, save, remember what is done."""
+"""Predict on many image files: load ahead, predict in batches or tiles, write the results, remember what is done."""
 
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...atomic_files import check_writable, write_text, written_file
+from ...atomic_files import check_writable, write_file, write_text
 from ...data.images import read_image
 from ...errors import DatasetError
 from ...instances import Instances
 from ...version import __version__
 from ..image_processing import Prepared
 from ..predictor import Predictor
-from ..tiles.grid import Grid, check_tiles
+from ..prefetch import prefetch
+from ..settings import DEFAULTS, InferenceSettings
+from ..tiles.grid import Grid
 from ..tiles.image_reader import ImageReader, image_size, open_image
 from ..tiles.merging import merge_rows
-from .find_images import find_images, shown
-from .progress import Progress, fingerprint, key_of
+from .find_images import escape_unprintable, find_images
+from .progress import FinishedImage, Progress, fingerprint, key_of
 from .writers import check_outputs, overlay_name, save_classes, save_image
 
-PROGRESS = ".predict-progress.jsonl"
-RESULTS_AT_ONCE = 1000  # that are written and read together: a large image may have hundreds of thousands
+PROGRESS_FILE = ".predict-progress.jsonl"
+RESULTS_AT_ONCE = 1000  # COCO results that are written and read together; a large image may have hundreds of thousands
 
 
 @dataclass
 class PredictionSummary:
-    """What `predict_files` did. `failed`: (input, reason); `without_detection`: images with nothing above threshold."""
+    """What `predict_files` did. failed: (input, reason). without_detection: images with nothing above the threshold."""
 
     output: Path
     images: int = 0
@@ -45,14 +45,14 @@ class PredictionSummary:
     overlays: list[Path] = field(default_factory=list)
 
     def text(self) -> str:
-        """For people: counts, then the names of what found nothing and of what failed."""
+        """The summary for people: counts, then the images without a detection and the inputs that failed."""
         lines = [f"{self.detections} instances in {self.images} images; results in {self.output}"]
         if self.without_detection:
             lines.append(f"no detection in {len(self.without_detection)} of them:")
-            lines.extend(f"  {shown(path)}" for path in self.without_detection)
+            lines.extend(f"  {escape_unprintable(path)}" for path in self.without_detection)
         if self.failed:
             lines.append(f"{len(self.failed)} failed:")
-            lines.extend(f"  {shown(reason)}" for _, reason in self.failed)
+            lines.extend(f"  {escape_unprintable(reason)}" for _, reason in self.failed)
         return "\n".join(lines)
 
 
@@ -61,62 +61,49 @@ def predict_files(
     inputs: Sequence[str | Path],
     output: Path,
     *,
-    threshold: float = 0.5,
+    settings: InferenceSettings = DEFAULTS,
     save: Collection[str] = ("overlays", "coco"),
     device: str | None = None,
-    batch_size: int = 1,
-    max_detections: int = 100,
-    tile: int | None = None,
-    overlap: float = 0.2,
     progress: bool = False,
 ) -> PredictionSummary:
-    """Predict on files, folders (searched through) and glob patterns; leave in `output` what `save` names.
+    """Predict on files, folders (searched recursively) and glob patterns; write what `save` names into `output`.
 
-    overlays: `overlays/NAME` with the instances drawn in, JPEG for JPEG, otherwise PNG. masks: `masks/NAME/`, one 1-bit
-    PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping ones stay whole. coco:
-    `predictions.json`, COCO results of all images, and `images.json` with the images and categories that its ids mean.
-    geojson, yolo: see `polygons`. tile, overlap: as in `Predictor`; files are read in parts (`data.windows`).
+    overlays: `overlays/NAME` with the instances drawn in, JPEG for a JPEG, otherwise PNG. masks: `masks/NAME/`, one
+    1-bit PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping masks stay complete. coco:
+    `predictions.json`, COCO results of all images, and `images.json` with the images and categories of its ids.
+    geojson, yolo: see `polygons`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`).
+    progress: show progress bars.
 
-    An input that cannot be read goes to `failed` and the others are done. A run that was stopped, however, leaves what
-    is done in a hidden file, and the same call goes on from there.
-    Raises DatasetError when nothing at all was found, ValueError for settings that cannot be.
+    An input that cannot be read is added to `failed`, and the others are still predicted. A stopped run leaves its
+    finished images in a hidden file, and the same call continues from there.
+    Raises DatasetError when no image is found, OptionError for an unknown word in `save`.
     """
     check_outputs(save)
-    _check_settings(threshold, batch_size, tile, overlap)
     check_writable(output)
     summary = PredictionSummary(output)
     files = find_images(inputs, output, summary.failed)
     if not files:
-        raise DatasetError("predict: no image found\n" + "\n".join(f"  {shown(one)}" for _, one in summary.failed))
+        reasons = "\n".join(f"  {escape_unprintable(reason)}" for _, reason in summary.failed)
+        raise DatasetError(f"predict: no image found\n{reasons}")
     predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model, device)
-    settings = {
+    decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
         "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
-        "threshold": threshold,
-        "max_detections": max_detections,
-        "tile": None if tile is None else [tile, overlap],
+        "threshold": settings.threshold,
+        "max_detections": settings.max_detections,
+        "tile": None if settings.tile is None else [settings.tile, settings.overlap],
         "save": sorted(save),
     }
-    with Progress(output / PROGRESS, settings) as done:
+    with Progress(output / PROGRESS_FILE, decides) as done:
         images = [_File(number, *one, key_of(*one)) for number, one in enumerate(files, start=1)]
-        options = predictor, tuple(save), threshold, max_detections, batch_size, tile, overlap, progress
         save_classes(output, predictor.categories, save)
-        _Run(*options, done, summary).predict(images)
-    (output / PROGRESS).unlink()
+        _Run(predictor, settings, tuple(save), progress, done, summary).predict(images)
+    (output / PROGRESS_FILE).unlink()
     return summary
 
 
-def _check_settings(threshold: float, batch_size: int, tile: int | None, overlap: float) -> None:
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold: expected a score between 0 and 1, got {threshold}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    if tile is not None:
-        check_tiles(tile, overlap)
-
-
 class _File(NamedTuple):
-    """An image file to predict on: its number (COCO image id), path, name in the output, key in the progress."""
+    """An image file to predict on: its number (COCO image id), path, name in the output, key in the progress file."""
 
     number: int
     path: Path
@@ -124,60 +111,126 @@ class _File(NamedTuple):
     key: str
 
 
-class _Read(NamedTuple):
-    """A file that has been read; without pixels one that is to be read in tiles."""
+class _Loaded(NamedTuple):
+    """A file that has been read and prepared."""
 
     file: _File
-    rgb: NDArray[np.uint8] | None
-    prepared: Prepared | None
+    rgb: NDArray[np.uint8]
+    prepared: Prepared
+
+
+class _Large(NamedTuple):
+    """A file that is larger than a tile; it is read in parts."""
+
+    file: _File
+
+
+class _Failed(NamedTuple):
+    """A file that cannot be read."""
+
+    file: _File
+    error: DatasetError
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The settings of `predict_files`, and where its results go."""
+    """What one call of `predict_files` works with, and where its results go."""
 
     predictor: Predictor
+    settings: InferenceSettings
     save: tuple[str, ...]
-    threshold: float
-    max_detections: int
-    batch_size: int
-    tile: int | None
-    overlap: float
     show: bool
     done: Progress
     summary: PredictionSummary
 
     def predict(self, files: Sequence[_File]) -> None:
-        """All files that are not done; whatever happens, the results of those that are done are written."""
+        """Predict on all unfinished files. The results of finished files are written even if the run is stopped."""
         try:
-            self._predict_left(files)
+            self._predict_unfinished(files)
         except KeyboardInterrupt as stop:
             count = sum(file.key in self.done for file in files)
-            words = f"stopped: {count} of {len(files)} images are done; the same command goes on from there"
-            raise KeyboardInterrupt(words) from stop
+            message = f"stopped: {count} of {len(files)} images are finished; the same command continues from there"
+            raise KeyboardInterrupt(message) from stop
         finally:
-            self._collect(files)
+            self._write_results(files)
 
-    def _predict_left(self, files: Sequence[_File]) -> None:
-        left = [file for file in files if file.key not in self.done]
+    def _predict_unfinished(self, files: Sequence[_File]) -> None:
+        unfinished = [file for file in files if file.key not in self.done]
         with tqdm(
-            total=len(files), initial=len(files) - len(left), desc="predict", unit="image", disable=not self.show
+            total=len(files),
+            initial=len(files) - len(unfinished),
+            desc="predict",
+            unit="image",
+            disable=not self.show,
         ) as bar:
-            for batch in self._read_batches(left, bar):
-                prepared = [one.prepared for one in batch if one.prepared is not None]
-                if not prepared:
-                    self._predict_in_tiles(batch[0].file)
-                    continue
-                found = self.predictor.predict_prepared(prepared, self.threshold, self.max_detections)
-                for one, instances in zip(batch, found, strict=True):
-                    assert one.rgb is not None
-                    try:
-                        self._finish(one.file, ImageReader.of(one.rgb), instances)
-                    except DatasetError as error:
-                        self._fail(one.file, error)
+            for batch in self._batches(unfinished, bar):
+                if isinstance(batch, _Large):
+                    self._predict_in_tiles(batch.file)
+                else:
+                    self._predict_batch(batch)
 
-    def _collect(self, files: Sequence[_File]) -> None:
-        """Sum up what is done; where wanted, `predictions.json` and `images.json` of it, an image at a time."""
+    def _batches(self, files: Sequence[_File], bar: tqdm[_File]) -> Iterator[list[_Loaded] | _Large]:
+        """Batches of loaded images, and large images one by one, in order; at most two batches are in memory."""
+        batch: list[_Loaded] = []
+        for one in prefetch(files, self._load, ahead=self.settings.batch_size):
+            if isinstance(one, _Failed):
+                self._fail(one.file, one.error)
+            elif isinstance(one, _Large):
+                yield one
+            else:
+                batch.append(one)
+            bar.update()
+            if len(batch) == self.settings.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _load(self, file: _File) -> _Loaded | _Large | _Failed:
+        """Read and prepare one file; called in threads."""
+        tile = self.settings.tile
+        try:
+            if tile is not None and max(image_size(file.path)) > tile:
+                return _Large(file)
+            rgb = read_image(file.path)
+            return _Loaded(file, rgb, self.predictor.processor.prepare(rgb))
+        except DatasetError as error:
+            return _Failed(file, error)
+
+    def _predict_batch(self, batch: Sequence[_Loaded]) -> None:
+        found = self.predictor.predict_prepared([one.prepared for one in batch], self.settings)
+        for one, instances in zip(batch, found, strict=True):
+            try:
+                self._finish(one.file, ImageReader.of(one.rgb), instances)
+            except DatasetError as error:
+                self._fail(one.file, error)
+
+    def _predict_in_tiles(self, file: _File) -> None:
+        """Predict on a large image row by row of its tiles, from the first unfinished row on."""
+        assert self.settings.tile is not None
+        categories = self.predictor.categories
+        try:
+            with open_image(file.path) as image:
+                grid = Grid.of(image.height, image.width, self.settings.tile, self.settings.overlap)
+                rows = self.predictor.predict_rows(image, grid, self.settings, self.done.count_rows(file.key))
+                kept = chain(self.done.rows(file.key, categories), self.done.keep_rows(file.key, rows))
+                bar = tqdm(kept, file.name, len(grid.tops), leave=False, unit="row of tiles", disable=not self.show)
+                self._finish(file, image, merge_rows(bar, grid, categories))
+        except DatasetError as error:
+            self._fail(file, error)
+
+    def _finish(self, file: _File, image: ImageReader, instances: Instances) -> None:
+        save_image(self.summary.output, file.path, file.name, image, instances, self.save)
+        entry = FinishedImage(height=image.height, width=image.width, detections=len(instances))
+        starts = range(0, len(instances) if "coco" in self.save else 0, RESULTS_AT_ONCE)
+        parts = (instances[start : start + RESULTS_AT_ONCE].to_coco(file.number) for start in starts)
+        self.done.finish(file.key, entry, parts)
+
+    def _fail(self, file: _File, error: DatasetError) -> None:
+        self.summary.failed.append((str(file.path), str(error)))
+
+    def _write_results(self, files: Sequence[_File]) -> None:
+        """Sum up the finished images; with "coco", write `predictions.json` and `images.json`, image by image."""
         finished = [file for file in files if file.key in self.done]
         for file in finished:
             entry = self.done.entry(file.key)
@@ -190,7 +243,7 @@ class _Run:
         if "coco" not in self.save:
             return
         images = []
-        with written_file(self.summary.output / "predictions.json") as results:
+        with write_file(self.summary.output / "predictions.json") as results:
             written = 0
             for file in finished:
                 entry = self.done.entry(file.key)
@@ -205,68 +258,3 @@ class _Run:
             self.summary.output / "images.json",
             json.dumps({"images": images, "categories": names}, indent=2, ensure_ascii=False) + "\n",
         )
-
-    def _predict_in_tiles(self, file: _File) -> None:
-        """A large image, row by row of its tiles; rows that are done already are not done again."""
-        assert self.tile is not None
-        categories = self.predictor.categories
-        try:
-            with open_image(file.path) as image:
-                grid = Grid.of(image.height, image.width, self.tile, self.overlap)
-                first = self.done.count_rows(file.key)
-                rows = self.predictor.predict_rows(
-                    image, grid, self.threshold, self.max_detections, self.batch_size, first
-                )
-                kept = chain(self.done.rows(file.key, categories), self.done.keep_rows(file.key, rows))
-                bar = tqdm(kept, file.name, len(grid.tops), leave=False, unit="row of tiles", disable=not self.show)
-                self._finish(file, image, merge_rows(bar, grid, categories))
-        except DatasetError as error:
-            self._fail(file, error)
-
-    def _finish(self, file: _File, image: ImageReader, instances: Instances) -> None:
-        save_image(self.summary.output, file.path, file.name, image, instances, self.save)
-        entry: dict[str, Any] = {"height": image.height, "width": image.width, "detections": len(instances)}
-        starts = range(0, len(instances) if "coco" in self.save else 0, RESULTS_AT_ONCE)
-        parts = (instances[start : start + RESULTS_AT_ONCE].to_coco(file.number) for start in starts)
-        self.done.finish(file.key, entry, parts)
-
-    def _fail(self, file: _File, error: DatasetError) -> None:
-        self.summary.failed.append((str(file.path), str(error)))
-
-    def _read_batches(self, files: Sequence[_File], bar: Any) -> Iterator[list[_Read]]:
-        """Batches of images that could be read, in order; at most two are held. An image for tiles is a batch alone."""
-
-        def read(file: _File) -> _Read:
-            if self.tile is not None and max(image_size(file.path)) > self.tile:
-                return _Read(file, None, None)
-            rgb = read_image(file.path)
-            return _Read(file, rgb, self.predictor.processor.prepare(rgb))
-
-        coming = iter(files)
-        waiting: deque[tuple[_File, Future[_Read]]] = deque()
-        batch: list[_Read] = []
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            try:
-                while True:
-                    for _, file in zip(range(self.batch_size - len(waiting)), coming, strict=False):
-                        waiting.append((file, pool.submit(read, file)))
-                    if not waiting:
-                        break
-                    file, future = waiting.popleft()
-                    try:
-                        one = future.result()
-                    except DatasetError as error:
-                        self._fail(file, error)
-                    else:
-                        if one.prepared is None:
-                            yield [one]
-                        else:
-                            batch.append(one)
-                    bar.update()
-                    if len(batch) == self.batch_size:
-                        yield batch
-                        batch = []
-                if batch:
-                    yield batch
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)

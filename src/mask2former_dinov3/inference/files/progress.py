@@ -1,8 +1,8 @@
-"""What a run over many images has done so far, kept on disk, so that a stopped one goes on where it was.
+"""Remember on disk which images a run has finished, so that a stopped run continues where it was.
 
-One JSON object a line: first the settings, then finished rows of tiles of large images, and of each finished image its
-results and, after them, that it is finished and where they are.
-Lines are only ever added; one that a kill has cut short is dropped. In memory is where each line begins.
+One JSON object per line: first the settings, then finished rows of tiles of large images; for each finished image its
+results and, after them, one line that says so and where the results are.
+Lines are only appended; the last line is dropped if a kill cut it short. In memory are the positions of the lines.
 """
 
 from __future__ import annotations
@@ -10,32 +10,41 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
-import numpy as np
 import torch
 
 from ...instances import Instances, Rle
+from ..network import Network
 
 logger = logging.getLogger(__name__)
 
 Categories = tuple[tuple[int, str], ...]
 
 
-class Progress:
-    """The file at `path`. What it holds counts if it was made with the same `settings`, else it starts anew, aloud.
+class FinishedImage(TypedDict):
+    """What is remembered of a finished image, besides its results: size in pixels and number of detections."""
 
-    An image goes by its key (see `key_of`). Close it (or leave its `with` block) before the file is read by others.
+    height: int
+    width: int
+    detections: int
+
+
+class Progress:
+    """The file at `path`. Its contents are reused only if it was written with the same `settings`.
+
+    Otherwise they are discarded with a warning. Images are identified by keys (see `key_of`). Close it (or leave its
+    `with` block) before another reader opens the file.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
         self.path = path
-        self._finished: dict[str, int] = {}  # where the line of each image begins
-        self._rows: dict[str, list[int]] = {}
-        if path.is_symlink():  # not to write where it leads
+        self._finished: dict[str, int] = {}  # key -> position of its line
+        self._rows: dict[str, list[int]] = {}  # key -> positions of its rows of tiles
+        if path.is_symlink():  # writing would follow it
             path.unlink()
         path.touch()
         self._file = path.open("r+b")
@@ -46,7 +55,7 @@ class Progress:
             self._append({"settings": settings})
         elif self._finished or self._rows:
             logger.info(
-                "going on with what an earlier run has left: %d images are done%s",
+                "continuing an earlier run: %d images are finished%s",
                 len(self._finished),
                 f", {len(self._rows)} in part" if self._rows else "",
             )
@@ -60,24 +69,24 @@ class Progress:
     def __contains__(self, key: str) -> bool:
         return key in self._finished
 
-    def finish(self, key: str, entry: dict[str, Any], results: Iterable[list[dict[str, Any]]]) -> None:
-        """An image is done; `entry` and its results, some at a time, are what is to be known of it later."""
+    def finish(self, key: str, entry: FinishedImage, results: Iterable[Sequence[Mapping[str, object]]]) -> None:
+        """Record that an image is finished, with its COCO results in parts of any length."""
         places = [self._append({"results": some}) for some in results]
         self._finished[key] = self._append({"key": key, "image": entry, "results": places})
         self._rows.pop(key, None)
 
-    def entry(self, key: str) -> dict[str, Any]:
-        """What `finish` was given."""
-        found: dict[str, Any] = self._at(self._finished[key])["image"]
+    def entry(self, key: str) -> FinishedImage:
+        """The entry that `finish` recorded."""
+        found: FinishedImage = self._at(self._finished[key])["image"]
         return found
 
-    def results(self, key: str) -> Iterator[dict[str, Any]]:
-        """The results that `finish` was given, one after the other."""
+    def results(self, key: str) -> Iterator[dict[str, object]]:
+        """The COCO results that `finish` recorded, one after the other."""
         for place in self._at(self._finished[key])["results"]:
             yield from self._at(place)["results"]
 
     def rows(self, key: str, categories: Categories) -> Iterator[list[Instances]]:
-        """The rows of tiles that an image has already, from the top."""
+        """The finished rows of tiles of an unfinished image, from the top."""
         for place in self._rows.get(key, ()):
             yield [
                 Instances(
@@ -92,11 +101,11 @@ class Progress:
             ]
 
     def count_rows(self, key: str) -> int:
-        """How many `rows` gives."""
+        """The number of rows that `rows` yields."""
         return len(self._rows.get(key, ()))
 
     def keep_rows(self, key: str, rows: Iterator[list[Instances]]) -> Iterator[list[Instances]]:
-        """The same rows, each kept as it passes."""
+        """Yield the same rows, and record each one before it is yielded."""
         for row in rows:
             stored = [
                 (
@@ -110,7 +119,8 @@ class Progress:
             self._rows.setdefault(key, []).append(self._append({"key": key, "row": stored}))
             yield row
 
-    def _append(self, line: dict[str, Any]) -> int:
+    def _append(self, line: Mapping[str, object]) -> int:
+        """Write a line; returns its position."""
         place = self._file.seek(0, 2)
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
@@ -120,8 +130,8 @@ class Progress:
         self._file.seek(place)
         return json.loads(self._file.readline())
 
-    def _read(self, settings: dict[str, Any]) -> int:
-        """Learn where the lines are; returns the place behind the last whole one, 0 to start anew."""
+    def _read(self, settings: Mapping[str, object]) -> int:
+        """Find the positions of the lines; returns the end of the last complete line, or 0 to start again."""
         place = 0
         for raw in self._file:
             try:
@@ -133,12 +143,9 @@ class Progress:
             if place == 0:
                 earlier = line.get("settings")
                 if earlier != settings:
-                    changed = [
-                        name
-                        for name in settings
-                        if not isinstance(earlier, dict) or earlier.get(name) != settings[name]
-                    ]
-                    logger.warning("starting anew: an earlier, unfinished run had another %s", ", ".join(changed))
+                    known = earlier if isinstance(earlier, dict) else {}
+                    changed = [name for name, value in settings.items() if name not in known or known[name] != value]
+                    logger.warning("starting again: an earlier, unfinished run had another %s", ", ".join(changed))
                     return 0
             elif "image" in line:
                 self._finished[line["key"]] = place
@@ -150,20 +157,20 @@ class Progress:
 
 
 def key_of(path: Path, name: str) -> str:
-    """What an image goes by: another file, or the same one changed, has another key."""
+    """The key of an image file: another file, or the same file with new content, has another key."""
     try:
         status = path.stat()
-    except OSError:  # reading it will say so
+    except OSError:  # reading the file will report it
         return json.dumps([str(path), name])
     return json.dumps([str(path), name, status.st_size, status.st_mtime_ns])
 
 
-def fingerprint(model: torch.nn.Module, file: Path | None) -> str:
-    """A number that changes with the weights: those in memory, or the file of a model that has none there."""
-    found = zlib.crc32(repr(getattr(model, "config", None)).encode())
+def fingerprint(model: Network, file: Path | None) -> str:
+    """A checksum of the weights: those in memory, or those in the .onnx file, which has none in memory."""
+    found = zlib.crc32(repr(model.config).encode())
     for name, tensor in model.state_dict().items():
         found = zlib.crc32(name.encode(), found)
-        values: np.ndarray[Any, Any] = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         found = zlib.crc32(values.data, found)
     if file is not None and file.is_file():
         with file.open("rb") as opened:

@@ -1,6 +1,6 @@
-"""What a prediction leaves of each image, below the output folder and nowhere else.
+"""Write the output files of each image, below the output folder and nowhere else.
 
-An image that is too large to be held (`ImageReader.large`) is drawn smaller, and its masks are cut to their boxes.
+An image too large for memory (`ImageReader.large`) is drawn at a smaller size, and its masks are cut to their boxes.
 """
 
 from __future__ import annotations
@@ -14,43 +14,45 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ...errors import DatasetError
+from ...errors import DatasetError, OptionError, mismatch
+from ...extras import require
 from ...instances import Instances
 from ...visualize import Picture, draw_instances, enlargement
 from ..tiles.grid import Region
 from ..tiles.image_reader import ImageReader, georeference
-from .polygons import check_polygons, write_geojson, write_yolo, yolo_classes
+from .polygons import write_geojson, write_yolo, yolo_classes
 
 OUTPUTS = ("overlays", "masks", "coco", "geojson", "yolo")
-LONGEST_OVERLAY = 4096  # pixels, of an image too large to be held
-MOST_LABELLED = 2000  # instances; among more of them labels could not be told apart
-BAND_PIXELS = 2**24  # of a large image that is made smaller, at one time
+LONGEST_OVERLAY = 4096  # pixels: the longer side of the overlay of an image too large for memory
+MOST_LABELLED = 2000  # instances; labels of more would hide each other
+BAND_PIXELS = 2**24  # pixels of a large image that are read and reduced at one time
 
 
 def check_outputs(save: Collection[str]) -> None:
-    """Raise ValueError for words that are not in OUTPUTS, UserError where one needs a package that is missing."""
+    """Raise OptionError for words that are not in OUTPUTS, MissingExtraError where one needs a missing package."""
     unknown = sorted(set(save) - set(OUTPUTS))
     if unknown or not save:
-        raise ValueError(f"save: expected some of {', '.join(OUTPUTS)}, got {', '.join(unknown) or 'nothing'}")
-    if {"geojson", "yolo"} & set(save):
-        check_polygons()
+        raise OptionError("save", f"some of {', '.join(OUTPUTS)}", ", ".join(unknown) or "nothing")
+    for word in sorted({"geojson", "yolo"} & set(save)):
+        require("large", f"the output {word}", "rasterio")
 
 
 def place(output: Path, *parts: str) -> Path:
-    """A path for a new file below `output`, its folder made, what stood there gone.
+    """The path of a new file below `output`: makes its folder and deletes an older file.
 
-    Raises DatasetError when a link on the way leads out of `output`.
+    Raises DatasetError when a link on the path leads out of `output`.
     """
     path = output.joinpath(*parts)
     if not path.parent.resolve().is_relative_to(output.resolve()):
-        raise DatasetError(f"{path}: this leads out of the output folder (a link?), so nothing is written there")
+        got = f"a link to {path.parent.resolve()}"
+        raise DatasetError(f"{path}: {mismatch('a place inside the output folder', got, 'remove the link')}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # a link, also a hard one, is not written through
+    path.unlink(missing_ok=True)  # so that nothing is written through a link, also not a hard link
     return path
 
 
 def overlay_name(name: str, path: Path) -> str:
-    """JPEG for JPEG, otherwise PNG."""
+    """The path of an overlay below the output folder: JPEG for a JPEG, otherwise PNG."""
     suffix = path.suffix.lower() if path.suffix.lower() in (".jpg", ".jpeg") else ".png"
     return str(Path("overlays", name).with_suffix(suffix))
 
@@ -58,10 +60,10 @@ def overlay_name(name: str, path: Path) -> str:
 def save_image(
     output: Path, path: Path, name: str, image: ImageReader, instances: Instances, save: Collection[str]
 ) -> None:
-    """All files of one image that `save` names; `name` is its name in the output, `path` the file it came from."""
+    """Write all files of one image that `save` names. path: the image file; name: its unique name in the output."""
     if "overlays" in save:
         picture = draw_overlay(image, instances)
-        Image.fromarray(picture).save(place(output, overlay_name(name, path)), quality=92)  # PNG passes quality over
+        Image.fromarray(picture).save(place(output, overlay_name(name, path)), quality=92)  # PNG ignores quality
     if "masks" in save:
         _save_masks(output, name, image, instances)
     if "geojson" in save:
@@ -72,23 +74,23 @@ def save_image(
 
 
 def save_classes(output: Path, categories: tuple[tuple[int, str], ...], save: Collection[str]) -> None:
-    """What the outputs of all images have in common."""
+    """Write the files that the outputs of all images share."""
     if "yolo" in save:
         place(output, "yolo", "data.yaml").write_text(yolo_classes(categories), encoding="utf-8")
 
 
 def draw_overlay(image: ImageReader, instances: Instances) -> Picture:
-    """The image with its instances, enlarged if small, made smaller if it is too large to be held."""
+    """The image with its instances drawn in: enlarged if small, reduced if too large for memory."""
     labels = len(instances) <= MOST_LABELLED
     if not image.large:
         whole = image.read(Region(0, 0, image.height, image.width))
         return draw_instances(whole, instances, scale=enlargement(instances), labels=labels)
-    small = shrunk_image(image, math.ceil(max(image.height, image.width) / LONGEST_OVERLAY))
+    small = shrink_image(image, math.ceil(max(image.height, image.width) / LONGEST_OVERLAY))
     return draw_instances(small, instances.shrunk(*small.shape[:2]), labels=labels)
 
 
-def shrunk_image(image: ImageReader, factor: int) -> Picture:
-    """A picture 1 / `factor` as large, read and averaged in bands."""
+def shrink_image(image: ImageReader, factor: int) -> Picture:
+    """The image reduced by `factor` along each side, read and averaged band by band."""
     width = math.ceil(image.width / factor)
     rows = factor * max(1, BAND_PIXELS // (image.width * factor))
     bands = []
@@ -100,9 +102,9 @@ def shrunk_image(image: ImageReader, factor: int) -> Picture:
 
 
 def _save_masks(output: Path, name: str, image: ImageReader, instances: Instances) -> None:
-    """One 1-bit PNG per instance; of a large image the part around it, whose place is in the name."""
+    """Write one 1-bit PNG per instance; for a large image its box only, with the position in the file name."""
     folder = place(output, str(Path("masks", name).with_suffix("")), "mask").parent
-    for old in folder.glob("[0-9]*_*.png"):  # of an earlier run, which may have found more
+    for old in folder.glob("[0-9]*_*.png"):  # of an earlier run, which may have found more instances
         old.unlink()
     for index, (class_name, score) in enumerate(zip(instances.names, instances.scores, strict=True)):
         safe = re.sub(r"[^\w.-]+", "-", class_name)[:60]  # characters of up to four bytes

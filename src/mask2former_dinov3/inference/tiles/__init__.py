@@ -1,1 +1,11 @@
-"""Room."""
+"""Predict on images that are too large for one pass: cut into tiles, read in parts, merge the results.
+
+An image file or array comes in, with the side of a tile and the overlap from `InferenceSettings`. One `Instances` of
+the whole image goes out, in which every object appears once and complete. `Predictor.predict_rows` runs the model.
+
+Read in this order:
+
+    grid           places overlapping tiles on an image
+    image_reader   reads parts of image files of any size
+    merging        joins the instances of all tiles
+"""

@@ -6,12 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SMALLEST_TILE = 32  # pixels a side
-LARGEST_OVERLAP = 0.5  # fraction of a tile; at half, a pixel would lie in three tiles of one row
-
 
 class Region(NamedTuple):
-    """A rectangle of pixels: rows y0 to y1, columns x0 to x1, the far edges not in it."""
+    """A rectangle of pixels: rows y0 to y1, columns x0 to x1; y1 and x1 are exclusive."""
 
     y0: int
     x0: int
@@ -19,7 +16,7 @@ class Region(NamedTuple):
     x1: int
 
     def shared(self, other: Region) -> Region:
-        """What is in both; y0 >= y1 or x0 >= x1 if nothing is."""
+        """The intersection; y0 >= y1 or x0 >= x1 if it is empty."""
         return Region(max(self.y0, other.y0), max(self.x0, other.x0), min(self.y1, other.y1), min(self.x1, other.x1))
 
     def meets(self, other: Region) -> bool:
@@ -39,12 +36,13 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(cls, height: int, width: int, tile: int, overlap: float) -> Grid:
-        """Tiles of `tile` pixels a side that share at least the part `overlap` of it with each neighbour.
+        """Tiles of `tile` pixels a side that share at least the fraction `overlap` of a side with each neighbour.
 
-        They are as few as that allows, all of the full size and evenly spread; an image smaller than a tile is one of
-        its own size. Raises ValueError for tile and overlap that cannot be.
+        The grid has the fewest tiles that allow this, all of full size and evenly spread. An image smaller than a tile
+        becomes one tile of the image's size. `InferenceSettings` checks the range of tile and overlap.
         """
-        check_tiles(tile, overlap)
+        assert tile > 0
+        assert 0 <= overlap < 1
         rows, columns = min(tile, height), min(tile, width)
         return cls(height, width, rows, columns, _starts(height, rows, overlap), _starts(width, columns, overlap))
 
@@ -54,9 +52,9 @@ class Grid(NamedTuple):
         for left in self.lefts:
             yield Region(top, left, top + self.tile_height, left + self.tile_width)
 
-    def batches(self, row: int, size: int) -> Iterator[list[Region]]:
-        """The tiles of one row, from left to right, at most `size` at a time."""
-        tiles = list(self.row(row))
+    def batches(self, index: int, size: int) -> Iterator[list[Region]]:
+        """The tiles of one row, from left to right, in lists of at most `size`."""
+        tiles = list(self.row(index))
         for start in range(0, len(tiles), size):
             yield tiles[start : start + size]
 
@@ -66,23 +64,15 @@ class Grid(NamedTuple):
         return len(self.tops) * len(self.lefts)
 
     def holds(self, box: Region, margin: int) -> bool:
-        """Whether some tile has the box inside, `margin` pixels from its edges (from those of the image none)."""
+        """Whether some tile contains the box, `margin` pixels away from its edges that lie inside the image."""
         return _holds(box.y0, box.y1, self.tops, self.tile_height, self.height, margin) and _holds(
             box.x0, box.x1, self.lefts, self.tile_width, self.width, margin
         )
 
 
-def check_tiles(tile: int, overlap: float) -> None:
-    """Raise ValueError unless tiles can be of this size, and overlap by this part of it."""
-    if tile < SMALLEST_TILE:
-        raise ValueError(f"tile: expected at least {SMALLEST_TILE} pixels, got {tile}")
-    if not 0 <= overlap < 0.5:
-        raise ValueError(f"overlap: expected a part of the tile from 0 to below 0.5, got {overlap}")
-
-
 def _starts(length: int, tile: int, overlap: float) -> tuple[int, ...]:
-    """Where tiles of `tile` begin on an axis of `length` pixels."""
-    # Of a tile of one pixel nothing can be shared: the image is one pixel wide.
+    """The first pixels of the tiles of `tile` pixels on an axis of `length` pixels."""
+    # A tile has one pixel only where the image is one pixel wide; it has no neighbour to share pixels with.
     steps = math.ceil((length - tile) / max(1, tile - math.ceil(tile * overlap)))
     return tuple(round(step * (length - tile) / max(steps, 1)) for step in range(steps + 1))
 

@@ -1,11 +1,11 @@
-"""Image files that are read in parts, for those too large to be held: same pixels as `images.read_image`.
+"""Read image files in parts if they are too large for memory; the pixels are those of `images.read_image`.
 
 Large files are read through rasterio (GDAL; the extra `large`): TIFF and BigTIFF, tiled or in strips (whole-slide
-scans, .svs, are TIFF), PNG, JPEG, JPEG 2000. The driver is chosen by the file's first bytes, never by its name, so that
-no file can make GDAL open another file or an address; files beside it are not looked at either.
+scans, .svs, are TIFF), PNG, JPEG, JPEG 2000. The first bytes of a file choose the driver, never its name, so that no
+file can make GDAL open another file or a network address. Files beside the image are not read.
 
-One difference remains: of a JPEG with subsampled colours (4:2:0) GDAL repeats the stored colour where Pillow
-interpolates it, on photographs 0.3 levels of 255 in the mean.
+One difference remains: in a JPEG with subsampled colours (4:2:0) GDAL repeats the stored colour where Pillow
+interpolates it; on photographs the mean difference is 0.3 of 255 levels.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...data.images import explained, read_header, read_image, sixteen_to_eight
 from ...errors import DatasetError
+from ...extras import is_installed
 from .grid import Region
 
+if TYPE_CHECKING:
+    from rasterio.io import DatasetReader
+
 WHOLE_PIXELS = 2**25
-"""A file of up to so many pixels (100 MB as RGB) is read whole: any format, no extra package."""
+"""Files of up to so many pixels (100 MB as RGB) are read whole: any format, no extra package."""
 
 MOST_PIXELS = 2**36  # 262,144 pixels a side
-MOST_PIXELS_PER_BYTE = 1000  # of the file; RGB of one colour, deflated, has 344
-MOST_BLOCK_BYTES = 2**28  # what has to be decoded at once to get at one pixel
-CACHE_MB = 256  # of decoded blocks, so that neighbouring tiles do not decode them anew
+MOST_PIXELS_PER_BYTE = 1000  # of the file; an RGB image of one colour, deflated, has 344
+MOST_BLOCK_BYTES = 2**28  # the size of a block, which is decoded as a whole to read one pixel
+CACHE_MB = 256  # of decoded blocks, so that neighbouring tiles do not decode them again
 WHOLE_BY_PILLOW = frozenset({"CMYK", "CIELAB"})  # GDAL turns these into other RGB values than Pillow does
 JPEGS = frozenset({"JPEG", "YCbCr JPEG"})  # YCbCr that is decoded as JPEG is RGB like any other
 
@@ -47,17 +51,18 @@ DRIVERS = (
 ENVIRONMENT = {
     "GDAL_CACHEMAX": CACHE_MB,
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no overviews, masks or world files beside the image
-    "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # else the missing part of a JPEG that was cut short is grey
-    "GDAL_PAM_ENABLED": False,  # nor .aux.xml, which may name any file or address
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # otherwise the missing part of a JPEG that was cut short becomes grey
+    "GDAL_PAM_ENABLED": False,  # no .aux.xml, which may name any file or address
 }
 
 Rgb = npt.NDArray[np.uint8]
-Convert = Callable[[npt.NDArray[Any]], Rgb]
+Bands = npt.NDArray[Any]  # (bands, h, w) or (h, w) numbers of the file's own type
+Convert = Callable[[Bands], Rgb]
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """An image of height x width pixels whose parts can be had: read(region) gives RGB (h, w, 3) uint8."""
+    """An image of height x width pixels that is read in parts: read(region) returns RGB (h, w, 3) uint8."""
 
     height: int
     width: int
@@ -70,20 +75,20 @@ class ImageReader:
 
     @property
     def large(self) -> bool:
-        """Whether it is not to be held whole."""
+        """Whether the image is too large to be held in memory as a whole."""
         return self.height * self.width > WHOLE_PIXELS
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[ImageReader]:
-    """A file's parts, as long as the block lasts and in the thread that opened it.
+    """Open a file for reading in parts, inside the `with` block and in the thread that opened it.
 
-    A file that is not large is read whole. So is a larger one that cannot be had in parts, within Pillow's limit; it
-    may lack rasterio, or be CMYK, Lab, WebP, GIF or BMP. Raises DatasetError as `read_image` does, and for a file that
-    declares far more pixels than its bytes can hold, or whose blocks are too large to be decoded.
+    A file that is not large is read whole. A large file is also read whole, within Pillow's limit, if it cannot be read
+    in parts: rasterio is not installed, or the image is CMYK, Lab, WebP, GIF or BMP. Raises DatasetError as
+    `read_image` does, and for a file that declares far more pixels than its bytes can hold, or has too large blocks.
     """
-    with _opened(path) as source:
-        convert = None if source is None or source.height * source.width <= WHOLE_PIXELS else _conversion(source)
+    with _open_dataset(path) as source:
+        convert = None if source is None or source.height * source.width <= WHOLE_PIXELS else _find_conversion(source)
         if source is None or convert is None:
             yield ImageReader.of(read_image(path))
             return
@@ -98,7 +103,7 @@ def open_image(path: Path) -> Iterator[ImageReader]:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of an image file of any size. Raises DatasetError as `open_image` does."""
-    with _opened(path) as source:
+    with _open_dataset(path) as source:
         if source is not None:
             return source.height, source.width
     header = read_header(path)
@@ -106,9 +111,11 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def georeference(path: Path) -> tuple[tuple[float, ...], str] | None:
-    """Where a GeoTIFF lies: (a, b, c, d, e, f), x = a * column + b * row + c, y = d * column + e * row + f, and its
-    coordinate system; None for an image that is nowhere."""
-    with _opened(path) as source:
+    """The affine transform (a, b, c, d, e, f) of a GeoTIFF and its coordinate system; None without georeference.
+
+    x = a * column + b * row + c, y = d * column + e * row + f.
+    """
+    with _open_dataset(path) as source:
         if source is None or source.crs is None or source.transform.is_identity:
             return None
         code = source.crs.to_epsg()
@@ -117,14 +124,14 @@ def georeference(path: Path) -> tuple[tuple[float, ...], str] | None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The file as a rasterio dataset; None without rasterio, or if it is of no kind that is read in parts."""
-    try:
-        import rasterio
-        from rasterio.errors import NotGeoreferencedWarning
-    except ImportError:
+def _open_dataset(path: Path) -> Iterator[DatasetReader | None]:
+    """The file as a rasterio dataset; None without rasterio, or for a format that is not read in parts."""
+    if not is_installed("rasterio"):
         yield None
         return
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
     with explained(path), open(path, "rb") as file:
         start = file.read(12)
     driver = next((driver for magic, driver in DRIVERS if start.startswith(magic)), None)
@@ -145,23 +152,23 @@ def _check_size(height: int, width: int, path: Path) -> None:
     pixels, stored = height * width, path.stat().st_size
     if pixels > min(MOST_PIXELS, max(WHOLE_PIXELS, stored * MOST_PIXELS_PER_BYTE)):
         raise DatasetError(
-            f"{path}: {height} x {width} pixels (height x width) in {stored:,} bytes, refused as a possible bomb: more "
-            f"than {MOST_PIXELS_PER_BYTE} pixels a byte, or than {MOST_PIXELS:,} pixels"
+            f"{path}: expected at most {MOST_PIXELS_PER_BYTE} pixels per byte of the file and {MOST_PIXELS:,} in all, "
+            f"got {height} x {width} pixels (height x width) in {stored:,} bytes; the file may be a decompression bomb"
         )
 
 
-def _check_blocks(source: Any, path: Path) -> None:
+def _check_blocks(source: DatasetReader, path: Path) -> None:
     rows, columns = source.block_shapes[0]
     size = rows * columns * source.count * np.dtype(source.dtypes[0]).itemsize
     if size > MOST_BLOCK_BYTES:
         raise DatasetError(
-            f"{path}: stored in blocks of {rows} x {columns} pixels (height x width), {size:,} bytes, which are "
-            f"decoded whole; at most {MOST_BLOCK_BYTES:,} are: save it as a tiled TIFF"
+            f"{path}: expected blocks of at most {MOST_BLOCK_BYTES:,} bytes, since a block is decoded as a whole, got "
+            f"{rows} x {columns} pixels (height x width), {size:,} bytes; save the image as a tiled TIFF"
         )
 
 
-def _conversion(source: Any) -> Convert | None:
-    """How the bands (bands, h, w) of a dataset become RGB by the rules of `images`; None: only Pillow knows."""
+def _find_conversion(source: DatasetReader) -> Convert | None:
+    """The function from bands (bands, h, w) to RGB by the rules of `images`; None where only Pillow can convert."""
     kinds = [interpretation.name for interpretation in source.colorinterp]
     dtype = source.dtypes[0]
     tags = source.tags(ns="IMAGE_STRUCTURE")
@@ -194,6 +201,6 @@ def _grey(values: npt.NDArray[np.uint8]) -> Rgb:
     return np.repeat(values[:, :, None], 3, axis=2)
 
 
-def _high_byte(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """What Pillow takes of 16-bit colours."""
+def _high_byte(values: Bands) -> npt.NDArray[np.uint8]:
+    """16-bit colours to 8 bits as Pillow converts them: the high byte."""
     return np.ascontiguousarray(values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8))

@@ -1,24 +1,26 @@
-"""Instances found in overlapping tiles to instances of the whole image: each object once, and whole.
+"""Merge the instances of overlapping tiles into instances of the whole image: each object once, and complete.
 
-Two neighbouring tiles see the same pixels in their overlap, so an object that lies there is seen by both. Per class:
+Two neighbouring tiles see the same pixels in their overlap, so both see an object that lies there. A piece is an
+instance as one tile sees it; an inner edge is an edge of a tile that lies inside the image. Per class:
 
-1. A piece cut by an inner edge of its tile that lies inside another tile is dropped: that tile sees more of the object.
-2. Pieces cut by no inner edge claim to be whole. Of two from different tiles whose masks have an IoU over 0.5 the one
-   with the higher score stays.
-3. What crosses an overlap is in both tiles a part of the object. The parts are joined where each is the best of the
-   other by the IoU of their masks *inside the overlap* (over 0.5), or where one, cut on its way to the other, lies in
-   the other there (an arm of a horseshoe whose bend only the neighbour sees). Joins go on from tile to tile, so the
-   size of an object does not matter. The score of the whole is the mean over its pixels.
+1. A piece that is cut by an inner edge but lies completely inside another tile is dropped: that tile sees more of it.
+2. A piece that no inner edge cuts counts as whole. If two whole pieces of different tiles have an IoU above 0.5, the
+   one with the higher score is kept.
+3. An object that crosses an overlap leaves one piece in each tile. Two pieces are joined if each is the best match of
+   the other by the IoU of their masks *inside the overlap*, and that IoU is above 0.5. They are also joined if an
+   inner edge cuts both and most of one piece's pixels in the overlap belong to the other (an arm of a horseshoe whose
+   bend only the neighbour sees). Joins continue from tile to tile, so objects may be of any size. The score of the
+   object is the mean over its pixels.
 
-Objects that merely touch share few pixels inside the overlap and stay apart, and so do pieces of one tile.
+Objects that merely touch share few pixels inside the overlap and stay separate, and so do pieces of one tile.
 
-A mask is kept as vertical runs of pixels, numbered down the columns of the whole image (as in COCO's RLE): joining,
+A mask is stored as vertical runs of pixels, numbered down the columns of the whole image (as in COCO's RLE): joining,
 comparing and encoding need no bitmap. R runs of one piece, H W the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,23 +30,18 @@ from numpy.typing import NDArray
 from ...data.rle import compress, runs_of_each
 from ...instances import Instances, Rle
 from .grid import Grid, Region
-from .image_reader import ImageReader
 
-SAME = 0.5  # IoU above which two masks are the same object; only one mask of disjoint ones can be above it
-INSIDE = 0.8  # share of a part's pixels that lie in another part for it to belong there
-EDGE = 2  # pixels: a mask this near to its tile's edge reaches it
-
-Numbers = NDArray[np.int64]
-Predict = Callable[[Sequence[NDArray[np.uint8]]], list[Instances]]
-"""RGB images (h, w, 3) to their instances, as one batch."""
+SAME_IOU = 0.5  # above it two masks show the same object; among disjoint masks only one can reach it
+INSIDE = 0.8  # a piece belongs to another one if it shares more than this fraction of its pixels
+EDGE = 2  # pixels: a mask that comes this close to an edge of its tile counts as cut by it
 
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Pixels as vertical runs start..end (R,), sorted and apart, none longer than its column."""
+    """Pixels as vertical runs from start up to and without end, (R,) each: sorted, disjoint, each within one column."""
 
-    start: Numbers
-    end: Numbers
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
 
     @property
     def area(self) -> int:
@@ -60,13 +57,13 @@ class Runs:
         return Runs(start[start < end], end[start < end])
 
     def shared(self, other: Runs) -> int:
-        """How many pixels are in both."""
+        """The number of pixels that are in both."""
         if not len(other.start):
             return 0
         lengths = np.concatenate(([0], np.cumsum(other.end - other.start)))
 
-        def covered(position: Numbers) -> Numbers:
-            """Pixels of `other` before each position."""
+        def covered(position: NDArray[np.int64]) -> NDArray[np.int64]:
+            """The number of pixels of `other` before each position."""
             before = np.searchsorted(other.start, position)
             last = other.end[np.maximum(before - 1, 0)]
             return np.asarray(lengths[before] - np.where(before > 0, np.maximum(last - position, 0), 0))
@@ -74,8 +71,8 @@ class Runs:
         return int((covered(self.end) - covered(self.start)).sum())
 
 
-def joined(parts: list[Runs]) -> Runs:
-    """The pixels of any of the parts; runs that meet become one, across columns as well."""
+def join_runs(parts: list[Runs]) -> Runs:
+    """The union of several masks; runs that touch become one, also from one column to the next."""
     start = np.concatenate([part.start for part in parts])
     end = np.concatenate([part.end for part in parts])
     order = np.argsort(start, kind="stable")
@@ -86,22 +83,22 @@ def joined(parts: list[Runs]) -> Runs:
 
 @dataclass(eq=False, slots=True)
 class Piece:
-    """One instance as a tile sees it. whole: it reaches no inner edge of the tile."""
+    """One instance as a tile sees it. whole: no inner edge of the tile cuts it."""
 
     label: int
     score: np.float32
     runs: Runs
     box: Region
     whole: bool
-    open: bool = True  # a tile to come may still meet it
-    repeated: bool = False  # another tile has the same with a higher score
-    group: list[Piece] = field(default_factory=list)  # all pieces of its object, itself included; shared by them
+    open: bool = True  # a later tile may still overlap it
+    repeated: bool = False  # another tile has the same object with a higher score
+    group: list[Piece] = field(default_factory=list)  # all pieces of its object, with itself; they share the list
 
 
 class Merger:
-    """Takes the tiles of an image row by row; gives instances of the whole image.
+    """Takes the instances of tiles row by row and returns the instances of the whole image.
 
-    Memory: the pieces of tiles that the next row overlaps, and the finished instances as RLE.
+    It holds the pieces of tiles that the next row overlaps, and the finished instances as RLE.
     """
 
     def __init__(self, grid: Grid, categories: tuple[tuple[int, str], ...] | None) -> None:
@@ -111,17 +108,17 @@ class Merger:
         self.finished: list[tuple[int, np.float32, Rle]] = []
 
     def add_row(self, row: int, found: list[Instances]) -> None:
-        """What was found in the tiles of a row, from left to right; rows come from the top, without a gap."""
+        """Add the instances of each tile of a row, from left to right; rows must come from the top, without a gap."""
         for tile, instances in zip(self.grid.row(row), found, strict=True):
             pieces = [piece for piece in pieces_of(instances, tile, self.grid) if not self.is_seen_better(piece)]
             for other, earlier in self.tiles:
                 if other.meets(tile):
-                    link(pieces, earlier, likenesses(tile, pieces, other, earlier, self.grid.height))
+                    link(pieces, earlier, compare_pieces(tile, pieces, other, earlier, self.grid.height))
             self.tiles.append((tile, pieces))
         self.finish_above(self.grid.tops[row + 1] if row + 1 < len(self.grid.tops) else self.grid.height)
 
     def instances(self) -> Instances:
-        """All instances, best first, once every row has been added."""
+        """All instances, best score first; every row must have been added."""
         assert not self.tiles, "rows are missing"
         order = sorted(range(len(self.finished)), key=lambda index: -self.finished[index][1])
         return Instances(
@@ -134,11 +131,11 @@ class Merger:
         )
 
     def is_seen_better(self, piece: Piece) -> bool:
-        """Whether a cut piece lies inside another tile, away from its inner edges (rule 1)."""
+        """Whether another tile contains the whole of a cut piece (rule 1)."""
         return not piece.whole and self.grid.holds(piece.box, EDGE)
 
     def finish_above(self, top: int) -> None:
-        """No tile to come begins above `top`: encode the objects that only tiles above it have seen."""
+        """Encode the objects that only tiles above `top` have seen; no later tile begins above it."""
         closed = [piece for tile, pieces in self.tiles if tile.y1 <= top for piece in pieces]
         self.tiles = [(tile, pieces) for tile, pieces in self.tiles if tile.y1 > top]
         for piece in closed:
@@ -146,22 +143,22 @@ class Merger:
         groups = {id(piece.group): piece.group for piece in closed}
         ended = [group for group in groups.values() if not any(piece.open for piece in group)]
         done = [kept for group in ended if (kept := [piece for piece in group if not piece.repeated])]
-        settled = [settle(group) for group in done]
-        rles = encode([runs for _, runs in settled], self.grid.height, self.grid.width)
+        merged = [merge_pieces(group) for group in done]
+        rles = encode_runs([runs for _, runs in merged], self.grid.height, self.grid.width)
         self.finished.extend(
-            (group[0].label, score, rle) for group, (score, _), rle in zip(done, settled, rles, strict=True)
+            (group[0].label, score, rle) for group, (score, _), rle in zip(done, merged, rles, strict=True)
         )
 
 
 def pieces_of(instances: Instances, tile: Region, grid: Grid) -> Iterator[Piece]:
-    """The instances of one tile in the image's coordinates, each a group of its own."""
+    """The instances of one tile in the coordinates of the image, each in a group of its own."""
     height = tile.y1 - tile.y0
     counts = [rle["counts"].encode() for rle in instances.rles]
     for lengths, label, score in zip(runs_of_each(counts), instances.labels, instances.scores, strict=True):
         bounds = np.cumsum(lengths)
         start, end = bounds[: len(bounds) // 2 * 2 : 2], bounds[1::2]
         first, last = start // height, (end - 1) // height
-        number = last - first + 1  # a run may go on at the top of the next column
+        number = last - first + 1  # columns of each run, which may continue at the top of the next column
         place = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
         column = np.repeat(first, number) + place
         top = np.where(place == 0, np.repeat(start - first * height, number), 0)
@@ -185,21 +182,21 @@ def pieces_of(instances: Instances, tile: Region, grid: Grid) -> Iterator[Piece]
 
 
 class Likeness(NamedTuple):
-    """How much two masks have in common: IoU, and the shared pixels' part of the first mask and of the second."""
+    """How similar two masks are: IoU, and the shared pixels as a fraction of the first and of the second mask."""
 
     iou: float
     of_first: float
     of_second: float
-    crossing: bool  # both are cut on their way to the other: the object runs through the whole overlap
-    whole: bool  # both are
+    crossing: bool  # each tile's inner edge cuts its piece: the object passes through the whole overlap
+    whole: bool  # both pieces are whole
 
 
-def likenesses(
+def compare_pieces(
     tile: Region, pieces: list[Piece], other: Region, earlier: list[Piece], height: int
 ) -> dict[tuple[int, int], Likeness]:
-    """Of the pieces of two tiles that may be one object: (place in `pieces`, place in `earlier`) -> likeness.
+    """The likeness of all pieces of two tiles that may be one object: (index in `pieces`, index in `earlier`) -> it.
 
-    Two whole pieces are compared as they are, parts inside the overlap.
+    Two whole pieces are compared completely, other pairs inside the overlap of the tiles.
     """
     overlap = tile.shared(other)
     beside = tile.y0 == other.y0 or tile.x0 == other.x0
@@ -216,7 +213,7 @@ def likenesses(
                 first, second = first.within(overlap, height), second.within(overlap, height)
                 ends = reaches(first, tile, other, height), reaches(second, other, tile, height)
                 crossing = all(ends)
-                # Tiles at a corner share few pixels: only what runs through them says something.
+                # Tiles that meet at a corner share few pixels: only objects that pass through all of them count.
                 if not (crossing or (beside and any(ends))):
                     continue
             if shared := first.shared(second):
@@ -227,7 +224,7 @@ def likenesses(
 
 
 def reaches(runs: Runs, tile: Region, other: Region, height: int) -> bool:
-    """Whether runs in the overlap of two tiles reach an edge of `tile` that lies inside the other one."""
+    """Whether runs in the overlap of two tiles reach an edge of `tile` that lies inside the other tile."""
     if not len(runs.start):
         return False
     column = runs.start // height
@@ -242,17 +239,17 @@ def reaches(runs: Runs, tile: Region, other: Region, height: int) -> bool:
 
 
 def link(pieces: list[Piece], earlier: list[Piece], like: dict[tuple[int, int], Likeness]) -> None:
-    """Mark repeated pieces of two tiles, put parts of the same object into one group (rules 2 and 3)."""
+    """Mark repeated pieces of two tiles, and put the pieces of one object into one group (rules 2 and 3)."""
     best, best_earlier = {}, {}
     for i, j in sorted(like, key=lambda pair: like[pair].iou):
         best[i], best_earlier[j] = j, i
     for (i, j), alike in like.items():
         if alike.whole:
-            if alike.iou > SAME:
+            if alike.iou > SAME_IOU:
                 min(pieces[i], earlier[j], key=lambda piece: piece.score).repeated = True
             continue
         first, second = best[i] == j, best_earlier[j] == i
-        same = first and second and alike.iou > SAME
+        same = first and second and alike.iou > SAME_IOU
         arm = alike.crossing and ((first and alike.of_first > INSIDE) or (second and alike.of_second > INSIDE))
         if (same or arm) and pieces[i].group is not earlier[j].group:
             small, large = sorted((pieces[i].group, earlier[j].group), key=len)
@@ -261,14 +258,14 @@ def link(pieces: list[Piece], earlier: list[Piece], like: dict[tuple[int, int], 
                 piece.group = large
 
 
-def settle(group: list[Piece]) -> tuple[np.float32, Runs]:
+def merge_pieces(group: list[Piece]) -> tuple[np.float32, Runs]:
     """Score and pixels of one object from its pieces."""
     score = np.average([piece.score for piece in group], weights=[piece.runs.area for piece in group])
-    return np.float32(score), joined([piece.runs for piece in group])
+    return np.float32(score), join_runs([piece.runs for piece in group])
 
 
-def encode(masks: list[Runs], height: int, width: int) -> list[Rle]:
-    """Masks of joined runs as RLE of the whole image."""
+def encode_runs(masks: list[Runs], height: int, width: int) -> list[Rle]:
+    """Masks that `join_runs` made, as RLE of the whole image."""
     lengths = []
     for mask in masks:
         bounds = np.stack((mask.start, mask.end), axis=1).ravel()
@@ -280,21 +277,10 @@ def encode(masks: list[Runs], height: int, width: int) -> list[Rle]:
     return [Rle(size=[height, width], counts=str(one, "ascii")) for one in counts]
 
 
-def rows_of_tiles(
-    image: ImageReader, grid: Grid, predict: Predict, batch_size: int, first: int = 0
-) -> Iterator[list[Instances]]:
-    """What is found in the tiles of each row of the grid, from row `first` on, each tile in its own coordinates."""
-    for row in range(first, len(grid.tops)):
-        found: list[Instances] = []
-        for tiles in grid.batches(row, batch_size):
-            found.extend(predict([image.read(tile) for tile in tiles]))
-        yield found
-
-
 def merge_rows(
     rows: Iterable[list[Instances]], grid: Grid, categories: tuple[tuple[int, str], ...] | None
 ) -> Instances:
-    """The instances of the whole image (see `merging`)."""
+    """The instances of the whole image from those of its tiles, which come as `Predictor.predict_rows` yields them."""
     merger = Merger(grid, categories)
     for row, found in enumerate(rows):
         merger.add_row(row, found)

@@ -1,0 +1,30 @@
+"""Sizes of the canvas: images are fitted into whole patches, and tensors are padded to the coarsest stride."""
+
+from __future__ import annotations
+
+from .errors import OptionError
+
+PATCH_SIZE = 16  # of the DINOv3 ViTs: both sides of a canvas are multiples of it
+PADDING = 32  # the coarsest stride of the model: both sides of a tensor are multiples of it
+
+
+def check_canvas(height: int, width: int, options: tuple[str, str] = ("image_height", "image_width")) -> None:
+    """Raise OptionError, with the nearest valid sizes, unless both are positive multiples of 16.
+
+    options: the names that the error gives to height and width.
+    """
+    for option, size in zip(options, (height, width), strict=True):
+        check_side(option, size)
+
+
+def check_side(option: str, size: int) -> None:
+    """As `check_canvas`, for one side."""
+    if size < PATCH_SIZE or size % PATCH_SIZE:
+        below = size // PATCH_SIZE * PATCH_SIZE
+        nearest = f"{below} and {below + PATCH_SIZE} are" if below >= PATCH_SIZE else f"{PATCH_SIZE} is"
+        raise OptionError(option, f"a multiple of {PATCH_SIZE}", size, f"{nearest} the nearest")
+
+
+def padded_size(height: int, width: int) -> tuple[int, int]:
+    """The tensor size (H, W) of a canvas: each side rounded up to a multiple of 32."""
+    return -(-height // PADDING) * PADDING, -(-width // PADDING) * PADDING
