@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..errors import OptionError, UserError, mismatch
 from ..extras import require
 from ..inference.predictor import Predictor
-from ..inference.settings import InferenceSettings
+from ..inference.settings import DEFAULTS, InferenceSettings
 from .gathering import Batches, BatchSummary, Gathering
 from .image_list import list_images
 from .reading import ResultRow
@@ -45,7 +45,6 @@ IMAGES_PER_TASK = 16
 """Minimum number of images that a task reads."""
 WATCH_SECONDS = 10
 """After this time without a result the nodes of the cluster are counted."""
-DEFAULT_SETTINGS = InferenceSettings()
 
 
 def batch_predict(
@@ -53,7 +52,7 @@ def batch_predict(
     inputs: Sequence[str],
     output: str,
     *,
-    settings: InferenceSettings = DEFAULT_SETTINGS,
+    settings: InferenceSettings = DEFAULTS,
     column: str | None = None,
     device: str | None = None,
     ray_address: str | None = None,

@@ -18,9 +18,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..inference.predictor import Predictor
-from ..inference.tiles.grid import SMALLEST_TILE
+from ..inference.settings import DEFAULTS, SMALLEST_TILE
 from ..visualize import PALETTE
-from .schema import DEFAULTS
 
 STATIC = Path(__file__).parent / "static"
 MIN_THRESHOLD = 0.05  # the page asks for all instances above it, and filters them in the browser

@@ -8,14 +8,12 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import mismatch
-from ..inference.settings import InferenceSettings
-from ..inference.tiles.grid import LARGEST_OVERLAP, SMALLEST_TILE
+from ..inference.settings import DEFAULTS, LARGEST_OVERLAP, SMALLEST_TILE, InferenceSettings
 
 RAW = ("image/jpeg", "image/png", "image/webp", "image/tiff", "image/bmp", "image/gif", "application/octet-stream")
 FORM = "multipart/form-data"
 MOST_DETECTIONS = 10_000
 LARGEST_TILE = 8192
-DEFAULTS = InferenceSettings()
 
 
 class Options(BaseModel):

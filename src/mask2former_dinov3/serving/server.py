@@ -13,6 +13,7 @@ from ..errors import ConfigError, OptionError, mismatch
 from ..extras import require
 from ..inference.onnx_model import OnnxModel
 from ..inference.predictor import Predictor
+from ..model import Mask2FormerDinov3Config
 from ..model_folder.licence import is_bound
 from .limits import Limits
 from .queue import ModelQueue
@@ -78,7 +79,8 @@ def licence_line(predictor: Predictor, model: str | Path) -> str:
     """The licence that binds users of the model, for the last line of the page; empty if none is known."""
     if isinstance(predictor.model, OnnxModel):
         return f"Licence of the weights: {predictor.model.metadata.licence['weights']}."
-    if is_bound(predictor.model.config, Path(model)):
+    config = predictor.model.config
+    if isinstance(config, Mask2FormerDinov3Config) and is_bound(config, Path(model)):
         return "The weights derive from Meta's DINOv3 and fall under the DINOv3 License."
     return ""
 
