@@ -18,6 +18,21 @@ def read_json(
     error. unique_keys: refuse an object that has a key twice (costs time on large files).
     Raises `raises` when the file is missing, a folder, not text, not JSON, or nested too deeply.
     """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise raises(f"{path}: {mismatch(expected, 'no such file')}") from error
+    except IsADirectoryError as error:
+        raise raises(f"{path}: {mismatch(expected, 'a folder')}") from error
+    except OSError as error:
+        raise raises(f"{path}: {mismatch(expected, f'a file that cannot be read ({error.strerror})')}") from error
+    return parse_json(data, path, expected, raises=raises, unique_keys=unique_keys)
+
+
+def parse_json(
+    data: bytes, path: Path | str, expected: str, *, raises: type[UserError] = UserError, unique_keys: bool = False
+) -> Any:
+    """As `read_json`, for the bytes of a file that are read already. path: how messages call it."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
@@ -27,7 +42,7 @@ def read_json(
         return dict(pairs)
 
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=unique if unique_keys else None)
+        return json.loads(data, object_pairs_hook=unique if unique_keys else None)
     except json.JSONDecodeError as error:
         got = f"invalid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         raise raises(f"{path}: {mismatch(expected, got, 'check whether the file is complete')}") from error
@@ -35,19 +50,23 @@ def read_json(
         raise raises(f"{path}: {mismatch(expected, 'bytes that are not text')}") from error
     except RecursionError as error:
         raise raises(f"{path}: {mismatch(expected, 'JSON that is nested too deeply')}") from error
-    except FileNotFoundError as error:
-        raise raises(f"{path}: {mismatch(expected, 'no such file')}") from error
-    except IsADirectoryError as error:
-        raise raises(f"{path}: {mismatch(expected, 'a folder')}") from error
-    except OSError as error:
-        raise raises(f"{path}: {mismatch(expected, f'a file that cannot be read ({error.strerror})')}") from error
 
 
 def read_json_object(
     path: Path, expected: str = "a JSON object", *, raises: type[UserError] = UserError, unique_keys: bool = False
 ) -> dict[str, Any]:
     """As `read_json`, for a file that must hold an object. Raises `raises` for any other content."""
-    content = read_json(path, expected, raises=raises, unique_keys=unique_keys)
+    return _check_object(read_json(path, expected, raises=raises, unique_keys=unique_keys), path, expected, raises)
+
+
+def parse_json_object(
+    data: bytes, path: Path | str, expected: str, *, raises: type[UserError] = UserError
+) -> dict[str, Any]:
+    """As `read_json_object`, for the bytes of a file that are read already. path: how messages call it."""
+    return _check_object(parse_json(data, path, expected, raises=raises), path, expected, raises)
+
+
+def _check_object(content: object, path: Path | str, expected: str, raises: type[UserError]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise raises(f"{path}: {mismatch(expected, describe(content))}")
     return content

@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
-from tqdm import tqdm
 
 from mask2former_dinov3.cluster.gathering import Batches, BatchSummary, Gathering
-from mask2former_dinov3.cluster.shards import ShardFolder, found_of
+from mask2former_dinov3.cluster.shards import ShardFolder, tables_of
 from mask2former_dinov3.errors import CheckpointError, UserError
 from mask2former_dinov3.instances import Instances
 
@@ -47,7 +46,7 @@ def one_instance() -> Instances:
 
 
 def gathering_of(batches: Batches, folder: ShardFolder) -> Gathering:
-    return Gathering(batches, folder, BatchSummary(folder.output), tqdm(disable=True))
+    return Gathering(batches, folder, BatchSummary(folder.output), lambda images: None)
 
 
 def rows(output: str, kind: str) -> list[dict[str, Any]]:
@@ -81,7 +80,9 @@ def test_gathering__writes_whole_shards_in_any_order_and_nothing_twice(output: s
     random.Random(0).shuffle(numbers)
     for number in numbers:
         images = batches.images_of(number)
-        gathering.add(number, found_of([(image, one_instance(), 0.5) for image in images[1:]], [(images[0], "broken")]))
+        gathering.add(
+            number, tables_of([(image, one_instance(), 0.5) for image in images[1:]], [(images[0], "broken")])
+        )
         finished = {row["image"] for kind in ("images", "failures") for row in rows(output, kind)}
         assert len(finished) in (0, 5, 6, 11, 12, 17, 18, 23)  # whole shards
     assert len(gathering.missing()) == 0
@@ -97,7 +98,7 @@ def test_gathering__writes_whole_shards_in_any_order_and_nothing_twice(output: s
 def test_gathering__what_never_comes_has_failed(output: str) -> None:
     batches = batches_of(5, 5, 2)
     gathering = gathering_of(batches, ShardFolder(output, SETTINGS))
-    gathering.add(1, found_of([(image, one_instance(), 0.5) for image in batches.images_of(1)], []))
+    gathering.add(1, tables_of([(image, one_instance(), 0.5) for image in batches.images_of(1)], []))
     assert rows(output, "images") == []
     gathering.give_up("gone")
     assert [row["image"] for row in rows(output, "images")] == batches.images_of(1)
@@ -107,8 +108,8 @@ def test_gathering__what_never_comes_has_failed(output: str) -> None:
     assert "3 failed" in gathering.summary.text()
 
 
-def test_found_of__columns_are_those_of_the_documentation() -> None:
-    found = found_of([("a.png", one_instance(), 0.25), ("b.png", one_instance()[[]], 0.5)], [])
+def test_tables_of__columns_are_those_of_the_documentation() -> None:
+    found = tables_of([("a.png", one_instance(), 0.25), ("b.png", one_instance()[[]], 0.5)], [])
     (row,) = found.instances.to_pylist()
     assert row["segmentation"] == dict(one_instance().rles[0])
     assert (row["category_id"], row["class"], row["score"]) == (7, "bar", pytest.approx(0.9))
@@ -122,19 +123,24 @@ def test_found_of__columns_are_those_of_the_documentation() -> None:
 def test_shard_folder__refuses_other_settings_and_other_folders(output: str) -> None:
     ShardFolder(output, SETTINGS)
     ShardFolder(output, SETTINGS)
-    with pytest.raises(UserError, match=r"(?s)holds results of other settings.*threshold: 0.5 there, 0.4 now$"):
+    with pytest.raises(
+        UserError, match=r"(?s)expected results of the same settings, got others.*threshold: 0.5 there, 0.4 now$"
+    ):
         ShardFolder(output, {**SETTINGS, "threshold": 0.4})
     filesystem, root = fsspec.core.url_to_fs(output)
     filesystem.rm_file(f"{root}/settings.json")
     filesystem.makedirs(f"{root}/images", exist_ok=True)
     filesystem.pipe_file(f"{root}/images/a.parquet", b"x")
-    with pytest.raises(UserError, match=r"holds results but no settings\.json"):
+    with pytest.raises(
+        UserError,
+        match=r"expected an empty folder, or results of .*, got results without settings\.json; choose another",
+    ):
         ShardFolder(output, SETTINGS)
 
 
 def test_shard_folder__drops_what_a_killed_run_left_half_written(output: str) -> None:
     folder = ShardFolder(output, SETTINGS)
-    folder.write("whole", found_of([("a.png", one_instance(), 1.0)], [("b.png", "broken")]))
+    folder.write("whole", tables_of([("a.png", one_instance(), 1.0)], [("b.png", "broken")]))
     filesystem, root = fsspec.core.url_to_fs(output)
     for name in ("instances/half.parquet", "failures/half.parquet", "images/.half.parquet.writing"):
         filesystem.pipe_file(f"{root}/{name}", b"x")
@@ -155,9 +161,13 @@ def test_shard_folder__says_where_it_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="cannot be made"):
         ShardFolder(str(tmp_path / "file" / "out"), SETTINGS)
-    (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(UserError, match=r"cannot be used \(JSONDecodeError"):
-        ShardFolder(str(tmp_path), SETTINGS)
+    for content, got in (("{", r"invalid JSON \(line 1"), ("[]", "a list"), ("\ufeff{}", None)):
+        (tmp_path / "settings.json").write_text(content, encoding="utf-8")
+        message = (
+            rf"settings\.json: expected settings of batch-predict \(JSON\), got {got}" if got else "the same settings"
+        )
+        with pytest.raises(UserError, match=message):
+            ShardFolder(str(tmp_path), SETTINGS)
 
 
 def test_settings__are_readable(tmp_path: Path) -> None:

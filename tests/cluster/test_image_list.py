@@ -89,28 +89,45 @@ def test_list_images__says_what_is_wrong_with_a_list(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="column of strings called size"):
         list_images([path], column="size")
     pq.write_table(pa.table({"image": ["x", None]}), path)
-    with pytest.raises(DatasetError, match="column image has rows without a value"):
+    with pytest.raises(
+        DatasetError, match="column image: expected a value in every row, got 1 rows without one; remove these rows"
+    ):
         list_images([path])
     Path(path).write_bytes(b"no Parquet")
-    with pytest.raises(DatasetError, match=r"list\.parquet: cannot be read"):
+    with pytest.raises(DatasetError, match=r"list\.parquet: expected an input that can be read, got an error \(Arrow"):
         list_images([path])
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DatasetError, match=r"cannot be read \(UnicodeDecodeError"):
+    with pytest.raises(DatasetError, match=r"expected an input that can be read, got an error \(UnicodeDecodeError"):
         list_images([str(tmp_path / "list.txt")])
+
+
+@pytest.mark.parametrize("name", ["list.csv", "annotations.JSON"])
+def test_list_images__says_which_lists_it_reads(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("a.png")
+    with pytest.raises(
+        DatasetError, match=rf"{name}: expected .*\.txt .*\.parquet\), got a {Path(name).suffix.lower()} file"
+    ):
+        list_images([str(tmp_path / name)])
 
 
 def test_list_images__refuses_an_input_without_images(tmp_path: Path, folder: Path) -> None:
     for given in (tmp_path / "nowhere", tmp_path / "*.gif"):
-        with pytest.raises(DatasetError, match="no such file, folder or pattern"):
+        with pytest.raises(
+            DatasetError, match=r"expected an image, a folder, .*\.txt .*\.parquet\), got nothing of that name"
+        ):
             list_images([str(folder), str(given)])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="empty: no image in it"):
+    with pytest.raises(DatasetError, match="empty: expected at least one image, got none"):
         list_images([str(folder), str(tmp_path / "empty")])
 
 
 def test_filesystem_of__names_the_package_that_a_protocol_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserError, match=r"s3://bucket/a\.png: Install s3fs to access S3 \(with pip, on every machine"):
+    with pytest.raises(
+        UserError, match=r"^s3://bucket/a\.png: expected a protocol .*, got none; Install s3fs to access S3, with pip"
+    ):
         filesystem_of("s3://bucket/a.png")
-    with pytest.raises(UserError, match="nonsense://a: Protocol not known: nonsense"):
+    with pytest.raises(
+        UserError, match=r"^nonsense://a: expected a path, .*, got an error \(Protocol not known: nonsense\)"
+    ):
         filesystem_of("nonsense://a")

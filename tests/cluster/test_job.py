@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,29 @@ import pytest
 import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
-from tqdm import tqdm
 
-from mask2former_dinov3.cluster import job as job
+from mask2former_dinov3.cluster import job
 from mask2former_dinov3.cluster.gathering import Batches, BatchSummary, Gathering
 from mask2former_dinov3.cluster.job import batch_predict
 from mask2former_dinov3.cluster.reading import read_batch
 from mask2former_dinov3.cluster.resources import Workers, plan_workers
-from mask2former_dinov3.cluster.shards import ShardFolder, found_of
-from mask2former_dinov3.cluster.workers import ModelFiles, Search
-from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
+from mask2former_dinov3.cluster.shards import ShardFolder, tables_of
+from mask2former_dinov3.cluster.workers import ModelFiles
+from mask2former_dinov3.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    MissingExtraError,
+    OptionError,
+    UserError,
+)
 from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.sample_data import SAMPLE
 from support.paths import SOURCE
 
 STORE = 200_000_000  # bytes of Ray's object store on each node
+EVERYTHING = InferenceSettings(threshold=0.0)
 IMAGES = 150  # ten tasks of reading: enough to be in the middle of
 
 # Ray leaves sockets and files of the cluster's processes to the garbage collector.
@@ -125,7 +134,7 @@ def straight(cluster: Cluster, images: Path, model_folder: Path, tmp_path_factor
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "plan_workers", remove_and_plan)
-        summary = batch_predict(model, [str(images)], str(folder / "out"), threshold=0.0, shard_size=7)
+        summary = batch_predict(model, [str(images)], str(folder / "out"), settings=EVERYTHING, shard_size=7)
     assert (summary.images, summary.failed, summary.earlier) == (IMAGES, 2, 0)
     assert summary.instances == len(rows(folder / "out", "instances")) > IMAGES
     assert "2 failed" in summary.text()
@@ -156,7 +165,7 @@ def test_batch_predict__does_what_is_left(
     """More images than last time, failed ones once more; other settings are refused."""
     output = tmp_path / "out"
     shutil.copytree(straight, output)
-    inputs, again = [str(images)], dict[str, Any](threshold=0.0, shard_size=4)
+    inputs, again = [str(images)], dict[str, Any](settings=EVERYTHING, shard_size=4)
     summary = batch_predict(model_folder, inputs, str(output), **again)
     assert (summary.images, summary.earlier, summary.failed_earlier) == (0, IMAGES, 2)
     assert f"{IMAGES} images were done before\n2 failed before; --retry-failed" in summary.text()
@@ -165,14 +174,18 @@ def test_batch_predict__does_what_is_left(
     shutil.copy(images / "001.png", tmp_path / "new.png")
     (tmp_path / "list.txt").write_text("new.png\nmissing.png\n")
     more = [*inputs, str(tmp_path / "list.txt")]
-    summary = batch_predict(model_folder, more, str(output), **again, retry_failed=True, batch_size=2)
+    summary = batch_predict(
+        model_folder, more, str(output), shard_size=4, settings=replace(EVERYTHING, batch_size=2), retry_failed=True
+    )
     assert (summary.images, summary.earlier, summary.failed) == (1, IMAGES, 3)
     assert {Path(row["image"]).name for row in rows(output, "failures")} == {"broken.png", "text.jpg", "missing.png"}
     twin = [row for row in rows(output, "instances") if row["image"] == str(tmp_path / "new.png")]
     original = [row for row in rows(output, "instances") if row["image"] == str(images / "001.png")]
     assert len(twin) == len(original) > 0
-    with pytest.raises(UserError, match=r"(?s)results of other settings.*max_detections: 100 there, 5 now"):
-        batch_predict(model_folder, more, str(output), **again, max_detections=5)
+    with pytest.raises(
+        UserError, match=r"(?s)results of the same settings, got others.*max_detections: 100 there, 5 now"
+    ):
+        batch_predict(model_folder, more, str(output), settings=InferenceSettings(threshold=0.0, max_detections=5))
 
 
 def test_batch_predict__tiles_are_those_of_the_predictor(cluster: Cluster, model_folder: Path, tmp_path: Path) -> None:
@@ -180,7 +193,11 @@ def test_batch_predict__tiles_are_those_of_the_predictor(cluster: Cluster, model
     Image.fromarray(rng.integers(0, 255, (150, 200, 3), dtype=np.uint8)).save(tmp_path / "large.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "large.png").read_bytes()[:999])
     summary = batch_predict(
-        model_folder, [f"file://{tmp_path}"], str(tmp_path / "out"), threshold=0.0, tile=96, batch_size=3, device="cpu"
+        model_folder,
+        [f"file://{tmp_path}"],
+        str(tmp_path / "out"),
+        settings=replace(EVERYTHING, tile=96, batch_size=3),
+        device="cpu",
     )
     expected = Predictor.from_pretrained(model_folder, "cpu")(tmp_path / "large.png", threshold=0.0, tile=96)
     assert (summary.images, summary.instances, summary.failed) == (1, len(expected), 1)
@@ -206,7 +223,7 @@ def actors() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline()[:1] and "FindInBatch" in process.cmdline()[0]:
+            if process.cmdline()[:1] and "BatchPredictor" in process.cmdline()[0]:
                 found.append(process)
         except psutil.Error:
             continue
@@ -225,7 +242,7 @@ def test_batch_predict__a_killed_worker_loses_and_doubles_nothing(
 
     thread = disturb(tmp_path / "out", 2, kill)
     with caplog.at_level(logging.WARNING):
-        batch_predict(model_folder, [str(images)], str(tmp_path / "out"), threshold=0.0, shard_size=7)
+        batch_predict(model_folder, [str(images)], str(tmp_path / "out"), settings=EVERYTHING, shard_size=7)
     thread.join(timeout=5)
     assert len(killed) == 1
     assert "batches were lost with a worker that died" in caplog.text
@@ -239,7 +256,7 @@ def test_batch_predict__a_killed_node_loses_and_doubles_nothing(
     cluster.wait_for_nodes()
     thread = disturb(tmp_path / "out", 2, lambda: cluster.remove_node(other, allow_graceful=False))
     with caplog.at_level(logging.WARNING):
-        batch_predict(model_folder, [str(images)], str(tmp_path / "out"), threshold=0.0, shard_size=7, actors=3)
+        batch_predict(model_folder, [str(images)], str(tmp_path / "out"), settings=EVERYTHING, shard_size=7, actors=3)
     thread.join(timeout=5)
     assert_same_results(tmp_path / "out", straight)
 
@@ -250,25 +267,26 @@ def test_batch_predict__says_what_it_cannot_do(
     output = str(tmp_path / "out")
     with pytest.raises(CheckpointError, match="expected a model folder"):
         batch_predict(tmp_path / "nowhere", [str(images)], output)
-    with pytest.raises(DatasetError, match="no such file, folder or pattern"):
+    with pytest.raises(DatasetError, match=r"expected an image, a folder, .*got nothing of that name"):
         batch_predict(model_folder, [str(tmp_path / "nowhere")], output)
     for options, message in (
-        ({"threshold": 50}, "threshold: expected a score"),
-        ({"device": "cuda:1"}, "device: expected cpu or cuda, got cuda:1"),
-        ({"gpus_per_actor": 2}, "gpus_per_actor: expected 0 to 1"),
-        ({"cpus_per_actor": 0}, "cpus_per_actor: expected a number above 0"),
-        ({"shard_size": 0}, "shard_size: expected at least 1"),
-        ({"tile": 8}, "tile: expected at least 32"),
-        ({"device": "cuda"}, "gpus_per_actor 1: no node of the cluster has that"),
-        ({"cpus_per_actor": 64}, "no worker of 64 CPUs .* fits on the cluster"),
+        ({"device": "cuda:1"}, "device: expected cpu or cuda, got cuda:1; Ray gives every actor a GPU of its own$"),
+        ({"gpus_per_actor": 2}, "gpus_per_actor: expected a number from 0 to 1, got 2; a model runs on one GPU$"),
+        ({"cpus_per_actor": 0}, "cpus_per_actor: expected a number above 0, got 0$"),
+        ({"shard_size": 0}, "shard_size: expected a whole number above 0, got 0$"),
+        ({"actors": 0}, "actors: expected a whole number above 0, got 0$"),
+        ({"device": "cuda"}, "Ray cluster: expected a node with a CPU and 1 GPUs per actor, got "),
+        ({"cpus_per_actor": 64}, "cpus_per_actor: expected at most .*, got 64 on a cluster of 1 CPUs"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ConfigError, match=f"^{message}"):
             batch_predict(model_folder, [str(images)], output, **options)
 
 
 def test_batch_predict__needs_the_extra(model_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"needs pyarrow; pip install 'mask2former-dinov3\[ray\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"^batch-predict needs pyarrow, .*pip install 'mask2former-dinov3\[ray\]'"
+    ):
         batch_predict(model_folder, [str(tmp_path)], str(tmp_path / "out"))
 
 
@@ -277,9 +295,9 @@ def test_read_batch__an_image_that_cannot_be_had_stops_nothing(images: Path) -> 
     read = pickle.loads(read_batch({"number": 3, "images": names}, canvas=(64, 64))["read"])
     assert [one.image for one in read] == names
     assert (read[0].content.pixels.shape, read[0].content.original_size) == ((28, 64, 3), (40, 90))
-    assert read[1].content == f"{names[1]}: no such file"
-    assert read[2].content.startswith(f"{names[2]}: cannot be read (IsADirectoryError")
-    assert read[3].content == "nonsense://x.png: Protocol not known: nonsense"
+    assert read[1].content == f"{names[1]}: expected an image file, got no such file"
+    assert read[2].content.startswith(f"{names[2]}: expected an image file, got an error (IsADirectoryError")
+    assert read[3].content.startswith("nonsense://x.png: expected a path, or a URI that fsspec knows, got an error (")
 
 
 def test_model_files__carry_an_exported_model(sample_file: Path, tmp_path: Path) -> None:
@@ -297,15 +315,19 @@ def test_model_files__carry_an_exported_model(sample_file: Path, tmp_path: Path)
 def five(tmp_path: Path) -> tuple[job.Job, Gathering]:
     """A job of five batches of one image, and what gathers it; its passes are those that a test makes up."""
     batches = Batches(pa.array([f"/{number}.png" for number in range(5)], pa.large_string()), 2, 1)
-    gathering = Gathering(batches, ShardFolder(str(tmp_path / "out"), {}), BatchSummary(""), tqdm(disable=True))
-    return job.Job(batches, None, (64, 64), Search(0.5, 100, None, 0.2), 1), gathering
+    gathering = Gathering(batches, ShardFolder(str(tmp_path / "out"), {}), BatchSummary(""), lambda images: None)
+    return job.Job(batches, None, (64, 64), InferenceSettings()), gathering
 
 
 def row_of(number: int, trouble: str = "") -> dict[str, Any]:
-    return {"number": number, "found": pickle.dumps(found_of([], [(f"/{number}.png", "no file")])), "trouble": trouble}
+    return {
+        "number": number,
+        "tables": pickle.dumps(tables_of([], [(f"/{number}.png", "no file")])),
+        "trouble": trouble,
+    }
 
 
-def test_find_all__a_batch_that_kills_its_workers_has_failed(
+def test_predict_all__a_batch_that_kills_its_workers_has_failed(
     five: tuple[job.Job, Gathering], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     passes: list[tuple[list[int], bool]] = []
@@ -320,23 +342,23 @@ def test_find_all__a_batch_that_kills_its_workers_has_failed(
         yield from (row_of(number) for number in numbers.tolist() if number != 3)
 
     monkeypatch.setattr(job, "_results", results)
-    job._find_all(*five, lambda: Workers(1, 1, 0))
+    job._predict_all(*five, lambda: Workers(1, 1, 0))
     assert passes == [([0, 1, 2, 3, 4], False), *[([1, 2, 3, 4], False)] * 3, ([3], True), ([3], True)]
     reasons = {row["image"]: row["reason"] for row in rows(tmp_path / "out", "failures")}
     assert len(reasons) == 5
-    assert reasons["/3.png"].startswith("/3.png: the worker that had it died, 3 times")
+    assert reasons["/3.png"] == "/3.png: its worker died in 3 attempts, most likely out of memory"
 
 
 @pytest.mark.parametrize(
     ("trouble", "error", "message"),
     [
-        ("", UserError, "every worker died"),
-        ("ray", UserError, "the workers failed: gone"),
-        ("out of memory on the device", UserError, "out of memory on the device; lower the batch size"),
+        ("", UserError, "^Ray: expected results from the workers, got the death of all workers; they most likely ran"),
+        ("ray", UserError, r"^Ray: expected results from the workers, got 3 failures in a row \(gone\)$"),
+        ("out of memory on the device", OptionError, "^batch_size: expected a batch that fits .*, got 1; lower it$"),
         ("Traceback: KeyError", RuntimeError, "(?s)the model failed on a worker.*KeyError"),
     ],
 )
-def test_find_all__stops_when_nothing_gets_done(
+def test_predict_all__stops_when_nothing_gets_done(
     trouble: str,
     error: type[Exception],
     message: str,
@@ -350,7 +372,7 @@ def test_find_all__stops_when_nothing_gets_done(
 
     monkeypatch.setattr(job, "_results", results)
     with pytest.raises(error, match=message):
-        job._find_all(*five, lambda: Workers(1, 1, 0))
+        job._predict_all(*five, lambda: Workers(1, 1, 0))
 
 
 def test_batch_reading__loads_no_torch() -> None:
@@ -374,12 +396,12 @@ def test_batch_predict__actors_leave_cpus_to_the_readers(
     small = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "object_store_memory": STORE})
     try:
         started(small)
-        options = dict[str, Any](threshold=0.0, shard_size=20, actors=4, cpus_per_actor=each)
+        options = dict[str, Any](settings=EVERYTHING, shard_size=20, actors=4, cpus_per_actor=each)
         with caplog.at_level(logging.WARNING):
             batch_predict(model_folder, [str(images)], str(tmp_path / "out"), **options)
     finally:
         stop(small)
-    assert f"4 actors of {each:g} CPUs and 0 GPUs were asked for; 1 fit" in caplog.text
+    assert f"only 1 of 4 actors with {each:g} CPUs and 0 GPUs each fit" in caplog.text
     assert_same_results(tmp_path / "out", straight)
 
 
@@ -426,7 +448,7 @@ def test_command__goes_on_after_ctrl_c_and_after_kill_9(
         if way == signal.SIGINT:
             assert process.returncode == 130, complained
             assert complained.startswith("stopped after ")
-            assert "the same command does the rest" in complained
+            assert "the same command continues from there" in complained
         if way:
             assert before + 2 <= finished(output) < (IMAGES + 2) / 7
     assert process.returncode == 1, complained  # two images cannot be read

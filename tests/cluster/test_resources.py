@@ -50,12 +50,17 @@ def test_plan_workers__says_that_fewer_fit(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.WARNING):
         assert plan_workers([{"CPU": 4}], 8, cpus=1) == Workers(3, 1, 0)
         assert plan_workers([{"CPU": 4, "GPU": 1}], 4, gpus=0.5) == Workers(2, 0.875, 0.5)
-    assert "8 actors of 1 CPUs and 0 GPUs were asked for; 3 fit" in caplog.text
-    assert "4 actors of 0.875 CPUs and 0.5 GPUs were asked for; 2 fit" in caplog.text
+    assert "only 3 of 8 actors with 1 CPUs and 0 GPUs each fit" in caplog.text
+    assert "only 2 of 4 actors with 0.875 CPUs and 0.5 GPUs each fit" in caplog.text
 
 
 def test_plan_workers__refuses_what_cannot_be() -> None:
-    with pytest.raises(UserError, match=r"no worker of 4 CPUs.*\(4 CPUs and 0 GPUs\).*lower cpus_per_actor"):
+    with pytest.raises(
+        UserError, match=r"^cpus_per_actor: expected at most .*, got 4 on a cluster of 4 CPUs and 0 GPUs; lower it$"
+    ):
         plan_workers([{"CPU": 4}], cpus=4)
-    with pytest.raises(UserError, match="gpus_per_actor 1: no node of the cluster has that and a CPU"):
+    with pytest.raises(
+        UserError,
+        match=r"^Ray cluster: expected a node with a CPU and 1 GPUs per actor, got 4 CPUs and 0 GPUs; lower ",
+    ):
         plan_workers([{"CPU": 4}], gpus=1)

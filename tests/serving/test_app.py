@@ -18,12 +18,15 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mask2former_dinov3.data.images import read_image
+from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.serving.app import build_app
 from mask2former_dinov3.serving.limits import Limits
-from mask2former_dinov3.serving.middleware import Metrics
+from mask2former_dinov3.serving.middleware import ServerMetrics
 from mask2former_dinov3.serving.queue import ModelQueue
+from mask2former_dinov3.serving.schema import EXPECTED, Options
 from mask2former_dinov3.visualize import draw_instances, enlargement
 from support.server import form
 
@@ -38,7 +41,7 @@ def predictor() -> Predictor:
 
 @pytest.fixture(scope="module")
 def client(predictor: Predictor) -> Iterator[TestClient]:
-    metrics = Metrics()
+    metrics = ServerMetrics()
     queue = ModelQueue(predictor, LIMITS, metrics)
     with TestClient(build_app(queue, metrics, "nuclei", "")) as client:
         client.app_state["queue"] = queue
@@ -117,20 +120,39 @@ def test_predict__filters_by_class(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 1.5}, "threshold: Input should be less than or equal to 1"),
-        ({"threshold": "nan"}, "threshold: Input should be "),
-        ({"threshold": "high"}, "threshold: Input should be a valid number"),
-        ({"max_detections": 0}, "max_detections: Input should be greater than or equal to 1"),
-        ({"tile": 5}, "tile: Input should be greater than or equal to 32"),
-        ({"overlap": 0.5}, "overlap: Input should be less than 0.5"),
-        ({"overlay": "perhaps"}, "overlay: Input should be a valid boolean"),
-        ({"score": 0.5}, "score: Extra inputs are not permitted"),
+        ({"threshold": 5}, "threshold: expected a score from 0 to 1, got 5"),
+        ({"threshold": "nan"}, "threshold: expected a score from 0 to 1, got nan"),
+        ({"threshold": "high"}, "threshold: expected a score from 0 to 1, got high"),
+        ({"max_detections": 0}, "max_detections: expected a whole number from 1 to 10000, got 0"),
+        ({"tile": 5}, "tile: expected a whole number of pixels from 32 to 8192, got 5"),
+        ({"overlap": 0.5}, "overlap: expected a fraction from 0 to below 0.5, got 0.5"),
+        ({"overlay": "perhaps"}, "overlay: expected true or false, got perhaps"),
+        (
+            {"score": 0.5},
+            "score: expected one of the options threshold, max_detections, tile, overlap, classes, overlay, "
+            "got an unknown one",
+        ),
+        (
+            {"threshold": -1, "overlap": "nan"},
+            "threshold: expected a score from 0 to 1, got -1; overlap: expected a fraction from 0 to below 0.5, "
+            "got nan",
+        ),
     ],
 )
 def test_predict__refuses_wrong_options(client: TestClient, options: dict[str, Any], message: str) -> None:
     status, answer = post(client, IMAGE.read_bytes(), **options)
-    assert status == 422
-    assert message in answer["error"]
+    assert (status, answer["error"]) == (422, message)
+
+
+@pytest.mark.parametrize(("option", "value"), [("threshold", 1.5), ("overlap", 0.75)])
+def test_predict__refuses_options_in_the_words_of_the_library(client: TestClient, option: str, value: float) -> None:
+    with pytest.raises(OptionError) as error:
+        InferenceSettings(**{option: value})  # type: ignore[arg-type]
+    assert post(client, IMAGE.read_bytes(), "image/png", **{option: value})[1]["error"] == str(error.value)
+
+
+def test_options__every_one_has_its_words() -> None:
+    assert list(EXPECTED) == list(Options.model_fields)
 
 
 def png(height: int, width: int) -> bytes:
@@ -142,16 +164,20 @@ def png(height: int, width: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "kind", "status", "message"),
     [
-        (b"no image", "image/png", 422, "image: not an image that can be read"),
-        (IMAGE.read_bytes()[:900], "image/png", 422, "image: the image is damaged or cut short"),
-        (b"", "image/png", 422, "image: not an image"),
-        (png(1000, 701), "image/png", 413, "image: expected at most 700,000 pixels, got 1000 x 701"),
+        (b"no image", "image/png", 422, "image: expected an image in one of the formats BMP, GIF, JPEG, "),
+        (IMAGE.read_bytes()[:900], "image/png", 422, "(OSError"),
+        (b"", "image/png", 422, "image: expected an image in one of the formats"),
+        (png(1000, 701), "image/png", 413, "image: expected an image of at most 700,000 pixels, got 1000 x 701"),
         (bytes(300_001), "image/png", 413, "expected a request of at most 300,000 bytes"),
-        (b"{}", "application/json", 415, "got application/json"),
-        (b"threshold=1", "application/x-www-form-urlencoded", 415, "expected a form (multipart/form-data)"),
+        (b"{}", "application/json", 415, "content type: expected a form (multipart/form-data) or one of image/jpeg, "),
+        (b"threshold=1", "application/x-www-form-urlencoded", 415, "got application/x-www-form-urlencoded"),
         (b"nothing", "multipart/form-data", 400, "Missing boundary"),
-        (*form(IMAGE.read_bytes(), field="file"), 422, "expected one file in the field image"),
-        (*form(b"no image", "../../etc/passwd"), 422, "passwd: not an image"),
+        (
+            *form(IMAGE.read_bytes(), field="file"),
+            422,
+            "form: expected one file in the field image, got file; put options into the query",
+        ),
+        (*form(b"no image", "../../etc/passwd"), 422, "passwd: expected an image in one of the formats"),
     ],
     ids=["text", "cut", "empty", "pixels", "bytes", "json", "urlencoded", "boundary", "field", "name"],
 )
@@ -172,7 +198,7 @@ def test_predict__takes_images_of_any_shape(client: TestClient) -> None:
 
 
 def test_predict__gives_up_what_takes_too_long(predictor: Predictor) -> None:
-    metrics = Metrics()
+    metrics = ServerMetrics()
     limits = Limits(timeout=0.3, batch_size=2)
     queue = ModelQueue(predictor, limits, metrics)
     with TestClient(build_app(queue, metrics, "nuclei", "")) as client:
@@ -222,7 +248,7 @@ def test_watch__logs_one_line_a_request(client: TestClient, caplog: pytest.LogCa
     assert good["bytes"] == IMAGE.stat().st_size
     assert good["ms"] > 0
     assert bad["status"] == 422
-    assert bad["error"].startswith("image: not an image")
+    assert bad["error"].startswith("image: expected an image in one of the formats")
 
 
 def test_metrics__count_requests_images_and_refusals(client: TestClient) -> None:
@@ -267,7 +293,12 @@ def test_docs__need_no_other_server(client: TestClient) -> None:
 
 
 def test_openapi__describes_every_answer(client: TestClient) -> None:
-    paths = client.get("/openapi.json").json()["paths"]
+    document = client.get("/openapi.json").json()
+    # Generated clients name their classes after these.
+    assert set(document["components"]["schemas"]) == {
+        *("Annotation", "Category", "Failure", "Health", "ImageInfo", "Prediction", "Segmentation"),
+    }
+    paths = document["paths"]
     assert set(paths) == {"/predict", "/healthz", "/metrics"}
     answers = paths["/predict"]["post"]["responses"]
     assert set(answers) == {"200", "400", "408", "413", "415", "422", "500", "503", "504"}

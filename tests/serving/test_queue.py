@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.errors import DatasetError, OptionError
 from mask2former_dinov3.inference.image_processing import Prepared
 from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.serving.limits import Busy, Limits, ModelFailed, TooLarge, Wanted, check_header
 from mask2former_dinov3.serving.queue import ModelQueue
 
-WANTED = Wanted(threshold=0.0, max_detections=8, tile=None, overlap=0.2, classes=None, overlay=False)
+WANTED = Wanted(InferenceSettings(threshold=0.0, max_detections=8))
+
+
+def want(**settings: Any) -> Wanted:
+    """WANTED with other settings."""
+    return Wanted(replace(WANTED.settings, **settings))
 
 
 class Counts:
@@ -30,7 +38,7 @@ class Counts:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def predicted(self, images: int) -> None:
+    def count_batch(self, images: int) -> None:
         self.batches.append(images)
 
 
@@ -43,12 +51,12 @@ class HeldPredictor(Predictor):
         self.go = threading.Event()
         self.begun = threading.Event()
 
-    def predict_prepared(self, prepared: Sequence[Prepared], threshold: float, max_detections: int) -> list[Instances]:
+    def predict_prepared(self, prepared: Sequence[Prepared], settings: InferenceSettings) -> list[Instances]:
         self.begun.set()
         self.go.wait(30)
         if any(one.original_size[0] == 13 for one in prepared):
             raise RuntimeError("thirteen")
-        return super().predict_prepared(prepared, threshold, max_detections)
+        return super().predict_prepared(prepared, settings)
 
 
 def picture(height: int = 40, width: int = 50, seed: int = 0) -> bytes:
@@ -56,6 +64,9 @@ def picture(height: int = 40, width: int = 50, seed: int = 0) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(data, "PNG")
     return data.getvalue()
+
+
+NO_IMAGE = "a: expected an image in one of the formats BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP, got bytes that are none"
 
 
 @pytest.fixture
@@ -96,7 +107,7 @@ def test_model_queue__thresholds_share_a_batch_and_numbers_of_detections_do_not(
         queue = ModelQueue(predictor, Limits(max_wait=300), counts)
         async with queue.running():
             predictor.go.set()
-            wanted = [WANTED, replace(WANTED, threshold=0.2), replace(WANTED, max_detections=3)]
+            wanted = [WANTED, want(threshold=0.2), want(max_detections=3)]
             return [one for one, _ in await asyncio.gather(*(queue.predict(picture(), "a", each) for each in wanted))]
 
     every, above, few = asyncio.run(run())
@@ -181,16 +192,21 @@ def test_model_queue__is_bounded_and_says_when_to_come_back(predictor: HeldPredi
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch_size", 0), ("max_queue", 0), ("max_bytes", 0), ("max_pixels", 0), ("timeout", 0.0), ("max_wait", -1.0)],
+    [
+        *(("batch_size", 0), ("max_queue", 0), ("max_bytes", 0), ("max_pixels", 0)),
+        *(("timeout", 0.0), ("timeout", math.nan), ("timeout", math.inf), ("max_wait", -1.0), ("max_wait", math.nan)),
+    ],
 )
 def test_limits__refuse_what_lets_nothing_through(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name}: expected"):
+    with pytest.raises(OptionError, match=f"^{name}: expected a .*number.*, got {value}$"):
         replace(Limits(), **{name: value})  # type: ignore[arg-type]
 
 
 def test_check_header__looks_at_sizes_before_any_pixel() -> None:
     check_header(picture(40, 50), "a.png", 2000, WANTED)
-    with pytest.raises(TooLarge, match=r"a\.png: expected at most 1,999 pixels, got 40 x 50 \(height x width\)"):
+    with pytest.raises(
+        TooLarge, match=r"a\.png: expected an image of at most 1,999 pixels, got 40 x 50 \(height x width\)"
+    ):
         check_header(picture(40, 50), "a.png", 1999, WANTED)
 
 
@@ -199,30 +215,35 @@ def test_check_header__refuses_bombs(side: int) -> None:
     data = bytearray(picture(1, 1))
     data[16:24] = side.to_bytes(4) * 2  # IHDR: width, height
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
-    with pytest.raises(TooLarge, match="expected at most 50,000,000 pixels"):
+    with pytest.raises(TooLarge, match=r"bomb\.png: expected an image of at most 50,000,000 pixels"):
         check_header(bytes(data), "bomb.png", 50_000_000, WANTED)
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"", b"no image", picture()[:20], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"],
+    ("data", "message"),
+    [
+        (b"", NO_IMAGE),
+        (b"no image", NO_IMAGE),
+        (picture()[:20], "a: expected a complete image, got damaged or incomplete data"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", NO_IMAGE),
+    ],
     ids=["empty", "text", "cut", "postscript"],
 )
-def test_check_header__refuses_what_is_no_image(data: bytes) -> None:
-    with pytest.raises(DatasetError, match="a: "):
+def test_check_header__refuses_what_is_no_image(data: bytes, message: str) -> None:
+    with pytest.raises(DatasetError, match=f"^{message}"):
         check_header(data, "a", 1000, WANTED)
 
 
 def test_check_header__refuses_too_many_tiles() -> None:
-    check_header(picture(40, 1000), "a", 10**6, replace(WANTED, tile=32))
-    with pytest.raises(TooLarge, match="expected at most 1000 tiles, got 2025; take larger ones"):
-        check_header(picture(1000, 1000), "a", 10**6, replace(WANTED, tile=32, overlap=0.3))
+    check_header(picture(40, 1000), "a", 10**6, want(tile=32))
+    with pytest.raises(TooLarge, match="a: expected at most 1000 tiles, got 2025; use larger tiles"):
+        check_header(picture(1000, 1000), "a", 10**6, want(tile=32, overlap=0.3))
 
 
 def test_model_queue__tiles_wait_among_other_images(predictor: HeldPredictor) -> None:
     counts = Counts()
     large, small = picture(90, 200), picture()
-    tiled = replace(WANTED, tile=64, threshold=0.05)
+    tiled = want(tile=64, threshold=0.05)
 
     async def run() -> Instances:
         queue = ModelQueue(predictor, Limits(batch_size=3, max_wait=100), counts)
@@ -244,7 +265,7 @@ def test_model_queue__tiles_wait_among_other_images(predictor: HeldPredictor) ->
 
 
 def test_model_queue__takes_no_one_whom_it_would_give_up_later(predictor: HeldPredictor) -> None:
-    tiled = replace(WANTED, tile=32, threshold=0.9)
+    tiled = want(tile=32, threshold=0.9)
 
     async def run() -> None:
         queue = ModelQueue(predictor, Limits(timeout=20), Counts())

@@ -1,42 +1,46 @@
-"""Results of batches that come in any order, some of them twice or never, to shards that are whole."""
+"""Collects batch results, which may arrive out of order, twice or never, and writes a shard once it is complete."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .shards import KINDS, Found, ShardFolder, found_of, shard_name
+from .shards import KINDS, ShardFolder, ShardTables, name_shard, tables_of
 
-SHOWN = 10
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FAILURES_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Images (an Arrow array of URIs) cut into shards and those into batches, which are numbered from 0."""
+    """Images (URIs) cut into shards, and each shard into batches. Batches are numbered from 0 over all shards."""
 
-    images: Any
+    images: pa.LargeStringArray
     shard_size: int
     batch_size: int
 
     @property
     def in_shard(self) -> int:
-        """Batches of a whole shard."""
+        """Number of batches in a complete shard."""
         return -(-self.shard_size // self.batch_size)
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.images), self.shard_size)
-        return whole * self.in_shard - (-rest // self.batch_size)
+        complete, rest = divmod(len(self.images), self.shard_size)
+        return complete * self.in_shard - (-rest // self.batch_size)
 
     def images_of(self, number: int) -> list[str]:
         """The images of a batch."""
         shard, place = divmod(number, self.in_shard)
         start = shard * self.shard_size + place * self.batch_size
         end = min(start + self.batch_size, (shard + 1) * self.shard_size)
-        found: list[str] = self.images[start:end].to_pylist()
-        return found
+        names: list[str] = self.images[start:end].to_pylist()
+        return names
 
     def of_shard(self, shard: int) -> range:
         """The batches of a shard."""
@@ -45,7 +49,7 @@ class Batches:
 
 @dataclass
 class BatchSummary:
-    """What a job did. earlier: images done before it; failures: the first (image, reason) of this time."""
+    """What a job did. earlier: images done by earlier jobs. failures: the first (image, reason) of this job."""
 
     output: str
     images: int = 0
@@ -69,50 +73,56 @@ class BatchSummary:
 
 
 class Gathering:
-    """Takes results until every shard is written; a batch that comes again is passed over.
+    """Takes results until every shard is written; a batch that arrives again is ignored.
 
-    bar: a tqdm over images.
+    report_progress: called with the number of images of each batch that arrives.
     """
 
-    def __init__(self, batches: Batches, folder: ShardFolder, summary: BatchSummary, bar: Any) -> None:
+    def __init__(
+        self,
+        batches: Batches,
+        folder: ShardFolder,
+        summary: BatchSummary,
+        report_progress: Callable[[int], object],
+    ) -> None:
         self.batches = batches
         self.folder = folder
         self.summary = summary
-        self.bar = bar
+        self.report_progress = report_progress
         self.is_missing = np.ones(len(batches), dtype=bool)
-        self.open: dict[int, dict[int, Found]] = {}
+        self.open: dict[int, dict[int, ShardTables]] = {}
 
     def missing(self) -> NDArray[np.int64]:
         """Numbers of the batches without results."""
         return np.flatnonzero(self.is_missing)
 
-    def add(self, number: int, found: Found) -> None:
-        """Take the results of a batch, and write its shard if it was the last one of it."""
+    def add(self, number: int, tables: ShardTables) -> None:
+        """Take the results of a batch, and write its shard if no other batch of it is missing."""
         if not self.is_missing[number]:
             return
         self.is_missing[number] = False
-        self.bar.update(found.images.num_rows + found.failures.num_rows)
+        self.report_progress(tables.images.num_rows + tables.failures.num_rows)
         shard = number // self.batches.in_shard
         parts = self.open.setdefault(shard, {})
-        parts[number] = found
+        parts[number] = tables
         numbers = self.batches.of_shard(shard)
         if len(parts) == len(numbers):
             self._write([self.batches.images_of(one) for one in numbers], [parts[one] for one in numbers])
             del self.open[shard]
 
     def give_up(self, reason: str) -> None:
-        """What is still missing has failed."""
+        """Record the images of all missing batches as failed."""
         for number in self.missing().tolist():
-            self.add(number, found_of([], [(image, f"{image}: {reason}") for image in self.batches.images_of(number)]))
+            self.add(number, tables_of([], [(image, f"{image}: {reason}") for image in self.batches.images_of(number)]))
 
-    def _write(self, images: list[list[str]], parts: list[Found]) -> None:
+    def _write(self, images: list[list[str]], parts: list[ShardTables]) -> None:
         import pyarrow as pa
 
-        whole = Found(**{kind: pa.concat_tables([getattr(part, kind) for part in parts]) for kind in KINDS})
-        self.folder.write(shard_name([image for some in images for image in some]), whole)
+        tables = ShardTables(**{kind: pa.concat_tables([getattr(part, kind) for part in parts]) for kind in KINDS})
+        self.folder.write(name_shard([image for some in images for image in some]), tables)
         summary = self.summary
-        summary.images += whole.images.num_rows
-        summary.instances += whole.instances.num_rows
-        summary.failed += whole.failures.num_rows
-        space = SHOWN - len(summary.failures)
-        summary.failures.extend((row["image"], row["reason"]) for row in whole.failures.slice(0, space).to_pylist())
+        summary.images += tables.images.num_rows
+        summary.instances += tables.instances.num_rows
+        summary.failed += tables.failures.num_rows
+        space = FAILURES_SHOWN - len(summary.failures)
+        summary.failures.extend((row["image"], row["reason"]) for row in tables.failures.slice(0, space).to_pylist())

@@ -1,8 +1,8 @@
-"""A model on more images than one machine wants to do: a Ray Data job whose results are finished shard by shard.
+"""One job of `batch-predict`: prediction on Ray Data whose results are written shard by shard.
 
-The list of images is cut into shards and those into batches. Tasks read batches, an actor for each GPU (or each node)
-finds instances, and this process alone gathers the batches of a shard and writes it. A worker that dies therefore loses
-only batches that nobody has written; they are done again. What is done twice is written once.
+The list of images is cut into shards, and each shard into batches. Tasks read batches, an actor on each GPU (or each
+node) predicts them, and this process alone gathers the batches of a shard and writes it. A worker that dies therefore
+loses only batches that are not written; they are repeated. A batch that is predicted twice is written once.
 """
 
 from __future__ import annotations
@@ -16,30 +16,35 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import OptionError, UserError, mismatch
+from ..extras import require
 from ..inference.predictor import Predictor
-from ..inference.tiles.grid import check_tiles
+from ..inference.settings import DEFAULTS, InferenceSettings
 from .gathering import Batches, BatchSummary, Gathering
 from .image_list import list_images
-from .reading import Row
+from .reading import ResultRow
 from .resources import Workers, plan_workers
 from .shards import ShardFolder
-from .workers import OUT_OF_MEMORY, ModelFiles, Pass, Search
+from .workers import OUT_OF_MEMORY, ModelFiles, Pass
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray import ObjectRef
 
 logger = logging.getLogger(__name__)
 ATTEMPTS = 3
 MOST_TASKS = 20_000
-"""Reading tasks of a job: what is kept for each of them stays small for ten million images, too."""
-READ_AT_ONCE = 16
-"""Images that a task reads, at least."""
+"""Maximum number of reading tasks per job: it bounds the state that Ray keeps of them, for ten million images too."""
+IMAGES_PER_TASK = 16
+"""Minimum number of images that a task reads."""
 WATCH_SECONDS = 10
-"""So long without a result, and the nodes are counted."""
+"""After this time without a result the nodes of the cluster are counted."""
 
 
 def batch_predict(
@@ -47,12 +52,8 @@ def batch_predict(
     inputs: Sequence[str],
     output: str,
     *,
+    settings: InferenceSettings = DEFAULTS,
     column: str | None = None,
-    threshold: float = 0.5,
-    max_detections: int = 100,
-    tile: int | None = None,
-    overlap: float = 0.2,
-    batch_size: int = 1,
     device: str | None = None,
     ray_address: str | None = None,
     actors: int | None = None,
@@ -62,125 +63,124 @@ def batch_predict(
     retry_failed: bool = False,
     progress: bool = False,
 ) -> BatchSummary:
-    """Find instances in all images of `inputs` (see `list_images`) and leave them in `output` (see `batch_shards`).
+    """Find instances in all images of `inputs` (see `list_images`) and write them to `output` (see `shards`).
 
-    Images that are in `output` already are not done again; with retry_failed those that failed are. The results are
-    those of `predict`. ray_address: of a cluster ("auto": the one of this machine); None for RAY_ADDRESS or, without
-    it, for one that lives as long as the call; where Ray is initialised already, that one is used. actors,
-    cpus_per_actor, gpus_per_actor: see `plan_workers`. device: None for GPUs if the cluster has some, "cpu" or "cuda".
-    tile, overlap: as `Predictor` takes them; a batch is then one image. Raises UserError for what the user can mend,
-    KeyboardInterrupt with the finished shards kept.
+    Images that `output` holds already are skipped; failed ones are repeated with retry_failed. The results equal those
+    of `predict`. settings: as in `Predictor`; with tiles a batch is one image. column: of Parquet lists. device: "cpu"
+    or "cuda", None for GPUs if the cluster has any. ray_address: of a cluster ("auto": the one on this machine); None
+    for RAY_ADDRESS or, if it is not set, for a new cluster that ends with the call. If Ray is initialised already, its
+    cluster is used. actors, cpus_per_actor, gpus_per_actor: see `plan_workers`. shard_size: images per shard. progress:
+    show a progress bar.
+
+    Raises UserError for what the user can fix, and KeyboardInterrupt; complete shards are kept.
     """
-    counts = {"batch_size": batch_size, "shard_size": shard_size, "actors": actors}
-    _check(threshold, device, cpus_per_actor, gpus_per_actor, **counts)
-    if tile is not None:
-        check_tiles(tile, overlap)
-    predictor = Predictor.from_pretrained(model, "cpu")  # a model that cannot be used is known before anything starts
-    files = ModelFiles.read(_path_of(model))
-    search = Search(threshold, max_detections, tile, overlap)
-    folder = ShardFolder(output, _settings(model, files, search, predictor))
+    require("ray", "batch-predict", "ray", "pyarrow", "fsspec")
+    _check_options(device, actors, cpus_per_actor, gpus_per_actor, shard_size)
+    predictor = Predictor.from_pretrained(model, "cpu")  # a model that cannot be used fails before the cluster starts
+    files = ModelFiles.read(_find_files(model))
+    folder = ShardFolder(output, _describe_results(files, settings, predictor))
     if retry_failed:
         folder.forget_failures()
-    left, summary = _what_is_left(list_images(inputs, column), folder)
-    if not len(left):
+    images, summary = _select_remaining(list_images(inputs, column), folder)
+    if not len(images):
         return summary
-    batches = Batches(left, shard_size, 1 if tile else batch_size)
+    batches = Batches(images, shard_size, 1 if settings.tile else settings.batch_size)
     gpus = {"cpu": 0.0, "cuda": gpus_per_actor or 1.0}.get(device or "", gpus_per_actor)
-    bar = tqdm(total=len(left), desc="predict", unit="image", disable=not progress)
-    with bar, _cluster(ray_address):
+    bar = tqdm(total=len(images), desc="predict", unit="image", disable=not progress)
+    with bar, _connect_ray(ray_address):
         import ray
 
         size = predictor.processor.size
-        job = Job(batches, ray.put(files), (size["height"], size["width"]), search, batch_size)
+        job = Job(batches, ray.put(files), (size["height"], size["width"]), settings)
         del files, predictor
-        gathering = Gathering(batches, folder, summary, bar)
+        gathering = Gathering(batches, folder, summary, bar.update)
         try:
-            _find_all(job, gathering, lambda: plan_workers(list(_nodes().values()), actors, cpus_per_actor, gpus))
+            _predict_all(job, gathering, lambda: plan_workers(list(_nodes().values()), actors, cpus_per_actor, gpus))
         except KeyboardInterrupt:
             done = summary.images + summary.failed
             raise KeyboardInterrupt(
-                f"stopped after {done} images in {output}; the same command does the rest"
+                f"stopped after {done} images in {output}; the same command continues from there"
             ) from None
     return summary
 
 
 @dataclass(frozen=True)
 class Job:
-    """Batches and what is needed to find instances in them. model: a reference in Ray's object store to `ModelFiles`.
-
-    batch_size: images, or tiles of one, at once.
-    """
+    """Batches, and what is needed to predict them. canvas: (height, width)."""
 
     batches: Batches
-    model: Any
+    model: ObjectRef[ModelFiles]
     canvas: tuple[int, int]
-    search: Search
-    batch_size: int
+    settings: InferenceSettings
 
 
-def _find_all(job: Job, gathering: Gathering, plan: Callable[[], Workers]) -> None:
-    """Pass over what is missing until nothing is; a batch that is lost ATTEMPTS times has failed.
+def _predict_all(job: Job, gathering: Gathering, plan: Callable[[], Workers]) -> None:
+    """Pass over the missing batches until none is missing; a batch that is lost in ATTEMPTS passes has failed.
 
-    Raises UserError when a model runs out of memory or nothing gets done at all, RuntimeError with the worker's
-    traceback when a model fails.
+    Raises UserError if a model runs out of memory or no batch at all gets done, RuntimeError with the traceback of the
+    worker if a model fails.
     """
     import ray
 
-    attempt = 0  # passes that came to their end
-    lost = 0  # passes in a row that did not, and did nothing: with a node that dies Ray may lose the next one, too
+    attempt = 0  # passes that ended normally
+    lost = 0  # passes in a row that failed without a result: after the death of a node Ray may lose the next one too
     while len(numbers := gathering.missing()) and attempt < ATTEMPTS:
         try:
             for row in _results(job, numbers, plan(), careful=attempt > 0):
                 if row["trouble"] == OUT_OF_MEMORY:
-                    raise UserError(f"a worker is {OUT_OF_MEMORY}; lower the batch size")
+                    expected = "a batch that fits into the memory of the device"
+                    raise OptionError("batch_size", expected, job.settings.batch_size, "lower it")
                 if row["trouble"]:
                     raise RuntimeError(f"the model failed on a worker\n{row['trouble']}")
-                gathering.add(row["number"], pickle.loads(row["found"]))
+                gathering.add(row["number"], pickle.loads(row["tables"]))
         except ray.exceptions.RayError as error:
             lost = lost + 1 if len(gathering.missing()) == len(numbers) else 0
             if lost == ATTEMPTS:
-                raise UserError(f"the workers failed: {str(error).strip().splitlines()[-1]}") from error
-            logger.warning("Ray lost its work; going on with what is missing")
+                reason = str(error).strip().splitlines()[-1]
+                got = f"{ATTEMPTS} failures in a row ({reason})"
+                raise UserError(f"Ray: {mismatch('results from the workers', got)}") from error
+            logger.warning("Ray lost a pass; continuing with the missing batches")
             continue
         except NodeLostError as error:
-            logger.warning("%s; going on with the others", error)
+            logger.warning("%s; continuing with the others", error)
             continue
         attempt, lost = attempt + 1, 0
         missing = len(gathering.missing())
         if missing == len(numbers) and attempt == 1:
-            raise UserError("every worker died, most likely out of memory; lower the batch size, or use fewer actors")
+            advice = "they most likely ran out of memory: lower batch_size, or use fewer actors"
+            raise UserError(f"Ray: {mismatch('results from the workers', 'the death of all workers', advice)}")
         if missing and attempt < ATTEMPTS:
-            logger.warning("%d batches were lost with a worker that died; they are done again", missing)
-    gathering.give_up(f"the worker that had it died, {ATTEMPTS} times; most likely it ran out of memory")
+            logger.warning("%d batches were lost with a worker that died; they are repeated", missing)
+    gathering.give_up(f"its worker died in {ATTEMPTS} attempts, most likely out of memory")
 
 
 class NodeLostError(Exception):
-    """A node that was planned with is gone."""
+    """A node of the cluster that the plan counted on has left."""
 
 
-def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful: bool) -> Iterator[Row]:
-    """One pass over batches. Raises NodeLostError when nothing comes and a node is gone.
+def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful: bool) -> Iterator[ResultRow]:
+    """One pass over the batches `numbers`. Raises NodeLostError if no result comes and a node has left.
 
-    Ray starts the actors of a lost node again on another, where they may take the last CPU from the tasks that read
-    images, and both wait for ever; and an actor that died may outlive its pass. So the pass is a process of its own:
-    when that is killed, all that it started ends with it.
+    Ray restarts the actors of a lost node on another node. There they may take the last CPU from the reading tasks, and
+    then both wait for ever. Also, an actor may outlive its pass. So each pass is a process of its own: killing it ends
+    all that it started.
     """
     import pyarrow as pa
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    tasks = len(numbers) if careful else min(-(-len(numbers) * job.batches.batch_size // READ_AT_ONCE), MOST_TASKS)
-    # Arrow tables, one at a time: as Python objects all names would be many times as large.
+    tasks = len(numbers) if careful else min(-(-len(numbers) * job.batches.batch_size // IMAGES_PER_TASK), MOST_TASKS)
+    # Arrow tables, made one at a time: as Python strings all names together would take many times the memory.
     parts = [
         ray.put(pa.table({"number": part, "images": [job.batches.images_of(number) for number in part.tolist()]}))
         for part in np.array_split(numbers, min(tasks, len(numbers)))
     ]
     planned = _nodes().keys()
-    # The node that this process is on does not die before it.
+    # On the node of this process: it cannot be lost while this process lives.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     run = ray.remote(num_cpus=0, scheduling_strategy=here)(Pass).remote()
     rows = run.results.options(num_returns="streaming").remote(
-        parts, [job.model], job.canvas, job.search, workers, batch_size=job.batch_size, careful=careful
+        parts, [job.model], job.canvas, job.settings, workers, careful=careful
     )
     try:
         while True:
@@ -188,7 +188,7 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
             if ready:
                 yield ray.get(next(rows))
             elif lost := planned - _nodes().keys():
-                raise NodeLostError(f"{len(lost)} of {len(planned)} nodes of the cluster are gone")
+                raise NodeLostError(f"{len(lost)} of {len(planned)} nodes have left the cluster")
     except StopIteration:
         return
     finally:
@@ -196,10 +196,10 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
 
 
 @contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
-    """Ray, initialised; it is shut down after use unless it was there before."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell others what it runs
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default, else it warns
+def _connect_ray(address: str | None) -> Iterator[None]:
+    """Initialise Ray, and shut it down afterwards unless it was initialised before."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send usage statistics to its makers
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; without it Ray warns
     import ray
 
     if ray.is_initialized():
@@ -207,9 +207,8 @@ def _cluster(address: str | None) -> Iterator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
-        raise UserError(
-            f"ray_address {address}: Ray Data needs a driver on the cluster; run it there with --ray-address auto"
-        )
+        expected = 'the address of a cluster that this machine is a node of, or "auto"'
+        raise OptionError("ray_address", expected, address, "run the command on the cluster")
     ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
@@ -224,65 +223,54 @@ def _nodes() -> dict[str, dict[str, float]]:
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
-def _need_extra() -> None:
-    """Raise UserError unless the packages of the extra are there."""
-    try:
-        import fsspec  # noqa: F401
-        import pyarrow  # noqa: F401
-        import ray  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"batch-predict: needs {error.name}; pip install 'mask2former-dinov3[ray]'") from error
-
-
-def _check(
-    threshold: float,
+def _check_options(
     device: str | None,
+    actors: int | None,
     cpus_per_actor: float | None,
     gpus_per_actor: float | None,
-    **counts: int | None,
+    shard_size: int,
 ) -> None:
-    """Raise UserError for what could not be, and without the extra."""
-    _need_extra()
-    for name, value in counts.items():
+    """Raise OptionError for a value that no job can use."""
+    for name, value in (("actors", actors), ("shard_size", shard_size)):
         if value is not None and value < 1:
-            raise UserError(f"{name}: expected at least 1, got {value}")
-    if not 0 <= threshold <= 1:
-        raise UserError(f"threshold: expected a score between 0 and 1, got {threshold}")
+            raise OptionError(name, "a whole number above 0", value)
     if device not in (None, "cpu", "cuda"):
-        raise UserError(f"device: expected cpu or cuda, got {device}; Ray gives every actor a GPU of its own")
+        raise OptionError("device", "cpu or cuda", device, "Ray gives every actor a GPU of its own")
     if cpus_per_actor is not None and not 0 < cpus_per_actor < math.inf:
-        raise UserError(f"cpus_per_actor: expected a number above 0, got {cpus_per_actor}")
+        raise OptionError("cpus_per_actor", "a number above 0", cpus_per_actor)
     if gpus_per_actor is not None and not 0 <= gpus_per_actor <= 1:
-        raise UserError(f"gpus_per_actor: expected 0 to 1, got {gpus_per_actor}; a model runs on one GPU")
+        raise OptionError("gpus_per_actor", "a number from 0 to 1", gpus_per_actor, "a model runs on one GPU")
 
 
-def _path_of(model: str | Path) -> Path:
-    """The folder or file of a model that has just been loaded; for a hub id its place in the cache."""
+def _find_files(model: str | Path) -> Path:
+    """The folder or file of a model that has just been loaded; for a hub id its folder in the cache."""
     from huggingface_hub import snapshot_download
 
     path = Path(model)
     return path if path.exists() else Path(snapshot_download(str(model), local_files_only=True))
 
 
-def _settings(model: str | Path, files: ModelFiles, search: Search, predictor: Predictor) -> dict[str, Any]:
-    """Whatever decides the results, for settings.json."""
+def _describe_results(files: ModelFiles, settings: InferenceSettings, predictor: Predictor) -> dict[str, object]:
+    """Everything that the results depend on, for settings.json."""
     digest = hashlib.sha256()
     for name, data in files.files.items():
         digest.update(f"{name} {len(data)} ".encode())
         digest.update(data)
+    values = asdict(settings)
+    del values["batch_size"]  # changes the speed only
     return {
         "model_sha256": digest.hexdigest(),
-        **asdict(search),
+        **values,
         "categories": [{"id": id_, "name": name} for id_, name in predictor.categories],
     }
 
 
-def _what_is_left(images: Any, folder: ShardFolder) -> tuple[Any, BatchSummary]:
-    """The images that are in no finished shard, and a summary that counts the others."""
+def _select_remaining(images: pa.LargeStringArray, folder: ShardFolder) -> tuple[pa.LargeStringArray, BatchSummary]:
+    """The images that are in no complete shard, and a summary that counts the others."""
     import pyarrow.compute as pc
 
     done, failed = folder.done()
     is_done, has_failed = (pc.is_in(images, value_set=some) for some in (done, failed))
-    left = images.filter(pc.invert(pc.or_(is_done, has_failed)))
+    remaining = images.filter(pc.invert(pc.or_(is_done, has_failed)))
     earlier, failed_earlier = (pc.sum(some).as_py() or 0 for some in (is_done, has_failed))
-    return left, BatchSummary(folder.output, earlier=earlier, failed_earlier=failed_earlier)
+    return remaining, BatchSummary(folder.output, earlier=earlier, failed_earlier=failed_earlier)

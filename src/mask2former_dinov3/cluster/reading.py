@@ -1,56 +1,75 @@
-"""The tasks of `batch-predict` that read images. They load neither torch nor transformers: Ray starts many of them.
+"""Tasks of `batch-predict` that read images. They import neither torch nor transformers: Ray starts many of them.
 
-Rows of Ray Data are batches of images: their `number` and, in turn, `images` (URIs), `read` (pickled) and `found`
-(pickled). A batch keeps its images from the list to the results.
+A row of Ray Data is one batch of images and goes through three forms: `BatchRow`, `ReadRow`, `ResultRow`.
 """
 
 from __future__ import annotations
 
 import pickle
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.images import decode_image
 from ..data.transforms import fit_image
-from ..errors import UserError
+from ..errors import UserError, mismatch
 from .image_list import filesystem_of
 
-Row = dict[str, Any]
+
+class BatchRow(TypedDict):
+    """A batch to read: its number, and the URIs of its images."""
+
+    number: int
+    images: list[str]
 
 
-class Fitted(NamedTuple):
-    """An image at its size on the canvas, (h, w, 3) uint8, and its original (height, width)."""
+class ReadRow(TypedDict):
+    """A batch that has been read. read: pickled list of `ReadImage`, in the order of its images."""
+
+    number: int
+    read: bytes
+
+
+class ResultRow(TypedDict):
+    """A batch that has been predicted. tables: pickled `ShardTables`. trouble: why the model failed, or empty."""
+
+    number: int
+    tables: bytes
+    trouble: str
+
+
+class FittedImage(NamedTuple):
+    """An image resized to fit the canvas, (h, w, 3) uint8, and its original (height, width)."""
 
     pixels: NDArray[np.uint8]
     original_size: tuple[int, int]
 
 
-class Read(NamedTuple):
-    """An image and what was read: the bytes of its file where it is to be cut into tiles; a text: why it was not."""
+class ReadImage(NamedTuple):
+    """URI of an image and its content: the bytes of its file if it is to be cut into tiles, a string if it failed."""
 
     image: str
-    content: Fitted | bytes | str
+    content: FittedImage | bytes | str
 
 
-def read_batch(row: Row, *, canvas: tuple[int, int] | None) -> Row:
-    """`images` to `read`. canvas: (height, width), None for tiles. An image that cannot be read stops nothing."""
-    read = [Read(image, _content_of(image, canvas)) for image in row["images"]]
+def read_batch(row: BatchRow, *, canvas: tuple[int, int] | None) -> ReadRow:
+    """Read the images of a batch. canvas: (height, width), None for tiles. An unreadable image does not raise."""
+    read = [ReadImage(image, _read_content(image, canvas)) for image in row["images"]]
     return {"number": row["number"], "read": pickle.dumps(read)}
 
 
-def _content_of(image: str, canvas: tuple[int, int] | None) -> Fitted | bytes | str:
+def _read_content(image: str, canvas: tuple[int, int] | None) -> FittedImage | bytes | str:
     try:
         filesystem, path = filesystem_of(image)
         data: bytes = filesystem.cat_file(path)
         if canvas is None:
             return data
         rgb = decode_image(data, image)
-        return Fitted(fit_image(rgb, *canvas), (rgb.shape[0], rgb.shape[1]))
+        return FittedImage(fit_image(rgb, *canvas), (rgb.shape[0], rgb.shape[1]))
     except UserError as error:
         return str(error)
     except FileNotFoundError:
-        return f"{image}: no such file"
-    except Exception as error:  # file systems of object stores raise what their clients raise
-        return f"{image}: cannot be read ({type(error).__name__}: {error})"
+        return f"{image}: {mismatch('an image file', 'no such file')}"
+    except Exception as error:  # clients of object stores raise errors of their own classes
+        return f"{image}: {mismatch('an image file', f'an error ({type(error).__name__}: {error})')}"

@@ -1,13 +1,13 @@
-"""The output folder of `batch-predict`: Parquet files, each written whole or not at all, and what they say is done.
+"""The output folder of `batch-predict`: Parquet files, each written atomically, and the list of what is done.
 
-    settings.json        the model (by hash) and the settings that all results here come from
-    images/NAME.parquet      one row per image: image, height, width, instances (how many), seconds
+    settings.json            the model (by hash) and the settings of all results in this folder
+    images/NAME.parquet      one row per image: image, height, width, instances (their number), seconds
     instances/NAME.parquet   one row per instance: image, category_id, class, score, segmentation (COCO RLE: size,
                              counts), box (x0, y0, x1, y1 in pixels), area
-    failures/NAME.parquet    one row per image that could not be read: image, reason; only where there are any
+    failures/NAME.parquet    one row per image that could not be read: image, reason; missing if there are none
 
-The three files of one NAME are a shard. `images/` is written last: a shard is finished when that file is there, and an
-image is in one finished shard only. The folder may be a URI that fsspec knows.
+The three files of one NAME are a shard. `images/` is written last: a shard is complete when that file exists, and an
+image is in one complete shard only. The folder may be a URI that fsspec knows.
 """
 
 from __future__ import annotations
@@ -17,31 +17,35 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..atomic_files import check_writable, write_bytes
-from ..errors import UserError
+from ..errors import UserError, mismatch
 from ..instances import Instances
+from ..json_files import parse_json_object
 from .image_list import filesystem_of, is_local
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 KINDS = ("instances", "failures", "images")  # in the order in which they are written
 
 
-class Found(NamedTuple):
-    """What became of some images: three Arrow tables with the columns above."""
+class ShardTables(NamedTuple):
+    """Results of some images: three Arrow tables with the columns above."""
 
-    instances: Any
-    failures: Any
-    images: Any
+    instances: pa.Table
+    failures: pa.Table
+    images: pa.Table
 
 
-def found_of(
+def tables_of(
     images: Sequence[tuple[str, Instances, float]],
     failures: Sequence[tuple[str, str]],
-) -> Found:
-    """Tables of (image, its instances, seconds) and (image, why it could not be read)."""
+) -> ShardTables:
+    """Tables of predicted images (image, its instances, seconds) and of failed ones (image, reason)."""
     schemas = _schemas()
-    rows: dict[str, list[dict[str, Any]]] = {
+    rows: dict[str, list[dict[str, object]]] = {
         "instances": [row for image, instances, _ in images for row in _instance_rows(image, instances)],
         "failures": [{"image": image, "reason": reason} for image, reason in failures],
         "images": [
@@ -55,10 +59,10 @@ def found_of(
             for image, instances, seconds in images
         ],
     }
-    return Found(**{kind: schemas[kind].empty_table().from_pylist(rows[kind], schemas[kind]) for kind in KINDS})
+    return ShardTables(**{kind: schemas[kind].empty_table().from_pylist(rows[kind], schemas[kind]) for kind in KINDS})
 
 
-def _instance_rows(image: str, instances: Instances) -> list[dict[str, Any]]:
+def _instance_rows(image: str, instances: Instances) -> list[dict[str, object]]:
     return [
         {
             "image": image,
@@ -75,7 +79,7 @@ def _instance_rows(image: str, instances: Instances) -> list[dict[str, Any]]:
     ]
 
 
-def _schemas() -> dict[str, Any]:
+def _schemas() -> dict[str, pa.Schema]:
     import pyarrow as pa
 
     rle = pa.struct({"size": pa.list_(pa.int32()), "counts": pa.string()})
@@ -104,18 +108,19 @@ def _schemas() -> dict[str, Any]:
     }
 
 
-def shard_name(images: Sequence[str]) -> str:
-    """The same name for the same images, so that a shard that is written again replaces itself."""
+def name_shard(images: Sequence[str]) -> str:
+    """A name that depends on the images only, so that a shard that is written again replaces itself."""
     return hashlib.sha256("\n".join(images).encode()).hexdigest()[:24]
 
 
 class ShardFolder:
-    """An output folder, made or opened for results of certain settings.
+    """An output folder, created or opened for results of certain settings.
 
-    Raises UserError when it holds results of others, or cannot be written.
+    Opening it removes what an interrupted job left of an incomplete shard. Raises UserError if it holds results of
+    other settings, or cannot be written.
     """
 
-    def __init__(self, output: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, output: str, settings: Mapping[str, object]) -> None:
         self.output = output
         self.filesystem, self.root = filesystem_of(output)
         self.is_local = is_local(self.filesystem)
@@ -124,54 +129,56 @@ class ShardFolder:
         try:
             self.filesystem.invalidate_cache()
             self._check_settings(settings)
-            self._remove_unfinished()
+            self._remove_incomplete()
         except UserError:
             raise
-        except Exception as error:  # file systems of object stores raise what their clients raise
-            raise UserError(f"{output}: cannot be used ({type(error).__name__}: {error})") from error
+        except Exception as error:  # clients of object stores raise errors of their own classes
+            got = f"an error ({type(error).__name__}: {error})"
+            raise UserError(f"{output}: {mismatch('a folder that can be read and written', got)}") from error
 
-    def write(self, name: str, found: Found) -> None:
-        """Leave one finished shard. Raises CheckpointError (local) or what the object store raises."""
+    def write(self, name: str, tables: ShardTables) -> None:
+        """Write one complete shard. Raises CheckpointError (local) or what the client of the object store raises."""
         import pyarrow.parquet
 
         for kind in KINDS:
-            table = getattr(found, kind)
+            table = getattr(tables, kind)
             if kind == "failures" and not table.num_rows:
                 continue
             buffer = io.BytesIO()
             pyarrow.parquet.write_table(table, buffer, compression="zstd")
             self._put(f"{kind}/{name}.parquet", buffer.getvalue())
 
-    def done(self) -> tuple[Any, Any]:
-        """(images that were predicted, images that failed) in finished shards: two Arrow arrays of strings."""
+    def done(self) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+        """(predicted images, failed images) of complete shards: their URIs as strings."""
         return self._images("images"), self._images("failures")
 
     def forget_failures(self) -> None:
-        """Failed images count as not done from now on."""
+        """Forget which images failed, so that they are predicted again."""
         for name in self._names("failures"):
             self.filesystem.rm_file(f"{self.root}/failures/{name}")
 
-    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+    def _check_settings(self, settings: Mapping[str, object]) -> None:
         path = f"{self.root}/settings.json"
         if not self.filesystem.exists(path):
             if any(self._names(kind) for kind in KINDS):
-                raise UserError(f"{self.output}: holds results but no settings.json; choose another output")
+                expected, got = "an empty folder, or results of this command", "results without settings.json"
+                raise UserError(f"{self.output}: {mismatch(expected, got, 'choose another output')}")
             self._put("settings.json", json.dumps(settings, indent=2, ensure_ascii=False).encode())
             return
-        there = json.loads(self.filesystem.cat_file(path))
-        differ = [key for key in {**there, **settings} if there.get(key) != settings.get(key)]
-        if differ:
+        stored = parse_json_object(self.filesystem.cat_file(path), path, "settings of batch-predict (JSON)")
+        different = [key for key in {**stored, **settings} if stored.get(key) != settings.get(key)]
+        if different:
             raise UserError(
-                f"{self.output}: holds results of other settings, which are not mixed; use those, or another output\n"
-                + "\n".join(f"  {key}: {there.get(key)} there, {settings.get(key)} now" for key in differ)
+                f"{self.output}: {mismatch('results of the same settings', 'others', 'use those, or another output')}\n"
+                + "\n".join(f"  {key}: {stored.get(key)} there, {settings.get(key)} now" for key in different)
             )
 
-    def _remove_unfinished(self) -> None:
-        """What a run left that was killed while it wrote a shard."""
-        finished = {name for name in self._names("images") if not name.startswith(".")}
+    def _remove_incomplete(self) -> None:
+        """Remove the files of shards that a killed job did not complete."""
+        complete = {name for name in self._names("images") if not name.startswith(".")}
         for kind in KINDS:
             for name in self._names(kind):
-                if name not in finished:
+                if name not in complete:
                     self.filesystem.rm_file(f"{self.root}/{kind}/{name}")
 
     def _names(self, kind: str) -> list[str]:
@@ -180,7 +187,7 @@ class ShardFolder:
             return []
         return sorted(PurePosixPath(path).name for path in self.filesystem.ls(folder, detail=False))
 
-    def _images(self, kind: str) -> Any:
+    def _images(self, kind: str) -> pa.ChunkedArray:
         import pyarrow as pa
         import pyarrow.dataset
 
@@ -196,4 +203,4 @@ class ShardFolder:
             Path(path).parent.mkdir(exist_ok=True)
             write_bytes(Path(path), data)
         else:
-            self.filesystem.pipe_file(path, data)  # an object is there whole or not at all
+            self.filesystem.pipe_file(path, data)  # object stores write atomically

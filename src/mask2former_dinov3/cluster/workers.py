@@ -1,4 +1,4 @@
-"""What runs on the workers of `batch-predict`: a pass over batches, and actors that hold a model and find instances."""
+"""What runs on the workers of `batch-predict`: actors that hold a model and predict batches, and one pass on Ray."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -18,35 +18,32 @@ from ..allocator import keep_freed_memory
 from ..errors import DatasetError
 from ..inference.onnx_model import data_file
 from ..inference.predictor import Predictor
+from ..inference.settings import InferenceSettings
 from ..instances import Instances
-from .reading import Fitted, Read, Row, read_batch
+from .reading import FittedImage, ReadImage, ReadRow, ResultRow, read_batch
 from .resources import READER_CPUS, Workers
-from .shards import Found, found_of
+from .shards import ShardTables, tables_of
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 BLOCK_BYTES = 32 * 2**20
-"""About what an actor is given at once, and loses when it dies."""
+"""Approximate size of what an actor is given at once, and loses when it dies."""
 OUT_OF_MEMORY = "out of memory on the device"
 
 
-@dataclass(frozen=True)
-class Search:
-    """What is looked for in an image, as `Predictor` takes it; together with the model it decides the results."""
-
-    threshold: float
-    max_detections: int
-    tile: int | None
-    overlap: float
-
-
 class ModelFiles(NamedTuple):
-    """A model as the bytes of its files, which need no folder that all machines see."""
+    """A model as the bytes of its files, so that the machines need no shared folder.
 
-    name: str  # of the folder or file
+    name: of the .onnx file, empty for a model folder. files: name -> bytes.
+    """
+
+    name: str
     files: dict[str, bytes]
 
     @classmethod
     def read(cls, path: Path) -> ModelFiles:
-        """A model folder, or an .onnx file with the weights that may lie beside it."""
+        """Read a model folder, or an .onnx file with the weights that may lie beside it."""
         if path.is_file():
             parts = (path, data_file(path))
             return cls(path.name, {part.name: part.read_bytes() for part in parts if part.exists()})
@@ -61,80 +58,77 @@ class ModelFiles(NamedTuple):
             return Predictor.from_pretrained(Path(folder, self.name), device)
 
 
-class FindInBatch:
-    """`read` to `found`, by a model that stays loaded; `trouble` says what happened where the model itself failed.
+class BatchPredictor:
+    """A Ray actor: predicts batches with a model that stays loaded. model: `ModelFiles` in Ray's object store."""
 
-    model: a reference in Ray's object store to `ModelFiles`. batch_size: tiles at once.
-    """
-
-    def __init__(self, model: Any, search: Search, device: str, batch_size: int) -> None:
+    def __init__(self, model: ObjectRef[ModelFiles], settings: InferenceSettings, device: str) -> None:
         import ray
 
         keep_freed_memory()
         files: ModelFiles = ray.get(model)
         self.predictor = files.load(device)
-        self.search = search
-        self.batch_size = batch_size
+        self.settings = settings
 
-    def __call__(self, row: Row) -> Row:
-        found, trouble = b"", ""
+    def __call__(self, row: ReadRow) -> ResultRow:
+        tables, trouble = b"", ""
         try:
-            found = pickle.dumps(self.find(pickle.loads(row["read"])))
+            tables = pickle.dumps(self.predict(pickle.loads(row["read"])))
         except torch.OutOfMemoryError:
             trouble = OUT_OF_MEMORY
-        except Exception:  # raised here it would only cost the batch: it would pass for the death of a worker
+        except Exception:  # Ray would drop the batch as if the worker had died, and hide the traceback
             trouble = traceback.format_exc()
-        return {"number": row["number"], "found": found, "trouble": trouble}
+        return {"number": row["number"], "tables": tables, "trouble": trouble}
 
-    def find(self, read: Sequence[Read]) -> Found:
-        """Instances of a batch: images on the canvas together, images of tiles one by one."""
+    def predict(self, read: Sequence[ReadImage]) -> ShardTables:
+        """Results of one batch: fitted images in one forward pass, images in tiles one after the other."""
         images: list[tuple[str, Instances, float]] = []
         failures = [(image, content) for image, content in read if isinstance(content, str)]
         start = time.perf_counter()
-        if fitted := [(image, content) for image, content in read if isinstance(content, Fitted)]:
+        if fitted := [(image, content) for image, content in read if isinstance(content, FittedImage)]:
             prepared = [self.predictor.processor.on_canvas(*content) for _, content in fitted]
-            found = self.predictor.predict_prepared(prepared, self.search.threshold, self.search.max_detections)
+            found = self.predictor.predict_prepared(prepared, self.settings)
             seconds = (time.perf_counter() - start) / len(fitted)
             images = [(image, instances, seconds) for (image, _), instances in zip(fitted, found, strict=True)]
         for image, content in read:
             if isinstance(content, bytes):
                 start = time.perf_counter()
                 try:
-                    images.append((image, self.find_in_tiles(image, content), time.perf_counter() - start))
+                    images.append((image, self.predict_in_tiles(image, content), time.perf_counter() - start))
                 except DatasetError as error:
                     failures.append((image, str(error)))
-        return found_of(images, failures)
+        return tables_of(images, failures)
 
-    def find_in_tiles(self, image: str, content: bytes) -> Instances:
-        """Instances of an image of any size; a file of its own lets the predictor read window by window."""
+    def predict_in_tiles(self, image: str, content: bytes) -> Instances:
+        """Instances of an image of any size. From a local file the predictor can read one window at a time."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, PurePosixPath(image).name)
             file.write_bytes(content)
             try:
-                return self.predictor(file, batch_size=self.batch_size, **asdict(self.search))
+                return self.predictor(file, **asdict(self.settings))
             except DatasetError as error:
                 raise DatasetError(str(error).replace(str(file), image)) from error
 
 
 class Pass:
-    """The job on Ray Data, in a process (a Ray actor) of its own."""
+    """One pass over batches on Ray Data, in a process (a Ray actor) of its own."""
 
     def results(
         self,
-        parts: list[Any],
-        model: list[Any],
+        parts: list[ObjectRef[object]],
+        model: list[ObjectRef[ModelFiles]],
         canvas: tuple[int, int],
-        search: Search,
+        settings: InferenceSettings,
         workers: Workers,
         *,
-        batch_size: int,
         careful: bool,
-    ) -> Iterator[Row]:
-        """Rows of `FindInBatch` in any order; those of workers that die do not come.
+    ) -> Iterator[ResultRow]:
+        """Results of batches in any order; batches that an actor had when it died are missing.
 
-        parts: references to Arrow tables of `number` and `images`. model: one reference, in a list that Ray passes on
-        as it is. Ray would send a batch that died with its worker to the same worker again and again; so nothing is
-        tried twice here. careful: an actor has only one batch at a time to lose.
+        parts: Arrow tables with the columns of `BatchRow`. model: one reference, in a list since Ray replaces plain
+        arguments by their values. canvas: (height, width). careful: give each actor one batch at a time, so that it
+        loses only that one when it dies.
+
+        Ray would give a batch that killed its worker to the same worker again and again; so no batch is retried here.
         """
         import ray.data
 
@@ -142,25 +136,24 @@ class Pass:
         context.enable_progress_bars = False
         context.target_max_block_size = BLOCK_BYTES
         context.max_errored_blocks = -1
-        context.execution_no_progress_timeout_s = -1  # a cluster may be busy for hours, an image of many tiles take one
-        read = partial(read_batch, canvas=None if search.tile else canvas)
+        context.execution_no_progress_timeout_s = -1  # a cluster may be busy for hours, and so may one image of tiles
         rows = (
             ray.data.from_arrow_refs(parts)
-            .map(read, num_cpus=READER_CPUS)
+            .map(partial(read_batch, canvas=None if settings.tile else canvas), num_cpus=READER_CPUS)
             .map(
-                FindInBatch,
-                fn_constructor_args=(model[0], search, "cuda" if workers.gpus else "cpu", batch_size),
+                BatchPredictor,
+                fn_constructor_args=(model[0], settings, "cuda" if workers.gpus else "cpu"),
                 compute=ray.data.ActorPoolStrategy(
                     size=min(workers.count, len(parts)), max_tasks_in_flight_per_actor=1 if careful else None
                 ),
                 num_cpus=workers.cpus,
                 num_gpus=workers.gpus,
-                ray_remote_args_fn=_no_second_try,
+                ray_remote_args_fn=_restart_without_retry,
             )
         )
         yield from rows.iter_rows()
 
 
-def _no_second_try() -> dict[str, int]:
-    """An actor that died is started again, what it had to do is not."""
+def _restart_without_retry() -> dict[str, int]:
+    """An actor that died is started again; its batches are not retried."""
     return {"max_restarts": -1, "max_task_retries": 0}

@@ -1,17 +1,17 @@
-"""The server's HTTP interface: /predict, /healthz, /metrics, /openapi.json, /docs, and the page for all the rest.
+"""The server's HTTP interface: /predict, /healthz, /metrics, /openapi.json, /docs, and the page at all other paths.
 
-It is imported where the extra `serve` is known to be installed.
+Import this module only after `extras.require("serve", …)`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import PurePath
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,20 +22,20 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ..errors import DatasetError
+from ..errors import DatasetError, mismatch
 from ..instances import Instances
 from ..version import __version__
 from .limits import Busy, ModelFailed, TooLarge, Wanted
-from .middleware import GONE, Metrics, Refused, Watch, error_response, too_many_bytes
+from .middleware import CLIENT_GONE, Refused, ServerMetrics, Watch, error_response, too_many_bytes
 from .page import PageOrApi, build_page
 from .queue import ModelQueue
-from .schema import BODY, FORM, RAW, Health, Options, Prediction, failures
+from .schema import BODY, FORM, RAW, Health, Options, Prediction, describe_failures, describe_faults
 
-Result = TypeVar("Result")
+_T = TypeVar("_T")
 
 
-def build_app(queue: ModelQueue, metrics: Metrics, name: str, licence: str) -> FastAPI:
-    """The whole server. name: of the model; licence: the page's last line. Not to be called inside an event loop."""
+def build_app(queue: ModelQueue, metrics: ServerMetrics, name: str, licence: str) -> FastAPI:
+    """The whole server. name: of the model. licence: last line of the page. Do not call it inside an event loop."""
     metrics.queue.set_function(lambda: queue.inside)
     page, page_lifespan = build_page(queue.predictor, name, licence, queue.limits.max_bytes)
 
@@ -47,15 +47,15 @@ def build_app(queue: ModelQueue, metrics: Metrics, name: str, licence: str) -> F
     app: FastAPI = FastAPIOffline(
         title=f"Instance segmentation with {name}", version=__version__, redoc_url=None, lifespan=lifespan
     )
-    app.include_router(_routes(queue, metrics, name))
+    app.include_router(_build_routes(queue, metrics, name))
     for error in (Refused, Busy, TooLarge, DatasetError, ModelFailed, RequestValidationError, HTTPException):
-        app.add_exception_handler(error, partial(_explain, metrics))
+        app.add_exception_handler(error, partial(_answer_error, metrics))
     app.add_middleware(PageOrApi, page=page)
     app.add_middleware(Watch, metrics=metrics, max_bytes=queue.limits.max_bytes)
     return app
 
 
-def _routes(queue: ModelQueue, metrics: Metrics, name: str) -> APIRouter:
+def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str) -> APIRouter:
     router = APIRouter()
     limits = queue.limits
     known = [name for _, name in queue.predictor.categories]
@@ -64,35 +64,29 @@ def _routes(queue: ModelQueue, metrics: Metrics, name: str) -> APIRouter:
         "/predict",
         response_model=Prediction,
         response_model_exclude_unset=True,
-        responses=failures(400, 408, 413, 415, 422, 500, 503, 504),
+        responses=describe_failures(400, 408, 413, 415, 422, 500, 503, 504),
         openapi_extra={"requestBody": BODY},
     )
     async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
         """Instances in one image: the file in the field `image` of a form, or as the whole body."""
         if unknown := sorted(set(options.classes or ()) - set(known)):
-            raise Refused(422, f"classes: expected some of {', '.join(known)}, got {', '.join(unknown)}")
-        wanted = Wanted(
-            options.threshold,
-            options.max_detections,
-            options.tile,
-            options.overlap,
-            frozenset(options.classes) if options.classes else None,
-            options.overlay,
-        )
+            raise Refused(422, f"classes: {mismatch('some of ' + ', '.join(known), ', '.join(unknown))}")
+        wanted = Wanted(options.settings(), frozenset(options.classes) if options.classes else None, options.overlay)
         end = asyncio.get_running_loop().time() + limits.timeout
         with queue.place():
             try:
                 async with asyncio.timeout_at(end):
-                    data, file_name = await _file_in(request, limits.max_bytes)
+                    data, file_name = await _read_file(request, limits.max_bytes)
             except TimeoutError:
                 raise Refused(408, f"the image did not arrive within {limits.timeout:g} seconds", "slow") from None
-            found, picture = await _while_there(request, queue, queue.predict(data, file_name, wanted), end)
+            work = queue.predict(data, file_name, wanted)
+            found, picture = await _await_unless_gone(request, queue, work, end)
         request.state.noted["instances"] = len(found)
-        return JSONResponse(coco_of(found, file_name, queue.predictor.categories, picture))
+        return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, picture))
 
     @router.get("/healthz", response_model=Health, responses={503: {"model": Health, "description": "Shutting down."}})
     async def healthz() -> Response:
-        """Whether images are taken."""
+        """Whether the server accepts images."""
         status = "closing" if queue.closing else "ready"
         health = Health(status=status, model=name, device=str(queue.predictor.model.device), version=__version__)
         return JSONResponse(health.model_dump(), 503 if queue.closing else 200)
@@ -105,10 +99,10 @@ def _routes(queue: ModelQueue, metrics: Metrics, name: str) -> APIRouter:
     return router
 
 
-def coco_of(
+def to_coco_file(
     found: Instances, file_name: str, categories: Sequence[tuple[int, str]], picture: bytes | None
-) -> dict[str, Any]:
-    """A `Prediction`: the instances of one image as a COCO file."""
+) -> dict[str, object]:
+    """The instances of one image as a COCO file, see `Prediction`. picture: a PNG, None for none."""
     annotations = [
         {
             "id": number,
@@ -129,8 +123,8 @@ def coco_of(
     }
 
 
-async def _file_in(request: Request, max_bytes: int) -> tuple[bytes, str]:
-    """The image file in a request, and what it is called. Raises Refused for what is neither form nor image."""
+async def _read_file(request: Request, max_bytes: int) -> tuple[bytes, str]:
+    """The image file in a request and its name. Raises Refused for a body that is neither a form nor an image."""
     if int(request.headers.get("content-length", 0)) > max_bytes:
         raise too_many_bytes(max_bytes)
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
@@ -138,27 +132,29 @@ async def _file_in(request: Request, max_bytes: int) -> tuple[bytes, str]:
         if kind in RAW:
             return await request.body(), "image"
         if kind != FORM:
-            raise Refused(415, f"expected a form ({FORM}) or one of {', '.join(RAW)}, got {kind or 'no content type'}")
+            expected = f"a form ({FORM}) or one of {', '.join(RAW)}"
+            raise Refused(415, f"content type: {mismatch(expected, kind or 'none')}")
         async with request.form(max_files=1) as form:
             file = form.get("image")
             if not isinstance(file, UploadFile) or len(form.multi_items()) != 1:
                 got = ", ".join(form) or "nothing"
-                raise Refused(422, f"expected one file in the field image (options go into the query), got {got}")
+                message = mismatch("one file in the field image", got, "put options into the query")
+                raise Refused(422, f"form: {message}")
             return await file.read(), PurePath((file.filename or "image").replace("\\", "/")).name[-100:] or "image"
     except ClientDisconnect:
-        raise _gone(request) from None
+        raise _client_gone(request) from None
 
 
-async def _while_there(request: Request, queue: ModelQueue, work: Coroutine[Any, Any, Result], end: float) -> Result:
-    """The result of `work`, which is dropped when the client hangs up or the time is over (`end`, of the loop)."""
+async def _await_unless_gone(request: Request, queue: ModelQueue, work: Awaitable[_T], end: float) -> _T:
+    """The result of `work`. It is cancelled when the client closes the connection, and at `end` (time of the loop)."""
     loop = asyncio.get_running_loop()
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_hung_up(request))
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_wait_until_gone(request))
     try:
         await asyncio.wait({task, gone}, timeout=max(0.0, end - loop.time()), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         if gone.done():
-            raise _gone(request)
+            raise _client_gone(request)
         message = "no answer in time; try again later, or with a smaller image"
         raise Refused(504, message, "timeout", {"Retry-After": str(queue.seconds_to_wait())})
     finally:
@@ -166,18 +162,18 @@ async def _while_there(request: Request, queue: ModelQueue, work: Coroutine[Any,
         gone.cancel()
 
 
-async def _hung_up(request: Request) -> None:
+async def _wait_until_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _gone(request: Request) -> Refused:
-    request.state.noted["status"] = GONE
-    return Refused(400, "the client hung up", "gone")
+def _client_gone(request: Request) -> Refused:
+    request.state.noted["status"] = CLIENT_GONE
+    return Refused(400, "the client closed the connection", "gone")
 
 
-async def _explain(metrics: Metrics, request: Request, error: Exception) -> JSONResponse:
-    """Every error as JSON, counted by reason."""
+async def _answer_error(metrics: ServerMetrics, request: Request, error: Exception) -> JSONResponse:
+    """Any error as JSON; errors about images are counted by reason."""
     status, message, reason = 500, str(error), None
     headers: Mapping[str, str] | None = None
     match error:
@@ -192,8 +188,7 @@ async def _explain(metrics: Metrics, request: Request, error: Exception) -> JSON
         case ModelFailed():
             reason = "model"
         case RequestValidationError():
-            faults = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
-            status, message = 422, "; ".join(faults)
+            status, message = 422, describe_faults(error.errors())
         case HTTPException():
             status, message, headers = error.status_code, error.detail, error.headers
     if reason is not None:

@@ -1,24 +1,24 @@
-"""What one request may ask for, and the errors of a request that is refused or fails."""
+"""Limits of a server, settings of one request, and the errors of a request that is refused or fails."""
 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import DatasetError
+from ..errors import DatasetError, OptionError, mismatch
+from ..inference.settings import InferenceSettings
 from ..inference.tiles.grid import Grid
 
-# What is decoded. Pillow knows more formats, some of which start programs.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-
-
-MOST_TILES = 1_000  # of one image
+# Pillow knows more formats, some of which start other programs to decode a file.
+DECODED_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_TILES = 1_000  # per image
 
 
 class Busy(Exception):
-    """The house is full or closing; `retry_after`: whole seconds after which there should be room."""
+    """The queue is full or the server is shutting down. retry_after: whole seconds until there should be room."""
 
     def __init__(self, reason: str, retry_after: int) -> None:
         super().__init__(reason)
@@ -26,17 +26,24 @@ class Busy(Exception):
 
 
 class TooLarge(Exception):
-    """An image of more pixels than are taken."""
+    """The image has more pixels or more tiles than the server accepts."""
 
 
 class ModelFailed(Exception):
-    """The model could not be run on this image; the log has the reason."""
+    """The model raised an error on this image; the log has the traceback."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes: images in a batch, requests in the house, bytes and pixels of an image, seconds for an
-    answer; max_wait: milliseconds that an image waits for others to fill its batch."""
+    """Limits of one server.
+
+    batch_size: maximum number of images (or tiles) per forward pass. max_queue: maximum number of requests in the
+    server. max_bytes: maximum size of a request's body. max_pixels: maximum height * width of an image. timeout:
+    seconds from the first byte of a request to its answer. max_wait: milliseconds that an image waits for others to
+    fill its batch.
+
+    Raises OptionError for a limit that no request can meet.
+    """
 
     batch_size: int = 8
     max_queue: int = 64
@@ -46,41 +53,51 @@ class Limits:
     max_wait: float = 10.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a limit that lets nothing through."""
-        for name, least in (("batch_size", 1), ("max_queue", 1), ("max_bytes", 1), ("max_pixels", 1), ("max_wait", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        if not self.timeout > 0:
-            raise ValueError(f"timeout: expected seconds above 0, got {self.timeout}")
+        for name in ("batch_size", "max_queue", "max_bytes", "max_pixels"):
+            if not getattr(self, name) >= 1:
+                raise OptionError(name, "a whole number above 0", getattr(self, name))
+        if not 0 < self.timeout < math.inf:
+            raise OptionError("timeout", "a number of seconds above 0", self.timeout)
+        if not 0 <= self.max_wait < math.inf:
+            raise OptionError("max_wait", "a number of milliseconds, 0 or more", self.max_wait)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a request wants of its image, as `Predictor` has it; classes: only these; overlay: also a picture."""
+    """What one request asks for.
 
-    threshold: float
-    max_detections: int
-    tile: int | None
-    overlap: float
-    classes: frozenset[str] | None
-    overlay: bool
+    settings: as in `Predictor`; its batch_size is not used, since the queue forms the batches. classes: names of the
+    classes to report, None for all. overlay: also return a PNG with the instances drawn in.
+    """
+
+    settings: InferenceSettings
+    classes: frozenset[str] | None = None
+    overlay: bool = False
 
 
 def check_header(data: bytes, name: str, max_pixels: int, wanted: Wanted) -> None:
-    """Look at an image's header alone. Raises TooLarge, DatasetError for what is no image of a known format."""
+    """Check format and size of an image from its header; no pixel is decoded.
+
+    name: how messages call the image. Raises TooLarge for too many pixels or tiles, DatasetError for bytes that are not
+    an image of a format in DECODED_FORMATS.
+    """
+    limit = f"an image of at most {max_pixels:,} pixels"
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=DECODED_FORMATS) as image:
             height, width = image.height, image.width
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow has a limit of its own
-        raise TooLarge(f"{name}: expected at most {max_pixels:,} pixels, got many more; cut it into parts") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limit is lower
+        raise TooLarge(f"{name}: {mismatch(limit, 'many times as many', 'cut it into parts')}") from error
     except UnidentifiedImageError as error:
-        raise DatasetError(f"{name}: not an image that can be read; expected one of {', '.join(FORMATS)}") from error
-    except Exception as error:  # a decoder fed with broken bytes raises anything
-        raise DatasetError(f"{name}: the image is damaged or cut short ({type(error).__name__})") from error
+        expected = f"an image in one of the formats {', '.join(DECODED_FORMATS)}"
+        raise DatasetError(f"{name}: {mismatch(expected, 'bytes that are none of them')}") from error
+    except Exception as error:  # decoders raise errors of any class on damaged bytes
+        got = f"damaged or incomplete data ({type(error).__name__})"
+        raise DatasetError(f"{name}: {mismatch('a complete image', got)}") from error
     if height * width > max_pixels:
         size = f"{height} x {width} (height x width)"
-        raise TooLarge(f"{name}: expected at most {max_pixels:,} pixels, got {size}; cut it into parts")
-    if wanted.tile is not None and height and width:
-        grid = Grid.of(height, width, wanted.tile, wanted.overlap)
-        if (tiles := len(grid.tops) * len(grid.lefts)) > MOST_TILES:
-            raise TooLarge(f"{name}: expected at most {MOST_TILES} tiles, got {tiles}; take larger ones")
+        raise TooLarge(f"{name}: {mismatch(limit, size, 'cut it into parts')}")
+    tile = wanted.settings.tile
+    if tile is not None and height and width:
+        tiles = Grid.of(height, width, tile, wanted.settings.overlap).number_of_tiles
+        if tiles > MOST_TILES:
+            raise TooLarge(f"{name}: {mismatch(f'at most {MOST_TILES} tiles', tiles, 'use larger tiles')}")

@@ -1,7 +1,7 @@
-"""The page at /: Gradio's layout and controls around a viewer of our own (`page/`), which asks /predict as any client.
+"""The page at /: Gradio's layout and controls around a viewer (`static/viewer.js`), which calls /predict as any client.
 
-No function of the page runs in Gradio, so what /predict limits, the page cannot exceed; Gradio's own API is closed.
-It is imported where the extra `serve` is known to be installed.
+No function of the page runs in Python, so the limits of /predict hold for the page too; Gradio's own API is closed.
+Import this module only after `extras.require("serve", …)`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..inference.predictor import Predictor
-from ..inference.tiles.grid import SMALLEST_TILE
+from ..inference.settings import DEFAULTS, SMALLEST_TILE
 from ..visualize import PALETTE
 
-PAGE = Path(__file__).parent / "static"
-LEAST_SCORE = 0.05  # below it the page shows nothing
-MOST_INSTANCES = 1_000
+STATIC = Path(__file__).parent / "static"
+MIN_THRESHOLD = 0.05  # the page asks for all instances above it, and filters them in the browser
+MOST_INSTANCES = 1_000  # more would make the page slow
 _FILES = ("/assets/", "/static/")
 _PATHS = ("/", "/theme.css", "/config", "/favicon.ico", "/manifest.json", "/robots.txt")
 
 
 class PageOrApi:
-    """ASGI middleware: the files that make up the page come from Gradio, everything else from the API."""
+    """ASGI middleware: sends requests for files of the page to Gradio, all others to the API."""
 
     def __init__(self, app: ASGIApp, page: ASGIApp) -> None:
         self.app = app
@@ -46,11 +46,11 @@ class PageOrApi:
 
 def build_page(
     predictor: Predictor, name: str, licence: str, max_bytes: int
-) -> tuple[FastAPI, Callable[[], AbstractAsyncContextManager[Any]]]:
-    """The page as an application of its own, and what has to be entered while it is served."""
+) -> tuple[FastAPI, Callable[[], AbstractAsyncContextManager[object]]]:
+    """The page as an application, and its lifespan: a context manager to hold while the page is served."""
 
     async def build() -> FastAPI:
-        """In an event loop: without one Gradio would make one and leave it open."""
+        """Build it inside an event loop: without one Gradio would create one and leave it open."""
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         gr.mount_gradio_app(
             app,
@@ -69,7 +69,7 @@ def build_page(
                 font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
                 font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
             ),
-            css=(PAGE / "page.css").read_text(encoding="utf-8"),
+            css=(STATIC / "page.css").read_text(encoding="utf-8"),
         )
         return app
 
@@ -81,8 +81,8 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int) -> gr
     classes = [html.escape(name) for _, name in predictor.categories]
     kinds = classes[0] if len(classes) == 1 else f"{len(classes)} classes"
     settings = {
-        "least": LEAST_SCORE,
-        "threshold": 0.5,
+        "least": MIN_THRESHOLD,
+        "threshold": DEFAULTS.threshold,
         "max_detections": min(MOST_INSTANCES, int(predictor.model.config.num_queries)),
         "max_bytes": max_bytes,
         "palette": [f"rgb({red}, {green}, {blue})" for red, green, blue in PALETTE.tolist()],
@@ -94,8 +94,8 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int) -> gr
         with gr.Row():
             with gr.Column(scale=7, min_width=320):
                 _html(
-                    (PAGE / "viewer.html").read_text(encoding="utf-8"),
-                    js_on_load=(PAGE / "viewer.js").read_text(encoding="utf-8"),
+                    (STATIC / "viewer.html").read_text(encoding="utf-8"),
+                    js_on_load=(STATIC / "viewer.js").read_text(encoding="utf-8"),
                     settings=settings,
                     elem_id="m2f-viewer",
                 )
@@ -107,14 +107,20 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int) -> gr
 
 
 def _controls() -> None:
-    """The column at the side; whatever is moved calls `window.m2f` in the browser and nothing in Python."""
+    """The column at the side; its controls call `window.m2f` in the browser and nothing in Python."""
     threshold = gr.Slider(
-        LEAST_SCORE, 1, value=0.5, step=0.01, label="Least score", buttons=[], elem_id="m2f-threshold"
+        MIN_THRESHOLD,
+        1,
+        value=DEFAULTS.threshold,
+        step=0.01,
+        label="Minimum score",
+        buttons=[],
+        elem_id="m2f-threshold",
     )
     _html('<p class="m2f-title">Classes</p><div class="m2f-list"></div>', elem_id="m2f-classes")
     opacity = gr.Slider(0, 0.8, value=0.35, step=0.05, label="Fill", buttons=[], elem_id="m2f-opacity")
     tiles = gr.Checkbox(False, label="Predict in tiles, for large images", elem_id="m2f-tiles")
-    tile = gr.Number(512, label="Pixels of a tile", minimum=SMALLEST_TILE, precision=0, elem_id="m2f-tile")
+    tile = gr.Number(512, label="Side of a tile, pixels", minimum=SMALLEST_TILE, precision=0, elem_id="m2f-tile")
     with gr.Column():
         _html('<p class="m2f-title">Download what is shown</p>')
         with gr.Row():
@@ -128,5 +134,5 @@ def _controls() -> None:
 
 
 def _html(text: str, **options: Any) -> None:
-    """Our own HTML, without Gradio's styles for texts."""
+    """Add HTML to the page without Gradio's styles for texts. options: as `gr.HTML` takes them."""
     gr.HTML(text, apply_default_css=False, **options)

@@ -1,8 +1,7 @@
-"""The verb `serve`: a model behind a web page and an HTTP API, until a signal ends it."""
+"""The verb `serve`: a model behind a web page and an HTTP API, until a signal stops it."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import signal
@@ -10,48 +9,52 @@ import socket
 from pathlib import Path
 from types import FrameType
 
-from ..errors import ConfigError
+from ..errors import ConfigError, OptionError, mismatch
+from ..extras import require
+from ..inference.onnx_model import OnnxModel
 from ..inference.predictor import Predictor
+from ..model import Mask2FormerDinov3Config
 from ..model_folder.licence import is_bound
 from .limits import Limits
 from .queue import ModelQueue
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
+
 PACKAGES = ("fastapi", "fastapi_offline", "gradio", "prometheus_client", "python_multipart", "uvicorn")  # of the extra
-GRACE = 5.0  # seconds on top of the timeout that a closing server gives to what it has taken
+GRACE = 5.0  # seconds beyond the timeout that a closing server waits for requests in it
 
 
 def serve(
     model: str | Path, *, host: str = "127.0.0.1", port: int = 8000, device: str | None = None, limits: Limits
 ) -> None:
-    """Serve until SIGTERM or SIGINT; what was taken by then is finished. A second signal stops at once.
+    """Serve until SIGTERM or SIGINT, then finish the requests that are in the server. A second signal exits at once.
 
-    port: 0 for any free one; the log says which. Raises ConfigError when the extra `serve` is missing or the address
-    cannot be had, CheckpointError for a model that cannot be loaded.
+    port: 0 for any free one; the log says which. Raises MissingExtraError without the extra `serve`, ConfigError for
+    an address that cannot be used, CheckpointError for a model that cannot be loaded.
     """
-    for package in PACKAGES:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise ConfigError(f"serve needs {package}: pip install 'mask2former-dinov3[serve]'") from error
+    require("serve", "serve", *PACKAGES)
+    name = display_name(model)
+    logger.info("loading model %s", name)
+    predictor = Predictor.from_pretrained(model, device)
+    listening = _listen(host, port)
     import uvicorn
 
     from .app import build_app
-    from .middleware import Metrics
+    from .middleware import ServerMetrics
 
-    predictor = Predictor.from_pretrained(model, device)
-    listening = _listen(host, port)
-    metrics = Metrics()
+    metrics = ServerMetrics()
     queue = ModelQueue(predictor, limits, metrics)
-    app = build_app(queue, metrics, shown_name(model), licence_line(predictor, model))
+    app = build_app(queue, metrics, name, licence_line(predictor, model))
 
     class Server(uvicorn.Server):
-        """uvicorn's, but ended by a signal as any other way: with exit code 0 when all is done."""
+        """uvicorn's server; after a signal the process ends with exit code 0 once all requests are answered."""
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if self.should_exit:
-                os._exit(128 + sig)  # the model's thread cannot be interrupted in any other way
-            LOG.info("%s: finishing what was taken; once more stops at once", signal.Signals(sig).name)
+                os._exit(128 + sig)  # nothing else interrupts the thread of the model
+            logger.info(
+                "%s: finishing the requests in the server; a second signal exits at once", signal.Signals(sig).name
+            )
             queue.closing = self.should_exit = True
 
     config = uvicorn.Config(
@@ -63,26 +66,27 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=int(limits.timeout + GRACE),
     )
-    LOG.info("serving %s on http://%s:%d", shown_name(model), *_shown_address(listening))
+    logger.info("model loaded on %s", predictor.model.device)
+    logger.info("listening on http://%s:%d", *_address_of(listening))
     server = Server(config)
     server.run([listening])
     if not server.started:
         raise RuntimeError("the server did not start; the lines above say why")
-    LOG.info("stopped")
+    logger.info("stopped")
 
 
 def licence_line(predictor: Predictor, model: str | Path) -> str:
-    """What binds those who use the model, for the page's last line; empty where nothing is known to."""
-    stored = getattr(predictor.model, "metadata", None)  # of an ONNX file
-    if stored is not None:
-        return f"Licence of the weights: {stored.licence['weights']}."
-    if is_bound(predictor.model.config, Path(model)):
+    """The licence that binds users of the model, for the last line of the page; empty if none is known."""
+    if isinstance(predictor.model, OnnxModel):
+        return f"Licence of the weights: {predictor.model.metadata.licence['weights']}."
+    config = predictor.model.config
+    if isinstance(config, Mask2FormerDinov3Config) and is_bound(config, Path(model)):
         return "The weights derive from Meta's DINOv3 and fall under the DINOv3 License."
     return ""
 
 
-def shown_name(model: str | Path) -> str:
-    """A model's name without the folders that it lies in: of runs/first/best "first/best"."""
+def display_name(model: str | Path) -> str:
+    """The name of a model without the folders of this machine: "first/best" for runs/first/best."""
     path = Path(model)
     if not path.exists():
         return str(model)
@@ -92,15 +96,17 @@ def shown_name(model: str | Path) -> str:
 
 def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 65536:
-        raise ConfigError(f"port: expected a number from 0 to 65535, got {port}")
+        raise OptionError("port", "a number from 0 to 65535", port)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
-        advice = f"cannot listen there ({error.strerror}); give another --host or --port"
-        raise ConfigError(f"{host}, port {port}: {advice}") from error
+        got = f"one that cannot be used ({error.strerror})"
+        reason = mismatch("a free address of this machine", got, "choose another host or port")
+        raise ConfigError(f"host {host}, port {port}: {reason}") from error
 
 
-def _shown_address(listening: socket.socket) -> tuple[str, int]:
+def _address_of(listening: socket.socket) -> tuple[str, int]:
+    """Host and port as in a URL."""
     host, port = listening.getsockname()[:2]
     return (f"[{host}]" if ":" in host else host), port
