@@ -10,8 +10,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +34,7 @@ from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.training.build_model import build_model
 from mask2former_dinov3.training.ema import AveragedWeights
 from mask2former_dinov3.training.train import load_data, start_accelerator, train
-from support.paths import SOURCE
+from support.processes import start_python
 
 
 def make_config(dataset: Path, output_dir: Path, **options: Any) -> TrainConfig:
@@ -248,19 +246,14 @@ def test_interrupt__saves_and_says_how_to_resume(toy_dataset: Path, tmp_path: Pa
     config = make_config(toy_dataset, run, **options)
     file = tmp_path / "config.json"
     file.write_text(config.model_dump_json())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mask2former_dinov3", "train", "--config", str(file)],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_python(["-m", "mask2former_dinov3", "train", "--config", str(file)], tmp_path)
     end = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < end:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors[-2000:]
+    done = process.finish(60)
+    errors = done.stderr
+    assert done.returncode == 130, errors[-2000:]
     (saved,) = run.glob("checkpoint-*")
     assert f"--resume_from_checkpoint {saved}" in errors
     assert "Traceback" not in errors
