@@ -36,7 +36,7 @@ from mask2former_dinov3.data.sampler import TrainingOrder
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.evaluation.evaluate import predict_split
 from mask2former_dinov3.sample_data import SAMPLE
-from mask2former_dinov3.training.build_model import build_model, build_processor, fitted_to
+from mask2former_dinov3.training.build_model import build_model, build_processor, resolve_auto
 from mask2former_dinov3.training.ema import AveragedWeights
 from mask2former_dinov3.training.optimizer import build_optimizer
 from mask2former_dinov3.training.train import training_dataset
@@ -183,7 +183,7 @@ def main(argv: Sequence[str]) -> None:
             for side in args.sides:
                 given = {"output_dir": "unused", "dataset_name": str(root), "seed": seed, **options}
                 config, _ = load_config(args.config, given | (STOCK if side == "baseline" else {}))
-                config = fitted_to(config, train)
+                config = resolve_auto(config, train)
                 for row in learn(side, config, train, scored, unit, marks, args.device):
                     told = {"data": name, "held_out": args.held_out, "side": side, "seed": seed, "set": options}
                     whole = {**told, "unit": unit, "budget": marks[-1], **row}

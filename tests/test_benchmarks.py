@@ -7,8 +7,10 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from mask2former_dinov3.data.check import check_data
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from support.paths import BENCHMARKS
+from support.processes import PipedPython, run_python
 
 
 @pytest.fixture
@@ -32,14 +35,27 @@ def numbers_of(row: dict[str, Any]) -> list[float]:
     return [value for value in row.values() if isinstance(value, int | float)]
 
 
+def in_forks(script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the benchmarks start their processes as forks: each would otherwise import torch and transformers again."""
+    outputs = folder / "outputs"
+    outputs.mkdir()
+
+    def run(command: Sequence[str], timeout: float | None = None, **options: object) -> Any:
+        return run_python(command[1:], outputs, timeout=timeout or 280)
+
+    forked = SimpleNamespace(Popen=PipedPython, run=run, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(script("measure"), "subprocess", forked)
+
+
 def parameters_of(*modules: torch.nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
-def test_run_all__quick_writes_every_row_with_finite_numbers(tmp_path: Path, script: Any) -> None:
-    command = [sys.executable, str(BENCHMARKS / "run_all.py"), "--quick", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_run_all__quick_writes_every_row_with_finite_numbers(
+    tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    in_forks(script, tmp_path, monkeypatch)
+    assert script("run_all").main(["--quick", "--output", str(tmp_path)]) == 0, capfd.readouterr().err
     (table,), (raw,) = tmp_path.glob("*_quick.md"), tmp_path.glob("*_quick.json")
     content = json.loads(raw.read_text())
     expected = [f"{entry.work}: {target.what}" for entry in script("run_all").PLAN for target in entry.targets]

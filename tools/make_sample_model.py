@@ -28,7 +28,7 @@ from mask2former_dinov3.inference.predictor import load_model
 from mask2former_dinov3.model_folder.card import RunDescription
 from mask2former_dinov3.model_folder.folder import save_model_folder
 from mask2former_dinov3.sample_data import SAMPLE
-from mask2former_dinov3.training.checkpoint import checkpoints
+from mask2former_dinov3.training.checkpoint import list_checkpoints
 from mask2former_dinov3.training.run import describe_run
 from mask2former_dinov3.training.train import load_data, train
 
@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
         (closing, "train_args.json", {**CLOSING, "head": str(first / "best")}),
     ):
         if not (folder / "last").exists():
-            resumed = "latest" if checkpoints(folder) else None
+            resumed = "latest" if list_checkpoints(folder) else None
             places = {"output_dir": str(folder), "resume_from_checkpoint": resumed, **data}
             train(load_config(SAMPLE / recipe, {**changes, **places})[0])
     store([first, closing], arguments.output)

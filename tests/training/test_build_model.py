@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import DINOv3ConvNextModel, DINOv3ViTModel
 
 from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
-from mask2former_dinov3.errors import CheckpointError
+from mask2former_dinov3.errors import CheckpointError, ConfigError
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.model_folder.folder import save_model_folder
-from mask2former_dinov3.training.build_model import build_model, build_processor, fitted_to
+from mask2former_dinov3.training.build_model import build_model, build_processor, resolve_auto
 from support.models import DATA, config_of, hf_mask2former, randomised, small_convnext, small_vit
 
 
@@ -45,26 +46,26 @@ def test_build_model__a_pretrained_backbone_is_frozen_unless_asked(vit_folder: P
 
 
 @pytest.mark.parametrize(("most", "queries"), [(0, 50), (40, 50), (41, 75), (100, 125), (376, 475)])
-def test_fitted_to__queries_follow_the_fullest_image(most: int, queries: int) -> None:
+def test_resolve_auto__queries_follow_the_fullest_image(most: int, queries: int) -> None:
     triangle = [np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0]])]
     one, crowd = (Annotation(1, 0, 3, triangle, iscrowd, (0.0, 0.0, 4.0, 4.0), 8.0) for iscrowd in (False, True))
     record = ImageRecord(1, "x", Path("x"), 8, 8, [*[one] * most, crowd])
     data = dataclasses.replace(DATA, images=[record, dataclasses.replace(record, annotations=[])])
-    assert fitted_to(config_of(num_queries="auto"), data).num_queries == queries
-    assert fitted_to(config_of(num_queries=7), data).num_queries == 7
+    assert resolve_auto(config_of(num_queries="auto"), data).num_queries == queries
+    assert resolve_auto(config_of(num_queries=7), data).num_queries == 7
 
 
 @pytest.mark.parametrize(("side", "canvas", "stride"), [(6.0, 64, 2), (6.0, 256, 4), (40.0, 64, 4)])
-def test_fitted_to__mask_stride_follows_the_instances_on_the_canvas(side: float, canvas: int, stride: int) -> None:
+def test_resolve_auto__mask_stride_follows_the_instances_on_the_canvas(side: float, canvas: int, stride: int) -> None:
     """Small objects want fine masks, unless the canvas enlarges them; a head brings its own stride."""
     corner = np.array([[9.0, 9.0], [9 + side, 9.0], [9.0, 9 + side]])
     one = Annotation(1, 0, 3, [corner], False, (9.0, 9.0, side, side), side**2 / 2)
     data = dataclasses.replace(DATA, images=[ImageRecord(1, "x", Path("x"), 64, 64, [one])])
     options: dict[str, Any] = {"mask_stride": "auto", "image_height": canvas, "image_width": canvas}
-    assert fitted_to(config_of(**options), data).mask_stride == stride
-    assert fitted_to(config_of(**options, head="x"), data).mask_stride is None
+    assert resolve_auto(config_of(**options), data).mask_stride == stride
+    assert resolve_auto(config_of(**options, head="x"), data).mask_stride is None
     empty = dataclasses.replace(DATA, images=[])
-    assert fitted_to(config_of(**options), empty).mask_stride == 4
+    assert resolve_auto(config_of(**options), empty).mask_stride == 4
 
 
 def test_build_processor__takes_mean_and_std_of_the_weights(vit_folder: Path) -> None:
@@ -83,7 +84,7 @@ def test_build_model__says_that_a_pyramid_network_takes_no_neck(
     with caplog.at_level(logging.INFO, logger="mask2former_dinov3"):
         model = build_model(config_of(backbone=str(tmp_path), neck="plain"), DATA)
     assert model.config.neck == "none"
-    assert "neck: none in place of plain, since a dinov3_convnext is a pyramid itself" in caplog.text
+    assert "neck: none instead of plain, because a dinov3_convnext is a pyramid itself" in caplog.text
 
 
 def test_build_model__starts_the_head_from_a_mask2former_folder(vit_folder: Path, tmp_path: Path) -> None:
@@ -126,15 +127,17 @@ def test_build_model__goes_on_from_a_model_of_ours(tmp_path: Path) -> None:
         assert "class_predictor" in key or "queries_" in key or torch.equal(value.half(), old[key]), key
     assert build_model(config_of(head=str(tmp_path)), DATA).config.num_queries == 60
     assert build_processor(config_of(head=str(tmp_path)), after).image_mean == [0.1, 0.2, 0.3]
-    with pytest.raises(CheckpointError, match="is another network: query_init is learned there, seeds here"):
+    with pytest.raises(ConfigError, match=r"set head to null:\n  query_init: expected learned, got seeds$"):
         build_model(config_of(head=str(tmp_path), query_init="seeds"), DATA)
 
 
 def test_build_model__refuses_another_network_than_the_published_head(vit_folder: Path, tmp_path: Path) -> None:
     hf_mask2former().save_pretrained(tmp_path)
-    with pytest.raises(
-        CheckpointError, match="query_init is learned there, seeds here; mask_stride is 4 there, 2 here"
-    ):
+    message = (
+        f"head {tmp_path} has other values for 2 of the options; leave these out, or set head to null:\n"
+        "  query_init: expected learned, got seeds\n  mask_stride: expected 4, got 2"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         build_model(config_of(backbone="tiny", head=str(tmp_path), query_init="seeds", mask_stride=2), DATA)
 
 
@@ -148,6 +151,12 @@ def test_build_model__refuses_a_head_of_another_kind_or_a_cut_one(vit_folder: Pa
     )
     with pytest.raises(CheckpointError, match="6 weights are missing"):
         build_model(config_of(backbone="tiny", head=str(tmp_path)), DATA)
+
+
+def test_build_model__reports_options_that_the_network_refuses() -> None:
+    message = "backbone_taps: expected four rising block numbers in 1..4, got [1, 2, 3, 40]"
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        build_model(config_of(backbone="tiny", backbone_taps=[1, 2, 3, 40]), DATA)
 
 
 def test_build_model__says_which_head_cannot_be_loaded(tmp_path: Path) -> None:

@@ -14,9 +14,7 @@ def test_parameter_groups__rates_and_decay() -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, 1e-3, 0.1, 0.05)
     found = {
-        names[id(parameter)]: (group["lr"], group["weight_decay"])
-        for group in groups
-        for parameter in group["params"]  # type: ignore[attr-defined]  # a list of parameters
+        names[id(parameter)]: (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]
     }
     assert found.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert found["backbone.model.layer.0.attention.q_proj.weight"] == (pytest.approx(1e-4), 0.05)
@@ -40,7 +38,7 @@ def test_build_scheduler__cuts_a_warm_up_longer_than_the_run(caplog: pytest.LogC
     config, _ = load_config(None, options)
     optimizer = build_optimizer(small_model(), config)
     scheduler = build_scheduler(optimizer, config, 40)
-    assert "100 of 40 steps, cut to 4" in caplog.text
+    assert "100 is not below the 40 steps of the run; using 4" in caplog.text
     for _ in range(4):
         optimizer.step()
         scheduler.step()

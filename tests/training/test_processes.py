@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-TESTS = Path(__file__).parents[1]
-SOURCE = TESTS.parent / "src"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+from support.paths import ROOT, SOURCE
+from support.processes import StartedPython, start_python
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+FIXED_POINTS = str(ROOT / "tests" / "support" / "fixed_points_run.py")
+ON_CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
 def write_config(folder: Path, dataset: Path, **options: Any) -> Path:
@@ -53,25 +57,29 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def finish(command: list[str], config: Path) -> Path:
-    result = subprocess.run(
-        [*command, str(TESTS / "support" / "fixed_points_run.py"), str(config)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+def start_two(words: list[str], folder: Path) -> list[StartedPython]:
+    """Two processes of one run, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**ON_CPU, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start_python(words, folder, {**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+
+
+def run_on(processes: int, config: Path) -> Path:
+    """Train with fixed random points; returns the run folder."""
+    words = [FIXED_POINTS, str(config)]
+    started = start_two(words, config.parent) if processes == 2 else [start_python(words, config.parent, ON_CPU)]
+    for done in [one.finish() for one in started]:
+        assert done.returncode == 0, done.stderr[-3000:]
     return config.parent / "run"
 
 
 def test_processes__two_and_accumulation_equal_one_big_batch(toy_dataset: Path, tmp_path: Path) -> None:
     """Same losses, weights and AP; one of the images has no instances (its process would otherwise weigh too much)."""
-    one = finish([sys.executable], write_config(tmp_path / "one", toy_dataset, per_device_train_batch_size=2))
-    two = finish(TORCHRUN, write_config(tmp_path / "two", toy_dataset))
-    accumulated = finish(
-        [sys.executable], write_config(tmp_path / "accumulated", toy_dataset, gradient_accumulation_steps=2)
-    )
+    one = run_on(1, write_config(tmp_path / "one", toy_dataset, per_device_train_batch_size=2))
+    two = run_on(2, write_config(tmp_path / "two", toy_dataset))
+    accumulated = run_on(1, write_config(tmp_path / "accumulated", toy_dataset, gradient_accumulation_steps=2))
     expected = load_file(one / "last" / "model.safetensors")
     for run in (two, accumulated):
         for mine, theirs in zip(lines(run)[:3], lines(one)[:3], strict=True):
@@ -89,68 +97,48 @@ def test_processes__two_train_adapters_and_last_blocks_as_one_does(toy_dataset: 
     ways: dict[str, dict[str, Any]] = {"lora": {"lora_rank": 4}, "blocks": {"frozen_blocks": 2, "layer_decay": 0.8}}
     for name, options in ways.items():
         more = {**options, "gradient_checkpointing": True, "max_train_steps": 2}
-        one = finish(
-            [sys.executable], write_config(tmp_path / f"{name}1", toy_dataset, per_device_train_batch_size=2, **more)
-        )
-        two = finish(TORCHRUN, write_config(tmp_path / f"{name}2", toy_dataset, **more))
+        one = run_on(1, write_config(tmp_path / f"{name}1", toy_dataset, per_device_train_batch_size=2, **more))
+        two = run_on(2, write_config(tmp_path / f"{name}2", toy_dataset, **more))
         weights, expected = (load_file(run / "last" / "model.safetensors") for run in (two, one))
         for key, tensor in expected.items():
             torch.testing.assert_close(weights[key], tensor, atol=1e-4, rtol=0, msg=f"{name}: {key}")
 
 
-def start_two(config: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*TORCHRUN, "-m", "mask2former_dinov3", "train", "--config", str(config)],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(path: Path, is_running: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not path.exists():
-        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert is_running(), f"ended before {path} appeared"
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.1)
 
 
 def test_processes__sigterm_to_one_stops_and_saves_all(toy_dataset: Path, tmp_path: Path) -> None:
+    """Under torchrun, which starts a new interpreter for each process."""
     config = write_config(tmp_path / "stopped", toy_dataset, max_train_steps=10000)
-    process = start_two(config)
+    words = [*TORCHRUN, "-m", "mask2former_dinov3", "train", "--config", str(config)]
+    process = start_python(words, tmp_path, {**ON_CPU, "PYTHONPATH": str(SOURCE)})
     run = tmp_path / "stopped" / "run"
-    try:
-        wait_for(run / "metrics.jsonl", process)
-        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        assert len(workers) == 2
-        os.kill(int(workers[1]), signal.SIGTERM)
-        output, _ = process.communicate(timeout=90)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode != 0
+    wait_for(run / "metrics.jsonl", lambda: process.poll() is None)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    assert len(workers) == 2
+    os.kill(int(workers[1]), signal.SIGTERM)
+    done = process.finish(90)
+    assert done.returncode != 0
     saved = list(run.glob("checkpoint-*"))
-    assert len(saved) == 1, output[-3000:]
-    assert f"--resume_from_checkpoint {saved[0]}" in output
+    assert len(saved) == 1, done.stderr[-3000:]
+    assert f"--resume_from_checkpoint {saved[0]}" in done.stderr
 
 
 def test_processes__an_error_in_one_stops_all(toy_dataset: Path, tmp_path: Path) -> None:
-    """An image that only one process meets disappears while the run goes on."""
-    import shutil
-
+    """An image that only one process meets disappears while the run goes on: each process ends, with its own error."""
     dataset = tmp_path / "broken"
     shutil.copytree(toy_dataset, dataset)
     config = write_config(tmp_path / "failing", dataset, max_train_steps=10000)
-    process = start_two(config)
-    try:
-        wait_for(tmp_path / "failing" / "run" / "metrics.jsonl", process)
-        (dataset / "train" / "002.png").unlink()
-        output, _ = process.communicate(timeout=90)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode != 0
-    assert "002.png" in output
-    assert "another process failed" in output
+    started = start_two(["-m", "mask2former_dinov3", "train", "--config", str(config)], tmp_path)
+    wait_for(tmp_path / "failing" / "run" / "metrics.jsonl", lambda: all(one.poll() is None for one in started))
+    (dataset / "train" / "002.png").unlink()
+    done = [one.finish(90) for one in started]
+    assert [one.returncode for one in done] == [1, 1], [one.stderr[-3000:] for one in done]
+    errors = "".join(one.stderr for one in done)
+    assert "002.png" in errors
+    assert "another process failed" in errors

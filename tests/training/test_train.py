@@ -6,11 +6,10 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +22,19 @@ from safetensors.torch import load_file
 
 from mask2former_dinov3.atomic_files import write_folder
 from mask2former_dinov3.config.train_config import TrainConfig, load_config
-from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
+from mask2former_dinov3.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    MissingExtraError,
+    OptionError,
+    UserError,
+)
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.training.build_model import build_model
 from mask2former_dinov3.training.ema import AveragedWeights
 from mask2former_dinov3.training.train import load_data, start_accelerator, train
-from support.paths import SOURCE
+from support.processes import start_python
 
 
 def make_config(dataset: Path, output_dir: Path, **options: Any) -> TrainConfig:
@@ -240,19 +246,14 @@ def test_interrupt__saves_and_says_how_to_resume(toy_dataset: Path, tmp_path: Pa
     config = make_config(toy_dataset, run, **options)
     file = tmp_path / "config.json"
     file.write_text(config.model_dump_json())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mask2former_dinov3", "train", "--config", str(file)],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_python(["-m", "mask2former_dinov3", "train", "--config", str(file)], tmp_path)
     end = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() and time.monotonic() < end:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors[-2000:]
+    done = process.finish(60)
+    errors = done.stderr
+    assert done.returncode == 130, errors[-2000:]
     (saved,) = run.glob("checkpoint-*")
     assert f"--resume_from_checkpoint {saved}" in errors
     assert "Traceback" not in errors
@@ -279,7 +280,7 @@ def test_train__not_finite_loss_names_the_images(
         return model
 
     monkeypatch.setattr("mask2former_dinov3.training.train.build_model", poisoned)
-    with pytest.raises(UserError, match=r"step 3: the loss is not finite on images \[1\d, 1\d\]"):
+    with pytest.raises(UserError, match=r"step 3: expected a finite loss, got one that is not, on images \[1\d, 1\d\]"):
         train(make_config(toy_dataset, run, max_train_steps=5, checkpointing_steps=2))
     weights = load_file(run / "checkpoint-2" / "model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
@@ -306,7 +307,9 @@ def test_train__not_finite_gradient_stops_before_the_weights_are_spoilt(
         return model
 
     monkeypatch.setattr("mask2former_dinov3.training.train.build_model", poisoned)
-    with pytest.raises(UserError, match=r"step 1: the gradient is not finite on images \[1\d, 1\d\]"):
+    with pytest.raises(
+        UserError, match=r"step 1: expected a finite gradient, got one that is not, on images \[1\d, 1\d\]"
+    ):
         train(make_config(toy_dataset, tmp_path / "run"))
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
@@ -357,34 +360,47 @@ def test_train__refuses_a_folder_it_cannot_write(toy_dataset: Path, tmp_path: Pa
 def test_train__refuses_to_overwrite_a_run(toy_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(make_config(toy_dataset, run, max_train_steps=1))
-    with pytest.raises(CheckpointError, match="resume_from_checkpoint latest"):
+    with pytest.raises(OptionError) as caught:
         train(make_config(toy_dataset, run))
+    assert str(caught.value) == (
+        f"output_dir: expected a folder without a run, got {run} with an earlier run; "
+        "resume it with --resume_from_checkpoint latest, or choose another output_dir"
+    )
 
 
 def test_resume__refuses_what_does_not_fit(toy_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(CheckpointError, match=r"no checkpoint-\*"):
+    message = (
+        f"resume_from_checkpoint: expected a checkpoint-* folder in {run}, got none; "
+        "leave the option out to start a new run"
+    )
+    with pytest.raises(OptionError, match=f"^{re.escape(message)}$"):
         train(make_config(toy_dataset, run, resume_from_checkpoint="latest"))
     train(make_config(toy_dataset, run, max_train_steps=1))
     again = {"resume_from_checkpoint": "latest"}
-    with pytest.raises(CheckpointError, match="finished already"):
+    message = (
+        "resume_from_checkpoint: expected a checkpoint before step 1, the end of the run, "
+        f"got {run / 'checkpoint-1'} at step 1; the run is finished; "
+    )
+    with pytest.raises(OptionError, match=f"^{re.escape(message)}"):
         train(make_config(toy_dataset, run, **again, max_train_steps=1))
-    with pytest.raises(CheckpointError, match="was made with 2 images per optimiser step"):
+    with pytest.raises(ConfigError, match="made with 2 images per optimiser step"):
         train(make_config(toy_dataset, run, **again, gradient_accumulation_steps=2))
     kept = (run / "train_config.json").read_text()
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(ConfigError) as caught:
         train(make_config(toy_dataset, run, **again, num_queries=50, freeze_backbone=True, seed=7, flip="both"))
     for text in ("num_queries: was 100, now 50", "freeze_backbone: was None, now True", "seed: was 0, now 7", "flip: "):
         assert text in str(caught.value)
-    with pytest.raises(CheckpointError, match=r"frozen_blocks: was 0, now 1\n  layer_decay: was 1.0, now 0.5"):
+    with pytest.raises(ConfigError, match=r"frozen_blocks: was 0, now 1\n  layer_decay: was 1.0, now 0.5"):
         train(make_config(toy_dataset, run, **again, frozen_blocks=1, layer_decay=0.5))
-    with pytest.raises(CheckpointError, match="lora_rank: was 0, now 4"):
+    with pytest.raises(ConfigError, match="lora_rank: was 0, now 4"):
         train(make_config(toy_dataset, run, **again, lora_rank=4))
     assert (run / "train_config.json").read_text() == kept
     (run / "checkpoint-1" / "optimizer.pt").write_bytes(b"cut")
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="expected a checkpoint, got a damaged one"):
         train(make_config(toy_dataset, run, **again))
-    with pytest.raises(CheckpointError, match=r"state\.json"):
+    missing = f"got {run / 'last'} without state.json, optimizer.pt, rng.pt"
+    with pytest.raises(OptionError, match=re.escape(missing)):
         train(make_config(toy_dataset, run, resume_from_checkpoint=str(run / "last")))
 
 
@@ -426,10 +442,16 @@ def test_start_accelerator__warns_of_bf16_on_a_cpu_that_does_not_know_it(
 
 
 def test_train__says_which_precision_or_tracker_cannot_be_had(toy_dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"wandb is not installed.*mask2former-dinov3\[trackers\]"):
+    with pytest.raises(MissingExtraError, match=r"report_to=wandb needs wandb.*mask2former-dinov3\[trackers\]"):
         train(make_config(toy_dataset, tmp_path / "run", with_tracking=True, report_to="wandb"))
+    advice = "install mlflow, or use tensorboard, which is always installed"
+    with pytest.raises(
+        OptionError, match=f"^report_to: expected a tracker that is installed here, got mlflow; {advice}"
+    ):
+        train(make_config(toy_dataset, tmp_path / "run", with_tracking=True, report_to="mlflow"))
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="fp16 needs a GPU"):
+        message = "mixed_precision: expected bf16 or no on a CPU, got fp16; fp16 needs a GPU"
+        with pytest.raises(OptionError, match=f"^{message}$"):
             train(make_config(toy_dataset, tmp_path / "run", mixed_precision="fp16"))
 
 

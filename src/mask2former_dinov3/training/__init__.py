@@ -1,1 +1,19 @@
-"""Room."""
+"""The training run: the verb `train` and what it needs beside data and model.
+
+In comes a `TrainConfig`. Out goes the run folder: configuration, metrics, checkpoints to resume from, `best/` and
+`last/` (model folders). The same run gives the same numbers on one process or several, in one go or resumed.
+
+Read in this order:
+
+    train          the run from top to bottom: data, model, loop
+    run            the parts of a run, its evaluations, and what it saves
+    build_model    options and data -> model and image processor
+    finetuning     which part of the backbone is trained: all, the last blocks, adapters, or nothing
+    optimizer      AdamW and the schedule: learning rate and weight decay of each parameter
+    ema            exponential moving average of the weights
+    checkpoint     checkpoint folders: write, find, read, remove
+    resume         continue at a checkpoint: compare the options, restore weights and optimiser
+    metrics_log    metrics.jsonl, the tracker, and what the terminal or the log shows
+    signals        stop after the current step on Ctrl-C and SIGTERM
+    distributed    sums over processes, and failures that reach all of them
+"""

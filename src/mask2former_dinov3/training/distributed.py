@@ -1,4 +1,4 @@
-"""Propagation of a failure from one process to all, sums over processes, and the end of the process group."""
+"""Several processes: sums over them, failures that reach all of them, and the end of the process group."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from accelerate.state import AcceleratorState
 
 from ..errors import UserError
 
-T = TypeVar("T")
+JobResult = TypeVar("JobResult")
 
 
 @contextmanager
-def torn_down(accelerator: Accelerator) -> Iterator[None]:
-    """Close trackers and the process group after the block, however it ends.
+def end_processes_at_exit(accelerator: Accelerator) -> Iterator[None]:
+    """Close the trackers and the process group after the block, also after an error.
 
-    A process group must not be freed while one of gloo's threads still drops the tensors of the last exchange: it
-    needs the interpreter's lock for that, which the freeing thread holds, and both would wait for ever (torch 2.13).
-    Sleeping lets go of the lock.
+    The pause avoids a deadlock in torch 2.13: the thread that frees the process group holds the interpreter's lock,
+    and a thread of gloo needs that lock to drop the tensors of the last exchange. Sleeping releases it.
     """
     try:
         yield
@@ -33,27 +32,32 @@ def torn_down(accelerator: Accelerator) -> Iterator[None]:
         AcceleratorState._reset_state(reset_partial_state=True)  # or a second run could not choose its own precision
 
 
-def together(accelerator: Accelerator, job: Callable[[], T], *, main_only: bool = False) -> T | None:
-    """Run a job on every process (or on the main one) and fail on all of them if it fails on any.
+def run_on_all(accelerator: Accelerator, job: Callable[[], JobResult]) -> JobResult:
+    """Run a job on every process and return its result; every process must call this.
 
-    Without this, the others would wait for the failed one in their next exchange. Returns the job's result (None
-    where it did not run). Raises the job's own error where it failed, UserError elsewhere.
+    If the job fails on any process, all of them raise: otherwise the others would wait for the failed one in their
+    next exchange. Raises the job's own error where it failed, UserError on the other processes.
     """
-    result: T | None = None
     error: Exception | None = None
-    if accelerator.is_main_process or not main_only:
-        try:
-            result = job()
-        except Exception as caught:
-            error = caught
-    if int(total(accelerator, torch.tensor([float(error is not None)]))[0]):
+    try:
+        result = job()
+    except Exception as caught:
+        error = caught
+    if int(sum_over_processes(accelerator, torch.tensor([float(error is not None)]))[0]):
         raise error or UserError(
-            f"process {accelerator.process_index}: stopped, since another process failed (see there)"
+            f"process {accelerator.process_index}: stopped because another process failed; see its message"
         )
     return result
 
 
-def total(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
+def run_on_main(accelerator: Accelerator, job: Callable[[], JobResult]) -> JobResult | None:
+    """As `run_on_all`, but only the main process runs the job; the others return None."""
+    if accelerator.is_main_process:
+        return run_on_all(accelerator, job)
+    return run_on_all(accelerator, lambda: None)
+
+
+def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
     """Sum of a small tensor over all processes, on the CPU in float64."""
     if accelerator.num_processes == 1:
         return values.double().cpu()

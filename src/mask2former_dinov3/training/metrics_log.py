@@ -1,13 +1,15 @@
-"""What a run tells: metrics.jsonl, the tracker, and one live line."""
+"""The log of a run: metrics.jsonl, the tracker, and a progress bar on a terminal or lines in a log file."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import psutil
 import torch
@@ -15,32 +17,37 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from ..atomic_files import write_text
+from ..data.coco_types import Metrics
+
+logger = logging.getLogger(__name__)
 
 
-class RunLog:
-    """One JSON object a line in `metrics.jsonl`, the same numbers to accelerate's tracker, the newest on the live line.
+class MetricsLog:
+    """Appends one JSON object a line to `metrics.jsonl` and passes the same numbers to accelerate's tracker.
 
-    Only the main process writes. A resumed run first drops the lines of steps that it will do again.
+    On a terminal a progress bar shows the newest numbers; elsewhere, as in a log file, each call adds a line. Only the
+    main process writes. A resumed run first drops the lines of the steps that it will repeat.
     """
 
     def __init__(self, accelerator: Accelerator, output_dir: Path, *, first_step: int, num_steps: int) -> None:
         self.accelerator = accelerator
         self.path = output_dir / "metrics.jsonl"
+        self.first_step, self.num_steps = first_step, num_steps
         self.started = self.window_started = time.perf_counter()
         self.window_images = 0
-        self.shown: dict[str, str] = {}
+        self.newest: dict[str, str] = {}
         if accelerator.is_main_process:
             self._drop_lines_after(first_step)
         self.bar = tqdm(
             total=num_steps,
             initial=first_step,
-            disable=not accelerator.is_main_process,
+            disable=not (accelerator.is_main_process and sys.stderr.isatty()),
             unit="step",
             dynamic_ncols=True,
             smoothing=0.1,
         )
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> MetricsLog:
         return self
 
     def __exit__(
@@ -57,46 +64,55 @@ class RunLog:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
-                continue  # a line that a kill cut short
+                continue  # a line that was cut off when the process was killed
         write_text(self.path, "".join(line + "\n" for line in kept))
 
-    def step_done(self, images: int) -> None:
+    def count_step(self, images: int) -> None:
         """Count an optimiser step of so many images."""
         self.window_images += images
         self.bar.update()
 
     def restart_clock(self) -> None:
-        """Evaluation and saving do not count in images per second."""
+        """Start measuring images per second again, so that evaluation and saving do not count."""
         self.window_started, self.window_images = time.perf_counter(), 0
 
-    def training(self, step: int, epoch: float, values: dict[str, float]) -> None:
-        """Losses and rate since the last call."""
+    def log_training(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        """Log losses and learning rate since the last call. values: `loss`, `lr` and any others."""
         seconds = time.perf_counter() - self.window_started
         speed = {"images_per_second": self.window_images / max(seconds, 1e-9), "memory_gb": memory_gb()}
         self.restart_clock()
         self._write(step, epoch, {**values, **speed})
-        self.shown |= {
-            "loss": f"{values['loss']:.3f}",
-            "img/s": f"{speed['images_per_second']:.2f}",
-            "GB": f"{speed['memory_gb']:.1f}",
-        }
-        self._show()
+        self._show(
+            step,
+            {
+                "loss": f"{values['loss']:.3f}",
+                "lr": f"{values['lr']:.3g}",
+                "img/s": f"{speed['images_per_second']:.2f}",
+                "GB": f"{speed['memory_gb']:.1f}",
+            },
+        )
 
-    def evaluation(self, step: int, epoch: float, split: str, metrics: dict[str, Any]) -> None:
-        """Metrics of one evaluation."""
+    def log_evaluation(self, step: int, epoch: float, split: str, metrics: Metrics) -> None:
+        """Log the metrics of one evaluation."""
         self._write(step, epoch, {"split": split, **metrics})
-        if split == "valid":
-            self.shown["AP"] = f"{metrics['AP']:.3f}"
-            self._show()
+        self._show(step, {"AP" if split == "valid" else f"{split} AP": f"{metrics['AP']:.3f}"})
 
-    def _show(self) -> None:
-        self.bar.set_postfix_str(", ".join(f"{name} {self.shown[name]}" for name in sorted(self.shown)))
+    def _show(self, step: int, texts: dict[str, str]) -> None:
+        """Update the bar, or log a line with the time that is left at the mean speed so far."""
+        if not self.bar.disable:
+            self.newest |= texts
+            self.bar.set_postfix_str(", ".join(f"{name} {self.newest[name]}" for name in sorted(self.newest)))
+        elif self.accelerator.is_main_process:
+            done, left = step - self.first_step, self.num_steps - step
+            eta = tqdm.format_interval((time.perf_counter() - self.started) / max(done, 1) * left)
+            shown = ", ".join(f"{name} {text}" for name, text in texts.items())
+            logger.info("step %d/%d: %s, ETA %s", step, self.num_steps, shown, eta)
 
-    def _write(self, step: int, epoch: float, values: dict[str, Any]) -> None:
+    def _write(self, step: int, epoch: float, values: Mapping[str, object]) -> None:
         if not self.accelerator.is_main_process:
             return
         elapsed = time.perf_counter() - self.started
-        # A gradient that overflowed in fp16 is infinite, which JSON has no word for.
+        # In fp16 a gradient may overflow to infinity, which JSON cannot express.
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         line = {"step": step, "epoch": round(epoch, 4), "time": round(elapsed, 3), **finite}
         with self.path.open("a", encoding="utf-8") as file:
@@ -107,7 +123,7 @@ class RunLog:
 
 
 def memory_gb() -> float:
-    """Peak of the accelerator's memory, or this process's resident memory on a CPU, in GB."""
+    """Peak GPU memory, or the current resident memory of this process on a CPU, in GB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return float(psutil.Process().memory_info().rss) / 1e9

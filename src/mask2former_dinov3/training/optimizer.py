@@ -1,11 +1,13 @@
-"""The optimiser: which parameters move, at which rate, with which decay."""
+"""The optimiser and its schedule: learning rate and weight decay of every trained parameter."""
 
 from __future__ import annotations
 
 import logging
+from typing import TypedDict
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from ..config.train_config import TrainConfig
@@ -14,23 +16,31 @@ from ..model.backbone import backbone_blocks
 logger = logging.getLogger(__name__)
 
 
+class ParameterGroup(TypedDict):
+    """Parameters that share a learning rate and a weight decay, in torch's names."""
+
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+
+
 def parameter_groups(
     model: nn.Module,
     learning_rate: float,
     backbone_lr_multiplier: float,
     weight_decay: float,
     layer_decay: float = 1.0,
-) -> list[dict[str, object]]:
-    """Trainable parameters by rate and decay: the head's two groups first, then the backbone's, two a rate.
+) -> list[ParameterGroup]:
+    """The trained parameters in groups of one learning rate and weight decay: first the head's, then the backbone's.
 
-    As in the Mask2Former recipe (arXiv:2112.01527, section 4.1) the backbone moves at its own rate, and norms, biases
-    and embeddings (learned queries, level and token embeddings) are not decayed. With `layer_decay` below 1 the rate
+    As in the Mask2Former recipe (arXiv:2112.01527, section 4.1) the backbone has its own rate, and norms, biases and
+    embeddings (learned queries, level and token embeddings) have no weight decay. With `layer_decay` below 1 the rate
     of block i (see `backbone_blocks`; 0: the embeddings, depth + 1: the final norm) is the backbone's times
-    layer_decay ** (depth + 1 - i), as in BEiT (arXiv:2106.08254) and ViTDet (arXiv:2203.16527). Low-rank adapters
-    inside the backbone are new weights and move at the head's rate. Groups without parameters are left out.
+    layer_decay ** (depth + 1 - i), as in BEiT (arXiv:2106.08254) and ViTDet (arXiv:2203.16527). Low-rank adapters in
+    the backbone are new weights and have the head's rate. Groups without parameters are left out.
     """
     embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    below_top: dict[int, int] = {}  # blocks between a parameter and the backbone's end; 0 where all move alike
+    below_top: dict[int, int] = {}  # id of a parameter -> blocks between it and the backbone's end
     for distance, modules in enumerate(reversed(backbone_blocks(model.backbone)) if layer_decay < 1 else ()):
         below_top |= {id(parameter): distance for module in modules for parameter in module.parameters()}
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -58,22 +68,28 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         model, config.learning_rate, config.backbone_lr_multiplier, config.weight_decay, config.layer_decay
     )
     return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon
+        [dict(group) for group in groups],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
     )
 
 
-def build_scheduler(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Warm-up and course of the rate over `num_steps` optimiser steps, by transformers' names.
+def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int) -> LambdaLR:
+    """The learning rate over `num_steps` optimiser steps, by transformers' names of schedules.
 
-    A warm-up that leaves nothing of a short run is cut to a tenth of it, and said aloud. "polynomial" ends at 0.
+    A warm-up as long as the run or longer is cut to a tenth of the run, with a warning. "polynomial" ends at 0.
     """
     warmup = config.num_warmup_steps
     if warmup >= num_steps:
         warmup = num_steps // 10
-        logger.warning("num_warmup_steps: %d of %d steps, cut to %d", config.num_warmup_steps, num_steps, warmup)
-    scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+        logger.warning(
+            "num_warmup_steps: %d is not below the %d steps of the run; using %d",
+            config.num_warmup_steps,
+            num_steps,
+            warmup,
+        )
+    scheduler: LambdaLR = get_scheduler(
         config.lr_scheduler_type,
         optimizer,
         num_warmup_steps=warmup,

@@ -1,22 +1,23 @@
-"""A training run as it stands: evaluated, saved, and taken up again."""
+"""A training run: its parts, how it is evaluated, and what it saves."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..config.presets import SPLIT_OPTIONS
 from ..config.train_config import PATHS, TrainConfig
 from ..data.coco import CocoData
+from ..data.coco_types import CocoResult, Metrics
 from ..data.sampler import TrainingOrder
 from ..data.statistics import statistics_of
-from ..errors import CheckpointError
 from ..evaluation.coco_ap import evaluate_coco
 from ..evaluation.evaluate import predict_split
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
@@ -25,29 +26,14 @@ from ..model_folder.card import Overlay, RunDescription
 from ..model_folder.card_picture import draw_overlay, image_to_show
 from ..model_folder.folder import made_by, save_model_folder
 from ..weights.lora import adapter_state
-from .build_model import NETWORK
-from .checkpoint import RunState, find_checkpoint, load_checkpoint, read_state, rotate, save_checkpoint
-from .distributed import together
+from .checkpoint import OptimizationState, RunState, remove_old_checkpoints, save_checkpoint
+from .distributed import run_on_all, run_on_main
 from .ema import AveragedWeights
-from .metrics_log import RunLog
+from .metrics_log import MetricsLog
+from .resume import get_rng_state
 
 logger = logging.getLogger(__name__)
-
-# What the optimisation goes on with may change at a restart, and so may whatever does not touch the numbers; the rest
-# makes another model or other data, and the run would not be the one it says it is.
-OPTIMISATION = (
-    *("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    *("max_grad_norm", "lr_scheduler_type", "num_warmup_steps", "num_train_epochs", "max_train_steps"),
-    "ema_decay",
-)
-FIXED = (
-    *("backbone", "head", "seed", "valid_split", *NETWORK),
-    *("freeze_backbone", "frozen_blocks", "layer_decay", "lora_rank", "lora_alpha", "lora_targets"),
-    *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter", "copy_paste"),
-)
-RATES = ("initial_lr", "weight_decay", "betas", "eps")  # of a parameter group
-# What says nothing of the model to somebody who reads its card.
-UNTOLD = (
+NOT_ON_CARD = (  # options that tell a reader of the model card nothing about the model
     *("description", "output_dir", "dataset_name", *SPLIT_OPTIONS, "resume_from_checkpoint"),
     *("dataloader_num_workers", "save_total_limit", "logging_steps", "with_tracking", "report_to"),
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
@@ -55,9 +41,9 @@ UNTOLD = (
 
 
 def describe_run(config: TrainConfig, data: dict[str, CocoData]) -> RunDescription:
-    """What the cards of a run's models say of it, before its first step.
+    """What the model cards of a run say about it, at step 0.
 
-    Cards are for the public: of absolute paths only the names are told.
+    Cards are public, so of absolute paths they show the last part only.
     """
     options = config.model_dump(mode="json")
     for name in PATHS:
@@ -75,140 +61,78 @@ def describe_run(config: TrainConfig, data: dict[str, CocoData]) -> RunDescripti
         changed={
             name: options[name]
             for name, field in TrainConfig.model_fields.items()
-            if name in options and name not in UNTOLD and options[name] != field.default
+            if name in options and name not in NOT_ON_CARD and options[name] != field.default
         },
         made_by=made_by(),
     )
 
 
-def rng_state() -> dict[str, Any]:
-    """State of torch's generators, the only ones whose past matters (the data draw from seed, epoch and image)."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Undo `rng_state`."""
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """The parts of a run together: where it stands, how it is evaluated, saved and taken up again."""
+    """The parts of a run. Only the content of `state` and the weights change.
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        accelerator: Accelerator,
-        data: dict[str, CocoData],
-        model: Mask2FormerDinov3ForInstanceSegmentation,
-        processor: Mask2FormerDinov3ImageProcessor,
-        optimizer: Any,
-        scheduler: Any,
-        order: TrainingOrder,
-        state: RunState,
-    ) -> None:
-        self.config, self.accelerator, self.data = config, accelerator, data
-        self.model, self.processor = model, processor
-        self.optimizer, self.scheduler = optimizer, scheduler
-        self.order, self.state = order, state
-        self.averaged: AveragedWeights | None = None
-        self.output_dir = Path(config.output_dir)
-        self.described = describe_run(config, data)
-        self.overlay_results: list[dict[str, Any]] = []  # of the last validation, for the image of the model card
+    data: the splits by name, with "train". averaged: EMA of the weights, None without `ema_decay`.
+    description_at_start: for the model cards, at step 0.
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    data: dict[str, CocoData]
+    model: Mask2FormerDinov3ForInstanceSegmentation
+    processor: Mask2FormerDinov3ImageProcessor
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    order: TrainingOrder
+    averaged: AveragedWeights | None
+    description_at_start: RunDescription
+    state: RunState
 
     @property
-    def scored(self) -> Mask2FormerDinov3ForInstanceSegmentation:
-        """The model that is evaluated and saved in `best/` and `last/`."""
+    def output_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.config.output_dir)
+
+    @property
+    def scored_model(self) -> Mask2FormerDinov3ForInstanceSegmentation:
+        """The model that is evaluated and saved in `best/` and `last/`: that of the EMA if there is one."""
         return self.averaged.model if self.averaged else self.model
 
     @property
     def description(self) -> RunDescription:
-        """What the model card says of the run as it stands."""
-        return replace(self.described, step=self.state.step, step_size=self.state.step_size)
+        """What the model card says about the run at its current step."""
+        return replace(self.description_at_start, step=self.state.step, step_size=self.state.step_size)
 
     @property
     def epoch(self) -> float:
         """Passes over the training images so far."""
         return self.state.step * self.order.step_size / self.order.num_images
 
-    def load(self, resume_from: str) -> dict[str, Any]:
-        """Weights, random state and place of a checkpoint; returns the states for `load_optimisation`.
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last optimiser step is done."""
+        return self.state.step >= self.order.last_step
 
-        Raises CheckpointError when there is none, or when this run would not see the same images in the same steps.
-        """
-        path = find_checkpoint(resume_from, self.output_dir)
-        state, options = read_state(path)
-        self.compare_options(path, options)
-        optimisation, rng_states = load_checkpoint(path, self.model)
-        for what, then, now in (
-            (
-                "images per optimiser step (batch size x accumulation x processes)",
-                state.step_size,
-                self.order.step_size,
-            ),
-            ("training images", state.num_images, self.order.num_images),
-        ):
-            if then != now:
-                raise CheckpointError(
-                    f"{path} was made with {then} {what}, this run has {now}; set them equal, or start a new run"
-                )
-        if state.step >= self.order.last_step:
-            raise CheckpointError(
-                f"{path} is at step {state.step} of {self.order.last_step}: the run is finished already"
-            )
-        if len(rng_states) == self.accelerator.num_processes:
-            set_rng_state(rng_states[self.accelerator.process_index])
-        else:
-            logger.warning("the number of processes has changed: the points of the losses are drawn anew")
-        logger.info("resuming from %s: step %d of %d", path, state.step, self.order.last_step)
-        self.state = state
-        return optimisation
-
-    def compare_options(self, path: Path, then: dict[str, Any]) -> None:
-        """Say which options of the optimisation differ from `then`, those of the checkpoint.
-
-        Raises CheckpointError that lists those which must not differ.
-        """
-        now = self.config.model_dump(mode="json")
-        changed = [name for name in (*FIXED, *OPTIMISATION) if name in then and then[name] != now[name]]
-        texts = {name: f"{name}: was {then[name]}, now {now[name]}" for name in changed}
-        fixed = [f"\n  {texts[name]}" for name in changed if name in FIXED]
-        if fixed:
-            raise CheckpointError(
-                f"{path} was made with other options; set them back, or start a new run:{''.join(fixed)}"
-            )
-        for name in changed:
-            logger.warning("resuming with another %s", texts[name])
-
-    def load_optimisation(self, states: dict[str, Any]) -> None:
-        """Optimiser, schedule and gradient scaler where they were, at the rates and decays that are configured now."""
-        configured = [{key: group[key] for key in RATES} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(states["optimizer"])
-        self.scheduler.load_state_dict({**states["scheduler"], "base_lrs": self.scheduler.base_lrs})
-        factors = [factor(self.scheduler.last_epoch) for factor in self.scheduler.lr_lambdas]
-        for group, values, factor in zip(self.optimizer.param_groups, configured, factors, strict=True):
-            group.update(values, lr=values["initial_lr"] * factor)
-        if self.accelerator.scaler is not None and states["scaler"]:
-            self.accelerator.scaler.load_state_dict(states["scaler"])
-        if self.averaged and states.get("averaged"):  # else it starts from the weights of the checkpoint
-            self.averaged.load_state_dict(states["averaged"])
-
+    @property
     def is_checkpoint_step(self) -> bool:
-        """After every so many steps, or at the first step that completes an epoch."""
+        """Whether to evaluate and save now: every `checkpointing_steps`, at each epoch's end, or at the run's end."""
         every, step = self.config.checkpointing_steps, self.state.step
+        if self.is_finished:
+            return True
         if every == "epoch":
             return self.order.epochs_done(step) > self.order.epochs_done(step - 1)
         return every is not None and step % int(every) == 0
 
-    def evaluate(self, split: str) -> dict[str, Any]:
-        """COCO metrics at original size on the untouched annotation file; the processes share the images."""
+    def evaluate(self, split: str) -> tuple[Metrics, list[CocoResult]]:
+        """COCO metrics of a split at the images' original size, and the results that they are computed from.
+
+        The processes share the images; all of them return the same.
+        """
         data, accelerator = self.data[split], self.accelerator
 
-        def predict() -> list[dict[str, Any]]:
+        def predict() -> list[CocoResult]:
             with accelerator.autocast():
                 return predict_split(
-                    self.scored,
+                    self.scored_model,
                     self.processor,
                     data,
                     batch_size=self.config.per_device_eval_batch_size,
@@ -218,11 +142,8 @@ class Run:
                     world=accelerator.num_processes,
                 )
 
-        results = gather_object(together(accelerator, predict) or [])
-        if split == "valid":
-            shown = image_to_show(data.images).id
-            self.overlay_results = [result for result in results if result["image_id"] == shown]
-        metrics = together(
+        results: list[CocoResult] = gather_object(run_on_all(accelerator, predict))
+        metrics = run_on_main(
             accelerator,
             lambda: evaluate_coco(
                 data.annotations,
@@ -230,46 +151,60 @@ class Run:
                 max_detections=self.config.max_detections,
                 image_ids=[record.id for record in data.images],
             ),
-            main_only=True,
         )
-        shared: list[Any] = [metrics]
+        shared: list[Metrics] = [metrics or {}]
         broadcast_object_list(shared)
-        return dict(shared[0])
+        return shared[0], results
 
-    def evaluate_and_save(self, log: RunLog) -> None:
-        """Metrics, `best/` when they are the best so far, then a checkpoint that knows of both."""
+    def evaluate_and_save(self, log: MetricsLog) -> None:
+        """Evaluate on the validation data, save `best/` if the model is the best so far, then a checkpoint.
+
+        At the end of the run also save `last/`, and evaluate on the test data if there are any.
+        """
+        results: list[CocoResult] = []
         if "valid" in self.data:
-            metrics = self.evaluate("valid")
+            metrics, results = self.evaluate("valid")
             self.state.last_metrics = {**metrics, "step": self.state.step}
-            log.evaluation(self.state.step, self.epoch, "valid", metrics)
+            log.log_evaluation(self.state.step, self.epoch, "valid", metrics)
             value = metrics[self.config.metric_for_best_model]
-            if self.state.best_metric is None or value >= self.state.best_metric:  # of equals the longer trained
+            if self.state.best_metric is None or value >= self.state.best_metric:  # on a tie, the longer trained
                 self.state.best_metric, self.state.best_step = value, self.state.step
-                self.save_folder("best")
-        self.save()
+                self.save_folder("best", results)
+        self.save_checkpoint()
+        if self.is_finished:
+            self.save_folder("last", results)
+            if "test" in self.data:
+                log.log_evaluation(self.state.step, self.epoch, "test", self.evaluate("test")[0])
         log.restart_clock()
 
-    def save_folder(self, name: str) -> None:
-        """A model folder in the run folder, of the weights that were scored last."""
+    def save_folder(self, name: str, results: Sequence[CocoResult]) -> None:
+        """Save a model folder in the run folder. results: of the last validation, for the picture on its card."""
 
         def write() -> None:
-            path, metrics = self.output_dir / name, self.state.last_metrics
-            run = replace(self.description, overlay=self.overlay())
-            save_model_folder(self.scored, self.processor, path, metrics, run, self.config.with_code)
+            description = replace(self.description, overlay=self.draw_overlay(results))
+            save_model_folder(
+                self.scored_model,
+                self.processor,
+                self.output_dir / name,
+                self.state.last_metrics,
+                description,
+                self.config.with_code,
+            )
 
-        together(self.accelerator, write, main_only=True)
+        run_on_main(self.accelerator, write)
 
-    def overlay(self) -> Overlay | None:
-        """What the last validation found in the image that the model card shows."""
+    def draw_overlay(self, results: Sequence[CocoResult]) -> Overlay | None:
+        """The picture for the model card: the results of one validation image drawn into it."""
         if "valid" not in self.data:
             return None
-        valid = self.data["valid"]
-        return draw_overlay(image_to_show(valid.images), self.overlay_results, valid.categories)
+        image = image_to_show(self.data["valid"].images)
+        shown = [result for result in results if result["image_id"] == image.id]
+        return draw_overlay(image, shown, self.data["valid"].categories)
 
-    def save(self) -> Path:
-        """A checkpoint, then the rotation of the old ones."""
-        rng_states = gather_object([rng_state()])
-        optimisation = {
+    def save_checkpoint(self) -> Path:
+        """Save a checkpoint, then remove the oldest ones beyond `save_total_limit`; returns the new folder."""
+        rng_states = gather_object([get_rng_state()])
+        optimization: OptimizationState = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
@@ -278,24 +213,17 @@ class Run:
         }
 
         def write() -> None:
-            run_config = self.config.model_dump(mode="json")
             save_checkpoint(
                 self.output_dir,
                 self.model,
                 self.processor,
-                optimisation,
+                optimization,
                 rng_states,
                 self.state,
-                run_config,
                 self.description,
+                self.config.model_dump(mode="json"),
             )
-            rotate(self.output_dir, self.config.save_total_limit)
+            remove_old_checkpoints(self.output_dir, self.config.save_total_limit)
 
-        together(self.accelerator, write, main_only=True)
+        run_on_main(self.accelerator, write)
         return self.output_dir / f"checkpoint-{self.state.step}"
-
-    def finish(self, log: RunLog) -> None:
-        """`last/`, and the test set if there is one."""
-        self.save_folder("last")
-        if "test" in self.data:
-            log.evaluation(self.state.step, self.epoch, "test", self.evaluate("test"))

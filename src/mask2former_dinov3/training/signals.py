@@ -1,23 +1,27 @@
-"""Ctrl-C and SIGTERM asked for once are a request; and what one process meets, all processes learn."""
+"""Graceful stop: the first Ctrl-C or SIGTERM asks the run to finish its step and save, a second one stops at once."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
 
 logger = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Handler = Callable[[int, FrameType | None], object] | int | None  # what `signal.signal` takes and returns
 
 
 class StopRequest:
-    """`requested` turns true on the first SIGINT, SIGTERM or SIGHUP inside the block; a second one acts at once."""
+    """`requested` becomes true on the first SIGINT, SIGTERM or SIGHUP inside the block.
+
+    A second signal raises KeyboardInterrupt. Outside the main thread the block handles no signals.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, Handler] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
@@ -29,7 +33,7 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        logger.warning("\nstopping: this step is finished and saved first; a second %s stops at once, unsaved", name)
+        logger.warning("\nstopping after this step and saving; a second %s stops at once without saving", name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -39,6 +43,6 @@ class StopRequest:
 
 
 def ignore_signals(worker: int) -> None:
-    """For data workers: Ctrl-C reaches the whole process group, but stopping is the main process's decision."""
+    """Make a data worker ignore the signals: Ctrl-C reaches all processes, but only the main one decides to stop."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

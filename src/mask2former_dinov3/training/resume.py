@@ -1,0 +1,123 @@
+"""Continue a run at a checkpoint, bit for bit: compare the options, restore weights, optimiser and random states."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..config.train_config import TrainConfig
+from ..errors import ConfigError, OptionError
+from ..model import Mask2FormerDinov3ForInstanceSegmentation
+from .build_model import NETWORK
+from .checkpoint import OptimizationState, RngState, RunState, find_checkpoint, load_checkpoint, read_state
+from .ema import AveragedWeights
+
+logger = logging.getLogger(__name__)
+
+# These options may change on resume: they affect the optimiser only. Those of FIXED change the model or the data, so
+# resuming with other values is refused. All other options do not change the numbers.
+OPTIMIZATION = (
+    *("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "lr_scheduler_type", "num_warmup_steps", "num_train_epochs", "max_train_steps"),
+    "ema_decay",
+)
+FIXED = (
+    *("backbone", "head", "seed", "valid_split", *NETWORK),
+    *("freeze_backbone", "frozen_blocks", "layer_decay", "lora_rank", "lora_alpha", "lora_targets"),
+    *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter", "copy_paste"),
+)
+RATES = ("initial_lr", "weight_decay", "betas", "eps")  # keys of a parameter group that the options decide
+
+
+def get_rng_state() -> RngState:
+    """The states of torch's generators. Data need none: their randomness comes from seed, epoch and image."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_rng_state(state: RngState) -> None:
+    """Set torch's generators to what `get_rng_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def load_progress(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    model: Mask2FormerDinov3ForInstanceSegmentation,
+    start: RunState,
+    last_step: int,
+) -> tuple[RunState, OptimizationState]:
+    """Load the weights of the checkpoint that `config` names into `model`, and set the random states.
+
+    start: the state of this run at step 0. last_step: the run's number of optimiser steps. Returns the state at the
+    checkpoint, and what `restore_optimization` needs. Raises OptionError when there is no such checkpoint or it is at
+    the end of the run, ConfigError when this run would see other images or train another model, CheckpointError when
+    the checkpoint is damaged.
+    """
+    path = find_checkpoint(str(config.resume_from_checkpoint), Path(config.output_dir))
+    state, options = read_state(path)
+    compare_options(config, path, options)
+    optimization, rng_states = load_checkpoint(path, model)
+    for what, then, now in (
+        ("images per optimiser step (batch size x accumulation x processes)", state.step_size, start.step_size),
+        ("training images", state.num_images, start.num_images),
+    ):
+        if then != now:
+            raise ConfigError(
+                f"{path}: made with {then} {what}, this run has {now}; make them equal or start a new run"
+            )
+    if state.step >= last_step:
+        raise OptionError(
+            "resume_from_checkpoint",
+            f"a checkpoint before step {last_step}, the end of the run",
+            f"{path} at step {state.step}",
+            "the run is finished; raise max_train_steps or num_train_epochs to train longer",
+        )
+    if len(rng_states) == accelerator.num_processes:
+        set_rng_state(rng_states[accelerator.process_index])
+    else:
+        logger.warning("the number of processes has changed: the random points of the losses will differ")
+    logger.info("resuming from %s: step %d of %d", path, state.step, last_step)
+    return state, optimization
+
+
+def compare_options(config: TrainConfig, path: Path, then: Mapping[str, object]) -> None:
+    """Warn of options in OPTIMIZATION that differ from `then`, the options of the checkpoint at `path`.
+
+    Raises ConfigError that lists the options in FIXED that differ.
+    """
+    now = config.model_dump(mode="json")
+    changed = [name for name in (*FIXED, *OPTIMIZATION) if name in then and then[name] != now[name]]
+    texts = {name: f"{name}: was {then[name]}, now {now[name]}" for name in changed}
+    fixed = [f"\n  {texts[name]}" for name in changed if name in FIXED]
+    if fixed:
+        raise ConfigError(f"{path}: made with other options; set them back or start a new run:{''.join(fixed)}")
+    for name in changed:
+        logger.warning("resuming with another %s", texts[name])
+
+
+def restore_optimization(
+    saved: OptimizationState,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    averaged: AveragedWeights | None,
+) -> None:
+    """Restore optimiser, schedule, gradient scaler and EMA, but keep the rates and decays that are configured now."""
+    configured = [{key: group[key] for key in RATES} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict({**saved["scheduler"], "base_lrs": scheduler.base_lrs})
+    factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    for group, values, factor in zip(optimizer.param_groups, configured, factors, strict=True):
+        group.update(values, lr=values["initial_lr"] * factor)
+    if accelerator.scaler is not None and saved["scaler"]:
+        accelerator.scaler.load_state_dict(saved["scaler"])
+    averages = saved.get("averaged")
+    if averaged and averages:  # a run without EMA so far starts it from the weights of the checkpoint
+        averaged.load_state_dict(averages)

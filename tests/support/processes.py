@@ -1,0 +1,151 @@
+"""Python processes that start fast: forks of a server that has imported torch, transformers and the package.
+
+A new interpreter spends 8 s of CPU time on these imports, a fork of the server 0.1 s. What a module reads from the
+environment while it is imported is as it was in the server, so tests of such variables (HF_HUB_OFFLINE, HF_ENDPOINT)
+and tests of imports need a new interpreter, `subprocess.run`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from support.paths import ROOT, SOURCE
+
+PRELOADED = (
+    "pytest",  # a fork imports the main module of its parent
+    "mask2former_dinov3.cli.verbs",
+    "mask2former_dinov3.training.train",
+    "mask2former_dinov3.inference.files.predict_files",
+)
+
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+class StartedPython:
+    """A running process, in a process group of its own; its output goes to files in `folder`."""
+
+    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        self.words = list(words)
+        number = len(list(folder.glob("*.stdout")))
+        self.files = tuple(folder / f"{number}.{name}" for name in ("stdout", "stderr"))
+        for file in self.files:
+            file.touch()
+        self.process = _CONTEXT.Process(target=_run, args=(self.words, self.files, dict(environment)))
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid: int = self.process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, None while the process runs; -N after signal N."""
+        return self.process.exitcode
+
+    def finish(self, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+        """Wait for the end; a process that takes longer is killed, with its children. Raises TimeoutExpired then."""
+        self.process.join(timeout)
+        code = self.process.exitcode
+        if code is None:
+            os.killpg(self.pid, 9)
+            self.process.join()
+            raise subprocess.TimeoutExpired(self.words, timeout, *(file.read_bytes() for file in self.files))
+        self.process.close()
+        output, errors = (file.read_text(encoding="utf-8") for file in self.files)
+        return subprocess.CompletedProcess(self.words, code, output, errors)
+
+
+class PipedPython:
+    """The part of `subprocess.Popen` that the benchmarks use, with a fork of the server in place of an interpreter."""
+
+    def __init__(self, command: Sequence[str], **streams: object) -> None:
+        """command: begins with the interpreter. streams: standard input and output are pipes of text in any case."""
+        _start_server()
+        (its_input, input_end), (output_end, its_output) = (_CONTEXT.Pipe(duplex=False) for _ in range(2))
+        self.process = _CONTEXT.Process(target=_run_piped, args=(command[1:], its_input, its_output))
+        self.process.start()
+        self.stdin, self.stdout = os.fdopen(os.dup(input_end.fileno()), "w"), os.fdopen(os.dup(output_end.fileno()))
+        for end in (its_input, input_end, output_end, its_output):
+            end.close()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self) -> int | None:
+        self.process.join()
+        return self.process.exitcode
+
+    def communicate(self) -> None:
+        """Close the pipes and wait for the end; what was not read is lost."""
+        self.stdout.close()
+        with suppress(BrokenPipeError):
+            self.stdin.close()
+        self.wait()
+        self.process.close()
+
+
+def start_python(words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> StartedPython:
+    """Start `python WORDS`: "-m" and a module, or a script, then its arguments.
+
+    folder: an existing one for the files of its output. environment: variables to set besides those of the tests.
+    """
+    _start_server()
+    return StartedPython(words, folder, environment or {})
+
+
+def run_python(
+    words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, timeout: float = 280
+) -> subprocess.CompletedProcess[str]:
+    """As `start_python`, and wait for the end."""
+    return start_python(words, folder, environment).finish(timeout)
+
+
+def _start_server() -> None:
+    """Start the server of this test process unless it runs.
+
+    It finds the preloaded modules by PYTHONPATH only, and would silently do without those it does not find.
+    """
+    _CONTEXT.set_forkserver_preload(list(PRELOADED))
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), str(ROOT / "tests"), *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        os.environ.update({} if before is None else {"PYTHONPATH": before})
+
+
+def _run(words: Sequence[str], files: Sequence[Path], environment: Mapping[str, str]) -> None:
+    """In the fork: become `python WORDS` in a process group of its own."""
+    os.setsid()
+    for number, file in enumerate(files, start=1):
+        with file.open("wb") as target:
+            os.dup2(target.fileno(), number)
+    os.environ.update(environment)
+    _become(words)
+
+
+def _run_piped(words: Sequence[str], its_input: Connection, its_output: Connection) -> None:
+    """In the fork: become `python WORDS` with these ends of pipes as standard input and output."""
+    for number, end in enumerate((its_input, its_output)):
+        os.dup2(end.fileno(), number)
+        end.close()
+    sys.stdin = os.fdopen(0)
+    _become(words)
+
+
+def _become(words: Sequence[str]) -> None:
+    if words[0] == "-m":
+        sys.argv = list(words[1:])
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(words)
+        sys.path.insert(0, str(Path(words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")

@@ -1,0 +1,73 @@
+"""What a run shows on a terminal and in a log file, and which lines metrics.jsonl holds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from mask2former_dinov3.training.metrics_log import MetricsLog
+
+
+@pytest.fixture
+def accelerator() -> Iterator[Accelerator]:
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def log_two_steps(accelerator: Accelerator, folder: Path) -> None:
+    """Steps 19 and 20 of 40, then an evaluation."""
+    with MetricsLog(accelerator, folder, first_step=18, num_steps=40) as log:
+        for step in (19, 20):
+            log.count_step(4)
+            log.log_training(step, step / 10, {"loss": 2.5, "lr": 1e-4, "grad_norm": float("inf")})
+        log.log_evaluation(20, 2.0, "valid", {"AP": 0.25, "AP50": 0.5})
+
+
+def test_metrics_log__without_a_terminal_adds_lines_and_no_bar(
+    accelerator: Accelerator, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="mask2former_dinov3"):
+        log_two_steps(accelerator, tmp_path)
+    assert capfd.readouterr().err == ""
+    numbers = r"loss 2\.500, lr 0\.0001, img/s \d+\.\d\d, GB \d+\.\d, ETA \d\d:\d\d"
+    expected = [f"step 19/40: {numbers}", f"step 20/40: {numbers}", r"step 20/40: AP 0\.250, ETA \d\d:\d\d"]
+    assert len(caplog.messages) == len(expected)
+    for message, pattern in zip(caplog.messages, expected, strict=True):
+        assert re.fullmatch(pattern, message), message
+
+
+def test_metrics_log__on_a_terminal_shows_a_bar_and_no_lines(
+    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, writer = os.openpty()
+    termios.tcsetwinsize(writer, (24, 150))
+    with os.fdopen(writer, "w") as terminal, caplog.at_level(logging.INFO, logger="mask2former_dinov3"):
+        monkeypatch.setattr(sys, "stderr", terminal)
+        log_two_steps(accelerator, tmp_path)
+        monkeypatch.undo()
+        terminal.flush()
+        shown = os.read(reader, 100_000).decode()
+    os.close(reader)
+    assert "\r" in shown
+    assert re.search(r"20/40 .*AP 0\.250, GB \d+\.\d, img/s \d+\.\d\d, loss 2\.500, lr 0\.0001", shown), shown
+    assert not caplog.messages
+
+
+def test_metrics_log__drops_lines_that_a_resumed_run_repeats(accelerator: Accelerator, tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 18}\n{"step": 19}\n{"step": 20, "AP"')
+    log_two_steps(accelerator, tmp_path)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [18, 19, 20, 20]
+    assert lines[1]["grad_norm"] is None  # JSON has no infinity
+    assert (lines[3]["split"], lines[3]["AP"]) == ("valid", 0.25)
