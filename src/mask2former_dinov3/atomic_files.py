@@ -14,8 +14,8 @@ from .errors import CheckpointError
 
 
 @contextmanager
-def written_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place once the block ends without an error.
+def write_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` that takes its place once the block ends without an error.
 
     Raises CheckpointError when the disk is full or the folder cannot be written; what stood at `path` is then as it
     was.
@@ -41,8 +41,8 @@ def written_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def written_file(path: Path, mode: Literal["x", "xb"] = "x") -> Iterator[IO[Any]]:
-    """A file, of text or of bytes, under a temporary name that takes its place once the block ends without an error.
+def write_file(path: Path, mode: Literal["x", "xb"] = "x") -> Iterator[IO[Any]]:
+    """Give a file, of text or of bytes, under a temporary name that takes its place when the block ends without error.
 
     Raises CheckpointError when it cannot be written; what stood at `path` is then as it was.
     """
@@ -62,13 +62,13 @@ def written_file(path: Path, mode: Literal["x", "xb"] = "x") -> Iterator[IO[Any]
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
-    with written_file(path) as file:
+    with write_file(path) as file:
         file.write(text)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
-    with written_file(path, "xb") as file:
+    with write_file(path, "xb") as file:
         file.write(data)
 
 

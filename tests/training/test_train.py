@@ -21,7 +21,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from mask2former_dinov3.atomic_files import written_folder
+from mask2former_dinov3.atomic_files import write_folder
 from mask2former_dinov3.config.train_config import TrainConfig, load_config
 from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
@@ -332,13 +332,13 @@ def test_train__a_full_disk_leaves_what_was_saved(toy_dataset: Path, tmp_path: P
     assert not [path.name for path in run.iterdir() if path.name.startswith(".") or path.name == "checkpoint-2"]
 
 
-def test_written_folder__keeps_the_old_one_when_writing_fails(tmp_path: Path) -> None:
+def test_write_folder__keeps_the_old_one_when_writing_fails(tmp_path: Path) -> None:
     folder = tmp_path / "best"
-    with written_folder(folder) as new:
+    with write_folder(folder) as new:
         (new / "file").write_text("good")
 
     def fill() -> None:
-        with written_folder(folder) as new:
+        with write_folder(folder) as new:
             (new / "file").write_text("half")
             raise OSError(28, "No space left on device")
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from ..atomic_files import written_folder
+from ..atomic_files import write_folder
 from ..errors import CheckpointError
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3Config
@@ -88,7 +88,7 @@ def _convert_backbone(source: str, output: Path, to: str, token: str | None) -> 
         "timm": _write_timm,
         "meta": _write_meta,
     }
-    with written_folder(output) as folder:
+    with write_folder(output) as folder:
         write[to](folder, config, state, *statistics)
         _readable(folder)
         shutil.copyfile(LICENCE_TEXT, folder / LICENSE_FILE)
@@ -156,7 +156,7 @@ def _convert_model(source: str, output: Path, to: str, is_ours: bool, with_code:
         raise ValueError(f"{kind}: has no form of {to}, which knows backbones only")
     theirs = to_mask2former(model)
     mean, std = pixel_statistics(source, token)
-    with written_folder(output) as folder:
+    with write_folder(output) as folder:
         theirs.save_pretrained(folder)
         _readable(folder)
         size = _processor(source, token).size
@@ -171,7 +171,7 @@ def _copy_with_code(source: Path, output: Path, with_code: bool) -> str:
         raise ValueError(
             f"{source}: is a model of ours already; give --with-code, or --to transformers for one on a Swin"
         )
-    with written_folder(output) as folder:
+    with write_folder(output) as folder:
         for file in source.iterdir():
             if file.is_file() and file.name not in RUN_FILES:
                 shutil.copyfile(file, folder / file.name)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..atomic_files import written_folder
+from ..atomic_files import write_folder
 from ..errors import CheckpointError
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..version import __version__
@@ -49,7 +49,7 @@ def save_model_folder(
     """`config.json`, `model.safetensors`, `preprocessor_config.json`, `README.md` and, for weights that derive from
     DINOv3, its licence: all that evaluation and prediction need, without a hub. Adapters are merged into weights. Of a
     run also `train_config.json` and, with validation data, `overlay.jpg`. with_code: see `bundled_code`."""
-    with written_folder(path) as folder:
+    with write_folder(path) as folder:
         _write_model(model, processor, folder, metrics, run)
         if with_code:
             write_code(folder)

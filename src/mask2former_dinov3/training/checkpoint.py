@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..atomic_files import written_folder
+from ..atomic_files import write_folder
 from ..errors import CheckpointError
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import RunDescription
@@ -56,7 +56,7 @@ def save_checkpoint(
     (`optimizer.pt`), the random states of all processes (`rng.pt`) and `state.json`, which also says by which code it
     was made."""
     path = output_dir / f"checkpoint-{state.step}"
-    with written_folder(path) as folder:
+    with write_folder(path) as folder:
         _write_model(model, processor, folder, state.last_metrics, run)
         torch.save(optimisation, folder / "optimizer.pt")
         torch.save(rng_states, folder / "rng.pt")

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...atomic_files import written_file
+from ...atomic_files import write_file
 from ...errors import UserError
 from ...instances import Instances
 from ...visualize import PALETTE
@@ -55,7 +55,7 @@ def write_geojson(path: Path, instances: Instances, georeference: tuple[tuple[fl
     head: dict[str, Any] = {"type": "FeatureCollection"}
     if georeference is not None:
         head["crs"] = {"type": "name", "properties": {"name": georeference[1]}}
-    with written_file(path) as file:
+    with write_file(path) as file:
         file.write(json.dumps(head)[:-1] + ', "features": [')
         for number, feature in enumerate(_features(instances, georeference)):
             file.write((",\n" if number else "\n") + json.dumps(feature, ensure_ascii=False))
@@ -105,7 +105,7 @@ def write_yolo(path: Path, instances: Instances) -> None:
     the result is the mask. Classes are the model's labels 0..K-1; scores have no place in it.
     """
     size = np.array([instances.width, instances.height])
-    with written_file(path) as file:
+    with write_file(path) as file:
         for index, label in enumerate(instances.labels):
             rings = [ring for part in polygons_of(instances, index) for ring in part]
             if not rings:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...atomic_files import check_writable, write_text, written_file
+from ...atomic_files import check_writable, write_file, write_text
 from ...data.images import read_image
 from ...errors import DatasetError
 from ...instances import Instances
@@ -190,7 +190,7 @@ class _Run:
         if "coco" not in self.save:
             return
         images = []
-        with written_file(self.summary.output / "predictions.json") as results:
+        with write_file(self.summary.output / "predictions.json") as results:
             written = 0
             for file in finished:
                 entry = self.done.entry(file.key)
