@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..errors import CheckpointError
 from ..instances import Instances
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
-from ..model_folder.folder import check_model_folder
+from ..model_folder.contents import check_model_folder
 from ..weights.loading import load_config, load_pretrained
 from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list, load_image
 from .onnx_model import load_onnx

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.coco_types import CocoRle
 from ..data.rle import compress
-from ..instances import Rle
 
 BLOCK = 32  # side in pixels of the image
 ROUNDING = 1e-4  # a logit that is below the level by this share of it cannot be lifted above it by rounding
@@ -40,7 +40,7 @@ class Axis(NamedTuple):
 class Masks(NamedTuple):
     """n masks: their RLEs, areas in pixels (n,) and the mean sigmoid over each (n,), 0 where it is empty."""
 
-    rles: list[Rle]
+    rles: list[CocoRle]
     areas: NDArray[np.int64]
     certainty: NDArray[np.float64]
 
@@ -182,5 +182,5 @@ def encode_borders(borders: NDArray[np.int64], sums: NDArray[np.float64], size: 
     # Not a run: from one mask to the next, and behind a foreground that ends with the image.
     same = (owner[1:] == owner[:-1]) & ~((runs == 0) & (bounds[1:] == starts[owner[1:]] + pixels))
     counts = compress(runs[same], np.bincount(owner[1:][same], minlength=count))
-    rles = [Rle(size=list(size), counts=str(one, "ascii")) for one in counts]
+    rles = [CocoRle(size=list(size), counts=str(one, "ascii")) for one in counts]
     return Masks(rles, areas, sums / np.maximum(areas, 1))

@@ -14,10 +14,11 @@ import torch
 from safetensors import SafetensorError
 
 from ..atomic_files import write_folder
+from ..data.coco_types import Metrics
 from ..errors import CheckpointError
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import RunDescription
-from ..model_folder.folder import _write_model
+from ..model_folder.folder import write_model_files
 from ..weights.lora import unmerged_state
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
@@ -33,7 +34,7 @@ class RunState:
     num_images: int = 0
     best_metric: float | None = None
     best_step: int | None = None
-    last_metrics: dict[str, Any] = field(default_factory=dict)
+    last_metrics: Metrics = field(default_factory=Metrics)
 
 
 def best_folder(output_dir: Path) -> Path:
@@ -57,7 +58,7 @@ def save_checkpoint(
     was made."""
     path = output_dir / f"checkpoint-{state.step}"
     with write_folder(path) as folder:
-        _write_model(model, processor, folder, state.last_metrics, run)
+        write_model_files(model, processor, folder, state.last_metrics, run)
         torch.save(optimisation, folder / "optimizer.pt")
         torch.save(rng_states, folder / "rng.pt")
         text = json.dumps({**asdict(state), "made_by": run.made_by, "config": run_config}, indent=2)

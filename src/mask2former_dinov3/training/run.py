@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from ..config.train_config import PATHS, SPLIT_PATHS, TrainConfig
 from ..data.coco import CocoData
+from ..data.coco_types import CocoResult, Metrics
 from ..data.sampler import TrainingOrder
 from ..data.statistics import statistics_of
 from ..errors import CheckpointError
@@ -21,8 +22,8 @@ from ..evaluation.evaluate import predict_split
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import Overlay, RunDescription
-from ..model_folder.card_picture import draw_overlay, image_to_show
-from ..model_folder.folder import made_by, save_model_folder
+from ..model_folder.card_picture import choose_image, draw_card_picture
+from ..model_folder.folder import collect_versions, save_model_folder
 from ..weights.lora import adapter_state
 from .build_model import NETWORK
 from .checkpoint import RunState, find_checkpoint, load_checkpoint, read_state, rotate, save_checkpoint
@@ -76,7 +77,7 @@ def describe_run(config: TrainConfig, data: dict[str, CocoData]) -> RunDescripti
             for name, field in TrainConfig.model_fields.items()
             if name in options and name not in UNTOLD and options[name] != field.default
         },
-        made_by=made_by(),
+        made_by=collect_versions(),
     )
 
 
@@ -114,7 +115,7 @@ class Run:
         self.averaged: AveragedWeights | None = None
         self.output_dir = Path(config.output_dir)
         self.described = describe_run(config, data)
-        self.overlay_results: list[dict[str, Any]] = []  # of the last validation, for the image of the model card
+        self.overlay_results: list[CocoResult] = []  # of the last validation, for the image of the model card
 
     @property
     def scored(self) -> Mask2FormerDinov3ForInstanceSegmentation:
@@ -219,7 +220,7 @@ class Run:
 
         results = gather_object(together(accelerator, predict) or [])
         if split == "valid":
-            shown = image_to_show(data.images).id
+            shown = choose_image(data.images).id
             self.overlay_results = [result for result in results if result["image_id"] == shown]
         metrics = together(
             accelerator,
@@ -239,7 +240,7 @@ class Run:
         """Metrics, `best/` when they are the best so far, then a checkpoint that knows of both."""
         if "valid" in self.data:
             metrics = self.evaluate("valid")
-            self.state.last_metrics = {**metrics, "step": self.state.step}
+            self.state.last_metrics = cast("Metrics", {**metrics, "step": self.state.step})
             log.evaluation(self.state.step, self.epoch, "valid", metrics)
             value = metrics[self.config.metric_for_best_model]
             if self.state.best_metric is None or value >= self.state.best_metric:  # of equals the longer trained
@@ -263,7 +264,7 @@ class Run:
         if "valid" not in self.data:
             return None
         valid = self.data["valid"]
-        return draw_overlay(image_to_show(valid.images), self.overlay_results, valid.categories)
+        return draw_card_picture(choose_image(valid.images), self.overlay_results, valid.categories)
 
     def save(self) -> Path:
         """A checkpoint, then the rotation of the old ones."""

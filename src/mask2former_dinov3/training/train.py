@@ -66,7 +66,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         folder, private = best_folder(Path(config.output_dir)), config.hub_private_repo
         logger.info("uploading %s to %s", folder, repo)
         logger.info("uploaded: %s", push_finished(folder, repo, private=private, token=config.hub_token))
-    return run.state.last_metrics
+    return dict(run.state.last_metrics)
 
 
 def loop(run: Run, wrapped: Any) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...instances import Instances, Rle
+from ...data.coco_types import CocoRle
+from ...instances import Instances
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Progress:
                 Instances(
                     height,
                     width,
-                    tuple(Rle(size=[height, width], counts=one) for one in counts),
+                    tuple(CocoRle(size=[height, width], counts=one) for one in counts),
                     labels,
                     scores,
                     categories,

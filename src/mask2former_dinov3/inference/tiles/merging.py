@@ -25,8 +25,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...data.coco_types import CocoRle
 from ...data.rle import compress, runs_of_each
-from ...instances import Instances, Rle
+from ...instances import Instances
 from .grid import Grid, Region
 from .image_reader import ImageReader
 
@@ -108,7 +109,7 @@ class Merger:
         self.grid = grid
         self.categories = categories
         self.tiles: list[tuple[Region, list[Piece]]] = []
-        self.finished: list[tuple[int, np.float32, Rle]] = []
+        self.finished: list[tuple[int, np.float32, CocoRle]] = []
 
     def add_row(self, row: int, found: list[Instances]) -> None:
         """What was found in the tiles of a row, from left to right; rows come from the top, without a gap."""
@@ -267,7 +268,7 @@ def settle(group: list[Piece]) -> tuple[np.float32, Runs]:
     return np.float32(score), joined([piece.runs for piece in group])
 
 
-def encode(masks: list[Runs], height: int, width: int) -> list[Rle]:
+def encode(masks: list[Runs], height: int, width: int) -> list[CocoRle]:
     """Masks of joined runs as RLE of the whole image."""
     lengths = []
     for mask in masks:
@@ -277,7 +278,7 @@ def encode(masks: list[Runs], height: int, width: int) -> list[Rle]:
     if not lengths:
         return []
     counts = compress(np.concatenate(lengths), np.array([len(one) for one in lengths]))
-    return [Rle(size=[height, width], counts=str(one, "ascii")) for one in counts]
+    return [CocoRle(size=[height, width], counts=str(one, "ascii")) for one in counts]
 
 
 def rows_of_tiles(
