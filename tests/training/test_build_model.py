@@ -146,7 +146,7 @@ def test_build_model__refuses_a_head_of_another_kind_or_a_cut_one(vit_folder: Pa
     save_file(
         {k: v for k, v in state.items() if "mask_embedder" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(CheckpointError, match="6 weights are missing"):
+    with pytest.raises(CheckpointError, match="expected the weights of this network, got 6 missing, "):
         build_model(config_of(backbone="tiny", head=str(tmp_path)), DATA)
 
 

@@ -19,7 +19,7 @@ from ..errors import CheckpointError
 from ..instances import Instances
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.contents import check_model_folder
-from ..weights.loading import load_config, load_pretrained
+from ..weights.loading import load_network_config, load_pretrained
 from .image_processing import ImageLike, Mask2FormerDinov3ImageProcessor, Prepared, as_list, load_image
 from .onnx_model import load_onnx
 from .tiles.grid import Grid, check_tiles
@@ -166,7 +166,7 @@ def load_network(
     disable_progress_bar()  # of transformers: a local file is read at once
     try:
         # Weights that are stored in half precision are computed with in full: `autocast` is the way to be faster.
-        config = load_config(name)
+        config = load_network_config(name)
         network = load_pretrained(Mask2FormerDinov3ForInstanceSegmentation, name, config, whole=True)
         processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:

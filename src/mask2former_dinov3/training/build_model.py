@@ -14,7 +14,7 @@ from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
 from ..weights.backbones import from_backbone, load_backbone, pixel_statistics
-from ..weights.mask2former import WANTED, load_checkpoint, rebuilt
+from ..weights.mask2former import load_trained_model, rebuild
 from .finetuning import choose_trained
 
 logger = logging.getLogger(__name__)
@@ -90,11 +90,9 @@ def _with_head(head: str, config: TrainConfig, fields: dict[str, Any]) -> Mask2F
     Classes of the same name keep their weights, and so do the first learned queries; the rest starts at random.
     """
     try:
-        found = load_checkpoint(head, config.hub_token)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"head {head!r}: cannot be loaded ({error}); {WANTED}, or null") from error
-    except ValueError as error:
-        raise CheckpointError(f"head {head!r}: {error}") from error
+        found = load_trained_model(head, config.hub_token)
+    except CheckpointError as error:
+        raise CheckpointError(f"head: {error}") from error
     own, pretrained = found.config, None
     if not found.published:
         _refuse(head, fields, {name: getattr(own, name) for name in NETWORK if name not in FREE})
@@ -111,7 +109,7 @@ def _with_head(head: str, config: TrainConfig, fields: dict[str, Any]) -> Mask2F
             if pretrained.config.model_type != "dinov3_vit":
                 changes["neck"] = "none"
     try:
-        model, table = rebuilt(found, **changes)
+        model, table = rebuild(found, **changes)
     except ValueError as error:
         raise CheckpointError(f"head {head!r}: {error}") from error
     if pretrained is not None:
