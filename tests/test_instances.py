@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import sys
 import types
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from mask2former_dinov3.data.coco_types import CocoRle
 from mask2former_dinov3.data.rle import compress
-from mask2former_dinov3.instances import Instances, Rle, encode_masks
+from mask2former_dinov3.errors import MissingExtraError
+from mask2former_dinov3.instances import Instances, encode_masks
 
 CATEGORIES = ((4, "fig"), (9, "date"))
 
@@ -95,6 +98,7 @@ def test_to_coco__without_categories_uses_the_labels() -> None:
 def test_to_supervision__hands_everything_over(monkeypatch: pytest.MonkeyPatch) -> None:
     masks, found = example()
     module = types.ModuleType("supervision")
+    module.__spec__ = importlib.machinery.ModuleSpec("supervision", None)
     module.Detections = lambda **fields: fields  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "supervision", module)
     detections = found.to_supervision()
@@ -107,8 +111,12 @@ def test_to_supervision__hands_everything_over(monkeypatch: pytest.MonkeyPatch) 
 
 def test_to_supervision__says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(ImportError, match=r"pip install 'mask2former-dinov3\[supervision\]'"):
+    with pytest.raises(MissingExtraError) as raised:
         example()[1].to_supervision()
+    assert str(raised.value) == (
+        "Instances.to_supervision needs supervision, not installed here; "
+        "run pip install 'mask2former-dinov3[supervision]' in this environment"
+    )
 
 
 def test_instances__refuse_what_does_not_belong_together() -> None:
@@ -142,16 +150,16 @@ def test_instances__boxes_hold_where_32_bits_do_not() -> None:
     start = 99_000 * side + 5
     runs = np.array([start, 10, side - 10, 10, side * side - start - side - 10])
     counts = str(compress(runs, np.array([len(runs)]))[0], "ascii")
-    found = Instances(side, side, (Rle(size=[side, side], counts=counts),), [0], [0.5])  # type: ignore[arg-type]
+    found = Instances(side, side, (CocoRle(size=[side, side], counts=counts),), [0], [0.5])  # type: ignore[arg-type]
     assert found.boxes.tolist() == [[99_000, 5, 99_002, 15]]
     assert found.window(0).pixels.shape == (10, 2)
     assert found.areas.tolist() == [20]
 
 
-def test_instances__shrunk_reads_masks_at_the_new_pixels() -> None:
+def test_instances__shrink_reads_masks_at_the_new_pixels() -> None:
     masks = np.zeros((2, 40, 60), dtype=bool)
     masks[0, 8:24, 12:32] = True
     masks[1, 3, 3] = True  # meets no pixel
-    found = Instances.from_masks(masks, [0, 1], [0.5, 0.4]).shrunk(10, 15)
+    found = Instances.from_masks(masks, [0, 1], [0.5, 0.4]).shrink(10, 15)
     assert (found.height, found.width, len(found)) == (10, 15, 1)
     np.testing.assert_array_equal(found.mask(0), masks[0, 2::4, 2::4])

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
 from transformers.utils import logging as transformers_logging
 
-from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.errors import DatasetError, OptionError
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.instances import Instances
@@ -124,8 +124,15 @@ def test_pipeline__arguments_at_construction_hold_for_every_call(model_folder: P
 
 
 def test_pipeline__says_what_it_cannot_take(nuclei: InstanceSegmentationPipeline, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="does not take subtask; expected threshold, max_detections"):
+    with pytest.raises(TypeError, match="instance-segmentation: expected threshold or max_detections, got subtask"):
         nuclei(CROWDED, subtask="instance")
+    for settings, told in (
+        ({"threshold": 5}, "threshold: expected a score from 0 to 1, got 5"),
+        ({"threshold": float("nan")}, "threshold: expected a score from 0 to 1, got nan"),
+        ({"max_detections": 0}, "max_detections: expected a whole number above 0, got 0"),
+    ):
+        with pytest.raises(OptionError, match=f"^{told}$"):
+            nuclei(CROWDED, **settings)
     with pytest.raises(ValueError, match="RGB array"):
         nuclei(np.zeros((4, 4), np.uint8))
     with pytest.raises(ValueError, match="got tuple"):

@@ -92,7 +92,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "data": GROUND,
     "model": frozenset(),
     "weights": GROUND | {"model"},
-    "instances": frozenset({"data", "errors"}),
+    "instances": frozenset({"data", "errors", "extras"}),
     "visualize": frozenset({"errors", "instances"}),
     "model_folder": GROUND | {"data", "instances", "model", "visualize", "weights"},
     "inference": MODEL_USE,

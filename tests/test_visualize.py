@@ -128,7 +128,7 @@ def test_enlargement__gives_small_pictures_and_small_instances_room() -> None:
 
 
 def test_draw_instances__refuses_another_images_instances() -> None:
-    with pytest.raises(ValueError, match="expected 30x40"):
+    with pytest.raises(ValueError, match="image: expected RGB of uint8 with 30x40 pixels, as the instances"):
         draw_instances(grey((40, 30)), boxes((30, 40)))
     with pytest.raises(ValueError, match="float64"):
         draw_instances(np.zeros((30, 40, 3)), boxes((30, 40)))  # type: ignore[arg-type]

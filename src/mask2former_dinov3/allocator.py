@@ -1,4 +1,4 @@
-"""What the C library does with memory that was given back."""
+"""Keep freed memory in this process, where the C library allows it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep freed memory for its next tensors. True where that can be had: Linux with glibc.
+    """Let this process reuse freed memory for its next tensors; False where that cannot be set (not Linux with glibc).
 
-    glibc returns large blocks to the system at once and gets them back page by page, each page cleared anew. A network
-    on a CPU makes and drops hundreds of such blocks per step; keeping them saved a third of inference and of training
-    here. The process stays at its peak size until it ends, so only our own commands do this;
-    a program that uses the package as a library decides for itself.
+    By default glibc returns large blocks to the system at once and gets new ones page by page, each page cleared again.
+    A network on a CPU allocates and frees hundreds of such blocks per step: keeping them saved a third of the time of
+    inference and of training (measured in this project). The process then stays at its peak size until it ends, so only
+    the command line calls this; a program that uses the package as a library decides for itself.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    # No block from mmap, none given back: the manual's own values for "never".
+    # Never allocate blocks by mmap, never return memory at the heap's end: the manual's values for "never".
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))

@@ -1,4 +1,4 @@
-"""Files and folders on disk, written whole or not at all."""
+"""Write files and folders atomically: under a temporary name first, renamed once they are complete."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import TextIO
 
 from safetensors import SafetensorError
 
@@ -15,10 +15,10 @@ from .errors import CheckpointError
 
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path` that takes its place once the block ends without an error.
+    """Give a temporary folder beside `path` that replaces it when the block ends without an error.
 
-    Raises CheckpointError when the disk is full or the folder cannot be written; what stood at `path` is then as it
-    was.
+    Raises CheckpointError when the folder cannot be written, for example because the disk is full; what stood at `path`
+    is then unchanged.
     """
     temporary, old = (path.with_name(f".{path.name}.{word}") for word in ("writing", "replaced"))
     try:
@@ -34,55 +34,67 @@ def write_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not path.exists():
             old.rename(path)
-        raise CheckpointError(f"{path}: could not be written ({error}); {_space_left(path)}") from error
+        raise _could_not_write(path, error) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 @contextmanager
-def write_file(path: Path, mode: Literal["x", "xb"] = "x") -> Iterator[IO[Any]]:
-    """Give a file, of text or of bytes, under a temporary name that takes its place when the block ends without error.
+def write_file(path: Path) -> Iterator[TextIO]:
+    """Give a text file under a temporary name that replaces `path` when the block ends without an error.
 
-    Raises CheckpointError when it cannot be written; what stood at `path` is then as it was.
+    Raises CheckpointError when it cannot be written; what stood at `path` is then unchanged.
     """
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        temporary.unlink(missing_ok=True)  # were it a link, the content would go where it leads
-        with temporary.open(mode, encoding="utf-8" if mode == "x" else None) as file:
-            yield file
-        temporary.rename(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: could not be written ({error}); {_space_left(path)}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _replace(path) as temporary, temporary.open("x", encoding="utf-8") as file:
+        yield file
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
+    """Write a text file; see `write_file`."""
     with write_file(path) as file:
         file.write(text)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it. Raises CheckpointError when that fails."""
-    with write_file(path, "xb") as file:
+    """Write a file of bytes; see `write_file`."""
+    with _replace(path) as temporary, temporary.open("xb") as file:
         file.write(data)
 
 
-def _space_left(path: Path) -> str:
-    folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
-    free = shutil.disk_usage(folder).free / 1e9
-    return f"{free:.1f} GB are free there. Make room or choose another output_dir; what was saved before is untouched"
-
-
 def check_writable(folder: Path) -> None:
-    """Raise CheckpointError now rather than after the first epoch."""
+    """Make the folder and a file in it, so that an output folder that cannot be written is reported before the work.
+
+    Raises CheckpointError.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"output_dir {folder}: cannot be made ({error}); choose another") from error
+        raise CheckpointError(f"{folder}: the folder cannot be made ({error}); choose another") from error
     write_text(folder / ".probe", "")
     (folder / ".probe").unlink()
+
+
+@contextmanager
+def _replace(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` that is renamed to it when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        temporary.unlink(missing_ok=True)  # if it is a link, opening it would write to the link's target
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _could_not_write(path, error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _could_not_write(path: Path, error: Exception) -> CheckpointError:
+    folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    free = shutil.disk_usage(folder).free / 1e9
+    return CheckpointError(
+        f"{path}: could not be written ({error}); {free:.1f} GB are free there, make room or choose another folder. "
+        f"What was saved before is unchanged"
+    )

@@ -1,45 +1,40 @@
-"""The found instances of one image, as the whole project hands them on: COCO RLE, label and score of each.
+"""Instances found in one image: a mask in COCO's run-length encoding (RLE), a label and a score for each.
 
-RLE and not bitmaps, since a hundred masks of a 20-megapixel photograph are 2 GB as bitmaps and some kilobytes as RLE.
-N instances of one image, H W its own size.
+Masks are stored as RLE because a hundred masks of a 20-megapixel photograph take 2 GB as bitmaps, a few kilobytes as
+RLE. N instances of one image, H x W its own size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from faster_coco_eval.core import mask as rle_codec
 from numpy.typing import ArrayLike, NDArray
 
+from .data.coco_types import CocoRle
 from .data.rle import boxes, compress, run_lengths
 from .data.segmentation import Window, runs_window
+from .extras import require
 
 
-class Rle(TypedDict):
-    """COCO's compressed run-length encoding: runs down the columns, size (height, width)."""
+def encode_masks(masks: NDArray[np.generic]) -> tuple[CocoRle, ...]:
+    """Encode masks (N, H, W), non-zero inside, as N RLEs.
 
-    size: list[int]
-    counts: str
-
-
-def encode_masks(masks: NDArray[Any]) -> tuple[Rle, ...]:
-    """Masks (N, H, W), non-zero inside, to N RLEs.
-
-    An array that lies in memory as (N, W, H) is encoded without a copy, since RLE runs down the columns.
+    An array stored in memory as (N, W, H) is encoded without a copy, since RLE runs down the columns.
     """
     count, height, width = masks.shape
     if count == 0 or height * width == 0:
-        return tuple(Rle(size=[height, width], counts="") for _ in range(count))
+        return tuple(CocoRle(size=[height, width], counts="") for _ in range(count))
     inside = masks if masks.dtype == bool else masks != 0
     columns = np.asfortranarray(inside.transpose(1, 2, 0).view(np.uint8))  # (H, W, N)
-    return tuple(Rle(size=[height, width], counts=str(rle["counts"], "ascii")) for rle in rle_codec.encode(columns))
+    return tuple(CocoRle(size=[height, width], counts=str(rle["counts"], "ascii")) for rle in rle_codec.encode(columns))
 
 
-def mask_areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
-    """(N,) pixels of each mask, counted without decoding."""
+def mask_areas(rles: Sequence[CocoRle]) -> NDArray[np.int64]:
+    """Area (N,) of each mask in pixels, counted without decoding."""
     if not rles or 0 in rles[0]["size"]:
         return np.zeros(len(rles), dtype=np.int64)
     return np.asarray(rle_codec.area([dict(rle) for rle in rles]), dtype=np.int64)
@@ -49,15 +44,14 @@ def mask_areas(rles: Sequence[Rle]) -> NDArray[np.int64]:
 class Instances:
     """N instances of one image of `height` x `width` pixels.
 
-    rles: one per instance, of the image's size; instances may overlap, each keeps its own full mask.
-    labels (N,) int64: 0..K-1, the model's own numbering. scores (N,) float32 in 0..1.
-    categories: (category id, name) of the data set for every label 0..K-1, or None where nobody knows them.
-    Lists are accepted for labels and scores and become arrays. Raises ValueError if lengths or sizes differ.
+    rles: one mask per instance, of the image's size; masks may overlap. labels (N,) int64: 0..K-1, the model's own
+    numbering. scores (N,) float32 in 0..1. categories: (category id, name) of the data set for every label 0..K-1, None
+    if unknown. Labels and scores may be given as lists. Raises ValueError if lengths or sizes differ.
     """
 
     height: int
     width: int
-    rles: tuple[Rle, ...]
+    rles: tuple[CocoRle, ...]
     labels: NDArray[np.int64]
     scores: NDArray[np.float32]
     categories: tuple[tuple[int, str], ...] | None = None
@@ -86,30 +80,30 @@ class Instances:
     @classmethod
     def from_masks(
         cls,
-        masks: NDArray[Any],
+        masks: NDArray[np.generic],
         labels: ArrayLike,
         scores: ArrayLike,
         categories: tuple[tuple[int, str], ...] | None = None,
     ) -> Instances:
-        """Instances from bitmaps (N, H, W), non-zero inside; N may be 0 (then the shape still gives the size)."""
+        """Encode bitmaps (N, H, W), non-zero inside; N may be 0, since the shape still gives the size."""
         _, height, width = masks.shape
         return cls(height, width, encode_masks(masks), np.asarray(labels), np.asarray(scores), categories)
 
     @property
     def classes(self) -> int:
-        """Number of categories; 0 where nobody knows them."""
+        """Number of categories; 0 if they are unknown."""
         return len(self.categories or ())
 
     @property
     def masks(self) -> NDArray[np.bool_]:
-        """(N, H, W) bool, decoded anew at every call: N*H*W bytes. For one instance after another, see `mask`."""
+        """Masks (N, H, W) bool, decoded at every call: N*H*W bytes. `mask` decodes a single one."""
         masks = np.zeros((len(self), self.height, self.width), dtype=bool)
         for index in range(len(self)):
             masks[index] = self.mask(index)
         return masks
 
     def mask(self, index: int) -> NDArray[np.bool_]:
-        """(H, W) bool: the mask of one instance."""
+        """Mask (H, W) bool of one instance."""
         rle = self.rles[index]
         if self.height * self.width == 0:
             return np.zeros((self.height, self.width), dtype=bool)
@@ -117,66 +111,66 @@ class Instances:
         return decoded
 
     def window(self, index: int) -> Window:
-        """The pixels around one mask, made without those of the image: for images of any size."""
+        """Decode one mask within its bounding box only, so that the cost does not depend on the image's size."""
         runs = run_lengths(self.rles[index]["counts"].encode())
         return runs_window(runs, self.height) or Window(np.zeros((0, 0), dtype=np.uint8), 0, 0)
 
-    def shrunk(self, height: int, width: int) -> Instances:
-        """The same in a smaller image: a mask is read at the places of the new pixels. What meets none is left out."""
+    def shrink(self, height: int, width: int) -> Instances:
+        """Resize to a smaller image by nearest neighbour; instances that keep no pixel are dropped."""
         rows, columns = (
             ((np.arange(new) + 0.5) * old / new).astype(np.int64)
             for new, old in ((height, self.height), (width, self.width))
         )
         places = (columns[:, None] * self.height + rows).ravel()  # column by column, as RLE counts
-        shown, runs = [], []
+        kept, runs = [], []
         for index, rle in enumerate(self.rles):
             ends = np.cumsum(run_lengths(rle["counts"].encode()))
             counted = np.diff(np.searchsorted(places, ends), prepend=0)
             if counted[1::2].any():
-                shown.append(index)
+                kept.append(index)
                 runs.append(counted)
         counts = compress(
             np.concatenate([*runs, np.zeros(0, np.int64)]), np.array([len(one) for one in runs], np.int64)
         )
-        rles = tuple(Rle(size=[height, width], counts=str(one, "ascii")) for one in counts)
-        return replace(self[shown], height=height, width=width, rles=rles)
+        rles = tuple(CocoRle(size=[height, width], counts=str(one, "ascii")) for one in counts)
+        return replace(self[kept], height=height, width=width, rles=rles)
 
     @property
     def boxes(self) -> NDArray[np.float32]:
-        """(N, 4) x0 y0 x1 y1 in pixels, around the mask; x1, y1 are the far edges (width = x1 - x0)."""
+        """Boxes (N, 4) float32 around the masks: x0 y0 x1 y1 in pixels; x1 and y1 are exclusive (width = x1 - x0)."""
         if self.height * self.width == 0:
             return np.zeros((len(self), 4), dtype=np.float32)
         return boxes([rle["counts"].encode() for rle in self.rles], self.height).astype(np.float32)
 
     @property
     def areas(self) -> NDArray[np.int64]:
-        """(N,) pixels of each mask, counted without decoding."""
+        """Area (N,) of each mask in pixels, counted without decoding."""
         return mask_areas(self.rles)
 
     @property
     def names(self) -> list[str]:
-        """The class name of each instance; "class 3" for label 3 where nobody knows the names."""
+        """Class name of each instance; "class 3" for label 3 if the names are unknown."""
         if self.categories is None:
             return [f"class {label}" for label in self.labels]
         return [self.categories[label][1] for label in self.labels]
 
     @property
     def category_ids(self) -> list[int]:
-        """The data set's own category id of each instance; the label where nobody knows the ids."""
+        """Category id of each instance in the data set; the label if the ids are unknown."""
         if self.categories is None:
             return [int(label) for label in self.labels]
         return [int(self.categories[label][0]) for label in self.labels]
 
     @property
     def short_scores(self) -> list[float]:
-        """The scores for a text: the shortest decimals that read back as the same float32 (0.9, not 0.89999998)."""
+        """Scores as the shortest decimals that give the same float32 when read: 0.9, not 0.89999998."""
         return [float(str(score)) for score in self.scores]
 
     def __len__(self) -> int:
         return len(self.rles)
 
-    def __getitem__(self, chosen: int | slice | Sequence[int] | NDArray[Any]) -> Instances:
-        """Some of the instances: `found[0]`, `found[:5]`, `found[[2, 0]]`, `found[found.scores > 0.5]`."""
+    def __getitem__(self, chosen: int | slice | Sequence[int] | NDArray[np.generic]) -> Instances:
+        """Select instances: `found[0]`, `found[:5]`, `found[[2, 0]]`, `found[found.scores > 0.5]`."""
         if not isinstance(chosen, slice):
             chosen = np.asarray(chosen) if np.size(chosen) else np.zeros(0, dtype=int)
         indices = np.atleast_1d(np.arange(len(self))[chosen])
@@ -196,11 +190,11 @@ class Instances:
         counts = {name: self.names.count(name) for name in sorted(set(self.names))}
         return f"Instances({len(self)} in {self.height}x{self.width}: {counts})"
 
-    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
-        """COCO results of this image, in this order, with the data set's own category ids (the label without them).
+    def to_coco(self, image_id: int | str) -> list[dict[str, object]]:
+        """COCO results of this image, in this order, with the data set's category ids (labels if they are unknown).
 
-        No "bbox": readers take the box from the mask. With one, pycocotools would sort masks into small, medium and
-        large by the area of their box.
+        They have no "bbox": readers compute the box from the mask. Given a box, pycocotools would sort masks into
+        small, medium and large by the area of their boxes.
         """
         return [
             {"image_id": image_id, "category_id": category, "segmentation": dict(rle), "score": score}
@@ -208,13 +202,13 @@ class Instances:
         ]
 
     def to_supervision(self) -> Any:
-        """`supervision.Detections` with masks, boxes, scores, labels and, as `data["class_name"]`, names."""
-        try:
-            import supervision
-        except ImportError as error:
-            raise ImportError(
-                "to_supervision needs the package supervision: pip install 'mask2former-dinov3[supervision]'"
-            ) from error
+        """Convert to `supervision.Detections`: masks, boxes, scores, labels, and names as `data["class_name"]`.
+
+        Raises MissingExtraError without the package supervision.
+        """
+        require("supervision", "Instances.to_supervision", "supervision")
+        import supervision
+
         return supervision.Detections(
             xyxy=self.boxes,
             mask=self.masks,

@@ -1,13 +1,13 @@
-"""A task of transformers' `pipeline`: "instance-segmentation", with every instance whole.
+"""The task "instance-segmentation" of transformers' `pipeline`, which keeps every instance's mask whole.
 
-Importing this module makes the model known to transformers: `AutoConfig`, `AutoModelForUniversalSegmentation`,
-`AutoImageProcessor`, and this task. The stock task "image-segmentation" works as well, but gives each pixel to one
+Importing this module registers the model with transformers: `AutoConfig`, `AutoModelForUniversalSegmentation`,
+`AutoImageProcessor`, and this task. The stock task "image-segmentation" works as well, but assigns each pixel to one
 instance only.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict, Unpack, cast
 
 from PIL import Image
 from transformers import AutoModelForUniversalSegmentation, Pipeline
@@ -15,20 +15,39 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .inference.image_processing import Mask2FormerDinov3ImageProcessor
+from .inference.load_images import ImageLike
+from .inference.settings import InferenceSettings
 from .instances import Instances
 
 TASK = "instance-segmentation"
 
 
+class PipelineSettings(TypedDict, total=False):
+    """Arguments of the task beside those of `Pipeline`; what is not given has the value of `InferenceSettings`."""
+
+    threshold: float
+    max_detections: int
+
+
+class PipelineInstance(TypedDict):
+    """One instance. mask: "L", 255 inside, of the image's size; box: xmin, ymin, xmax, ymax in pixels."""
+
+    score: float
+    label: str
+    mask: Image.Image
+    box: dict[str, int]
+
+
 class InstanceSegmentationPipeline(Pipeline):
-    """Image in, a list of its instances out, best first: the ones that `Predictor` gives.
+    """Image in, a list of its instances out, best first: the same as those of `Predictor`.
 
     Takes a path, a PIL image or an RGB array (H, W, 3) of uint8, or a list, data set or generator of them. Arguments,
-    at construction or in a call: threshold (0.5), max_detections (100), and all of `Pipeline`, such as batch_size.
+    at construction or in a call: threshold (0.5), max_detections (100), and those of `Pipeline`, such as batch_size.
 
-    Each instance is a dict: score; label, the class's name; mask, a PIL image ("L", 255 inside) of the image's own
-    size; box, {"xmin", "ymin", "xmax", "ymax"} in pixels around the mask, the far edges not in it. Masks may overlap.
-    Raises DatasetError for a file that is no image, ValueError for what else is none.
+    Each instance is a dict: score; label, the class name; mask, a PIL image ("L", 255 inside) of the image's size; box,
+    {"xmin", "ymin", "xmax", "ymax"} in pixels around the mask, xmax and ymax exclusive. Masks may overlap.
+    Raises OptionError for a threshold or max_detections out of range, DatasetError for a file that is no image,
+    ValueError for anything else that is no image.
     """
 
     _load_processor = False
@@ -38,30 +57,39 @@ class InstanceSegmentationPipeline(Pipeline):
     _load_video_processor = False
     image_processor: Mask2FormerDinov3ImageProcessor
 
-    def _sanitize_parameters(self, **parameters: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        unknown = sorted(parameters.keys() - {"threshold", "max_detections"})
+    def _sanitize_parameters(
+        self, **parameters: Unpack[PipelineSettings]
+    ) -> tuple[dict[str, object], PipelineSettings, dict[str, object]]:
+        known = PipelineSettings.__annotations__.keys()
+        unknown = sorted(parameters.keys() - known)
         if unknown:
-            raise TypeError(f"{TASK}: does not take {', '.join(unknown)}; expected threshold, max_detections")
+            raise TypeError(f"{TASK}: expected {' or '.join(known)}, got {', '.join(unknown)}")
+        InferenceSettings(**parameters)  # checks the values
         return {}, parameters, {}
 
-    def preprocess(self, input_: Any) -> dict[str, Any]:
+    def preprocess(self, input_: ImageLike) -> dict[str, object]:
+        """One image as a batch of one."""
         inputs = self.image_processor.collate([self.image_processor.prepare(input_)])
         return {**inputs.to(self.dtype)}
 
     def _forward(
-        self, input_tensors: dict[str, Any], threshold: float = 0.5, max_detections: int = 100
+        self, input_tensors: dict[str, object], **parameters: Unpack[PipelineSettings]
     ) -> dict[str, list[Instances]]:
-        """Masks are made here, on the model's device, and leave as RLE: far less to move than their logits."""
-        sizes = input_tensors.pop("original_sizes")
-        # transformers batches what is no tensor as a list of what was there for each image: lists of one size.
-        sizes = [size[0] if isinstance(size, list) else size for size in sizes]
+        """Masks are made here, on the model's device, and encoded as RLE, which is smaller to move than the logits."""
+        settings = InferenceSettings(**parameters)
+        # transformers batches what is not a tensor as a list of each image's value: here lists with one size each.
+        stored = cast("list[tuple[int, int] | list[tuple[int, int]]]", input_tensors.pop("original_sizes"))
+        sizes = [size[0] if isinstance(size, list) else size for size in stored]
         outputs = self.model(**input_tensors)
-        found = self.image_processor.post_process(outputs, sizes, threshold=threshold, max_detections=max_detections)
+        found = self.image_processor.post_process(
+            outputs, sizes, threshold=settings.threshold, max_detections=settings.max_detections
+        )
         return {"instances": found}
 
-    def postprocess(self, model_outputs: dict[str, Any]) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: dict[str, Instances | list[Instances]]) -> list[PipelineInstance]:
+        """The instances of one image as dicts."""
         found = model_outputs["instances"]
-        if isinstance(found, list):  # not in a batch, of which transformers has picked one image
+        if isinstance(found, list):  # without batch_size; from a batch transformers takes one image's instances
             (found,) = found
         return [
             {
@@ -74,9 +102,9 @@ class InstanceSegmentationPipeline(Pipeline):
         ]
 
 
-if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):  # code in a model folder is for that folder alone
+if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):  # a model folder's own code must not change the registry
     PIPELINE_REGISTRY.register_pipeline(
         TASK, InstanceSegmentationPipeline, pt_model=AutoModelForUniversalSegmentation, type="image"
     )
-    # With this attribute `save_pretrained` would copy the package's file into the folder, without what it imports.
+    # With this attribute `save_pretrained` would copy this file into the folder, without the modules it imports.
     del InstanceSegmentationPipeline._registered_impl

@@ -1,7 +1,7 @@
-"""Where the bundled sample data set and its trained model lie."""
+"""Path of the bundled sample data set."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-SAMPLE = Path(__file__).with_name("sample")  # the bundled data set, a trained model in it
+SAMPLE = Path(__file__).with_name("sample")  # `train`, `valid`, and `model`, a model trained on them

@@ -23,7 +23,7 @@ import mask2former_dinov3
 from mask2former_dinov3.errors import CheckpointError
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.model_folder.bundled_code import ENTRIES, LICENSE_FILE, PACKAGE, flat_modules, write_code
+from mask2former_dinov3.model_folder.bundled_code import CODE_LICENSE_FILE, ENTRIES, PACKAGE, flat_modules, write_code
 from mask2former_dinov3.pipeline import InstanceSegmentationPipeline
 from support.paths import ROOT
 
@@ -194,8 +194,8 @@ def test_write_code__changes_nothing_where_the_package_is(
 def test_write_code__adds_to_the_folder_and_may_be_repeated(with_code: Path, model_folder: Path) -> None:
     write_code(with_code)
     before, after = ({path.name for path in folder.iterdir()} for folder in (model_folder, with_code))
-    assert after - before == {LICENSE_FILE, *(f"{name}.py" for name in flat_modules())}
-    assert (with_code / LICENSE_FILE).read_text() == (ROOT / "LICENSE").read_text()
+    assert after - before == {CODE_LICENSE_FILE, *(f"{name}.py" for name in flat_modules())}
+    assert (with_code / CODE_LICENSE_FILE).read_text() == (ROOT / "LICENSE").read_text()
     for name, entries in ENTRIES.items():
         old, new = (json.loads((folder / name).read_text()) for folder in (model_folder, with_code))
         assert new == old | entries
@@ -258,13 +258,16 @@ def bound_names(text: str) -> set[str]:
 
 
 def test_write_code__refuses_what_is_no_model_folder_of_ours(model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"got a folder without config\.json and preprocessor_config\.json;",
+    ):
         write_code(tmp_path)
     shutil.copyfile(model_folder / "preprocessor_config.json", tmp_path / "preprocessor_config.json")
     for content, said in (
-        ("{", r"config\.json cannot be read"),
-        ("[]", "expected a JSON object, got a list"),
-        ('{"model_type": "mask2former"}', "config.json says 'mask2former'"),
+        ("{", r"config\.json: expected a JSON object, got invalid JSON \(line 1, column 2: "),
+        ("[]", "expected a JSON object, got a list$"),
+        ('{"model_type": "mask2former"}', "config.json: expected model_type 'mask2former_dinov3', got 'mask2former'$"),
     ):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(CheckpointError, match=said):

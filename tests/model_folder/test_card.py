@@ -19,16 +19,23 @@ from PIL import Image
 
 from mask2former_dinov3.config.train_config import load_config
 from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
+from mask2former_dinov3.data.coco_types import CocoResult, Metrics
 from mask2former_dinov3.instances import Instances, encode_masks
 from mask2former_dinov3.model import Mask2FormerDinov3Config
 from mask2former_dinov3.model_folder.card import RunDescription, model_card
-from mask2former_dinov3.model_folder.card_picture import MOST_BYTES, draw_overlay, image_to_show, shrunk
+from mask2former_dinov3.model_folder.card_picture import MAX_BYTES, choose_image, draw_card_picture, shrink_to_card
 from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.training.run import describe_run
 from mask2former_dinov3.training.train import load_data, train
 from support.hub_stand_in import faults_of_card
 
-METRICS = {"AP": 0.51234, "AP50": 0.75, "AP75": -1.0, "box_AP": 0.5, "per_class": {"disc": 0.6, "bar | rod": -1.0}}
+METRICS: Metrics = {
+    "AP": 0.51234,
+    "AP50": 0.75,
+    "AP75": -1.0,
+    "box_AP": 0.5,
+    "per_class": {"disc": 0.6, "bar | rod": -1.0},
+}
 RUN = RunDescription(
     name="cells",
     dataset="slides",
@@ -90,7 +97,7 @@ def test_model_card__says_data_results_recipe_limits_and_licence() -> None:
         "[train_config.json](train_config.json)",
         "Made by mask2former-dinov3 0.1.0, torch 2.13.0.",
         "neck: pyramid; 30 queries",
-        "At most 30 instances",
+        "at most 30 instances",
         "with one value for 4 x 4 of them",
         "fall under the DINOv3 License",
     ):
@@ -99,7 +106,8 @@ def test_model_card__says_data_results_recipe_limits_and_licence() -> None:
 
 
 def test_model_card__says_no_more_than_is_known() -> None:
-    for metrics, run in (({}, RUN), ({}, None), (METRICS, None)):
+    cases: list[tuple[Metrics, RunDescription | None]] = [({}, RUN), ({}, None), (METRICS, None)]
+    for metrics, run in cases:
         card = model_card(config_of("/somewhere/weights"), (64, 96), metrics, run)
         assert faults_of_card(card) == []
         assert ("## Results" in card) is bool(metrics)
@@ -204,9 +212,9 @@ def record_of(image: Path, count: int, number: int = 1) -> ImageRecord:
     return ImageRecord(number, image.name, image, height, width, annotations)
 
 
-def result_of(mask: NDArray[np.bool_], score: float) -> dict[str, Any]:
+def result_of(mask: NDArray[np.bool_], score: float) -> CocoResult:
     (rle,) = encode_masks(mask[None])
-    return {"image_id": 1, "category_id": 3, "segmentation": dict(rle), "score": score}
+    return {"image_id": 1, "category_id": 3, "segmentation": rle, "score": score}
 
 
 @pytest.fixture
@@ -217,10 +225,10 @@ def noise(tmp_path: Path) -> Path:
     return tmp_path / "noise.png"
 
 
-def test_image_to_show__most_instances_up_to_fifty_of_the_first_fifty_images(noise: Path) -> None:
+def test_choose_image__most_instances_up_to_fifty_of_the_first_fifty_images(noise: Path) -> None:
     def chosen(*counts: int) -> int:
         records = [record_of(noise, count, number) for number, count in enumerate(counts)]
-        return len(image_to_show(records).annotations) - 1
+        return len(choose_image(records).annotations) - 1
 
     assert chosen(3, 50, 51, 7) == 50
     assert chosen(80, 60, 90) == 60
@@ -228,33 +236,34 @@ def test_image_to_show__most_instances_up_to_fifty_of_the_first_fifty_images(noi
     assert chosen(0) == 0
 
 
-def test_shrunk__reads_masks_at_the_places_of_the_new_pixels() -> None:
+def test_shrink_to_card__reads_masks_at_the_places_of_the_new_pixels() -> None:
     rng = np.random.default_rng(0)
     masks = np.stack([np.kron(rng.random((30, 41)) < 0.3, np.ones((50, 50))) > 0, np.zeros((1500, 2050), bool)])
     masks[1, 700, 901] = True  # between two of the new pixels
     found = Instances.from_masks(masks, [1, 0], [0.9, 0.8], ((3, "disc"), (7, "bar")))
     image = np.zeros((1500, 2050, 3), np.uint8)
-    small, kept = shrunk(image, found)
+    small, kept = shrink_to_card(image, found)
     assert small.shape == (749, 1024, 3)
     rows, columns = (np.floor((np.arange(n) + 0.5) * old / n).astype(int) for n, old in ((749, 1500), (1024, 2050)))
     np.testing.assert_array_equal(kept.masks, masks[:1][:, rows][:, :, columns])
     assert (kept.names, kept.scores.tolist()) == (["bar"], [pytest.approx(0.9)])
-    nothing = shrunk(image, found[[]])[1]
+    nothing = shrink_to_card(image, found[[]])[1]
     assert (len(nothing), nothing.height, nothing.width) == (0, 749, 1024)
-    same = shrunk(small, kept)
+    same = shrink_to_card(small, kept)
     assert same[1] is kept
 
 
-def test_draw_overlay__is_small_and_shows_the_results_where_they_are(noise: Path) -> None:
+def test_draw_card_picture__is_small_and_shows_the_results_where_they_are(noise: Path) -> None:
     mask = np.zeros((1400, 1600), bool)
     mask[200:1200, 300:800] = True
-    overlay = draw_overlay(record_of(noise, 2), [result_of(mask, 0.9), result_of(~mask, 0.4)], [Category(3, "disc")])
+    results = [result_of(mask, 0.9), result_of(~mask, 0.4)]
+    overlay = draw_card_picture(record_of(noise, 2), results, [Category(3, "disc")])
     assert (
         "scores of at least 0.40: 2 instances, where 2 are annotated (as many as are annotated; 1 reach 0.50)."
         in overlay.caption
     )
-    assert len(overlay.jpeg) <= MOST_BYTES
-    only = draw_overlay(record_of(noise, 1), [result_of(mask, 0.9), result_of(~mask, 0.4)], [Category(3, "disc")])
+    assert len(overlay.jpeg) <= MAX_BYTES
+    only = draw_card_picture(record_of(noise, 1), results, [Category(3, "disc")])
     assert "scores of at least 0.50: 1 instances" in only.caption
     with Image.open(io.BytesIO(only.jpeg)) as picture:
         pixels = np.asarray(picture, dtype=float)
@@ -264,5 +273,5 @@ def test_draw_overlay__is_small_and_shows_the_results_where_they_are(noise: Path
     outside = pixels[:, round(width * 0.6) :].mean((0, 1))
     assert np.ptp(inside) > 40
     assert np.ptp(outside) < 10  # noise is grey on the whole
-    nothing = draw_overlay(record_of(noise, 0), [], [Category(3, "disc")])
+    nothing = draw_card_picture(record_of(noise, 0), [], [Category(3, "disc")])
     assert "scores of at least 0.50: 0 instances, where 0 are annotated." in nothing.caption

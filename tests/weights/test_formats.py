@@ -8,7 +8,7 @@ from transformers import DINOv3ConvNextBackbone, DINOv3ViTModel
 
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.model.backbone import tapped_maps
-from mask2former_dinov3.weights.formats import FORMATS, from_origin, recognise, size_name, to_origin
+from mask2former_dinov3.weights.formats import ORIGIN_FORMATS, from_origin, recognise_format, size_name, to_origin
 from support.origins import NAMES, as_timm, convnext_stages, meta_state, small_state, vit_blocks
 
 SIZES = {
@@ -51,7 +51,7 @@ def expected_size(name: str) -> str:
 def test_from_origin__knows_every_published_size(name: str) -> None:
     """On the meta device, so that the 7B takes no memory."""
     state = meta_state(name)
-    assert recognise(state).name.lower().startswith(name.split(" ")[0])
+    assert recognise_format(state).name.lower().startswith(name.split(" ")[0])
     config, converted = from_origin(state)
     size = expected_size(name)
     assert size_name(config) == size
@@ -141,7 +141,7 @@ def test_to_origin__is_the_way_back(name: str) -> None:
     for key in [key for key in state if key.endswith("qkv.bias")]:
         state[key] *= state[f"{key}_mask"]  # the key's share counts for nothing
     config, converted = from_origin(state)
-    written = to_origin(recognise(state), config, converted)
+    written = to_origin(recognise_format(state), config, converted)
     assert written.keys() == state.keys()
     for key, tensor in state.items():
         torch.testing.assert_close(written[key], tensor, msg=key, atol=1e-6, rtol=1e-6)
@@ -154,7 +154,7 @@ def test_to_origin__what_timm_leaves_out_is_there_for_meta(name: str) -> None:
     config, converted = from_origin(small_state(name) if "small" in name else meta_state(name))
     if "7b" in name:
         converted = {key: torch.empty_like(x, device="meta") for key, x in converted.items()}
-    written = to_origin(next(one for one in FORMATS if one.name == "Meta's DINOv3 ViT"), config, converted)
+    written = to_origin(next(one for one in ORIGIN_FORMATS if one.name == "Meta's DINOv3 ViT"), config, converted)
     expected = small_state(meta) if "small" in name else meta_state(meta)
     assert {key: x.shape for key, x in written.items()} == {key: x.shape for key, x in expected.items()}
 
@@ -162,13 +162,22 @@ def test_to_origin__what_timm_leaves_out_is_there_for_meta(name: str) -> None:
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
-        (lambda s: s.pop("blocks.1.norm2.weight"), r"ViT of 2 blocks.*1 missing: model\.layer\.1\.norm2\.weight"),
-        (lambda s: s.update({"head.weight": torch.zeros(2, 2)}), r"1 left over: head\.weight"),
-        (lambda s: s.update({"norm.bias": torch.zeros(3)}), r"of another shape: norm\.bias \(3,\) in place of \(64,\)"),
-        (lambda s: s.update({"rope_embed.periods": torch.arange(1.0, 17)}), "rotary positions are not DINOv3's"),
-        (lambda s: s["blocks.0.attn.qkv.bias_mask"].fill_(1), "the keys have a bias"),
-        (lambda s: s.update({"pos_embed": torch.zeros(1, 2, 64)}), "looks like a ViT with position embeddings"),
-        (lambda s: s.clear(), "looks like none of them"),
+        (
+            lambda s: s.pop("blocks.1.norm2.weight"),
+            r"all weights of .*ViT of 2 blocks.*, got 1 missing: model\.layer\.1\.norm2\.weight",
+        ),
+        (lambda s: s.update({"head.weight": torch.zeros(2, 2)}), r"1 surplus: head\.weight"),
+        (lambda s: s.update({"norm.bias": torch.zeros(3)}), r"of another shape: norm\.bias \(3,\) instead of \(64,\)"),
+        (
+            lambda s: s.update({"rope_embed.periods": torch.arange(1.0, 17)}),
+            r"expected DINOv3's rotary periods \(base 100\) \[1\.0, ",
+        ),
+        (
+            lambda s: s["blocks.0.attn.qkv.bias_mask"].fill_(1),
+            r"blocks\.0\.attn\.qkv\.bias: expected no bias of the keys, got one",
+        ),
+        (lambda s: s.update({"pos_embed": torch.zeros(1, 2, 64)}), "got a ViT with position embeddings"),
+        (lambda s: s.clear(), r"got other weights \(0 tensors: none, …\)"),
     ],
 )
 def test_from_origin__says_what_does_not_fit(broken: object, told: str) -> None:

@@ -30,10 +30,16 @@ def claims(name: str, value: object) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (claims("backbone_config.num_hidden_layers", 10**7), r"asks for 10,000,000 layers, model\.safetensors has \d+"),
+        (
+            claims("backbone_config.num_hidden_layers", 10**7),
+            r"config\.json to fit .*, got one that asks for 10,000,000 layers where the file has \d+ tensors",
+        ),
         (claims("encoder_layers", 10**7), "asks for 10,000,000 layers"),
-        (claims("backbone_config.intermediate_size", 2**40), r"a network of [\d,]+ numbers, model\.safetensors holds"),
-        (claims("num_queries", 2**40), r"a network of [\d,]+ numbers"),
+        (
+            claims("backbone_config.intermediate_size", 2**40),
+            r"safetensors: expected the [\d,]+ numbers of the network in config\.json, got [\d,]+; the file",
+        ),
+        (claims("num_queries", 2**40), r"expected the [\d,]+ numbers of the network"),
         (claims("mask_feature_size", 256), "model cannot be loaded"),
     ],
 )
@@ -58,11 +64,14 @@ def test_load_model__names_weights_that_are_left_over_or_missing(model_folder: P
     shutil.copytree(model_folder, folder)
     state = load_file(folder / "model.safetensors")
     save_file({**state, "head.surprise": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"1 weights are not those of its config\.json, e\.g\. head\.surprise"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"expected only weights of the network in config\.json, got 1 others, e\.g\. head\.surprise",
+    ):
         load_model(folder, "cpu")
     state.pop("head.transformer_decoder.class_predictor.bias")
     save_file(state, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"1 weights are missing, e\.g\. head\.transformer_decoder\.class_pred"):
+    with pytest.raises(CheckpointError, match=r"got 1 missing weights, e\.g\. head\.transformer_decoder\.class_pred"):
         load_model(folder, "cpu")
 
 
@@ -72,5 +81,7 @@ def test_load_model__says_that_its_weights_are_cut(model_folder: Path, tmp_path:
     shutil.copytree(model_folder, folder)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: cut or damaged"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: expected a whole file, got one that is cut or damaged"
+    ):
         load_model(folder, "cpu")

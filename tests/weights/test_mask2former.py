@@ -13,7 +13,7 @@ from mask2former_dinov3.errors import CheckpointError
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.training.build_model import build_model, build_processor
 from mask2former_dinov3.weights import from_mask2former
-from mask2former_dinov3.weights.mask2former import load_checkpoint, rebuilt, to_mask2former
+from mask2former_dinov3.weights.mask2former import load_trained_model, rebuild, to_mask2former
 from support.models import (
     DATA,
     TOLERANCE,
@@ -27,17 +27,17 @@ from support.models import (
 
 @pytest.mark.parametrize("old_names", [True, False], ids=["transformers4", "transformers5"])
 @pytest.mark.parametrize("pyramid", [True, False], ids=["pyramid", "plain"])
-def test_load_checkpoint__the_original_projects_models_give_the_same_logits(
+def test_load_trained_model__the_original_projects_models_give_the_same_logits(
     tmp_path: Path, pyramid: bool, old_names: bool
 ) -> None:
     theirs = original_model(pyramid)
-    found = load_checkpoint(str(saved(theirs, tmp_path / "theirs", old_names)))
-    ours, table = rebuilt(found)
+    found = load_trained_model(str(saved(theirs, tmp_path / "theirs", old_names)))
+    ours, table = rebuild(found)
     config = ours.config
     assert (config.neck, config.backbone_norm) == ("pyramid" if pyramid else "plain", False)
     assert config.id2label == {0: "bar", 1: "star", 2: "disc"}
     assert "all" in table.splitlines()[0]
-    assert "not from it" not in table
+    assert "new tensors" not in table
     pixel_values = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected, got = theirs(pixel_values), ours.eval()(pixel_values)
@@ -57,8 +57,8 @@ def test_build_model__goes_on_from_a_model_of_the_original_project(
     assert model.config.backbone_config.hidden_size == 64
     assert build_processor(config, model).image_mean == [0.1, 0.2, 0.3]
     told = caplog.text
-    assert "queries              12 taken, 8 new, 0 left" in told
-    assert "classes              2 taken by name, 0 new, 1 left" in told
+    assert "queries              12 copied, 8 new, 0 unused" in told
+    assert "classes              2 copied by name, 0 new, 1 unused" in told
     own, theirs = model.state_dict(), load_file(folder / "model.safetensors")
     for name in ("weight", "bias"):
         now = own[f"head.transformer_decoder.class_predictor.{name}"]
@@ -107,5 +107,5 @@ def test_to_mask2former__is_the_way_back() -> None:
     assert back.state_dict().keys() == theirs.state_dict().keys()
     for key, tensor in theirs.state_dict().items():
         assert torch.equal(back.state_dict()[key], tensor), key
-    with pytest.raises(ValueError, match="this model has dinov3_vit"):
+    with pytest.raises(ValueError, match="got one with a dinov3_vit"):
         to_mask2former(Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3Config.preset("tiny")))

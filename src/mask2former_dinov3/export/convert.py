@@ -8,27 +8,27 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 from ..atomic_files import write_folder
 from ..errors import CheckpointError
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
+from ..json_files import read_json_object
 from ..model import Mask2FormerDinov3Config
 from ..model_folder.bundled_code import write_code
 from ..model_folder.folder import save_model_folder
 from ..model_folder.hub import RUN_FILES
 from ..model_folder.licence import LICENCE_TEXT, LICENSE_FILE
-from ..weights.backbones import SATELLITE, explain, is_path, load_backbone, pixel_statistics, whole_state
-from ..weights.files import read_json
+from ..weights.backbones import SATELLITE, is_path, load_backbone, load_whole_state, pixel_statistics
 from ..weights.formats import META_CONVNEXT, META_VIT, TIMM_CONVNEXT, TIMM_VIT, WHOLE, size_name, to_origin
-from ..weights.mask2former import load_checkpoint, rebuilt, to_mask2former
+from ..weights.loading import find_file, read_source_json
+from ..weights.mask2former import load_trained_model, rebuild, to_mask2former
 
 logger = logging.getLogger(__name__)
 OURS = "mask2former-dinov3"
@@ -82,7 +82,7 @@ def _convert_backbone(source: str, output: Path, to: str, token: str | None) -> 
         raise ValueError(f"{what}, is no DINOv3; only those have the formats of {to}")
     what = f"{source}: DINOv3 {size_name(config)}, {sum(x.numel() for x in model.parameters()) / 1e6:.1f} M parameters"
     statistics = pixel_statistics(source, token)
-    state = whole_state(source, model, token)
+    state = load_whole_state(source, model, token)
     write: dict[str, Callable[..., None]] = {
         "transformers": _write_transformers,
         "timm": _write_timm,
@@ -137,10 +137,7 @@ def _write_meta(
 
 
 def _convert_model(source: str, output: Path, to: str, is_ours: bool, with_code: bool, token: str | None) -> str:
-    try:
-        model, _ = rebuilt(load_checkpoint(source, token))
-    except (OSError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{source}: cannot be loaded ({error})") from error
+    model, _ = rebuild(load_trained_model(source, token))
     config = model.config
     kind = (
         f"{source}: Mask2Former, {config.backbone_config.model_type}, neck {config.neck}, {config.num_labels} classes"
@@ -181,8 +178,8 @@ def _copy_with_code(source: Path, output: Path, with_code: bool) -> str:
 
 def _processor(source: str, token: str | None) -> Mask2FormerDinov3ImageProcessor:
     """Canvas, mean and std as stored beside the weights; a canvas that was never fixed becomes 1024 x 1024."""
-    file = cached_file(source, "preprocessor_config.json", token=token, _raise_exceptions_for_missing_entries=False)
-    stored = {} if file is None else read_json(Path(file))
+    file = find_file(source, "preprocessor_config.json", token)
+    stored = {} if file is None else read_json_object(file, raises=CheckpointError)
     size = stored.get("size") or {}
     fixed = {"height", "width"} <= size.keys()
     canvas = {side: -(-int(size[side]) // 16) * 16 for side in ("height", "width")} if fixed else None
@@ -195,10 +192,7 @@ def _model_type(source: str, token: str | None) -> str | None:
     path = Path(source)
     if is_path(source) and not (path / "config.json").is_file():
         return None
-    try:
-        return read_json(Path(str(cached_file(source, "config.json", token=token)))).get("model_type")
-    except OSError as error:
-        raise ValueError(explain(source, error)) from error
+    return cast("str | None", read_source_json(source, "config.json", token).get("model_type"))
 
 
 def _name(config: PreTrainedConfig) -> tuple[str, str]:

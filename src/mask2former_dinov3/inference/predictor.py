@@ -16,8 +16,8 @@ from transformers.utils.logging import disable_progress_bar
 from ..errors import CheckpointError, OptionError, mismatch
 from ..instances import Instances
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
-from ..model_folder.folder import check_model_folder
-from ..weights.loading import load_config, load_pretrained
+from ..model_folder.contents import check_model_folder
+from ..weights.loading import load_network_config, load_pretrained
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from .load_images import ImageLike, as_list, load_image
 from .network import Network
@@ -170,7 +170,7 @@ def load_network(
     disable_progress_bar()  # of transformers: a local file is read at once
     try:
         # Weights stored in half precision are used in float32; `autocast` is the way to compute faster.
-        config = load_config(name)
+        config = load_network_config(name)
         network = load_pretrained(Mask2FormerDinov3ForInstanceSegmentation, name, config, whole=True)
         processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:

@@ -1,7 +1,7 @@
-"""A model folder that carries its own code: usable with `trust_remote_code=True` where this package is not installed.
+"""Add code to a model folder, so that it works with `trust_remote_code=True` where this package is not installed.
 
-transformers takes such code from one flat folder, whose modules import each other as `from .name import ...`. So the
-modules that the classes need are written side by side, their relative imports in that form and nothing else changed.
+transformers expects the modules in one flat folder, importing each other as `from .name import ...`. The modules that
+the model's classes need are therefore written side by side, with their relative imports rewritten to that form.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 
 from ..atomic_files import write_text
 from ..errors import CheckpointError
+from ..json_files import read_json_object
 from ..version import __version__
+from .contents import check_model_folder
 
 PACKAGE = Path(__file__).parents[1]
-LICENSE_FILE = "CODE_LICENSE.txt"  # of the code: a LICENSE in a model folder would be taken for that of the weights
+CODE_LICENSE_FILE = "CODE_LICENSE.txt"  # a file named LICENSE would be taken for the licence of the weights
 MODEL = "modeling.Mask2FormerDinov3ForInstanceSegmentation"
-# What is added to the two files of a model folder, so that transformers finds a class for each of its Auto classes.
+# Entries by which transformers finds the classes, added to these files of the model folder.
 ENTRIES: dict[str, dict[str, Any]] = {
     "config.json": {
         "auto_map": {
@@ -37,11 +39,11 @@ ENTRIES: dict[str, dict[str, Any]] = {
     },
     "preprocessor_config.json": {
         "auto_map": {"AutoImageProcessor": "image_processing.Mask2FormerDinov3ImageProcessor"},
-        # Else the stock pipelines look for one beside the image processor, and first ask whether they may run the code.
+        # Without it the stock pipelines look for a video processor, and ask whether they may run the code for that.
         "video_processor_type": "none",
     },
 }
-# What the model card then says too.
+# Section that is added to the model card.
 USAGE = """## Use without the package
 
 This folder carries its code, so it needs `pip install torch "transformers>=5.23" scipy pillow opencv-python-headless
@@ -59,18 +61,16 @@ ROOTS = ("model/configuration.py", "model/modeling.py", "inference/image_process
 
 
 def write_code(folder: Path) -> None:
-    """Add the code of its classes to a model folder: modules, their licence, and the entries that lead to them.
+    """Add the code of the model's classes to its folder: modules, their licence, and the entries that name them.
 
-    What is there already is brought up to date. Raises CheckpointError, before anything is written, when `folder` is no
-    model folder of ours.
+    Code that the folder has already is replaced. Raises CheckpointError, before anything is written, when `folder` is
+    not a model folder of this package.
     """
-    stored = {name: _read(folder / name) for name in ENTRIES}
-    kind = stored["config.json"].get("model_type")
-    if kind != "mask2former_dinov3":
-        raise CheckpointError(f"{folder}: expected a model of type mask2former_dinov3, config.json says {kind!r}")
+    check_model_folder(folder, tuple(ENTRIES))
+    stored = {name: read_json_object(folder / name, raises=CheckpointError) for name in ENTRIES}
     for name, text in flat_modules().items():
         write_text(folder / f"{name}.py", text)
-    shutil.copyfile(Path(__file__).with_name(LICENSE_FILE), folder / LICENSE_FILE)
+    shutil.copyfile(Path(__file__).with_name(CODE_LICENSE_FILE), folder / CODE_LICENSE_FILE)
     card = folder / "README.md"
     if card.is_file() and USAGE not in (text := card.read_text(encoding="utf-8")):
         write_text(card, text.rstrip("\n") + f"\n\n{USAGE}")
@@ -79,7 +79,7 @@ def write_code(folder: Path) -> None:
 
 
 def flat_modules() -> dict[str, str]:
-    """The text of every module that travels, by its name in the flat folder."""
+    """Text of every bundled module by its name in the flat folder."""
     texts: dict[str, str] = {}
     waiting = [PACKAGE / root for root in ROOTS]
     files: dict[str, Path] = {}
@@ -87,49 +87,37 @@ def flat_modules() -> dict[str, str]:
         file = waiting.pop()
         assert files.setdefault(file.stem, file) == file, f"two modules named {file.stem} cannot lie in one folder"
         if file.stem not in texts:
-            texts[file.stem], needed = _flattened(file)
+            texts[file.stem], needed = _flatten(file)
             waiting += needed
     return texts
 
 
-def _flattened(file: Path) -> tuple[str, list[Path]]:
-    """A module with its relative imports in the form `from .name import ...`, and the modules that these name."""
+def _flatten(file: Path) -> tuple[str, list[Path]]:
+    """Rewrite a module's relative imports to `from .name import ...`; also returns the modules that they name."""
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
     relative = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level]
     needed: list[Path] = []
-    for node in sorted(relative, key=lambda node: -node.lineno):  # from the end, so that line numbers stay true
+    for node in sorted(relative, key=lambda node: -node.lineno):  # from the end, so that line numbers stay valid
         wanted: dict[Path, list[str]] = {}
         place = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
         for alias in node.names:
-            wanted.setdefault(_defining(place, alias.name), []).append(ast.unparse(alias))
+            wanted.setdefault(_find_definition(place, alias.name), []).append(ast.unparse(alias))
         lines[node.lineno - 1 : node.end_lineno] = [
             f"{' ' * node.col_offset}from .{source.stem} import {', '.join(names)}\n"
             for source, names in wanted.items()
         ]
         needed += wanted
     origin = f"{file.relative_to(PACKAGE).as_posix()} of mask2former-dinov3 {__version__}"
-    return f"# {origin}, MIT licence ({LICENSE_FILE}). Written with the model.\n" + "".join(lines), needed
+    return f"# {origin}, MIT licence ({CODE_LICENSE_FILE}). Written with the model.\n" + "".join(lines), needed
 
 
-def _defining(place: Path, name: str) -> Path:
-    """The module that defines `name`: the one at `place`, or the one that the package there takes it from."""
+def _find_definition(place: Path, name: str) -> Path:
+    """Find the module that defines `name`: the one at `place`, or the one that the package there imports it from."""
     module = place.with_suffix(".py")
     if module.is_file():
         return module
     for node in ast.parse((place / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom) and node.level == 1 and name in [alias.name for alias in node.names]:
             return place.joinpath(*(node.module or "").split(".")).with_suffix(".py")
-    raise AssertionError(f"{place}: nothing there takes {name} from a module beside it")
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file.parent}: expected a model folder as training leaves it, but {file.name} cannot be read ({error})"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, got a {type(content).__name__}")
-    return content
+    raise AssertionError(f"{place}: its __init__.py imports {name} from no module beside it")

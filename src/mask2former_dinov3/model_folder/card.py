@@ -1,27 +1,35 @@
-"""The README.md of a model folder, with the front matter that the Hugging Face hub reads."""
+"""Write the model card: README.md of a model folder, with the front matter that the Hugging Face hub reads."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..data.coco_types import Metrics
 from ..model import Mask2FormerDinov3Config
 from .licence import LICENCE, LICENSE_FILE, is_derived
 
-SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "boundary_AP", "box_AP")
-INDEXED = {"AP": "mask AP", "AP50": "mask AP at IoU 0.50", "AP75": "mask AP at IoU 0.75", "box_AP": "box AP"}
+MetricName = Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "boundary_AP", "box_AP"]
+CARD_METRICS: tuple[MetricName, ...] = ("AP", "AP50", "AP75", "APs", "APm", "APl", "boundary_AP", "box_AP")
+# Metrics in the front matter: the hub lists them beside those of other models.
+INDEXED: dict[MetricName, str] = {
+    "AP": "mask AP",
+    "AP50": "mask AP at IoU 0.50",
+    "AP75": "mask AP at IoU 0.75",
+    "box_AP": "box AP",
+}
 OVERLAY_FILE = "overlay.jpg"
 OPTIONS_FILE = "train_config.json"
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """A picture with what the model found in it: a JPEG file, and the sentence below it."""
+    """A picture of found instances: a JPEG file, and its caption."""
 
     jpeg: bytes
     caption: str
@@ -29,18 +37,18 @@ class Overlay:
 
 @dataclass(frozen=True)
 class RunDescription:
-    """What a card says of a training run, in plain values.
+    """What a card says about a training run.
 
     name: of the model. dataset: its name, or its id on the hub (USER/NAME). splits: name -> (images, instances).
     options: all options of the run, for `train_config.json`; changed: those that differ from their defaults.
-    made_by: package -> version. step: optimiser steps so far, of step_size images each.
+    made_by: package -> version. step: optimiser steps so far, each with step_size images.
     """
 
     name: str
     dataset: str
     splits: dict[str, tuple[int, int]]
-    options: dict[str, Any]
-    changed: dict[str, Any]
+    options: Mapping[str, object]
+    changed: Mapping[str, object]
     made_by: dict[str, str] = field(default_factory=dict)
     step: int = 0
     step_size: int = 0
@@ -50,17 +58,17 @@ class RunDescription:
 def model_card(
     config: Mask2FormerDinov3Config,
     canvas: tuple[int, int],
-    metrics: dict[str, Any],
+    metrics: Metrics,
     run: RunDescription | None = None,
 ) -> str:
-    """Markdown: what the model is and was trained on, its validation metrics, how to use it, its limits and licence.
+    """Markdown with the model's data, validation metrics, recipe, use, limits and licence.
 
-    canvas: (height, width) that images are fitted into. metrics: empty without validation. run: None for a model whose
-    training nobody knows.
+    canvas: (height, width) that images are fitted into. metrics: empty without validation. run: None if nothing is
+    known about the training.
     """
     derived = is_derived(config)
     kind = str(config.backbone_config.model_type)
-    backbone = f"{kind} ({'trained from random weights' if run else 'where its weights come from is not known'})"
+    backbone = f"{kind} ({'trained from random weights' if run else 'its weights are of unknown origin'})"
     if config.backbone_source:
         source = Path(config.backbone_source)
         backbone = source.name if source.is_absolute() else config.backbone_source
@@ -87,8 +95,8 @@ def model_card(
         *("print(len(instances), instances.names, instances.scores)", "```", ""),
         *("## Limits", ""),
         f"An image is fitted into {canvas[0]} x {canvas[1]} pixels (height x width), and masks are computed with one "
-        f"value for {config.mask_stride} x {config.mask_stride} of them: what is only a few of these pixels large is "
-        f"not found well. At most {config.num_queries} instances of an image are found, of the classes above only.",
+        f"value for {config.mask_stride} x {config.mask_stride} of them: objects of only a few of these pixels are "
+        f"often missed. The model finds at most {config.num_queries} instances per image, of the classes above only.",
         *("", "## Licence", ""),
         _licence(kind, backbone if derived else None, is_known=run is not None),
         "",
@@ -97,22 +105,22 @@ def model_card(
 
 
 def _licence(kind: str, dinov3: str | None, is_known: bool) -> str:
-    """kind: of backbone. dinov3: which of Meta's weights are in it. is_known: whether its training is."""
+    """Sentence on the licence. kind: of backbone. dinov3: Meta's weights in it. is_known: whether its training is."""
     if dinov3 is not None:
         return (
             f"The backbone's weights come from `{dinov3}`: they and this model fall under the DINOv3 License of Meta "
-            f"({LICENSE_FILE} in this folder), which must travel with them."
+            f"({LICENSE_FILE} in this folder), a copy of which must accompany them."
         )
     if is_known or not kind.startswith("dinov3"):
         return "No weights of DINOv3 are in this model."
     return (
-        "Where the backbone's weights come from was not known when this card was written. If they derive from Meta's "
+        "The origin of the backbone's weights was unknown when this card was written. If they derive from Meta's "
         f"DINOv3, its [DINOv3 License]({LICENCE}) binds this model."
     )
 
 
-def _front_matter(config: Mask2FormerDinov3Config, metrics: dict[str, Any], run: RunDescription | None) -> str:
-    """YAML. A metric without a value, and all of them for a run that is not known, are left out."""
+def _front_matter(config: Mask2FormerDinov3Config, metrics: Metrics, run: RunDescription | None) -> str:
+    """YAML; undefined metrics are left out, and all metrics if nothing is known about the run."""
     derived = is_derived(config)
     tags = ["instance-segmentation", "mask2former"]
     tags += ["dinov3"] if str(config.backbone_config.model_type).startswith("dinov3") else []
@@ -144,12 +152,12 @@ def _front_matter(config: Mask2FormerDinov3Config, metrics: dict[str, Any], run:
     return str(data.to_yaml())
 
 
-def _results(metrics: dict[str, Any]) -> list[str]:
-    """The metrics of the whole validation set, and of each class where there are several."""
+def _results(metrics: Metrics) -> list[str]:
+    """Metrics of the validation set, and AP per class if there are several classes."""
     at = f" after {metrics['step']} steps" if "step" in metrics else ""
     lines = ["## Results", "", f"COCO metrics on the validation set{at}, masks at original image size:", ""]
     lines += _table(
-        ("metric", "value"), [(name, _number(metrics[name])) for name in SHOWN if metrics.get(name, -1) >= 0]
+        ("metric", "value"), [(name, _number(metrics[name])) for name in CARD_METRICS if metrics.get(name, -1) >= 0]
     )
     classes = metrics.get("per_class", {})
     if len(classes) > 1:
@@ -158,7 +166,7 @@ def _results(metrics: dict[str, Any]) -> list[str]:
 
 
 def _recipe(run: RunDescription, canvas: tuple[int, int]) -> list[str]:
-    """How the model was made: steps, options, versions."""
+    """Section on the training: steps, options, versions."""
     lines = [
         *("## Recipe", ""),
         f"Steps: {run.step}; images per step: {run.step_size}; canvas: {canvas[0]} x {canvas[1]} pixels (height x "
@@ -171,12 +179,12 @@ def _recipe(run: RunDescription, canvas: tuple[int, int]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """A metric, or a word where COCO has none."""
+    """A metric, or "undefined" where COCO leaves it undefined."""
     return f"{value:.4f}" if value >= 0 else "undefined"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """A table and an empty line below it."""
+    """A Markdown table, followed by an empty line."""
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return [lines[0], "|---" * len(head) + "|", *lines[1:], ""]

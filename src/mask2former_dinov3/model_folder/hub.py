@@ -1,8 +1,8 @@
-"""Models on the Hugging Face hub: a repository made ready before a run, a model folder uploaded after it.
+"""Upload model folders to the Hugging Face hub: prepare a repository before a run, upload the folder after it.
 
-huggingface_hub uploads and goes on: files that are there already are not sent again, and every request about files is
-retried with growing pauses. What it sends only once (making a repository, checking access, the commit where the
-package hf_xet is not in use) is retried here. The token is never written down and never part of a message.
+huggingface_hub sends only files that the repository lacks, and retries every request about files with growing pauses.
+Requests that it sends only once (creating a repository, checking access, and the commit if the package hf_xet is not
+used) are retried here. The token is never written to a file and never part of a message.
 """
 
 from __future__ import annotations
@@ -20,54 +20,55 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 
-from ..errors import CheckpointError, HubError
-from .folder import check_model_folder
+from ..errors import CheckpointError, HubError, mismatch
+from .contents import check_model_folder
 
-T = TypeVar("T")
-RUN_FILES = ["optimizer.pt", "rng.pt", "state.json"]  # of a checkpoint-*, for resuming only
+_T = TypeVar("_T")
+RUN_FILES = ["optimizer.pt", "rng.pt", "state.json"]  # files of a checkpoint-* that only resuming needs
 PAUSES = (1, 2, 4, 8)  # seconds between two tries
-PASSING = (408, 429, 500, 502, 503, 504)
+TEMPORARY = (408, 429, 500, 502, 503, 504)
 SENT_ONCE = r"/api/repos/create$|/auth-check/write$|/api/validate-yaml$|/api/models/[^/]+/[^/]+$|/commit/"
 LOGIN = "log in with `hf auth login` or set HF_TOKEN; tokens are made at https://huggingface.co/settings/tokens"
 
 
 def prepare_repository(repo: str, *, private: bool = False, token: str | None = None) -> str:
-    """Make the model repository `repo` unless it is there, and see that the token may write to it.
+    """Create the model repository `repo` unless it exists, and check that the token may write to it.
 
-    repo: USER/NAME, or NAME under the token's own user. token: None for HF_TOKEN, or that of `hf auth login`.
-    Returns USER/NAME. Raises HubError saying what to do.
+    repo: USER/NAME, or NAME under the token's own user. token: None for HF_TOKEN or the token of `hf auth login`.
+    Returns USER/NAME. Raises HubError, saying what to do.
     """
     if token is None and get_token() is None:
         raise HubError(f"{repo}: no token for the hub; {LOGIN}")
     api = HfApi(token=token)
-    with explained(repo):
-        visibility = True if private else None  # None: public, unless the organisation has it otherwise
-        name = patiently(lambda: api.create_repo(repo, private=visibility, exist_ok=True)).repo_id
-        patiently(lambda: api.auth_check(name, write=True))
-        if private and not patiently(lambda: api.model_info(name)).private:
+    with explain_hub_errors(repo):
+        visibility = True if private else None  # None: public, or the organisation's default
+        name = retry(lambda: api.create_repo(repo, private=visibility, exist_ok=True)).repo_id
+        retry(lambda: api.auth_check(name, write=True))
+        if private and not retry(lambda: api.model_info(name)).private:
             raise HubError(
-                f"{name}: a private repository was asked for, but this one is there already and everybody can read it; "
-                f"change that in its settings, or choose another name"
+                f"{name}: expected a private repository, got one that exists already and that everybody can read; "
+                f"make it private in its settings, or choose another name"
             )
     return name
 
 
 def push(folder: Path, repo: str, *, private: bool = False, token: str | None = None) -> str:
-    """Upload a model folder to `repo`, see `prepare_repository`; returns the address of its page.
+    """Upload a model folder to `repo` (see `prepare_repository`) and return the address of the repository's page.
 
-    Files that are there already are not sent again. Raises CheckpointError when it is no model folder of ours or its
-    weights are damaged, HubError when the hub refuses or cannot be reached.
+    Sends only files that the repository lacks. Raises CheckpointError when `folder` is not a model folder of this
+    package or its weights are damaged, HubError when the hub refuses or cannot be reached.
     """
     check_model_folder(folder, ("config.json", "preprocessor_config.json", "model.safetensors"))
     try:
         with safe_open(folder / "model.safetensors", framework="np"):
             pass
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: model.safetensors is damaged ({error}); nothing was uploaded") from error
+        fault = mismatch("a whole model.safetensors", f"a damaged one ({error})", "nothing was uploaded")
+        raise CheckpointError(f"{folder}: {fault}") from error
     repo = prepare_repository(repo, private=private, token=token)
     api = HfApi(token=token)
-    with explained(repo, folder):
-        patiently(
+    with explain_hub_errors(repo, folder):
+        retry(
             lambda: api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
@@ -85,9 +86,8 @@ def push_command(folder: Path, repo: str, *, private: bool) -> str:
 
 
 def push_finished(folder: Path, repo: str, *, private: bool, token: str | None) -> str:
-    """`push` at the end of a run, of which nothing is lost: HubError and KeyboardInterrupt name the command that
-    goes on."""
-    later = f"go on with: {push_command(folder, repo, private=private)}"
+    """Upload at the end of a run. HubError and KeyboardInterrupt name the command that uploads the folder later."""
+    later = f"upload it with: {push_command(folder, repo, private=private)}"
     try:
         return push(folder, repo, private=private, token=token)
     except HubError as error:
@@ -96,49 +96,49 @@ def push_finished(folder: Path, repo: str, *, private: bool, token: str | None) 
         raise KeyboardInterrupt(f"the run is finished and saved, the upload was interrupted; {later}") from None
 
 
-def patiently(job: Callable[[], T]) -> T:
-    """The job's result, tried again when a request that huggingface_hub sends only once met a passing fault."""
+def retry(job: Callable[[], _T]) -> _T:
+    """Call `job`, again after a pause when a request that huggingface_hub does not retry failed temporarily."""
     for pause in PAUSES:
         try:
             return job()
         except (HfHubHTTPError, httpx2.TransportError) as error:
-            if not _worth_another_try(error):
+            if not _is_temporary(error):
                 raise
             time.sleep(pause)
     return job()
 
 
-def _worth_another_try(error: HfHubHTTPError | httpx2.TransportError) -> bool:
+def _is_temporary(error: HfHubHTTPError | httpx2.TransportError) -> bool:
     answer = error.response if isinstance(error, HfHubHTTPError) else None
-    if answer is not None and answer.status_code not in PASSING:
+    if answer is not None and answer.status_code not in TEMPORARY:
         return False
     request = error.request if answer is None else answer.request
     return re.search(SENT_ONCE, request.url.path) is not None
 
 
 @contextmanager
-def explained(repo: str, folder: Path | None = None) -> Iterator[None]:
-    """Turn whatever huggingface_hub raises into a HubError that says what to do."""
+def explain_hub_errors(repo: str, folder: Path | None = None) -> Iterator[None]:
+    """Turn the exceptions of huggingface_hub into a HubError that says what to do."""
     try:
         yield
     except HubError:
         raise
-    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:  # also those of hf_xet
+    except (OSError, ValueError, RuntimeError, httpx2.HTTPError) as error:  # hf_xet raises the first three
         raise HubError(f"{repo}: {_reason(error, repo, folder)}") from error
 
 
 def _reason(error: Exception, repo: str, folder: Path | None) -> str:
-    """What happened and what to do, from the error or the one that it was raised from."""
+    """What happened and what to do, from the error and its causes."""
     chain: list[BaseException] = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     if any(isinstance(one, OfflineModeIsEnabled) for one in chain):
-        return "HF_HUB_OFFLINE is set, so that the hub is not asked; unset it"
+        return "HF_HUB_OFFLINE is set, so that nothing is sent to the hub; unset it"
     answers = [one for one in chain if isinstance(one, HfHubHTTPError)]
     said = " ".join(str(error).split()) or type(error).__name__
     if not answers:
         if any(isinstance(one, httpx2.TransportError) for one in chain):
-            return f"the hub cannot be reached ({chain[-1]}); look at the network, then try again"
+            return f"the hub cannot be reached ({chain[-1]}); check the network, then try again"
         if isinstance(error, PermissionError):  # hf_xet's
             return f"the hub refuses this token ({said}); {LOGIN}"
         return said if chain[-1] is error else f"{said} ({chain[-1]})"
@@ -152,13 +152,13 @@ def _reason(error: Exception, repo: str, folder: Path | None) -> str:
         return f"no such user, organisation or repository, or this token may not see it (404: {told})"
     if status == 413:
         return f"{_too_large(error, folder)} is too large for the hub (413: {told})"
-    if status in PASSING:
-        return f"the hub is busy or out of order ({status}: {told}), also after several tries; try again later"
+    if status in TEMPORARY:
+        return f"the hub is busy or fails ({status}: {told}), also after several tries; try again later"
     return f"the hub refuses ({status}: {told})"
 
 
 def _too_large(error: Exception, folder: Path | None) -> str:
-    """The file that a 413 is about: the one that the error names, or else the largest."""
+    """The file that status 413 is about: the one that the error names, otherwise the largest."""
     named = re.search(r"uploading '(.+)' to the Hub", str(error))
     if folder is None:
         return "the request"

@@ -16,7 +16,7 @@ from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
 from ..weights.backbones import from_backbone, load_backbone, pixel_statistics
-from ..weights.mask2former import WANTED, load_checkpoint, rebuilt
+from ..weights.mask2former import load_trained_model, rebuild
 from .finetuning import choose_trained
 
 logger = logging.getLogger(__name__)
@@ -109,11 +109,9 @@ def _build_from_head(
     Classes of the same name keep their weights, and so do the first learned queries; all others start at random.
     """
     try:
-        found = load_checkpoint(head, config.hub_token)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"head {head!r}: cannot be loaded ({error}); {WANTED}, or null") from error
-    except ValueError as error:
-        raise CheckpointError(f"head {head!r}: {error}") from error
+        found = load_trained_model(head, config.hub_token)
+    except CheckpointError as error:
+        raise CheckpointError(f"head: {error}") from error
     own, pretrained = found.config, None
     if not found.published:
         _check_options(head, fields, {name: getattr(own, name) for name in NETWORK if name not in CHANGEABLE})
@@ -129,7 +127,7 @@ def _build_from_head(
             changes = {**fields, "backbone_config": pretrained.config, "backbone_source": config.backbone}
             if pretrained.config.model_type != "dinov3_vit":
                 changes["neck"] = "none"
-    model, table = rebuilt(found, **changes)
+    model, table = rebuild(found, **changes)
     if pretrained is not None:
         model.backbone.load_state_dict(pretrained.state_dict())
     model.name_or_path = "" if found.published else head

@@ -21,7 +21,7 @@ from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..json_files import read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import RunDescription
-from ..model_folder.folder import _write_model
+from ..model_folder.folder import write_model_files
 from ..weights.lora import unmerged_state
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
@@ -83,7 +83,7 @@ def save_checkpoint(
     """
     path = output_dir / f"checkpoint-{state.step}"
     with write_folder(path) as folder:
-        _write_model(model, processor, folder, state.last_metrics, description)
+        write_model_files(model, processor, folder, state.last_metrics, description)
         torch.save(optimization, folder / "optimizer.pt")
         torch.save(rng_states, folder / "rng.pt")
         text = json.dumps({**asdict(state), "made_by": description.made_by, "config": run_config}, indent=2)

@@ -23,8 +23,7 @@ from ..evaluation.evaluate import predict_split
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import Overlay, RunDescription
-from ..model_folder.card_picture import draw_overlay, image_to_show
-from ..model_folder.folder import made_by, save_model_folder
+from ..model_folder.folder import collect_versions, save_model_folder
 from ..weights.lora import adapter_state
 from .checkpoint import OptimizationState, RunState, remove_old_checkpoints, save_checkpoint
 from .distributed import run_on_all, run_on_main
@@ -63,7 +62,7 @@ def describe_run(config: TrainConfig, data: dict[str, CocoData]) -> RunDescripti
             for name, field in TrainConfig.model_fields.items()
             if name in options and name not in NOT_ON_CARD and options[name] != field.default
         },
-        made_by=made_by(),
+        made_by=collect_versions(),
     )
 
 
@@ -197,9 +196,9 @@ class Run:
         """The picture for the model card: the results of one validation image drawn into it."""
         if "valid" not in self.data:
             return None
-        image = image_to_show(self.data["valid"].images)
+        image = choose_image(self.data["valid"].images)
         shown = [result for result in results if result["image_id"] == image.id]
-        return draw_overlay(image, shown, self.data["valid"].categories)
+        return draw_card_picture(image, shown, self.data["valid"].categories)
 
     def save_checkpoint(self) -> Path:
         """Save a checkpoint, then remove the oldest ones beyond `save_total_limit`; returns the new folder."""

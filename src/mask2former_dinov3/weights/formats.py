@@ -1,7 +1,7 @@
-"""DINOv3's backbones as their origins write them: one table of names per format, read in both directions.
+"""DINOv3's backbones in the formats of their origins: one table of names per format, used in both directions.
 
 Meta's `.pth` files (facebookresearch/dinov3, dinov3/models), timm's `.safetensors` (timm/models/eva.py and convnext.py)
-and transformers' folders hold the same numbers under other names. Format and size are recognised from the file alone.
+and transformers' folders hold the same numbers under different names. Names and shapes in the file tell its format.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +18,20 @@ from transformers import (
     DINOv3ViTConfig,
     DINOv3ViTModel,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
-from .name_patterns import matched, renamed
+from ..errors import CheckpointError, mismatch
+from .name_patterns import match_name, rename
 
 State = dict[str, Tensor]
-WHOLE: dict[str, Any] = {"dinov3_vit": DINOv3ViTModel, "dinov3_convnext": DINOv3ConvNextModel}  # with the final norm
+WHOLE: dict[str, type[PreTrainedModel]] = {
+    "dinov3_vit": DINOv3ViTModel,
+    "dinov3_convnext": DINOv3ConvNextModel,
+}  # with the final norm
 SEVEN_B = 4096  # width of the largest ViT, which differs in heads, biases and norms
 ATTENTION = tuple(f"model.layer.#.attention.{part}_proj" for part in "qkv")
-VIT_TABLE: dict[str, str] = {  # what Meta and timm call by the same name
+VIT_TABLE: dict[str, str] = {  # names that Meta and timm share
     "cls_token": "embeddings.cls_token",
     "patch_embed.proj.*": "embeddings.patch_embeddings.*",
     "blocks.#.norm1.*": "model.layer.#.norm1.*",
@@ -43,10 +47,11 @@ PLAIN_MLP = {
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How one origin names one family; patterns as in `renaming`.
+    """Tensor names of one family of networks at one origin; patterns as in `name_patterns`.
 
-    marks: names that only this format has. plain_mlp, gated_mlp: of a ViT, one of them. fused: their layer of query,
-    key and value in one. dropped: what no feature map needs. optional: ours that the origin lacks.
+    marks: names that only this format has. plain_mlp, gated_mlp: names of a ViT's two kinds of MLP. fused: its layer
+    that holds query, key and value in one. dropped: names that no feature map needs. optional: names of transformers
+    that the origin lacks.
     """
 
     name: str
@@ -78,7 +83,7 @@ META_VIT = WeightFormat(
         "blocks.#.mlp.w3.*": "model.layer.#.mlp.down_proj.*",
     },
     fused="blocks.#.attn.qkv.*",
-    # Periods and mask of the key's bias are checked; the norm of local crops is used in pretraining only.
+    # The periods and the key's bias mask are checked below; only pretraining uses the norm of local crops.
     dropped=("rope_embed.periods", "blocks.#.attn.qkv.bias_mask", "local_cls_norm.*"),
 )
 TIMM_VIT = WeightFormat(
@@ -100,7 +105,7 @@ TIMM_VIT = WeightFormat(
         "blocks.#.mlp.fc2.*": "model.layer.#.mlp.down_proj.*",
     },
     fused="blocks.#.attn.qkv.*",
-    optional=("embeddings.mask_token",),  # pretraining only
+    optional=("embeddings.mask_token",),  # used in pretraining only
 )
 META_CONVNEXT = WeightFormat(
     "Meta's DINOv3 ConvNeXt",
@@ -115,7 +120,7 @@ META_CONVNEXT = WeightFormat(
         "stages.#.#.gamma": "model.stages.#.layers.#.gamma",
         "norm.*": "layer_norm.*",
     },
-    dropped=("norms.3.*",),  # `norm` a second time
+    dropped=("norms.3.*",),  # equal to `norm`
 )
 TIMM_CONVNEXT = WeightFormat(
     "timm's DINOv3 ConvNeXt",
@@ -132,13 +137,13 @@ TIMM_CONVNEXT = WeightFormat(
         "head.norm.*": "layer_norm.*",
     },
 )
-FORMATS = (META_VIT, TIMM_VIT, META_CONVNEXT, TIMM_CONVNEXT)
-# Other files that people take for one of these: (a name that occurs in them, what they are).
+ORIGIN_FORMATS = (META_VIT, TIMM_VIT, META_CONVNEXT, TIMM_CONVNEXT)
+# Other weights that are given by mistake: (ending of a name in them, description).
 OTHERS = (
     ("pos_embed", "a ViT with position embeddings of a fixed size, such as DINOv2's or ImageNet's"),
     ("sem_seg_head.predictor.query_feat.weight", "a Mask2Former of the original repository (detectron2)"),
     ("model.pixel_level_module.decoder.level_embed", "a Hugging Face Mask2Former, which `head` takes"),
-    ("head.transformer_decoder.level_embed.weight", "a model of ours, which `head` takes"),
+    ("head.transformer_decoder.level_embed.weight", "a model of this package, which `head` takes"),
     ("model.layer.0.norm1.weight", "transformers' weights of a DINOv3 ViT: give the folder with its config.json"),
     ("layer.0.norm1.weight", "transformers' weights of a DINOv3 ViT: give the folder with its config.json"),
     ("layers.0.blocks.0.norm1.weight", "a Swin; transformers' format of it is read, by its folder or hub id"),
@@ -147,38 +152,37 @@ OTHERS = (
 )
 
 
-def recognise(state: Mapping[str, Tensor]) -> WeightFormat:
-    """The format of a state dict. Raises ValueError that says what the names look like instead."""
-    for found in FORMATS:
+def recognise_format(state: Mapping[str, Tensor]) -> WeightFormat:
+    """The format of a state dict. Raises CheckpointError that says what its names look like instead."""
+    for found in ORIGIN_FORMATS:
         if all(mark in state for mark in found.marks) and "pos_embed" not in state:
             return found
     looks = next((text for name, text in OTHERS if any(key.endswith(name) for key in state)), None)
     some = ", ".join(sorted(state)[:3]) or "none"
-    raise ValueError(
-        f"expected the weights of {', '.join(one.name for one in FORMATS)}; this looks like "
-        f"{looks or 'none of them'} ({len(state)} tensors: {some}, …)"
-    )
+    names = [one.name for one in ORIGIN_FORMATS]
+    got = f"{looks or 'other weights'} ({len(state)} tensors: {some}, …)"
+    raise CheckpointError(mismatch(f"the weights of {', '.join(names[:-1])} or {names[-1]}", got))
 
 
 def from_origin(state: State) -> tuple[PreTrainedConfig, State]:
-    """A state dict of any of the formats as transformers' config and state dict.
+    """Convert a state dict of any of the formats to transformers' config and state dict.
 
-    Raises ValueError for an unknown format, and one that lists the names left over or missing, or of a wrong shape.
+    Raises CheckpointError for an unknown format, or one that lists surplus and missing names and wrong shapes.
     """
-    source = recognise(state)
+    source = recognise_format(state)
     pairs = {**source.table, **source.plain_mlp, **source.gated_mlp}.items()
     converted: State = {}
-    left = []
+    surplus = []
     for key, tensor in state.items():
-        if any(matched(pattern, key) for pattern in source.dropped):
+        if any(match_name(pattern, key) for pattern in source.dropped):
             continue
-        parts = _fused_parts(source, key)
+        parts = _split_name(source, key)
         if parts:
             converted.update(zip(parts, tensor.chunk(3), strict=True))
-        elif (name := renamed(key, pairs)) is not None:
+        elif (name := rename(key, pairs)) is not None:
             converted[name] = tensor
         else:
-            left.append(key)
+            surplus.append(key)
     config = config_of_shapes(converted)
     if source is META_VIT:
         _check_rope(state, config)
@@ -187,24 +191,24 @@ def from_origin(state: State) -> tuple[PreTrainedConfig, State]:
         converted["embeddings.mask_token"] = converted["embeddings.mask_token"].view(1, 1, -1)
     elif "embeddings.mask_token" in source.optional:
         converted["embeddings.mask_token"] = torch.zeros_like(converted["embeddings.cls_token"])
-    check_complete(source.name, config, converted, left)
+    check_complete(source.name, config, converted, surplus)
     return config, converted
 
 
 def to_origin(source: WeightFormat, config: PreTrainedConfig, state: State) -> State:
-    """The way back: transformers' state dict of a whole model (final norm included) under the names of an origin."""
+    """Convert transformers' state dict of a whole model (final norm included) to the names of an origin."""
     mlp = source.gated_mlp if getattr(config, "use_gated_mlp", False) else source.plain_mlp
     pairs = [(ours, theirs) for theirs, ours in {**source.table, **mlp}.items()]
-    names = {key: renamed(key, pairs) for key in state}
+    names = {key: rename(key, pairs) for key in state}
     written = {name: state[key] for key, name in names.items() if name is not None}
     rest = [key for key, name in names.items() if name is None and key not in source.optional]
-    assert all(any(matched(f"{part}.*", key) for part in ATTENTION) for key in rest), rest
+    assert all(any(match_name(f"{part}.*", key) for part in ATTENTION) for key in rest), rest
     if source.model_type == "dinov3_vit":
-        written |= _fused_attention(source, config, state)
+        written |= _fuse_attention(source, config, state)
     if source is META_VIT:
         written["mask_token"] = written["mask_token"].view(1, -1)
         written["rope_embed.periods"] = rope_periods(config)
-        if _is_7b(config):  # Meta's code wants it, though only pretraining uses it
+        if _is_7b(config):  # Meta's code requires it, though only pretraining uses it
             written |= {f"local_cls_norm.{name}": written[f"norm.{name}"].clone() for name in ("weight", "bias")}
     if source is META_CONVNEXT:
         written |= {f"norms.3.{name}": written[f"norm.{name}"] for name in ("weight", "bias")}
@@ -212,17 +216,17 @@ def to_origin(source: WeightFormat, config: PreTrainedConfig, state: State) -> S
 
 
 def config_of_shapes(state: State) -> PreTrainedConfig:
-    """transformers' config of a DINOv3 network from the shapes of its state dict (transformers' names).
+    """Derive transformers' config of a DINOv3 network from the shapes of its state dict (transformers' names).
 
-    Raises ValueError when a tensor that tells a size is missing. A ViT's heads have 64 channels, those of the 7B 128
-    (arXiv:2508.10104, table of the model family); no shape tells.
+    The number of heads follows from the width, since no shape depends on it: heads have 64 channels, in the 7B model
+    128 (arXiv:2508.10104, table of the model family). Raises CheckpointError when a tensor that is needed is missing.
     """
     if "embeddings.cls_token" in state:
         return _vit_of_shapes(state)
     stages = _count(state, "model.stages.")
     firsts = [f"model.stages.{stage}.layers.0.depthwise_conv.weight" for stage in range(stages)]
     if stages != 4 or any(first not in state for first in firsts):
-        raise ValueError(f"expected a ConvNeXt of 4 stages, found blocks of {stages}; the file is cut")
+        raise CheckpointError(mismatch("a ConvNeXt of 4 stages", f"blocks of {stages}", "the file is cut"))
     config: PreTrainedConfig = DINOv3ConvNextConfig(
         hidden_sizes=[len(state[first]) for first in firsts],
         depths=[_count(state, f"model.stages.{stage}.layers.") for stage in range(stages)],
@@ -235,7 +239,7 @@ def _vit_of_shapes(state: State) -> PreTrainedConfig:
     needed = ("embeddings.patch_embeddings.weight", "embeddings.register_tokens", f"{block}mlp.up_proj.weight")
     missing = [name for name in needed if name not in state]
     if missing:
-        raise ValueError(f"expected a DINOv3 ViT, but {', '.join(missing)} (transformers' names) are missing")
+        raise CheckpointError(mismatch("a DINOv3 ViT", f"one without {', '.join(missing)} (names of transformers)"))
     patches = state["embeddings.patch_embeddings.weight"]
     width, gated = patches.shape[0], f"{block}mlp.gate_proj.weight" in state
     config: PreTrainedConfig = DINOv3ViTConfig(
@@ -255,7 +259,7 @@ def _vit_of_shapes(state: State) -> PreTrainedConfig:
 
 
 def size_name(config: PreTrainedConfig) -> str:
-    """What the paper calls a network of these shapes, or the shapes themselves."""
+    """The paper's name of a network of these shapes, or a description of the shapes."""
     if config.model_type == "dinov3_vit":
         shape = (config.hidden_size, config.num_hidden_layers, config.use_gated_mlp)
         names = {
@@ -279,73 +283,68 @@ def rope_periods(config: PreTrainedConfig) -> Tensor:
     return periods
 
 
-def check_complete(what: str, config: PreTrainedConfig, state: State, left: Iterable[str] = ()) -> None:
-    """Raise ValueError that lists names left over, missing, or of another shape than `config` makes them.
+def check_complete(what: str, config: PreTrainedConfig, state: State, surplus: Iterable[str] = ()) -> None:
+    """Raise CheckpointError that lists surplus names, missing names, and shapes that differ from those of `config`.
 
-    state: under transformers' names, without what a network used for its feature maps may lack (the final norm of a
-    ConvNeXt).
+    what: description of the network. state: under transformers' names. surplus: names that were not converted.
     """
     expected = _expected_shapes(config)
     missing = sorted(expected.keys() - state.keys())
-    left = sorted([*left, *(state.keys() - expected.keys())])
+    surplus = sorted([*surplus, *(state.keys() - expected.keys())])
     wrong = [
-        f"{key} {tuple(state[key].shape)} in place of {tuple(expected[key])}"
+        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key])}"
         for key in sorted(expected.keys() & state.keys())
         if state[key].shape != expected[key]
     ]
     faults = [
         f"{len(names)} {kind}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-        for kind, names in (("missing", missing), ("left over", left), ("of another shape", wrong))
+        for kind, names in (("missing", missing), ("surplus", surplus), ("of another shape", wrong))
         if names
     ]
     if faults:
-        raise ValueError(
-            f"it looks like {what}, {size_name(config)}, but not all of it fits: {'; '.join(faults)}. "
-            f"The file is cut, or it is another network"
-        )
+        expected_text, advice = f"all weights of {what}, {size_name(config)}", "the file is cut, or of another network"
+        raise CheckpointError(mismatch(expected_text, ", ".join(faults), advice))
 
 
 def _expected_shapes(config: PreTrainedConfig) -> dict[str, torch.Size]:
-    """Of transformers' class, on the meta device: no memory, whatever the size."""
+    """Shapes of transformers' class, made on the meta device, which takes no memory."""
     with torch.device("meta"):
         model = WHOLE[config.model_type](config)
     return {key: tensor.shape for key, tensor in model.state_dict().items()}
 
 
 def _check_rope(state: State, config: PreTrainedConfig) -> None:
-    """Positions are no weights, but they tell the number of heads, and others than DINOv3's make wrong features."""
+    """Set the number of heads from the rotary periods. Raises CheckpointError if they are not those of DINOv3."""
     periods = state.get("rope_embed.periods")
     if periods is None:
         return
     config.num_attention_heads = config.hidden_size // (4 * len(periods))
     expected = rope_periods(config)
-    # Meta's files hold them as bfloat16 rounds them.
+    # Meta's files hold them rounded to bfloat16.
     if periods.shape != expected.shape or not torch.allclose(periods.float(), expected, rtol=1e-2):
-        raise ValueError(
-            f"its rotary positions are not DINOv3's (base {config.rope_theta:g}): periods {periods.tolist()[:3]}, … "
-            f"in place of {expected.tolist()[:3]}, …"
-        )
+        wanted = f"DINOv3's rotary periods (base {config.rope_theta:g}) {expected.tolist()[:3]}, …"
+        raise CheckpointError(mismatch(wanted, f"{periods.tolist()[:3]}, …"))
 
 
 def _drop_key_bias(state: State, converted: State) -> None:
-    """Meta's keys have a bias that a mask of zeros takes away, ours none. Raises ValueError for one that counts."""
+    """Drop the bias of the keys, which Meta masks with zeros. Raises CheckpointError for one that is not masked."""
     for key in [key for key in converted if key.endswith("k_proj.bias")]:
         bias = converted.pop(key)
         number = re.findall(r"\d+", key)[0]
         mask = state.get(f"blocks.{number}.attn.qkv.bias_mask")
         if bool((bias if mask is None else bias * mask.chunk(3)[1]).count_nonzero()):
-            raise ValueError(f"blocks.{number}.attn.qkv.bias: the keys have a bias, which DINOv3's have not")
+            raise CheckpointError(f"blocks.{number}.attn.qkv.bias: {mismatch('no bias of the keys', 'one')}")
 
 
-def _fused_parts(source: WeightFormat, key: str) -> list[str]:
-    """Our three names for their one layer of query, key and value; empty for other keys."""
-    if source.fused is None or matched(source.fused, key) is None:
+def _split_name(source: WeightFormat, key: str) -> list[str]:
+    """transformers' three names for a fused layer of query, key and value; empty for other names."""
+    if source.fused is None or match_name(source.fused, key) is None:
         return []
-    return [str(renamed(key, [(source.fused, f"{part}.*")])) for part in ATTENTION]
+    return [str(rename(key, [(source.fused, f"{part}.*")])) for part in ATTENTION]
 
 
-def _fused_attention(source: WeightFormat, config: PreTrainedConfig, state: State) -> State:
-    """Query, key and value in one, for every block; the key's bias is zero and masked (Meta), or not there (timm)."""
+def _fuse_attention(source: WeightFormat, config: PreTrainedConfig, state: State) -> State:
+    """Fuse query, key and value of every block; the key's bias is zero and masked (Meta), or absent (timm)."""
     written: State = {}
     for number in range(config.num_hidden_layers):
         theirs = f"blocks.{number}.attn.qkv"

@@ -1,4 +1,8 @@
-"""transformers' `from_pretrained`, but sizes are compared before memory is taken, and every weight must be there."""
+"""transformers' `from_pretrained`, with sizes compared before memory is allocated, and every weight required.
+
+A source is a local folder or a hub id. Every failure that a user can cause is a CheckpointError or HubError that names
+the source.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,47 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
-from .files import read_json, shapes_in
+from ..errors import CheckpointError, HubError, UserError, mismatch
+from ..json_files import read_json_object
+from .files import shapes_in
 
 SLACK = 1_000_000  # numbers that a network may have beyond its file: output norms of a Swin, positions
+OFFLINE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}
+FOLDER_ADVICE = "or give a local folder with config.json and model.safetensors, or Meta's .pth file"
 
 
-def load_config(source: str, token: str | None = None) -> PreTrainedConfig:
-    """The config of a folder or hub id. Raises ValueError when it asks for more layers than its file has tensors.
+def load_network_config(source: str, token: str | None = None) -> PreTrainedConfig:
+    """The network's configuration of a folder or hub id.
 
-    Asked before transformers makes a config of it, which lists the layers.
+    Raises CheckpointError when it asks for more layers than its file has tensors: that is checked before transformers
+    reads it, since transformers lists the layers.
     """
-    file = weights_file(source, token)
+    file = find_weights_file(source, token)
     if file is not None and file.suffix == ".safetensors":
-        deepest = _deepest(read_json(Path(str(cached_file(source, "config.json", token=token)))))
+        deepest = _max_layers(read_source_json(source, "config.json", token))
         tensors = len(shapes_in(file))
         if deepest > tensors:
-            raise ValueError(f"config.json asks for {deepest:,} layers, {file.name} has {tensors:,} tensors")
-    # Else code that a folder brings might be offered to the user to be run.
-    config: PreTrainedConfig = AutoConfig.from_pretrained(source, token=token, trust_remote_code=False)
+            raise CheckpointError(
+                f"{source}: {mismatch(f'config.json to fit {file.name}', _claims(deepest, tensors), 'the file is cut')}"
+            )
+    with explain_failures(source):
+        # trust_remote_code: otherwise transformers would ask the user whether it may run code from the folder.
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, token=token, trust_remote_code=False)
     return config
 
 
+def _claims(layers: int, tensors: int) -> str:
+    return f"one that asks for {layers:,} layers where the file has {tensors:,} tensors"
+
+
 def load_pretrained(
-    kind: Any,
+    kind: type[PreTrainedModel],
     source: str,
     config: PreTrainedConfig,
     token: str | None = None,
@@ -43,32 +59,115 @@ def load_pretrained(
 ) -> PreTrainedModel:
     """A network of class `kind` in float32 from a folder or hub id.
 
-    may_lack: beginnings of names that may be new. whole: nothing in the file may be left over, such as a classifier.
+    may_lack: prefixes of names that may be missing in the file. whole: refuse names in the file that the network does
+    not have, such as a classifier.
 
-    Raises ValueError when config and weights do not belong together; OSError or RuntimeError as transformers does.
+    Raises CheckpointError when config and weights do not fit each other, HubError for the hub's failures.
     """
-    file = weights_file(source, token)
+    file = find_weights_file(source, token)
     if file is not None and file.suffix == ".safetensors":
-        check_size(kind, config, file)
+        with explain_failures(source):  # the network may refuse values of its config.json
+            check_size(kind, config, file)
     model: PreTrainedModel
-    with _quiet():  # its report of names left over is meant for whole models, and what counts is said below
+    with _silence(), explain_failures(source):  # transformers' report of unused names does not apply to parts of models
         model, report = kind.from_pretrained(
             source, config=config, token=token, output_loading_info=True, dtype=torch.float32
         )
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(may_lack))
     if missing:
-        raise ValueError(
-            f"{len(missing)} weights are missing, e.g. {', '.join(missing[:3])}; "
-            f"the file is cut, or it holds another network than its config.json says"
-        )
+        advice = "the file is cut, or it holds another network than its config.json says"
+        got = f"{len(missing)} missing weights, e.g. {', '.join(missing[:3])}"
+        raise CheckpointError(f"{source}: {mismatch('all weights of the network', got, advice)}")
     left = sorted(report["unexpected_keys"]) if whole else []
     if left:
-        raise ValueError(f"{len(left)} weights are not those of its config.json, e.g. {', '.join(left[:3])}")
+        got = f"{len(left)} others, e.g. {', '.join(left[:3])}"
+        raise CheckpointError(f"{source}: {mismatch('only weights of the network in config.json', got)}")
     return model
 
 
+def find_weights_file(source: str, token: str | None = None) -> Path | None:
+    """The one file of weights of a folder or hub id, None if there are several or none."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        found = find_file(source, name, token)
+        if found is not None:
+            return found
+    return None
+
+
+def find_file(source: str, name: str, token: str | None = None) -> Path | None:
+    """A file of a folder or hub id, None if it has none of this name. Raises HubError when the hub fails."""
+    with explain_failures(source):
+        found = cached_file(source, name, token=token, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
+
+
+def read_source_json(source: str, name: str, token: str | None = None) -> dict[str, object]:
+    """The JSON object in a file of a folder or hub id. Raises CheckpointError or HubError when it cannot be read."""
+    with explain_failures(source):
+        file = Path(cached_file(source, name, token=token))
+    return dict(read_json_object(file, raises=CheckpointError))
+
+
+def check_size(kind: type[PreTrainedModel], config: PreTrainedConfig, file: Path) -> None:
+    """Raise CheckpointError, before the network is made, when it has more weights than the file."""
+    stored = sum(math.prod(shape) for shape in shapes_in(file).values())
+    with torch.device("meta"):
+        wanted = sum(parameter.numel() for parameter in kind(config).parameters())
+    if wanted > 1.1 * stored + SLACK:
+        expected = f"the {wanted:,} numbers of the network in config.json"
+        raise CheckpointError(f"{file}: {mismatch(expected, f'{stored:,}', 'the file is cut, or of another network')}")
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def explain_failures(source: str) -> Iterator[None]:
+    """Turn what transformers and the hub's client raise for `source` into a CheckpointError or HubError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise _explain(source, error) from error
+
+
+def _explain(source: str, error: Exception) -> UserError:
+    """One message with what to do, from the error and its causes."""
+    chain = _causes(error)
+    names = {type(one).__name__ for one in chain}
+    statuses = {getattr(getattr(one, "response", None), "status_code", None) for one in chain}
+    page = f"https://huggingface.co/{source}"
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if Path(source).exists():
+        return CheckpointError(f"{source}: {mismatch('a model that transformers can read', f'an error ({reason})')}")
+    if "GatedRepoError" in names or 403 in statuses:
+        advice = f"accept the DINOv3 licence at {page}, log in with `hf auth login` (or set HF_TOKEN), {FOLDER_ADVICE}"
+        return HubError(
+            f"{source}: {mismatch('access to this gated repository', 'a refusal for this account', advice)}"
+        )
+    if "RepositoryNotFoundError" in names or 401 in statuses:
+        advice = (
+            f"check the name; if it is private or gated, accept its licence at {page} and log in with "
+            f"`hf auth login`, {FOLDER_ADVICE}"
+        )
+        expected = "a preset, a folder, or a hub repository that this account can see"
+        return HubError(f"{source}: {mismatch(expected, 'none of these', advice)}")
+    if names & OFFLINE:
+        advice = f"run `hf download {source}` where there is a network and copy the folder here, {FOLDER_ADVICE}"
+        got = "neither: the hub cannot be reached from this machine"
+        return HubError(f"{source}: {mismatch('weights in the local cache or on the hub', got, advice)}")
+    return CheckpointError(f"{source}: {mismatch('a model that transformers can read', f'an error ({reason})')}")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and everything that caused it."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    return chain
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Only errors of transformers are logged inside the block."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -77,31 +176,10 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def weights_file(source: str, token: str | None = None) -> Path | None:
-    """The one file of weights of a folder or hub id, None where there are several or none."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        found = cached_file(source, name, token=token, _raise_exceptions_for_missing_entries=False)
-        if found is not None:
-            return Path(found)
-    return None
-
-
-def check_size(kind: Any, config: PreTrainedConfig, file: Path) -> None:
-    """Raise ValueError when config.json makes a network that the file cannot fill, before it is made."""
-    stored = sum(math.prod(shape) for shape in shapes_in(file).values())
-    with torch.device("meta"):
-        wanted = sum(parameter.numel() for parameter in kind(config).parameters())
-    if wanted > 1.1 * stored + SLACK:
-        raise ValueError(
-            f"config.json makes a network of {wanted:,} numbers, {file.name} holds {stored:,}: "
-            f"they do not belong together, or the file is cut"
-        )
-
-
-def _deepest(values: Any, name: str = "") -> int:
-    """The largest number of layers that a config asks for anywhere in it."""
+def _max_layers(values: object, name: str = "") -> int:
+    """The largest number of layers that a configuration asks for anywhere in it."""
     if isinstance(values, dict):
-        return max((_deepest(value, str(key)) for key, value in values.items()), default=0)
+        return max((_max_layers(value, str(key)) for key, value in values.items()), default=0)
     if isinstance(values, list | tuple):
-        return max((_deepest(value, name) for value in values), default=0)
+        return max((_max_layers(value, name) for value in values), default=0)
     return values if isinstance(values, int) and ("layers" in name or name == "depths") else 0

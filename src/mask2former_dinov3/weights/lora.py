@@ -1,4 +1,4 @@
-"""LoRA adapters in a model's state: listed, merged into the weights, taken out again."""
+"""Handle LoRA adapters in a model's state dict: list them, merge them into the weights, restore them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear as LoraLinear
 
-ADAPTER = "default"  # peft's name for the only one
+ADAPTER = "default"  # peft's default name
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LoraLinear]:
-    """The layers with adapters by name; none in a model without, for which peft is not needed."""
+    """Layers with adapters, by name. Does not need peft."""
     return {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """What exact resuming needs beside `merged_state`: own weights and adapters of every adapted layer, apart."""
+    """Original weights and adapters of every adapted layer: with `merged_state`, what exact resuming needs."""
     layers = adapted_layers(model)
     return {f"{name}.{key}": tensor for name, layer in layers.items() for key, tensor in layer.state_dict().items()}
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the same model without adapters: each is added to its layer's weight. `model` stays as it is."""
+    """State dict with each adapter added to its layer's weight; `model` itself is not changed."""
     state: dict[str, Tensor] = model.state_dict()
     for name, layer in adapted_layers(model).items():
         for key in layer.state_dict():
@@ -37,6 +37,6 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def unmerged_state(merged: Mapping[str, Tensor], adapters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `merged_state` by `adapter_state`: the state of the model with adapters, bit for bit."""
+    """Undo `merged_state` by `adapter_state`: state dict of the model with adapters, bit for bit."""
     own = {key.replace(".base_layer.", ".") for key in adapters if ".base_layer." in key}
     return {key: tensor for key, tensor in merged.items() if key not in own} | dict(adapters)

@@ -1,6 +1,6 @@
-"""Patterns of tensor names: `#` stands for a number, `*` for weight or bias, `**` for any rest.
+"""Rename tensors by patterns: `#` matches a number, `*` weight or bias, `**` any rest.
 
-A row of a table is a pair of patterns with the same places; read from either side, it gives the name on the other.
+A row of a table is a pair of patterns with the same placeholders. Read from either side, it gives the other name.
 """
 
 from __future__ import annotations
@@ -9,21 +9,20 @@ import re
 from collections.abc import Iterable
 
 
-def matched(pattern: str, key: str) -> re.Match[str] | None:
-    """The places of a pattern in a name, None when it is another name."""
-    places = {r"\#": r"(\d+)", r"\*\*": r"(.+)", r"\*": r"(weight|bias)"}
+def match_name(pattern: str, name: str) -> re.Match[str] | None:
+    """Match a tensor's name with a pattern; the groups are what its placeholders stand for."""
+    placeholders = {r"\#": r"(\d+)", r"\*\*": r"(.+)", r"\*": r"(weight|bias)"}
     regex = re.escape(pattern)
-    for mark, place in places.items():
-        regex = regex.replace(mark, place)
-    return re.fullmatch(regex, key)
+    for mark, group in placeholders.items():
+        regex = regex.replace(mark, group)
+    return re.fullmatch(regex, name)
 
 
-def renamed(key: str, rows: Iterable[tuple[str, str]]) -> str | None:
-    """The name on the other side of the first row (pattern, replacement) that matches, None when none does."""
+def rename(name: str, rows: Iterable[tuple[str, str]]) -> str | None:
+    """The name by the first row (pattern, replacement) whose pattern matches, None if none does."""
     for pattern, replacement in rows:
-        found = matched(pattern, key)
+        found = match_name(pattern, name)
         if found is not None:
-            places = found.groups()
             parts = re.split(r"#|\*\*|\*", replacement)
-            return "".join(f"{part}{place}" for part, place in zip(parts, (*places, ""), strict=True))
+            return "".join(f"{part}{group}" for part, group in zip(parts, (*found.groups(), ""), strict=True))
     return None

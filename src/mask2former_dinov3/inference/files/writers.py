@@ -86,7 +86,7 @@ def draw_overlay(image: ImageReader, instances: Instances) -> Picture:
         whole = image.read(Region(0, 0, image.height, image.width))
         return draw_instances(whole, instances, scale=enlargement(instances), labels=labels)
     small = shrink_image(image, math.ceil(max(image.height, image.width) / LONGEST_OVERLAY))
-    return draw_instances(small, instances.shrunk(*small.shape[:2]), labels=labels)
+    return draw_instances(small, instances.shrink(*small.shape[:2]), labels=labels)
 
 
 def shrink_image(image: ImageReader, factor: int) -> Picture:
