@@ -297,8 +297,8 @@ def test_export__leaves_nothing_when_the_check_fails(
         (
             "model.onnx",
             {"precision": "int8"},
-            "calibration_images: expected a folder of images for the precision int8, got none; int8 measures the ranges "
-            "of activations on some dozens of images like those the model is used on",
+            "calibration_images: expected a folder of images for the precision int8, got none; int8 measures the "
+            "ranges of activations on some dozens of images like those the model is used on",
         ),
         (
             "model.onnx",
