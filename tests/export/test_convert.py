@@ -1,4 +1,4 @@
-"""The verb `convert`: there and back between the origins, and models of others into folders that predict."""
+"""The verb `convert`: between the origins and back, and models of other projects into folders that predict."""
 
 from __future__ import annotations
 
@@ -109,14 +109,26 @@ def test_convert__mask2former_there_and_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["nothing/here.pth"], "no such file or folder"),
-        (["WEIGHTS", "--to", "mask2former-dinov3"], "is a backbone, and no model yet: train one with --backbone"),
-        (["WEIGHTS", "--to", "timm"], "is none of DINOv3's models"),
-        (["MODEL", "--to", "timm"], "has no form of timm, which knows backbones only"),
-        (["MODEL", "--output", "FULL"], "holds files already"),
-        (["MODEL"], "is a model of ours already; give --with-code"),
-        (["WEIGHTS", "--with-code"], "only a model of ours carries its code"),
-        (["CUT"], r"2 missing: model\.layer\.1\.norm2\.bias, model\.layer\.1\.norm2\.weight"),
+        (
+            ["nothing/here.pth"],
+            r"expected a folder, a file of weights or a hub id .*, got nothing/here\.pth",
+        ),
+        (
+            ["WEIGHTS", "--to", "mask2former-dinov3"],
+            "expected one of transformers, timm, meta for a backbone, got mask2former-dinov3; to get a model",
+        ),
+        (
+            ["WEIGHTS", "--to", "timm"],
+            r"expected one of DINOv3's models .* which has no name at Meta or timm",
+        ),
+        (["MODEL", "--to", "timm"], "expected transformers or mask2former-dinov3 for a Mask2Former, got timm"),
+        (["MODEL", "--output", "FULL"], "expected a new or empty folder, got .*, which holds files"),
+        (
+            ["MODEL"],
+            "expected a model of another project, got .*, a model folder of this package; copy it",
+        ),
+        (["WEIGHTS", "--with-code"], "expected a Mask2Former, since only a model folder carries code, got a backbone"),
+        (["CUT"], r"2 missing, e\.g\. model\.layer\.1\.norm2\.bias, model\.layer\.1\.norm2\.weight"),
     ],
 )
 def test_convert__says_what_it_cannot_do_and_leaves_nothing(

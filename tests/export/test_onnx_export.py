@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +22,13 @@ from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, SwinConfig
 
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split
-from mask2former_dinov3.errors import CheckpointError, DatasetError, UserError
+from mask2former_dinov3.errors import CheckpointError, DatasetError, MissingExtraError, OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.evaluation.evaluate import evaluate_model, predict_split
 from mask2former_dinov3.export import onnx_export as exporting
 from mask2former_dinov3.export import precision as lower_precision
-from mask2former_dinov3.export.onnx_check import check_agreement, check_detections, in_order_of
-from mask2former_dinov3.export.onnx_export import batches_of, export, feed_of, read_images, set_metadata
+from mask2former_dinov3.export.onnx_check import align_queries, check_agreement, check_detections
+from mask2former_dinov3.export.onnx_export import export, feed_of, make_batches, read_images, set_metadata
 from mask2former_dinov3.export.onnx_graph import patch_centers
 from mask2former_dinov3.export.precision import to_half, to_int8
 from mask2former_dinov3.inference.files.predict_files import predict_files
@@ -156,9 +157,9 @@ def test_export__has_only_operators_of_onnx_and_says_what_it_is(sample_file: Pat
     assert said["licence"] == {"code": "MIT", "weights": "not stated; ask whoever trained the model"}
 
 
-def test_describe__weights_of_dinov3_bring_their_licence(tmp_path: Path) -> None:
+def test_build_metadata__weights_of_dinov3_bring_their_licence(tmp_path: Path) -> None:
     folder = write_model(tmp_path, "plain", backbone_source="facebook/dinov3-vits16plus-pretrain-lvd1689m")
-    metadata = exporting.describe(*load_network(folder, "cpu"), folder)
+    metadata = exporting.build_metadata(*load_network(folder, "cpu"), folder)
     assert metadata.licence["weights"].startswith("DINOv3 License")
     assert metadata.licence["weights_text"] == (SAMPLE.parent / "DINOV3_LICENSE.md").read_text(encoding="utf-8")
 
@@ -187,25 +188,27 @@ def test_best_detections__are_those_of_post_process(sample_file: Path, sample_mo
     assert masks.shape == (2, 100, 384, 384)
     assert (np.diff(scores) <= 0).all()
     moved = exported(pixels.flip(0), mask.flip(0))  # logits of other images than those of the graph's instances
-    with pytest.raises(CheckpointError, match="are not those of its logits"):
+    with pytest.raises(CheckpointError, match="expected the instances of its own logits, got others"):
         check_detections(exported, processor, moved, pixels, mask)
 
 
 @pytest.fixture(scope="session")
-def checked_batches(sample_model: Any) -> exporting.Batches:
+def checked_batches(sample_model: Any) -> exporting.CheckBatches:
     _, processor = sample_model
-    return batches_of(read_images(VALID, processor, 3), processor, False, VALID)
+    return make_batches(read_images(VALID, processor, 3), processor, False, VALID)
 
 
-def test_in_order_of__undoes_another_order_of_queries_and_hides_nothing() -> None:
+def test_align_queries__undoes_another_order_of_queries_and_hides_nothing() -> None:
     torch.manual_seed(0)
     expected = [torch.randn(2, 30, 4), torch.randn(2, 30, 24, 32) * 20]
     order = torch.stack([torch.randperm(30), torch.randperm(30)])
     got = [logits[torch.arange(2)[:, None], order].clone() for logits in expected]
-    for one, other in zip(in_order_of(expected, got), expected, strict=True):
+    for one, other in zip(align_queries(expected, got), expected, strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=0)
     got[1][1, 7] += 0.01
-    wrong = [(one != other).flatten(2).any(2) for one, other in zip(in_order_of(expected, got), expected, strict=True)]
+    wrong = [
+        (one != other).flatten(2).any(2) for one, other in zip(align_queries(expected, got), expected, strict=True)
+    ]
     assert [int(one.sum()) for one in wrong] == [0, 1]
     assert wrong[1][1, order[1, 7]]
 
@@ -213,7 +216,7 @@ def test_in_order_of__undoes_another_order_of_queries_and_hides_nothing() -> Non
 def test_check_agreement__sees_another_network(sample_file: Path, sample_model: Any, checked_batches: Any) -> None:
     exported = OnnxModel(sample_file, "cpu")
     assert check_agreement(sample_model[0], exported, checked_batches).matched > 0.99
-    with pytest.raises(CheckpointError, match=r"not the model in fp32: .* of the logits within 0.001"):
+    with pytest.raises(CheckpointError, match=r"the model in fp32, got another result .* of the logits within 0.001"):
         check_agreement(other_weights(SAMPLE / "model"), exported, checked_batches)
 
 
@@ -240,15 +243,15 @@ def test_lower_precision__keeps_instances_and_ap(
 def test_save__large_weights_lie_beside_the_file_and_move_with_it(
     sample_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lower_precision, "ONE_FILE", 1000)
+    monkeypatch.setattr(lower_precision, "MAX_FILE_BYTES", 1000)
     (tmp_path / "made").mkdir()
     written, output = tmp_path / "made" / "model.onnx", tmp_path / "model.onnx"
     to_half(sample_file, written)
     assert written.stat().st_size < 2_000_000 < written.with_name("model.onnx.data").stat().st_size
-    total = exporting.move(written, output)
+    total = exporting.move_file(written, output)
     assert total == sum(path.stat().st_size for path in tmp_path.glob("model.onnx*"))
     OnnxModel(output, "cpu")
-    exporting.move(Path(shutil.copy(sample_file, written)), output)  # a small one takes its place
+    exporting.move_file(Path(shutil.copy(sample_file, written)), output)  # a small one takes its place
     assert [path.name for path in tmp_path.glob("model.onnx*")] == ["model.onnx"]
     output.with_name("model.onnx.data").write_bytes(b"")
     to_half(sample_file, output)
@@ -265,8 +268,8 @@ def test_check_agreement__cannot_judge_lower_precision_without_instances(
     file = tmp_path / "half.onnx"
     to_half(sample_file, file)
     set_metadata(file, replace(OnnxModel(sample_file, "cpu").metadata, precision="fp16"))
-    batches = batches_of(read_images(tmp_path, processor, 1), processor, False, tmp_path)
-    with pytest.raises(CheckpointError, match=r"fp16 cannot be checked: .*--images"):
+    batches = make_batches(read_images(tmp_path, processor, 1), processor, False, tmp_path)
+    with pytest.raises(OptionError, match=r"images: expected images with .* score of at least 0.5, to check fp16, got"):
         check_agreement(network, OnnxModel(file, "cpu"), batches)
 
 
@@ -280,7 +283,7 @@ def test_export__leaves_nothing_when_the_check_fails(
     output.parent.mkdir()
     output.write_bytes(b"of an earlier export")
     monkeypatch.setattr(exporting, "trace", lambda _, __, path, *rest, **flags: shutil.copy(sample_file, path))
-    with pytest.raises(CheckpointError, match="not the model in fp32"):
+    with pytest.raises(CheckpointError, match="of the instances of the model in fp32, got another result"):
         export(folder, output)
     assert [path.name for path in output.parent.iterdir()] == ["model.onnx"]
     assert output.read_bytes() == b"of an earlier export"
@@ -289,30 +292,53 @@ def test_export__leaves_nothing_when_the_check_fails(
 @pytest.mark.parametrize(
     ("output", "flags", "message"),
     [
-        ("model.pt", {}, "ends in .onnx"),
-        ("model.onnx", {"precision": "bf16"}, "expected one of fp32, fp16, int8"),
-        ("model.onnx", {"precision": "int8"}, "int8 needs a folder of images"),
-        ("model.onnx", {"calibration_images": VALID}, "no other precision does"),
+        ("model.pt", {}, "output: expected a file name that ends in .onnx, got OUTPUT"),
+        ("model.onnx", {"precision": "bf16"}, "precision: expected one of fp32, fp16, int8, got bf16"),
+        (
+            "model.onnx",
+            {"precision": "int8"},
+            "calibration_images: expected a folder of images for the precision int8, got none; int8 measures the "
+            "ranges of activations on some dozens of images like those the model is used on",
+        ),
+        (
+            "model.onnx",
+            {"calibration_images": VALID},
+            f"calibration_images: expected none for the precision fp32, got {VALID}",
+        ),
         ("model.onnx", {"size": (100, 96)}, "size: expected a multiple of 16, got 100; 96 and 112 are the nearest"),
-        ("model.onnx", {"size": (96, 96), "dynamic": True}, "exclude each other"),
+        (
+            "model.onnx",
+            {"size": (96, 96), "dynamic": True},
+            "size: expected no size together with dynamic, got 96 96; a dynamic file takes all",
+        ),
     ],
 )
 def test_export__says_what_cannot_be_done(output: str, flags: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptionError) as caught:
         export(SAMPLE / "model", tmp_path / output, **flags)
+    assert str(caught.value) == message.replace("OUTPUT", str(tmp_path / output))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_export__says_which_packages_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingExtraError) as caught:
+        export(SAMPLE / "model", tmp_path / "model.onnx")
+    needed = "export needs onnx and onnxscript, not installed here"
+    assert str(caught.value) == f"{needed}; run pip install 'mask2former-dinov3[export]' in this environment"
 
 
 def test_export__says_what_it_cannot_read(sample_file: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected a model folder"):
         export(sample_file, tmp_path / "model.onnx")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="no image"):
+    with pytest.raises(DatasetError, match="empty: expected images, got a folder without images"):
         export(SAMPLE / "model", tmp_path / "model.onnx", images=tmp_path / "empty")
 
 
 def test_export__refuses_open_sizes_for_a_swin(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="dynamic: the windows of a Swin"):
+    with pytest.raises(OptionError, match="dynamic: expected a DINOv3 backbone, got a Swin"):
         export(write_model(tmp_path / "model", "swin"), tmp_path / "model.onnx", dynamic=True)
 
 

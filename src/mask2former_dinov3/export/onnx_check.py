@@ -175,8 +175,8 @@ def check_detections(
     for index, (height, width) in enumerate(real):
         kept = scores[index] > 0
         if masks[index, :, height:].any() or masks[index, :, :, width:].any():
-            reason = mismatch("masks inside the image", "masks that reach into the padding")
-            raise CheckpointError(f"exported file: {reason}")
+            got = "masks that reach into the padding"
+            raise CheckpointError(f"exported file: {mismatch('masks inside the image', got)}")
         inside = masks[index, kept, :height, :width]
         found = Instances(height, width, encode_masks(inside), labels[index][kept], scores[index][kept], None)
         partners = match_instances(expected[index], found, BOUNDS["fp32"])

@@ -257,14 +257,12 @@ def feed_of(processor: Mask2FormerDinov3ImageProcessor, prepared: Prepared) -> F
 def make_batches(
     prepared: list[Prepared], processor: Mask2FormerDinov3ImageProcessor, dynamic: bool, folder: Path
 ) -> CheckBatches:
-    """The batches for the check: the first image, then all others together (the first twice if it is the only one).
+    """The batches for the check: the first image, then all others together (the first twice if there are not two).
 
     dynamic: a third batch has one image of the folder on another canvas, lower and wider.
     """
-    batches: CheckBatches = [
-        (processor, prepared[:1]),
-        (processor, prepared[1:] if len(prepared) > 2 else prepared[:1] * 2),
-    ]
+    others = prepared[1:] if len(prepared) > 2 else prepared[:1] * 2
+    batches: CheckBatches = [(processor, prepared[:1]), (processor, others)]
     if dynamic:
         height, width = padded_size(processor.size["height"] * 3 // 4, processor.size["width"] + PADDING)
         other = change_canvas(processor, max(height, MIN_HEIGHT), width)

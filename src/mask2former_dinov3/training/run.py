@@ -23,6 +23,7 @@ from ..evaluation.evaluate import predict_split
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import Overlay, RunDescription
+from ..model_folder.card_picture import choose_image, draw_card_picture
 from ..model_folder.folder import collect_versions, save_model_folder
 from ..weights.lora import adapter_state
 from .checkpoint import OptimizationState, RunState, remove_old_checkpoints, save_checkpoint

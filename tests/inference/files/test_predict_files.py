@@ -18,7 +18,7 @@ from mask2former_dinov3.errors import DatasetError, OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.inference.files.find_images import find_images
 from mask2former_dinov3.inference.files.predict_files import predict_files
-from mask2former_dinov3.inference.files.progress import Progress
+from mask2former_dinov3.inference.files.progress import FinishedImage, Progress
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.instances import Instances
@@ -286,7 +286,7 @@ def test_predict_files__does_not_mix_models_or_images(
 ) -> None:
     folder = write_pictures(tmp_path / "in", 3)
     other = Predictor.from_pretrained(model_folder, "cpu")
-    next(other.model.parameters()).data[0] += 1
+    next(iter(other.model.state_dict().values()))[0] += 1
     stop_after(2, lambda: predict_files(other, [folder], tmp_path / "out", settings=ALL))
     stop_after(2, lambda: predict_files(predictor, [folder], tmp_path / "out", settings=ALL))
     assert "another model" in caplog.text
@@ -300,7 +300,7 @@ def stop_after(count: int, run: Any) -> None:
     """Ctrl-C once so many images are done."""
     finish, done = Progress.finish, []
 
-    def stopped(self: Progress, key: str, entry: dict[str, Any], results: Any) -> None:
+    def stopped(self: Progress, key: str, entry: FinishedImage, results: Any) -> None:
         finish(self, key, entry, results)
         done.append(key)
         if len(done) == count:

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,7 +173,7 @@ class _Run:
                 else:
                     self._predict_batch(batch)
 
-    def _batches(self, files: Sequence[_File], bar: tqdm[NoReturn]) -> Generator[list[_Loaded] | _Large, None, None]:
+    def _batches(self, files: Sequence[_File], bar: tqdm[None]) -> Generator[list[_Loaded] | _Large, None, None]:
         """Batches of loaded images, and large images one by one, in order; at most two batches are in memory."""
         batch: list[_Loaded] = []
         with closing(prefetch(files, self._load, ahead=self.settings.batch_size)) as loaded:
