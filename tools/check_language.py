@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PLACES = ("*.md", "*.py", "docs/*.md", "benchmarks/*.md", "benchmarks/*.py", ".github/**/*.md", "tools/*.py")
+PLACES: tuple[str, ...] = (
+    "*.md",
+    "*.py",
+    "docs/*.md",
+    "benchmarks/*.md",
+    "benchmarks/*.py",
+    ".github/**/*.md",
+    "tools/*.py",
+)
 PLACES += tuple(f"{folder}/**/*.{kind}" for folder in ("src", "tests") for kind in ("py", "md", "html", "js"))
 # Texts of other people, and those that have to spell the idioms.
 SKIPPED = {"DINOV3_LICENSE.md", "ATTRIBUTION.md", "check_language.py", "test_packaging.py"}

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -41,25 +41,25 @@ class Annotation(str):
         return str(self)
 
 
-def signature(name: str, value: object) -> str:
+def without_quotes(annotation: object) -> object:
+    return Annotation(annotation) if isinstance(annotation, str) else annotation
+
+
+def signature(name: str, value: Callable[..., object]) -> str:
     """`name(parameters) -> result`, over several lines where it is long.
 
     Raises ValueError for a default that shows as an address, which differs from run to run.
     """
-    assert callable(value)
     found = inspect.signature(value)
     parameters = [
-        one.replace(annotation=Annotation(one.annotation) if isinstance(one.annotation, str) else one.annotation)
+        one.replace(annotation=without_quotes(one.annotation))
         for one in found.parameters.values()
         if one.name not in ("self", "cls")
     ]
-    result = found.return_annotation
-    if inspect.isclass(value):
-        result = inspect.Signature.empty  # `-> None` of its __init__
-    elif isinstance(result, str):
-        result = Annotation(result)
+    is_class = isinstance(value, type)  # then the signature is that of __init__, which returns None
+    result = inspect.Signature.empty if is_class else without_quotes(found.return_annotation)
     text = name + str(found.replace(parameters=parameters, return_annotation=result))
-    if " object at 0x" in text:
+    if " at 0x" in text:
         raise ValueError(f"{name}: a default's text holds an address; give its class a __repr__: {text}")
     if len(text) <= WIDTH:
         return text
