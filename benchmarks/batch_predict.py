@@ -90,7 +90,7 @@ def job(args: argparse.Namespace, images: Path, output: Path, actors: int) -> Ro
         str(output),
         device=args.device,
         actors=actors,
-        batch_size=args.batch_size,
+        settings=InferenceSettings(batch_size=args.batch_size),
         shard_size=shard,
     )
     seconds = time.perf_counter() - start

@@ -24,7 +24,7 @@ from PIL import Image
 
 from mask2former_dinov3.allocator import keep_freed_memory
 from mask2former_dinov3.config.train_config import TrainConfig, load_config
-from mask2former_dinov3.inference.predictor import load_model
+from mask2former_dinov3.inference.predictor import load_network
 from mask2former_dinov3.model_folder.card import RunDescription
 from mask2former_dinov3.model_folder.folder import save_model_folder
 from mask2former_dinov3.sample_data import SAMPLE
@@ -89,7 +89,7 @@ def store(runs: list[Path], output: Path) -> None:
     """`best/` of the last run in half precision, to be computed in float32 as ever; log and options of each run,
     without folders, the earlier ones' under their names."""
     last, first = runs[-1], runs[0]
-    model, processor = load_model(last / "best", "cpu")
+    model, processor = load_network(last / "best", "cpu")
     lines = [json.loads(line) for line in (last / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     metrics = max((line for line in lines if "AP" in line), key=lambda line: float(line["AP"]))
     config, _ = load_config(last / "train_config.json")
