@@ -10,10 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from mask2former_dinov3.config.option_help import format_options
-from mask2former_dinov3.config.presets import HUB_BACKBONES, MODEL_TYPE, PRESETS, SPLIT_OPTIONS
+from mask2former_dinov3.config.presets import HUB_BACKBONES, PRESETS, SPLIT_OPTIONS
 from mask2former_dinov3.config.train_config import TrainConfig, load_config
 from mask2former_dinov3.errors import ConfigError
 from mask2former_dinov3.model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
+from mask2former_dinov3.version import MODEL_TYPE
 from support.paths import ROOT
 
 RECIPES = sorted([*ROOT.glob("mask2former*_args.json"), *ROOT.glob("src/mask2former_dinov3/sample/*_args.json")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.presets import SPLIT_OPTIONS
-from .parser import VerbParser, not_negative, number, positive
+from .parser import VerbParser, not_negative, positive, real_number
 
 SAVEABLE = ("overlays", "masks", "coco", "geojson", "yolo")
 DEVICE = "cpu, cuda, or one GPU such as cuda:1 (default: a GPU if there is one)"
@@ -63,7 +63,7 @@ def add_model_options(parser: VerbParser, *, required: bool) -> None:
 def add_threshold(parser: VerbParser) -> None:
     parser.add_argument(
         "--threshold",
-        type=number,
+        type=real_number,
         metavar="T",
         default=0.5,
         help="minimum score of a reported instance (default: %(default)s)",
@@ -80,7 +80,7 @@ def add_tiles(parser: VerbParser) -> None:
     )
     parser.add_argument(
         "--overlap",
-        type=number,
+        type=real_number,
         metavar="F",
         default=0.2,
         help="fraction of a tile that it shares with its neighbour (default: %(default)s)",
@@ -155,13 +155,13 @@ def add_batch_predict(parser: VerbParser) -> None:
     )
     parser.add_argument(
         "--cpus-per-actor",
-        type=number,
+        type=real_number,
         metavar="N",
         help="CPUs reserved per actor (default: the node's CPUs minus 0.5 kept for image readers)",
     )
     parser.add_argument(
         "--gpus-per-actor",
-        type=number,
+        type=real_number,
         metavar="F",
         help="GPUs reserved per actor, 0 to 1 (default: 1 if the cluster has GPUs, otherwise 0)",
     )
@@ -198,7 +198,7 @@ def add_check_data(parser: VerbParser) -> None:
         )
     parser.add_argument(
         "--valid-split",
-        type=number,
+        type=real_number,
         metavar="F",
         default=0.1,
         help="fraction of the training images used for validation without a validation split (default: %(default)s)",
@@ -249,8 +249,8 @@ def add_serve(parser: VerbParser) -> None:
         ),
         ("max-bytes", positive, 20_000_000, "maximum size of a request in bytes"),
         ("max-pixels", positive, 50_000_000, "maximum number of pixels of an image"),
-        ("timeout", number, 60.0, "seconds until an unanswered request fails"),
-        ("max-wait", number, 10.0, "milliseconds that an image waits for others, to be predicted in one batch"),
+        ("timeout", real_number, 60.0, "seconds until an unanswered request fails"),
+        ("max-wait", real_number, 10.0, "milliseconds that an image waits for others, to be predicted in one batch"),
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="N", default=default, help=f"{text} (default: %(default)s)")
     parser.memory_advice += ("lower --batch-size", "lower --max-pixels")

@@ -94,7 +94,7 @@ def reword(message: str, parser: VerbParser) -> str:
     if choice := re.fullmatch(r"invalid choice: (.+) \(choose from (.+)\)", reason):
         got = choice[1].strip("'\"")
         advice = suggest(got, parser.verbs, "") if parser.verbs else ""
-        reason = mismatch(f"one of {choice[2]}".replace("'", ""), quote(got), advice)
+        reason = mismatch(f"one of {choice[2]}".replace("'", ""), quote_text(got), advice)
     elif reason == "expected one argument":
         reason = mismatch("a value", "none")
     elif count := re.fullmatch(r"expected (\d+) arguments", reason):
@@ -111,7 +111,7 @@ def suggest_option(flag: str, parser: VerbParser) -> str:
     return suggest(flag.replace("_", "-"), parser.options, f"see `{parser.prog} --help`")
 
 
-def quote(text: str) -> str:
+def quote_text(text: str) -> str:
     """A number as it is, any other text in quotes."""
     try:
         float(text)
@@ -123,20 +123,20 @@ def quote(text: str) -> str:
 def positive(text: str) -> int:
     """A whole number above 0, for argparse."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(mismatch("a whole number above 0", quote(text)))
+        raise argparse.ArgumentTypeError(mismatch("a whole number above 0", quote_text(text)))
     return int(text)
 
 
 def not_negative(text: str) -> int:
     """A whole number from 0, for argparse."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(mismatch("a whole number of at least 0", quote(text)))
+        raise argparse.ArgumentTypeError(mismatch("a whole number of at least 0", quote_text(text)))
     return int(text)
 
 
-def number(text: str) -> float:
+def real_number(text: str) -> float:
     """A number, for argparse; its range is checked where it is used."""
     try:
         return float(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(mismatch("a number", quote(text))) from error
+        raise argparse.ArgumentTypeError(mismatch("a number", quote_text(text))) from error

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import mismatch
-from .presets import HUB_BACKBONES, MODEL_TYPE, PRESETS
+from ..version import MODEL_TYPE
+from .presets import HUB_BACKBONES, PRESETS
 
 if TYPE_CHECKING:
     from .train_config import TrainConfig

@@ -1,8 +1,7 @@
-"""Names that several rooms share: presets, repositories on the hub, the model type, options that name a split."""
+"""Names that several rooms share: presets, repositories on the hub, options that name a split."""
 
 from __future__ import annotations
 
-MODEL_TYPE = "mask2former_dinov3"  # in the config.json of a model folder; also `Mask2FormerDinov3Config.model_type`
 PRESETS = ("tiny", "smallplus", "large")  # backbones with random weights; their shapes are `model.VIT_SHAPES`
 HUB_BACKBONES = {  # the pretrained weights of a preset
     "smallplus": "facebook/dinov3-vits16plus-pretrain-lvd1689m",

@@ -18,7 +18,7 @@ from ..visualize import Picture, draw_instances, enlargement
 from .card import Overlay
 
 CANDIDATES = 50  # images that are considered
-MAX_INSTANCES = 50  # among more instances one cannot see whether they are right
+MAX_DRAWN = 50  # among more instances one cannot see whether they are right
 MAX_BYTES = 300_000
 # (longest side in pixels, JPEG quality), tried in this order; the last is for pictures of pure noise
 JPEG_SETTINGS = ((1024, 90), (1024, 75), (768, 75), (512, 60))
@@ -29,7 +29,7 @@ def choose_image(images: Sequence[ImageRecord]) -> ImageRecord:
 
     def rank(record: ImageRecord) -> tuple[bool, int]:
         count = _count_annotated(record)
-        return count <= MAX_INSTANCES, count if count <= MAX_INSTANCES else -count
+        return count <= MAX_DRAWN, count if count <= MAX_DRAWN else -count
 
     return max(images[:CANDIDATES], key=rank)
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, mismatch
 from ..json_files import read_json_object
-
-MODEL_TYPE = "mask2former_dinov3"  # `Mask2FormerDinov3Config.model_type`
+from ..version import MODEL_TYPE
 
 
 def check_model_folder(folder: Path, files: tuple[str, ...] = ("config.json", "preprocessor_config.json")) -> None:
