@@ -156,7 +156,7 @@ def test_batch_predict__finds_what_predict_finds(straight: Path, images: Path, m
             assert one["area"] == pytest.approx(area, rel=0.01, abs=2)
     reasons = {Path(row["image"]).name: row["reason"] for row in rows(straight, "failures")}
     assert "damaged or cut short" in reasons["broken.png"]
-    assert "not an image that can be read" in reasons["text.jpg"]
+    assert "got another kind of file" in reasons["text.jpg"]
 
 
 def test_batch_predict__does_what_is_left(

@@ -92,7 +92,7 @@ def test_to_rgb__integers_beyond_sixteen_bits_are_refused() -> None:
 
 def test_read_image__floating_point_is_refused_by_name(tmp_path: Path) -> None:
     path = save(tmp_path / "a.tiff", Image.fromarray(np.zeros((2, 2), dtype=np.float32)))
-    with pytest.raises(DatasetError, match=r"a\.tiff: expected grey, RGB.*got Pillow mode F,.*save the image"):
+    with pytest.raises(DatasetError, match=r"a\.tiff: expected grey, RGB.*got Pillow mode 'F',.*save the image"):
         images.read_image(path)
 
 

@@ -117,7 +117,7 @@ def test_processor__says_what_it_cannot_take(processor: Mask2FormerDinov3ImagePr
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(DatasetError, match=r"text\.png"):
         processor(tmp_path / "text.png")
-    with pytest.raises(DatasetError, match=r"none\.png: no such file"):
+    with pytest.raises(DatasetError, match=r"none\.png: expected an image file, got no such file"):
         processor(tmp_path / "none.png")
     wrong: list[Any] = [
         np.zeros((4, 4, 3)),

@@ -83,7 +83,7 @@ def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
         image = image.convert("RGBA")
     elif image.mode not in _PLAIN_MODES:
         raise DatasetError(
-            f"expected grey, RGB, palette, CMYK or 16-bit grey pixels, got Pillow mode {image.mode}, which has no "
+            f"expected grey, RGB, palette, CMYK or 16-bit grey pixels, got Pillow mode {image.mode!r}, which has no "
             "agreed range of values; save the image with 8 or 16 bits per channel"
         )
     return np.array(image.convert("RGB"))

@@ -146,7 +146,9 @@ def test_open_image__without_rasterio_reads_whole(tmp_path: Path, monkeypatch: p
         assert not image.large
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with (
-        pytest.raises(DatasetError, match=r"image\.png: over 2,000 pixels.*--tile.*pip install .*\[large\]"),
+        pytest.raises(
+            DatasetError, match=r"image\.png: expected .* over 2,000 pixels.*--tile.*pip install .*\[large\]"
+        ),
         open_image(path),
     ):
         pass
