@@ -189,7 +189,7 @@ def test_forward__refuses_bad_input() -> None:
         model(torch.randn(1, 3, 60, 64))
     with pytest.raises(ValueError, match="pixel_mask: expected shape"):
         model(torch.randn(1, 3, 64, 64), pixel_mask=torch.ones(1, 32, 32))
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="mask_labels, class_labels: expected both or neither, got one of them"):
         model(torch.randn(1, 3, 64, 96), mask_labels=labels([1])["mask_labels"])
     with pytest.raises(ValueError, match=r"mask_labels\[0\]: expected shape \(1, 64, 64\)"):
         model(torch.randn(1, 3, 64, 64), **labels([1]))

@@ -310,8 +310,8 @@ def test_choose_trained__resolves_null_and_says_so(
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("vit", {"frozen_blocks": 6}, "frozen_blocks: the backbone has 5 blocks, got 6; give 0 to 5"),
-        ("swin", {"frozen_blocks": 99}, "frozen_blocks: the backbone has 5 blocks, got 99"),
+        ("vit", {"frozen_blocks": 6}, "frozen_blocks: expected 0 to 5, the backbone's blocks, got 6"),
+        ("swin", {"frozen_blocks": 99}, "frozen_blocks: expected 0 to 5, the backbone's blocks, got 99"),
         ("vit", {"lora_rank": 2, "lora_targets": "q_proj,qkv"}, "lora_targets: .* no linear layer named qkv; it has "),
         ("vit", {"lora_rank": 2, "lora_targets": "norm1"}, "it has down_proj, k_proj, o_proj, q_proj, up_proj, v_proj"),
         ("convnext", {"lora_rank": 2}, "named q_proj, v_proj; it has pointwise_conv1, pointwise_conv2"),
