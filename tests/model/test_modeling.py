@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import (
     SwinConfig,
 )
 
+import mask2former_dinov3.model
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.model.kernels.convolution import Conv2d
 from mask2former_dinov3.model.padding import real_pixels
@@ -183,11 +185,11 @@ def test_autocast__loss_is_close_to_float32(dtype: torch.dtype, neck: str) -> No
 
 def test_forward__refuses_bad_input() -> None:
     model = small_model().eval()
-    with pytest.raises(ValueError, match="height 60 is not a multiple of 32; nearest are 32 and 64"):
+    with pytest.raises(ValueError, match="a height that is a multiple of 32, got 60; 32 and 64 are the nearest"):
         model(torch.randn(1, 3, 60, 64))
     with pytest.raises(ValueError, match="pixel_mask: expected shape"):
         model(torch.randn(1, 3, 64, 64), pixel_mask=torch.ones(1, 32, 32))
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="mask_labels, class_labels: expected both or neither, got one of them"):
         model(torch.randn(1, 3, 64, 96), mask_labels=labels([1])["mask_labels"])
     with pytest.raises(ValueError, match=r"mask_labels\[0\]: expected shape \(1, 64, 64\)"):
         model(torch.randn(1, 3, 64, 64), **labels([1]))
@@ -248,3 +250,23 @@ def test_load_state_dict__takes_the_names_of_a_saved_file(backbone: Any, neck: s
     del stored[missing]
     with pytest.raises(RuntimeError, match=missing):
         second.load_state_dict(stored)
+
+
+# Part of the room -> the parts that it may import; the rest are the modules beside `modeling`.
+PARTS = {"kernels": {"kernels"}, "parts": {"kernels", "parts"}, "criterion": {"kernels", "parts", "criterion"}}
+
+
+def test_modules__kernels_are_below_the_parts_and_the_criterion_above_them() -> None:
+    room = Path(mask2former_dinov3.model.__file__).parent
+    names = {"modeling": "modeling", "kernels": "kernels", "criterion": "criterion"}
+    entered: dict[str, set[str]] = {part: set() for part in PARTS}
+    for path in room.rglob("*.py"):
+        part = names.get(path.parent.name, "parts") if path.parent != room else names.get(path.stem, "parts")
+        if part == "modeling" or path == room / "__init__.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                own = path.parent.parts[: len(path.parent.parts) - node.level + 1]
+                target = Path(*own, *(node.module or "").split(".")).relative_to(room)
+                entered[part].add(names.get(target.parts[0], "parts"))
+    assert entered == PARTS

@@ -12,7 +12,7 @@ from torch import Tensor
 from mask2former_dinov3.model.criterion.mask_places import coverage
 from mask2former_dinov3.model.criterion.seed_loss import heat_map, seed_loss
 from mask2former_dinov3.model.mask_prior import UNIT, MaskPrior, place_channels, prior_logits
-from mask2former_dinov3.model.query_seeds import peaks
+from mask2former_dinov3.model.query_seeds import find_peaks
 from support.models import labels, padded_mask, small_model
 
 
@@ -66,7 +66,7 @@ def test_peaks__come_first_then_the_highest_others_then_padding() -> None:
     valid = torch.ones(1, 4, 6, dtype=torch.bool)
     valid[:, :, 5] = False
     logits[0, 0, 5] = 9.0
-    found = peaks(logits, valid, 30)[0].tolist()
+    found = find_peaks(logits, valid, 30)[0].tolist()
     assert found[:2] == [7, 22]
     assert len(found) == 30
     assert set(found) == set(range(24))

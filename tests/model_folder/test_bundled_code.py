@@ -273,3 +273,39 @@ def test_write_code__refuses_what_is_no_model_folder_of_ours(model_folder: Path,
         with pytest.raises(CheckpointError, match=said):
             write_code(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "preprocessor_config.json"]
+
+
+OLD_CONFIG_ENTRIES = {  # as earlier versions wrote them into config.json
+    "auto_map": {
+        "AutoConfig": "configuration.Mask2FormerDinov3Config",
+        "AutoModelForImageSegmentation": "modeling.Mask2FormerDinov3ForInstanceSegmentation",
+        "AutoModelForUniversalSegmentation": "modeling.Mask2FormerDinov3ForInstanceSegmentation",
+    },
+    "custom_pipelines": {
+        "instance-segmentation": {
+            "impl": "pipeline.InstanceSegmentationPipeline",
+            "pt": ["AutoModelForUniversalSegmentation"],
+            "type": "image",
+        }
+    },
+}
+OLD_PROCESSOR_ENTRIES = {"auto_map": {"AutoImageProcessor": "image_processing.Mask2FormerDinov3ImageProcessor"}}
+
+
+def test_write_code__entries_of_earlier_versions_load_and_are_still_written(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(model_folder, folder)
+    for name, entries in (("config.json", OLD_CONFIG_ENTRIES), ("preprocessor_config.json", OLD_PROCESSOR_ENTRIES)):
+        stored = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(stored | entries))
+    model = AutoModelForUniversalSegmentation.from_pretrained(folder, trust_remote_code=True)
+    assert type(model) is Mask2FormerDinov3ForInstanceSegmentation
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    assert type(processor) is Mask2FormerDinov3ImageProcessor
+    pipe = pipeline("instance-segmentation", model=str(folder), device="cpu", trust_remote_code=True)
+    assert type(pipe) is InstanceSegmentationPipeline
+    write_code(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert {name: config[name] for name in OLD_CONFIG_ENTRIES} == OLD_CONFIG_ENTRIES  # same modules, same classes
+    stored = json.loads((folder / "preprocessor_config.json").read_text())
+    assert stored["auto_map"] == OLD_PROCESSOR_ENTRIES["auto_map"]

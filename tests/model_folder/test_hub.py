@@ -24,9 +24,9 @@ from mask2former_dinov3.errors import CheckpointError, HubError
 from mask2former_dinov3.inference.predictor import load_network
 from mask2former_dinov3.model import Mask2FormerDinov3Config
 from mask2former_dinov3.model_folder import hub as hub_module
-from mask2former_dinov3.model_folder.contents import MODEL_TYPE
 from mask2former_dinov3.model_folder.folder import save_model_folder
 from mask2former_dinov3.model_folder.hub import prepare_repository, push, push_finished
+from mask2former_dinov3.version import MODEL_TYPE
 from support.hub_stand_in import HubStandIn, running_hub
 from support.paths import SOURCE
 

@@ -24,9 +24,9 @@ from ..model_folder.bundled_code import write_code
 from ..model_folder.folder import save_model_folder
 from ..model_folder.hub import RUN_FILES
 from ..model_folder.licence import LICENCE_TEXT, LICENSE_FILE
-from ..weights.backbones import SATELLITE, is_path, load_backbone, load_whole_state, pixel_statistics
+from ..weights.backbones import SATELLITE, load_backbone, load_whole_state, pixel_statistics
 from ..weights.formats import META_CONVNEXT, META_VIT, TIMM_CONVNEXT, TIMM_VIT, WHOLE, size_name, to_origin
-from ..weights.loading import find_file, read_source_json
+from ..weights.loading import find_file, is_path, read_source_json
 from ..weights.mask2former import load_trained_model, rebuild, to_mask2former
 
 MODEL_FOLDER = "mask2former-dinov3"

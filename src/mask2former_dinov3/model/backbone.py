@@ -1,8 +1,6 @@
-"""The pretrained network: built, and tapped for four feature maps. `backbone_source` loads it."""
+"""Build the backbone, and take four feature maps from it. `weights.backbones` loads its weights."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +8,13 @@ from transformers import AutoBackbone, DINOv3ViTModel, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.dinov3_convnext.modeling_dinov3_convnext import DINOv3ConvNextLayer
 
-from .configuration import Mask2FormerDinov3Config
+from .configuration import VIT_PATCH_SIZE, Mask2FormerDinov3Config
 
 # B batch, D width of the ViT, h = H/16, w = W/16
 
 
 class CheckpointedConvNextLayer(GradientCheckpointingLayer, DINOv3ConvNextLayer):
-    """A block that `activation_checkpointing_enable()` finds, as it finds those of the other backbones."""
+    """A block that `activation_checkpointing_enable()` recognises; transformers' own ConvNeXt block is not one."""
 
 
 def build_backbone(config: Mask2FormerDinov3Config) -> PreTrainedModel:
@@ -32,11 +30,11 @@ def build_backbone(config: Mask2FormerDinov3Config) -> PreTrainedModel:
     return backbone
 
 
-def unreachable_parameters(backbone: Any, config: Mask2FormerDinov3Config) -> list[nn.Parameter]:
-    """Parameters that no loss can reach, so that no process group may wait for their gradient.
+def unreachable_parameters(backbone: PreTrainedModel, config: Mask2FormerDinov3Config) -> list[nn.Parameter]:
+    """Parameters that never get a gradient; distributed training would wait for it.
 
-    DINOv3's mask token (pretraining only), its final norm when taps go without it, blocks behind the last tap, and
-    the layer norm over Swin's last hidden state, which no tap reads.
+    These are DINOv3's mask token (used in pretraining only), its final norm if taps are not normed, blocks after the
+    last tap, and the layer norm over Swin's last hidden state, which no map uses.
     """
     model_type = config.backbone_config.model_type
     if model_type == "swin":
@@ -51,18 +49,18 @@ def unreachable_parameters(backbone: Any, config: Mask2FormerDinov3Config) -> li
     return parameters
 
 
-def tapped_maps(backbone: Any, config: Mask2FormerDinov3Config, pixel_values: Tensor) -> list[Tensor]:
-    """pixel_values (B, 3, H, W), H and W multiples of 32 -> four maps.
+def tapped_maps(backbone: PreTrainedModel, config: Mask2FormerDinov3Config, pixel_values: Tensor) -> list[Tensor]:
+    """Four feature maps of pixel_values (B, 3, H, W), H and W multiples of 32.
 
-    A ViT gives (B, D, h, w) after each tapped block, class and register tokens removed, normed if `backbone_norm`; a
-    pyramid network its own maps at strides 4, 8, 16, 32.
+    Of a ViT (B, D, h, w) after each tapped block, without class and register tokens, normed if `backbone_norm`; of a
+    pyramid network its maps at strides 4, 8, 16, 32.
     """
     if config.neck == "none":
         return list(backbone(pixel_values).feature_maps)
-    grid = (pixel_values.shape[2] // 16, pixel_values.shape[3] // 16)
+    grid = (pixel_values.shape[2] // VIT_PATCH_SIZE, pixel_values.shape[3] // VIT_PATCH_SIZE)
     prefix = 1 + config.backbone_config.num_register_tokens
     taps = list(config.backbone_taps)
-    # transformers' own forward collects the outputs of all blocks by hooks: more memory, and no one graph to compile.
+    # transformers' own forward keeps the outputs of all blocks by hooks: more memory, and several compiled graphs.
     hidden_states = backbone.embeddings(pixel_values.to(backbone.dtype))  # (B, 1+R+h*w, D)
     rotations = backbone.rope_embeddings(pixel_values)
     maps = []
@@ -76,22 +74,21 @@ def tapped_maps(backbone: Any, config: Mask2FormerDinov3Config, pixel_values: Te
 
 
 def is_frozen(backbone: PreTrainedModel) -> bool:
-    """True when no parameter of the backbone is trained (adapters inside it count as trained)."""
+    """Whether no parameter of the backbone is trained (LoRA adapters in it count as trained)."""
     return not any(parameter.requires_grad for parameter in backbone.parameters())
 
 
 def grad_mode(backbone: PreTrainedModel) -> torch.set_grad_enabled:
-    """No graph and no stored activations for a frozen backbone."""
+    """Context that records no graph and stores no activations if the backbone is frozen."""
     return torch.set_grad_enabled(torch.is_grad_enabled() and not is_frozen(backbone))
 
 
-def backbone_blocks(backbone: Any) -> list[list[nn.Module]]:
-    """The modules of the embeddings, of every block, and of the final norms: depth + 2 lists for a depth of blocks.
+def backbone_blocks(backbone: PreTrainedModel) -> list[list[nn.Module]]:
+    """Modules of the embeddings, of every block, and of the final norms: depth + 2 lists.
 
-    Every parameter of the backbone is in exactly one of them. Embeddings are all that comes before the first block
-    (for a ViT also the position embedding, for a ConvNeXt its stem). In a pyramid, blocks are counted through the
-    stages, and the reduction between two stages belongs to the block behind it. A ConvNeXt has no final norm, a Swin
-    one for each of its maps.
+    Every parameter of the backbone is in exactly one list. Embeddings are all modules before the first block (of a ViT
+    also the position embedding, of a ConvNeXt the stem). In a pyramid, blocks are counted through the stages, and the
+    downsampling between two stages belongs to the block after it. A ConvNeXt has no final norm, a Swin one per map.
     """
     model_type = backbone.config.model_type
     if model_type == "dinov3_vit":

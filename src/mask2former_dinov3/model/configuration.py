@@ -1,4 +1,4 @@
-"""Configuration of the network: everything its graph depends on, and nothing about the run that trains it."""
+"""Configuration of the network: all that its graph depends on, and nothing about the training run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+VIT_PATCH_SIZE = 16  # pixels; also the stride of all maps with the plain neck
+COARSEST_STRIDE = 32  # pixels; sides of the input are multiples of it
+NORM_GROUPS = 32  # of every group norm of the head
+# Mean and std of ImageNet, RGB in 0..1.
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 NECKS = ("pyramid", "adapter", "plain", "none")
 QUERY_INITS = ("learned", "seeds")
-COMPARED_ON = ("points", "pixels")
+MASK_PLACES = ("points", "pixels")
 BACKBONES = ("dinov3_vit", "dinov3_convnext", "swin")
-PYRAMID_STAGES = ("stage1", "stage2", "stage3", "stage4")  # of a backbone that is a pyramid: strides 4, 8, 16, 32
+PYRAMID_STAGES = ("stage1", "stage2", "stage3", "stage4")  # of a Swin or ConvNeXt: strides 4, 8, 16, 32
 
-# Shapes of the DINOv3 ViTs (arXiv:2508.10104, table of the model family). `tiny` is ours: a ViT that a CPU trains.
-VIT_SHAPES: dict[str, dict[str, Any]] = {
+# Shapes of the DINOv3 ViTs (arXiv:2508.10104, table of the model family); `tiny` is added here for training on a CPU.
+VIT_SHAPES: dict[str, dict[str, int | str]] = {
     "tiny": {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 3},
     "smallplus": {
         "hidden_size": 384,
@@ -29,8 +33,8 @@ VIT_SHAPES: dict[str, dict[str, Any]] = {
     "large": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
 
-# What a preset changes in the head. The tiny ViT gets a head of its own size; the others the published one.
-HEAD_SHAPES: dict[str, dict[str, Any]] = {
+# Fields that a preset changes in the head: the tiny ViT has a smaller head, the others have the published one.
+HEAD_SHAPES: dict[str, dict[str, int]] = {
     "tiny": {
         "hidden_dim": 128,
         "feature_size": 128,
@@ -47,26 +51,27 @@ HEAD_SHAPES: dict[str, dict[str, Any]] = {
 
 class Mask2FormerDinov3Config(PreTrainedConfig):
     r"""
-    Field names are those of `transformers.Mask2FormerConfig` wherever the thing is the same.
+    Field names are those of `transformers.Mask2FormerConfig` wherever the meaning is the same.
 
     Args:
         backbone_config: transformers' `DINOv3ViTConfig`, `DINOv3ConvNextConfig` or `SwinConfig`, or its dict.
-        backbone_taps: four block numbers, counted from 1, whose outputs are tapped (ViT only); default: the quarters.
-        backbone_norm: the backbone's final norm on every tap, as in Meta's evaluation
-            (`get_intermediate_layers(norm=True)`); models of the original project need it off.
-        neck: "pyramid" (ViTDet, strides 4, 8, 16, 32), "adapter" (the same and a convolutional stem beside the ViT),
-            "plain" (all maps at stride 16) or "none" (the backbone is a pyramid itself: Swin, ConvNeXt).
-        neck_channels: channels of the four maps that the neck gives; default `feature_size` each.
-        query_init: "learned" (published) or "seeds": queries are born at the peaks of a dense score and carry a spatial
-            prior (`seeds.QuerySeeds`, `mask_prior.MaskPrior`). seed_weight: of that score's loss.
-        matching, mask_loss: where masks are compared with their targets, on random "points" (published) or on all
-            "pixels" of the mask map; the matching at the finest feature map's stride.
+        backbone_taps: four block numbers, counted from 1, whose outputs are used (ViT only); default: the blocks at a
+            quarter, half, three quarters and the end of the depth.
+        backbone_norm: apply the backbone's final norm to every tap, as in Meta's evaluation
+            (`get_intermediate_layers(norm=True)`); models of the original project need False.
+        neck: "pyramid" (ViTDet, strides 4, 8, 16, 32), "adapter" (pyramid plus a convolutional stem beside the ViT),
+            "plain" (all maps at stride 16) or "none" (for Swin and ConvNeXt, which are pyramids themselves).
+        neck_channels: channels of the neck's four output maps; default `feature_size` each.
+        query_init: "learned" (published) or "seeds": queries start at the peaks of a dense score and have a spatial
+            prior (`query_seeds.QuerySeeds`, `mask_prior.MaskPrior`). seed_weight: weight of that score's loss.
+        matching, mask_loss: where masks are compared with their targets: at random "points" (published) or at all
+            "pixels" of the mask map; matching compares pixels at the finest feature map's stride.
         mask_stride: pixels of the input per pixel of `masks_queries_logits`: `finest_stride` (default) or half of it.
-        category_ids: label -> category id of the data set the model was trained on; default 1..K.
-        backbone_source: where the backbone's weights came from (hub id or folder), None for random weights.
-        decoder_layers: as in Hugging Face's config: 10 are 9 layers and the initial prediction.
+        category_ids: label -> category id in the data set that the model was trained on; default 1..K.
+        backbone_source: origin of the backbone's weights (hub id or folder), None for random weights.
+        decoder_layers: as in Hugging Face's config: 10 means 9 layers and the initial prediction.
 
-    Raises ValueError, naming field, value and remedy, for what this architecture does not do.
+    Raises ValueError, with field, value and remedy, for values that this architecture does not support.
     """
 
     model_type = "mask2former_dinov3"
@@ -114,8 +119,8 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     init_std: float = 0.02
     init_xavier_std: float = 1.0
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        if not self.is_remote_code():  # they are about code in the folder this was read from, not about the network
+    def __post_init__(self, **kwargs: object) -> None:
+        if not self.is_remote_code():  # these fields describe code in the folder that was read, not the network
             kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "custom_pipelines")}
         super().__post_init__(**kwargs)
         backbone = self.backbone_config
@@ -126,7 +131,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             if self.neck_channels is None:
                 self.neck_channels = [self.feature_size] * 4
         elif isinstance(backbone, PreTrainedConfig) and backbone.model_type in BACKBONES:
-            backbone.out_features = list(PYRAMID_STAGES)  # transformers' default taps the last stage alone
+            backbone.out_features = list(PYRAMID_STAGES)  # transformers' default is the last stage only
         if self.mask_stride is None:
             self.mask_stride = self.finest_stride
         if self.category_ids is None:
@@ -141,19 +146,19 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             raise ValueError(f"neck: expected one of {', '.join(NECKS)}, got {self.neck!r}")
         is_vit = model_type == "dinov3_vit"
         if is_vit == (self.neck == "none"):
-            hint = "use pyramid, adapter or plain" if is_vit else "it is a pyramid itself: use none"
-            raise ValueError(f"neck: {self.neck!r} does not fit a backbone of type {model_type}; {hint}")
+            hint = f"use {' or '.join(NECKS[:-1])}" if is_vit else "use none: the backbone is a pyramid itself"
+            raise ValueError(f"neck: expected one for a backbone of type {model_type}, got {self.neck!r}; {hint}")
         if is_vit:
             self._check_vit()
         if len(self.category_ids or ()) != self.num_labels:
             raise ValueError(f"category_ids: expected {self.num_labels}, one per label, got {self.category_ids}")
         for name in ("feature_size", "hidden_dim"):
-            if getattr(self, name) % 32 or getattr(self, name) % self.num_attention_heads:
+            if getattr(self, name) % NORM_GROUPS or getattr(self, name) % self.num_attention_heads:
                 raise ValueError(
-                    f"{name}: {getattr(self, name)} is not a multiple of 32 (group norm) "
-                    f"and of num_attention_heads={self.num_attention_heads}"
+                    f"{name}: expected a multiple of {NORM_GROUPS} (group norm) and of num_attention_heads="
+                    f"{self.num_attention_heads}, got {getattr(self, name)}"
                 )
-        for name, choices in (("query_init", QUERY_INITS), ("matching", COMPARED_ON), ("mask_loss", COMPARED_ON)):
+        for name, choices in (("query_init", QUERY_INITS), ("matching", MASK_PLACES), ("mask_loss", MASK_PLACES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected {' or '.join(choices)}, got {getattr(self, name)!r}")
         strides = (self.finest_stride, self.finest_stride // 2)
@@ -172,22 +177,23 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             raise ValueError(f"backbone_taps: expected four rising block numbers in 1..{depth}, got {taps}")
         if len(self.neck_channels or ()) != 4:
             raise ValueError(f"neck_channels: expected four numbers, got {self.neck_channels}")
-        if self.backbone_config.patch_size not in (16, [16, 16], (16, 16)):
-            raise ValueError(f"backbone_config.patch_size: expected 16, got {self.backbone_config.patch_size}")
-        if self.neck in ("pyramid", "adapter") and self.backbone_config.hidden_size % 64:
+        patch_size, width = self.backbone_config.patch_size, self.backbone_config.hidden_size
+        if patch_size not in (VIT_PATCH_SIZE, [VIT_PATCH_SIZE] * 2, (VIT_PATCH_SIZE,) * 2):
+            raise ValueError(f"backbone_config.patch_size: expected {VIT_PATCH_SIZE}, got {patch_size}")
+        if self.neck in ("pyramid", "adapter") and width % (2 * NORM_GROUPS):
             raise ValueError(
-                f"backbone_config.hidden_size: the pyramid halves it and groups it by 32, so it must be a multiple "
-                f"of 64, got {self.backbone_config.hidden_size}; use neck='plain'"
+                f"backbone_config.hidden_size: expected a multiple of {2 * NORM_GROUPS}, since the pyramid halves it "
+                f"before a group norm, got {width}; use neck='plain'"
             )
 
     @property
     def finest_stride(self) -> int:
         """Pixels of the input per pixel of the finest feature map: 16 with the plain neck, otherwise 4."""
-        return 16 if self.neck == "plain" else 4
+        return VIT_PATCH_SIZE if self.neck == "plain" else 4
 
     @classmethod
-    def preset(cls, name: str, **kwargs: Any) -> Mask2FormerDinov3Config:
-        """A network by size: "tiny", "smallplus" or "large"; keyword arguments override its fields.
+    def preset(cls, name: str, **kwargs: object) -> Mask2FormerDinov3Config:
+        """A configuration by size: "tiny", "smallplus" or "large"; keyword arguments override its fields.
 
         Raises ValueError for another name.
         """

@@ -1,8 +1,8 @@
-"""A spatial prior per query: an ellipse at the query's place, added to its mask logits.
+"""Spatial prior: an ellipse at the query's place, added to its mask logits.
 
-It says where a query is in the one language that the mask product speaks: a quadratic function of the place is a dot
-product of six numbers of the query with six of the pixel. Every query's first mask is then a blob on its own object, so
-the first matchings mean something and the masked attention looks at the right place from the first step on.
+A quadratic function of the place is a dot product of six numbers of the query and six of the pixel, so the prior is
+computed like the masks themselves. Each query's first mask is then a blob on its own object: the first matchings are
+meaningful, and masked attention looks at the right place from the first step.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .configuration import VIT_PATCH_SIZE
+
 # B batch, Q queries, h x w a map, D = hidden_dim
 CHANNELS = 6  # 1, x, y, x^2, xy, y^2
-UNIT = 16.0  # pixels of the image: places are told in patches of the ViT
+UNIT = float(VIT_PATCH_SIZE)  # pixels of the image: coordinates are counted in patches of the ViT
 
 
 def place_channels(height: int, width: int, stride: int, device: torch.device) -> Tensor:
-    """What a pixel brings to the product, (6, height, width) float32, for a map of this stride."""
+    """The pixels' six factors, (6, height, width) float32, of a map of this stride."""
     y = ((torch.arange(height, device=device) + 0.5) * (stride / UNIT))[:, None].expand(height, width)
     x = ((torch.arange(width, device=device) + 0.5) * (stride / UNIT))[None].expand(height, width)
     return torch.stack((torch.ones_like(x), x, y, x * x, x * y, y * y))
 
 
 def prior_logits(embeddings: Tensor, channels: Tensor) -> Tensor:
-    """The product itself, in float32 under autocast too: (B, Q, 6) and (6, S) -> (B, Q, S).
+    """Multiply (B, Q, 6) and (6, S) to (B, Q, S), in float32 even under autocast.
 
-    Squares of places are thousands of times as large as the differences that count.
+    Lower precision would fail: squared coordinates are thousands of times larger than the differences that matter.
     """
     with torch.autocast(embeddings.device.type, enabled=False):
         logits: Tensor = embeddings @ channels.to(embeddings.dtype)
@@ -33,11 +35,11 @@ def prior_logits(embeddings: Tensor, channels: Tensor) -> Tensor:
 
 
 class MaskPrior(nn.Module):
-    """From a query and its place to what it brings to the product.
+    """Computes the six factors of a query from its place and a learned shape.
 
-    The logit that is added at place p is b (1 - |L (p - c)|^2): b inside, in the middle of an ellipse, 0 on its rim,
-    falling off outside. c is the query's place and a learned step from it, L a lower triangular matrix, so that the
-    ellipse may have any shape and direction. With zero weights it starts as a disc of one patch of radius, b = 1.
+    The logit added at place p is b (1 - |L (p - c)|^2): b at the centre of an ellipse, 0 on its boundary, negative
+    outside. c is the query's place plus a learned step; L is lower triangular, so that the ellipse can have any shape
+    and direction. With zero weights it is a disc with a radius of one patch, and b = 1.
     """
 
     def __init__(self, hidden_dim: int) -> None:

@@ -1,4 +1,4 @@
-"""Mask2Former on a DINOv3 backbone: backbone, neck, pixel decoder, transformer decoder and criterion, composed."""
+"""The model: backbone, neck, head (pixel decoder and transformer decoder) and criterion."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import ModelOutput
 
 from .backbone import backbone_blocks, build_backbone, grad_mode, tapped_maps, unreachable_parameters
-from .configuration import Mask2FormerDinov3Config
+from .configuration import COARSEST_STRIDE, Mask2FormerDinov3Config
 from .criterion.loss import Mask2FormerCriterion
 from .kernels.deformable_attention import MultiScaleDeformableAttention
 from .mask_prior import MaskPrior
 from .necks import AdapterNeck, PlainNeck, SimpleFeaturePyramid
 from .padding import real_pixels
 from .pixel_decoder import PixelDecoder, PixelDecoderLayer
-from .query_seeds import PRIOR as SEED_PRIOR
-from .query_seeds import QuerySeeds
+from .query_seeds import SEED_PRIOR, QuerySeeds
 from .transformer_decoder import DecoderLayer, MaskEmbedder, QueryPredictions, TransformerDecoder
 
 # B batch, H and W input size, Q queries, K classes, N instances of one image
@@ -31,12 +31,12 @@ from .transformer_decoder import DecoderLayer, MaskEmbedder, QueryPredictions, T
 
 @dataclass
 class Mask2FormerDinov3Output(ModelOutput):
-    """What the model gives.
+    """Output of the model.
 
-    loss: scalar, the sum of `loss_dict`, when labels were given. class_queries_logits (B, Q, K+1), last class "no
-    object". masks_queries_logits (B, Q, H/s, W/s) with s = `config.mask_stride`; None in training unless asked for.
-    auxiliary_logits: on request, the same two of every layer before the last, first layer first. pixel_mask: the one
-    that was given, which post-processing needs to leave out the padding.
+    loss: scalar, the sum of `loss_dict`, if labels were given. class_queries_logits (B, Q, K+1), last class "no
+    object". masks_queries_logits (B, Q, H/s, W/s) with s = `config.mask_stride`; None in training unless requested.
+    auxiliary_logits: on request, the same two of every earlier layer, first layer first. pixel_mask: as given to the
+    model; post-processing needs it to remove the padding.
     """
 
     loss: Tensor | None = None
@@ -48,7 +48,7 @@ class Mask2FormerDinov3Output(ModelOutput):
 
 
 class Mask2FormerHead(nn.Module):
-    """Pixel decoder and transformer decoder: four feature maps in, queries with classes and masks out."""
+    """Pixel decoder and transformer decoder: four feature maps in, classes and masks of the queries out."""
 
     def __init__(self, config: Mask2FormerDinov3Config, in_channels: list[int]) -> None:
         super().__init__()
@@ -65,13 +65,16 @@ class Mask2FormerHead(nn.Module):
     def forward(
         self, feature_maps: list[Tensor], pixel_mask: Tensor | None = None, output_auxiliary_logits: bool = False
     ) -> Mask2FormerDinov3Output:
-        """feature_maps: maps (B, C_i, h_i, w_i) at strides 4, 8, 16, 32, before them the detail of an adapter neck at
-        stride 2 where masks are as fine; pixel_mask (B, H, W), 1 on real pixels."""
+        """Class and mask logits.
+
+        feature_maps: maps (B, C_i, h_i, w_i) at strides 4, 8, 16, 32, before them the detail map of an adapter neck at
+        stride 2 if masks have that stride; pixel_mask (B, H, W), 1 on real pixels.
+        """
         return dense_output(self.predict(feature_maps, pixel_mask), auxiliary=output_auxiliary_logits)
 
 
 def dense_output(predictions: QueryPredictions, masks: bool = True, auxiliary: bool = False) -> Mask2FormerDinov3Output:
-    """Mask products of the layers that are asked for."""
+    """Multiply out the masks of the last layer (masks) and of the earlier ones (auxiliary)."""
     earlier = range(len(predictions.class_logits) - 1) if auxiliary else ()
     return Mask2FormerDinov3Output(
         class_queries_logits=predictions.class_logits[-1],
@@ -88,7 +91,7 @@ def dense_output(predictions: QueryPredictions, masks: bool = True, auxiliary: b
 
 
 class Mask2FormerDinov3PreTrainedModel(PreTrainedModel):
-    """Loading, saving and the initial values of our own modules (transformers initialises its backbones itself)."""
+    """Loading, saving, and initial weights of all modules but the backbone, which transformers initialises."""
 
     config_class = Mask2FormerDinov3Config
     config: Mask2FormerDinov3Config
@@ -96,7 +99,7 @@ class Mask2FormerDinov3PreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _supports_sdpa = True
-    supports_gradient_checkpointing = True  # `activation_checkpointing_enable()`: each block is computed twice
+    supports_gradient_checkpointing = True  # by `activation_checkpointing_enable()`: each block is computed twice
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -132,7 +135,7 @@ class Mask2FormerDinov3PreTrainedModel(PreTrainedModel):
 
 
 def _init_deformable(module: MultiScaleDeformableAttention) -> None:
-    """Point p of head a starts p pixels away in direction a (Deformable DETR, appendix A.4), weights all equal."""
+    """Point p of head a starts p pixels away in direction a (Deformable DETR, appendix A.4), with equal weights."""
     init.zeros_(module.sampling_offsets.weight)
     theta = torch.arange(module.num_heads) * (2 * math.pi / module.num_heads)
     direction = torch.stack((theta.cos(), theta.sin()), dim=-1)  # (A, 2)
@@ -151,7 +154,8 @@ def _init_deformable(module: MultiScaleDeformableAttention) -> None:
 class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel):
     """Images in, a fixed number of scored masks out.
 
-    `backbone` is the pretrained network and nothing else, `neck` makes its maps a pyramid, `head` holds the rest.
+    `backbone` is the pretrained network only; `neck` makes a pyramid of its maps; `head` is pixel decoder and
+    transformer decoder.
     """
 
     def __init__(self, config: Mask2FormerDinov3Config) -> None:
@@ -178,38 +182,40 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
             parameter.requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' own, which makes every parameter trainable: also those that no gradient can reach, and that
-        a process group would wait for."""
+    def from_pretrained(cls, *args: object, **kwargs: object) -> Any:
+        """As transformers' own, but parameters that never get a gradient stay frozen (see `unreachable_parameters`)."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a pair with `output_loading_info`
         model._exempt_unreachable()
         return loaded
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's own, and also for the names that `save_pretrained` gives to the backbone's weights: Trainer reads
-        its checkpoints by this method, and would go on with another backbone than it saved."""
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        """As torch's own, but also accepts the names that `save_pretrained` gives to the backbone's weights.
+
+        transformers' Trainer loads its checkpoints by this method, and would not restore the backbone otherwise.
+        """
         names = list(self.state_dict())
         stored = revert_weight_conversion(self, {name: torch.tensor(index) for index, name in enumerate(names)})
         name_of = {key: names[int(index)] for key, index in stored.items()}
         if any(name_of.get(key, key) != key for key in state_dict):
             state_dict = {name_of.get(key, key): value for key, value in state_dict.items()}
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+        loaded: _IncompatibleKeys = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        return loaded
 
     def freeze_backbone(self, frozen_blocks: int | None = None) -> None:
-        """No gradient for the backbone, or for its embeddings and first `frozen_blocks` blocks (see `backbone_blocks`).
+        """Freeze the backbone, or its embeddings and first `frozen_blocks` blocks (see `backbone_blocks`).
 
-        They stay in `eval()` whatever `train()` says: frozen features must not depend on the mode, in which DINOv3
-        jitters its positions and paths are dropped. Raises ValueError for more blocks than there are.
+        Frozen modules stay in `eval()` under `train()`, because in training mode DINOv3 jitters its positions and drops
+        paths. Raises ValueError for more blocks than the backbone has.
         """
         modules: list[nn.Module] = [self.backbone]
         if frozen_blocks is not None:
             parts = backbone_blocks(self.backbone)
             depth = len(parts) - 2
             if not 0 <= frozen_blocks <= depth:
-                raise ValueError(
-                    f"frozen_blocks: the backbone has {depth} blocks, got {frozen_blocks}; give 0 to {depth}"
-                )
+                raise ValueError(f"frozen_blocks: expected 0 to {depth}, the backbone's blocks, got {frozen_blocks}")
             modules = [module for part in parts[: frozen_blocks + 1] for module in part]
         for module in modules:
             module.requires_grad_(False)
@@ -217,14 +223,14 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         self._kept_in_eval = modules
 
     def train(self, mode: bool = True) -> Mask2FormerDinov3ForInstanceSegmentation:
-        """As in torch, but what `freeze_backbone` froze stays in `eval()`."""
+        """As in torch, but modules frozen by `freeze_backbone` stay in `eval()`."""
         super().train(mode)
         for module in self._kept_in_eval:
             module.eval()
         return self
 
     def feature_maps(self, pixel_values: Tensor) -> list[Tensor]:
-        """The maps that the head reads, finest first."""
+        """The maps that the head takes, finest first."""
         with grad_mode(self.backbone):
             maps = tapped_maps(self.backbone, self.config, pixel_values)
         return list(self.neck(maps, pixel_values) if isinstance(self.neck, AdapterNeck) else self.neck(maps))
@@ -236,7 +242,7 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         output_masks: bool = True,
         output_auxiliary_logits: bool = False,
     ) -> tuple[QueryPredictions, Mask2FormerDinov3Output]:
-        """Pixels to predictions, and the logits that are asked for: all that is one graph under `torch.compile`."""
+        """Predictions and the requested logits. Under `torch.compile` this is one graph."""
         predictions = self.head.predict(self.feature_maps(pixel_values), pixel_mask)
         return predictions, dense_output(predictions, output_masks, output_auxiliary_logits)
 
@@ -249,14 +255,14 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         normalizers: Tensor | None = None,
         output_masks: bool | None = None,
         output_auxiliary_logits: bool = False,
-        original_sizes: Any = None,
+        original_sizes: object = None,
     ) -> Mask2FormerDinov3Output:
         """pixel_values (B, 3, H, W), normalised; pixel_mask (B, H, W), 1 on real pixels (top left), 0 on padding.
 
         mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,) int64 in 0..K-1. normalizers:
-        see `loss.loss_normalizers`; by default those of this batch. output_masks: make dense masks; by default
-        always, except in train mode with labels. original_sizes: passed over, so that
-        `model(**processor(images))` works. Raises ValueError for sizes that are not multiples of 32.
+        see `loss.loss_normalizers`; by default those of this batch. output_masks: compute dense masks; default: always,
+        except in training mode with labels. original_sizes: ignored, so that `model(**processor(images))` works.
+        Raises ValueError for sizes that are not multiples of 32.
         """
         if output_masks is None:
             output_masks = not (self.training and mask_labels is not None)
@@ -270,8 +276,8 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         labelled: Mask2FormerDinov3Output = self._forward_with_labels(pixel_values, pixel_mask, **options, **labels)
         return labelled
 
-    # One more frame, so that torch.compile makes one graph of `predict` and none of what depends on the labels: that
-    # would be compiled anew for every number of instances.
+    # A method of its own, so that torch.compile compiles `predict` but not what depends on the labels, which it would
+    # compile again for every number of instances.
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def _forward_with_labels(
         self,
@@ -285,25 +291,25 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         normalizers: Tensor | None,
     ) -> Mask2FormerDinov3Output:
         _check_images(pixel_values, pixel_mask)
-        masks, classes = _checked_labels(mask_labels, class_labels, pixel_values.shape[2], pixel_values.shape[3])
+        masks, classes = _check_labels(mask_labels, class_labels, pixel_values.shape[2], pixel_values.shape[3])
         predictions, output = self.predict(pixel_values, pixel_mask, output_masks, output_auxiliary_logits)
         output.loss_dict = self.criterion(predictions, masks, classes, pixel_mask, normalizers)
         output.loss = torch.stack(list(output.loss_dict.values())).sum()
-        output.move_to_end("loss", last=False)  # of a tuple, libraries take the first for the loss
+        output.move_to_end("loss", last=False)  # libraries take the first element of a tuple for the loss
         output.pixel_mask = pixel_mask
         return output
 
 
 def _check_images(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
-    """Raise ValueError for what would otherwise fail deep inside, or not fail at all."""
+    """Raise ValueError for shapes that would otherwise fail deep inside, or not at all."""
     height, width = pixel_values.shape[2:]
     for name, size in (("height", height), ("width", width)):
-        if size % 32 or size == 0:
-            below = size // 32 * 32
-            good = f"{below} and {below + 32}" if below else "32"
+        if size % COARSEST_STRIDE or size == 0:
+            below = size // COARSEST_STRIDE * COARSEST_STRIDE
+            good = f"{below} and {below + COARSEST_STRIDE} are" if below else f"{COARSEST_STRIDE} is"
             raise ValueError(
-                f"pixel_values: {name} {size} is not a multiple of 32; nearest are {good}. "
-                f"Mask2FormerDinov3ImageProcessor pads images of any size"
+                f"pixel_values: expected a {name} that is a multiple of {COARSEST_STRIDE}, got {size}; {good} the "
+                f"nearest. Mask2FormerDinov3ImageProcessor pads images of any size"
             )
     if pixel_mask is not None and pixel_mask.shape != (len(pixel_values), height, width):
         raise ValueError(
@@ -311,12 +317,12 @@ def _check_images(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
         )
 
 
-def _checked_labels(
+def _check_labels(
     mask_labels: list[Tensor] | None, class_labels: list[Tensor] | None, height: int, width: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The labels, both there. Raises ValueError when they do not fit each other or the canvas."""
+    """Both labels. Raises ValueError when one is missing, or they do not fit each other or the canvas."""
     if mask_labels is None or class_labels is None:
-        raise ValueError("mask_labels and class_labels go together: give both or neither")
+        raise ValueError("mask_labels, class_labels: expected both or neither, got one of them")
     for image, (masks, classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
         if masks.shape != (len(classes), height, width):
             raise ValueError(

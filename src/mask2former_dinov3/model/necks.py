@@ -1,10 +1,12 @@
-"""Necks: four ViT maps at stride 16 become the four maps that the head reads."""
+"""Necks: make the four maps that the head takes from four ViT maps at stride 16."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 from torch import Tensor, nn
+
+from .configuration import NORM_GROUPS
 
 STEM_CHANNELS = (32, 64, 128, 128, 128)  # at strides 2, 4, 8, 16, 32: half of ViT-Adapter's
 
@@ -37,7 +39,7 @@ class SimpleFeaturePyramid(nn.Module):
             [
                 nn.Sequential(
                     nn.ConvTranspose2d(in_channels, half, 2, stride=2),
-                    nn.GroupNorm(32, half),
+                    nn.GroupNorm(NORM_GROUPS, half),
                     nn.GELU(),
                     nn.ConvTranspose2d(half, quarter, 2, stride=2),
                 ),
@@ -63,8 +65,8 @@ class AdapterNeck(nn.Module):
     """ViTDet's pyramid plus the maps of a convolutional stem at the same strides.
 
     The stem is ViT-Adapter's spatial prior module (arXiv:2205.08534, section 3.2). Differs from the paper: the two are
-    added, without injectors and extractors, which cost a multiple of the head; group norm, which knows no batch; two
-    convolutions at stride 2 in place of three and a pooling. With `detail` the stem's map at stride 2 comes along.
+    added, without injectors and extractors, which cost several times as much as the head; group norm instead of batch
+    norm; two convolutions at stride 2 instead of three and a pooling. detail: also return the stem's map at stride 2.
     """
 
     def __init__(self, in_channels: int, out_channels: list[int], detail: bool) -> None:
@@ -80,8 +82,10 @@ class AdapterNeck(nn.Module):
         self.channels = [*STEM_CHANNELS[:detail], *out_channels]
 
     def forward(self, feature_maps: list[Tensor], pixel_values: Tensor) -> list[Tensor]:
-        """Four maps (B, D, h, w), pixel_values (B, 3, H, W) -> maps (B, C_i, ...) at strides 4, 8, 16, 32; the detail
-        (B, 32, H/2, W/2) before them."""
+        """Four maps (B, D, h, w), pixel_values (B, 3, H, W) -> maps (B, C_i, ...) at strides 4, 8, 16, 32.
+
+        With `detail` the stem's map (B, 32, H/2, W/2) comes before them.
+        """
         halved = [pixel_values]
         for halve in self.stem:
             halved.append(halve(halved[-1]))

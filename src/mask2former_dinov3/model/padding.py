@@ -1,4 +1,7 @@
-"""Which part of a padded batch is real: its extent and its pixels at each stride."""
+"""Find the real part of padded batches: as a fraction of the canvas, and as pixels of a feature map.
+
+Real pixels always form a rectangle in the top left corner of the canvas.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from torch import Tensor
 
 
 def real_pixels(feature_map: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """Which places of a map (B, C, h, w) show a real pixel, (B, h, w) bool: one is padding when all its pixels are.
+    """Which pixels of a map (B, C, h, w) show a real pixel of the image, (B, h, w) bool; None: all.
 
-    Real pixels form a rectangle at the top left, so the first pixel of each place tells.
+    A pixel of the map is padding if all image pixels in it are; since the real ones are top left, its first one tells.
     """
     batch, _, height, width = feature_map.shape
     if pixel_mask is None:
@@ -19,7 +22,12 @@ def real_pixels(feature_map: Tensor, pixel_mask: Tensor | None) -> Tensor:
 
 
 def real_extent(pixel_mask: Tensor | None, features: Tensor) -> Tensor:
-    """Real share of (width, height) of each canvas, (B, 2); real pixels form a rectangle at the top left."""
+    """Real fraction of (width, height) of each canvas, (B, 2) float32."""
     if pixel_mask is None:
         return torch.ones(features.shape[0], 2, device=features.device)
     return torch.stack((pixel_mask[:, 0].float().mean(1), pixel_mask[:, :, 0].float().mean(1)), dim=-1)
+
+
+def real_size(valid: Tensor) -> Tensor:
+    """(width, height) in pixels of the real part of each map, (B, 2) int64, from `real_pixels` (B, h, w)."""
+    return torch.stack((valid[:, 0].sum(1), valid[:, :, 0].sum(1)), dim=-1)

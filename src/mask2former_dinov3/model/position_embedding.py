@@ -1,4 +1,4 @@
-"""Sine position embedding of a feature map (DETR, arXiv:2005.12872, section A.4), normalised to the real pixels."""
+"""Sine position embedding of feature maps (DETR, arXiv:2005.12872, section A.4), normalised to the real pixels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def sine_position_embedding(valid: Tensor, channels: int) -> Tensor:
-    """Positions of a map as sines and cosines, the real area spanning (0, 2 pi] on both axes.
+    """Sines and cosines of the positions in a map whose real area spans (0, 2 pi] on both axes.
 
-    valid (B, h, w) bool: True on real pixels, which must form a rectangle at the top left. channels: even, half of
-    them for y and half for x. Returns (B, channels, h, w) float32. Padding gets the position of the nearest real row
-    or column, so it tells nothing about how much padding there is.
+    valid (B, h, w) bool: True on real pixels, which must form a rectangle in the top left corner. channels: even, half
+    of them for y and half for x. Returns (B, channels, h, w) float32. Padding gets the position of the nearest real row
+    or column, so that the embedding does not depend on the amount of padding.
     """
     y = valid.cumsum(1, dtype=torch.float32)  # (B, h, w)
     x = valid.cumsum(2, dtype=torch.float32)
@@ -23,7 +23,7 @@ def sine_position_embedding(valid: Tensor, channels: int) -> Tensor:
 
 
 def sine_embedding(places: Tensor, channels: int, temperature: float = 10000.0) -> Tensor:
-    """The same of single places: (..., 2), (x, y) in shares of the real area -> (..., channels) float32."""
+    """Embedding of single places (..., 2): (x, y) as fractions of the real area -> (..., channels) float32."""
     half = channels // 2
     index = torch.arange(half, device=places.device, dtype=torch.float32)
     frequency = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / half)  # (half,)

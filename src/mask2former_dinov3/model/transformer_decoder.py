@@ -12,20 +12,20 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import Mask2FormerDinov3Config
 from .mask_prior import MaskPrior, place_channels, prior_logits
+from .pixel_decoder import NUM_LEVELS
 from .position_embedding import sine_position_embedding
 from .query_seeds import QuerySeeds
 
 # B batch, Q queries, K classes, C = hidden_dim, E = mask_feature_size, A heads, T prediction layers (= decoder_layers),
 # S tokens of one memory
-NUM_LEVELS = 3
 
 
 class QueryPredictions(NamedTuple):
-    """What the queries say after every layer, masks still in factored form.
+    """Predictions of the queries after every layer, masks in factored form.
 
-    The mask logits of layer t are `mask_embeddings[t] @ mask_features`: a product that inference needs once, and the
-    losses only at sampled points and for matched queries. Queries with a place add their spatial prior, a product of
-    the same kind that is never in less than float32.
+    The mask logits of layer t are `mask_embeddings[t] @ mask_features`. Inference needs this product once, the losses
+    only at sampled points and for matched queries. Query seeds add their spatial prior, a product of the same form that
+    is always in float32 or more.
     """
 
     class_logits: Tensor  # (T, B, Q, K+1), last class: no object
@@ -43,8 +43,8 @@ class QueryPredictions(NamedTuple):
         prior = prior_logits(self.prior_embeddings[layer], self.prior_features.flatten(1))  # (B, Q, h*w)
         return logits + prior.view_as(logits)
 
-    def joined(self) -> QueryPredictions:
-        """The same in float32, the prior's channels among the others: one product for all that follows."""
+    def merge_prior(self) -> QueryPredictions:
+        """The same in float32, with the prior's channels appended to the others: one product gives the masks."""
         class_logits, embeddings, features = (x.float() for x in self[:3])
         if self.prior_embeddings is not None and self.prior_features is not None:
             embeddings = torch.cat((embeddings, self.prior_embeddings), dim=-1)
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """query (B, Q, C); key, value (B, S, C); allowed (B, Q, S) bool, True where a query may look.
+        """query (B, Q, C); key, value (B, S, C); allowed (B, Q, S) bool, True where a query may attend.
 
         Every row of `allowed` must hold at least one True. Returns (B, Q, C).
         """
@@ -123,10 +123,10 @@ class MaskEmbedder(nn.Sequential):
 
 
 class TransformerDecoder(nn.Module):
-    """Queries look at the three memories in turn, each inside its own last mask.
+    """Queries attend to the three memories in turn, each within its own previous mask.
 
-    They are learned, and each finds its own kind of object, as published; or they are born at the peaks of a dense
-    score (`QuerySeeds`), know their place, and add an ellipse there to their masks (`MaskPrior`).
+    Queries are learned, as published; or they start at the peaks of a dense score (`QuerySeeds`), with the position of
+    their place, and add an ellipse there to their masks (`MaskPrior`).
     """
 
     def __init__(self, config: Mask2FormerDinov3Config) -> None:
@@ -152,8 +152,11 @@ class TransformerDecoder(nn.Module):
     def forward(
         self, mask_features: Tensor, fine: Tensor, memories: list[Tensor], valid: list[Tensor]
     ) -> QueryPredictions:
-        """mask_features (B, E, h, w); fine (B, feature_size, h_0, w_0), the finest map; memories: three maps (B,
-        feature_size, h_i, w_i), coarsest first; valid: the real pixels of memories and finest map, (B, h_i, w_i) bool.
+        """Predictions of all layers.
+
+        mask_features (B, E, h, w); fine (B, feature_size, h_0, w_0), the finest map; memories: three maps (B,
+        feature_size, h_i, w_i), coarsest first; valid: real pixels of the memories and the finest map, (B, h_i, w_i)
+        bool.
         """
         tokens, placed, attention_features = [], [], []
         for level, memory in enumerate(memories):
@@ -162,49 +165,49 @@ class TransformerDecoder(nn.Module):
             )  # (B, S, C)
             position = sine_position_embedding(valid[level], tokens[-1].shape[2])
             placed.append(tokens[-1] + position.flatten(2).transpose(1, 2).to(tokens[-1].dtype))  # (B, S, C)
-            attention_features.append(_at_size(mask_features, memory.shape[2], memory.shape[3]))  # (B, E, S)
-        born = None
+            attention_features.append(_resize_features(mask_features, memory.shape[2], memory.shape[3]))  # (B, E, S)
+        seeds = None
         if self.seeds is None:
             queries = self.queries_features.weight.expand(fine.shape[0], -1, -1)  # (B, Q, C)
             query_position = self.queries_embedder.weight.expand(fine.shape[0], -1, -1)
         else:
-            born = self.seeds(fine, valid[-1])
-            queries, query_position = born.features, born.position
+            seeds = self.seeds(fine, valid[-1])
+            queries, query_position = seeds.features, seeds.position
 
         class_logits, mask_embeddings, prior_embeddings = [], [], []
         for index in range(len(self.layers) + 1):
             normed = self.layernorm(queries)
             class_logits.append(self.class_predictor(normed))  # (B, Q, K+1)
             mask_embeddings.append(self.mask_embedder(normed))  # (B, Q, E)
-            if born is not None and self.mask_prior is not None:
-                prior_embeddings.append(self.mask_prior(normed, born.places))  # (B, Q, 6)
+            if seeds is not None and self.mask_prior is not None:
+                prior_embeddings.append(self.mask_prior(normed, seeds.places))  # (B, Q, 6)
             if index == len(self.layers):
                 break
             level = index % NUM_LEVELS
             logits = mask_embeddings[-1].detach() @ attention_features[level]  # (B, Q, S)
-            if born is not None:
-                channels = self._place_channels(mask_features, memories[level]).flatten(1)  # (6, S)
+            if seeds is not None:
+                channels = self._prior_features(mask_features, memories[level]).flatten(1)  # (6, S)
                 logits = logits + prior_logits(prior_embeddings[-1].detach(), channels)
             allowed = attention_mask(logits, valid[level])
             queries = self.layers[index](queries, query_position, tokens[level], placed[level], allowed)
         predictions = QueryPredictions(torch.stack(class_logits), torch.stack(mask_embeddings), mask_features)
-        if born is None:
+        if seeds is None:
             return predictions
         return predictions._replace(
             prior_embeddings=torch.stack(prior_embeddings),
-            prior_features=self._place_channels(mask_features, mask_features),
-            seed_logits=born.logits,
+            prior_features=self._prior_features(mask_features, mask_features),
+            seed_logits=seeds.logits,
         )
 
-    def _place_channels(self, mask_features: Tensor, like: Tensor) -> Tensor:
-        """The prior's channels of a map, (6, h, w): its stride follows from that of the mask features."""
+    def _prior_features(self, mask_features: Tensor, like: Tensor) -> Tensor:
+        """The pixels' factors of the prior, (6, h, w); the map's stride follows from that of the mask features."""
         height, width = like.shape[2:]
         stride = self.mask_stride * mask_features.shape[2] // height
         return place_channels(height, width, stride, like.device)
 
 
-def _at_size(mask_features: Tensor, height: int, width: int) -> Tensor:
-    """Mask features on a coarser grid, (B, E, h, w) -> (B, E, height * width), without gradient.
+def _resize_features(mask_features: Tensor, height: int, width: int) -> Tensor:
+    """Resize mask features to a coarser grid, (B, E, h, w) -> (B, E, height * width), without gradient.
 
     Bilinear resizing and the mask product are both linear, so resizing the features once per level gives the same
     attention masks as resizing every query's mask at every layer.
@@ -214,10 +217,10 @@ def _at_size(mask_features: Tensor, height: int, width: int) -> Tensor:
 
 
 def attention_mask(mask_logits: Tensor, valid: Tensor) -> Tensor:
-    """Where each query may look: inside its own mask (equation 1 of the paper), and never at padding.
+    """Where each query may attend: within its own mask (equation 1 of the paper), never to padding.
 
-    mask_logits (B, Q, S); valid (B, h, w) bool with h * w = S. A query whose mask is empty among the real pixels looks
-    at all of them. Returns (B, Q, S) bool.
+    mask_logits (B, Q, S); valid (B, h, w) bool with h * w = S. A query whose mask has no real pixel attends to all real
+    pixels. Returns (B, Q, S) bool.
     """
     real = valid.flatten(1)[:, None]  # (B, 1, S)
     inside = (mask_logits >= 0) & real  # (B, Q, S)

@@ -21,11 +21,10 @@ from ..model.configuration import IMAGENET, PYRAMID_STAGES, VIT_SHAPES, Mask2For
 from ..model.modeling import Mask2FormerDinov3ForInstanceSegmentation
 from .files import read_weights, shapes_of
 from .formats import from_origin
-from .loading import find_file, load_network_config, load_pretrained, read_source_json
+from .loading import WEIGHT_SUFFIXES, check_source, find_file, load_network_config, load_pretrained, read_source_json
 
 SATELLITE = ([0.430, 0.411, 0.296], [0.213, 0.156, 0.143])  # of the weights trained on SAT-493M (dinov3, README)
 SATELLITE_NAMES = ("sat493m", "eadcf0ff", "a6675841")  # in the names of Meta's and timm's files
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 CLASSES: dict[str, type[PreTrainedModel]] = {
     "dinov3_vit": DINOv3ViTModel,
     "dinov3_convnext": DINOv3ConvNextBackbone,
@@ -120,19 +119,10 @@ def _statistics_of(stored: object, mean: str, std: str) -> tuple[list[float], li
     return list(values.get(mean, IMAGENET[0])), list(values.get(std, IMAGENET[1]))
 
 
-def is_path(source: str) -> bool:
-    """Whether a source is a file or folder, existing or not, rather than a hub id."""
-    path = Path(source)
-    looks = path.suffix in WEIGHT_SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") != 1
-    return looks or path.exists()
-
-
 def _locate(source: str, token: str | None) -> tuple[dict[str, object], Path | None]:
     """The source's config.json, empty if it has none, and its file of weights if transformers cannot read it."""
+    check_source(source, "a folder, a file of weights or a hub id")
     path = Path(source)
-    if is_path(source) and not path.exists():
-        advice = "check the path; a hub id is USER/NAME"
-        raise CheckpointError(f"{source}: {mismatch('a folder, a file of weights or a hub id', 'none', advice)}")
     if path.is_file():
         return {}, path
     if path.is_dir() and not (path / "config.json").is_file():

@@ -21,6 +21,7 @@ from ..json_files import read_json_object
 from .files import shapes_in
 
 SLACK = 1_000_000  # numbers that a network may have beyond its file: output norms of a Swin, positions
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 OFFLINE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}
 FOLDER_ADVICE = "or give a local folder with config.json and model.safetensors, or Meta's .pth file"
 
@@ -31,6 +32,7 @@ def load_network_config(source: str, token: str | None = None) -> PreTrainedConf
     Raises CheckpointError when it asks for more layers than its file has tensors: that is checked before transformers
     reads it, since transformers lists the layers.
     """
+    check_source(source, "a folder or a hub id")
     file = find_weights_file(source, token)
     if file is not None and file.suffix == ".safetensors":
         deepest = _max_layers(read_source_json(source, "config.json", token))
@@ -83,6 +85,19 @@ def load_pretrained(
         got = f"{len(left)} others, e.g. {', '.join(left[:3])}"
         raise CheckpointError(f"{source}: {mismatch('only weights of the network in config.json', got)}")
     return model
+
+
+def is_path(source: str) -> bool:
+    """Whether a source is a file or folder, existing or not, rather than a hub id."""
+    path = Path(source)
+    looks = path.suffix in WEIGHT_SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") != 1
+    return looks or path.exists()
+
+
+def check_source(source: str, expected: str) -> None:
+    """Raise CheckpointError for a path that does not exist. expected: the kinds of source, for the message."""
+    if is_path(source) and not Path(source).exists():
+        raise CheckpointError(f"{source}: {mismatch(expected, 'none', 'check the path; a hub id is USER/NAME')}")
 
 
 def find_weights_file(source: str, token: str | None = None) -> Path | None:

@@ -130,7 +130,7 @@ def test_criterion__gradients_equal_those_of_the_plain_form(
 
     if together:
         for module in (loss_module, matcher_module):
-            monkeypatch.setattr(module, "in_parts", parts)
+            monkeypatch.setattr(module, "split_work", parts)
     model = small_model(mask_loss=mask_loss, matching=mask_loss).eval()
     batch = labels([4, 9, 0])  # more instances than queries on the second image, none on the third
     pixel_values = torch.randn(3, 3, 64, 96)

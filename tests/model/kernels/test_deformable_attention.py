@@ -41,7 +41,7 @@ def test_deformable_attention__by_hand(body: Callable[..., Tensor]) -> None:
 def test_bag_attention__equals_the_plain_form_with_its_gradients(
     tokens: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deformable_cpu, "TOKENS_AT_ONCE", 16)
+    monkeypatch.setattr(deformable_cpu, "ATTENTION_TOKENS", 16)
     inputs = made_inputs(tokens=tokens)
     expected, got = (
         plain_attention(inputs[0], SHAPES, *inputs[1:]),

@@ -253,7 +253,7 @@ def test_kernels__compile_for_a_gpu(kernel: str, dtype: str, tmp_path: Path, mon
     constants = {"A": 8, "CHANNELS": 32, "D": 32, "L": 3, "P": 4, "N": 16}
     halves = ("value", "output", "grad_output")
     types = {name: f"*{dtype}" if name in halves else "*fp32" for name in function.arg_names}
-    types |= dict.fromkeys(deformable_triton.SIZES, "i32") | dict.fromkeys(constants, "constexpr")
+    types |= dict.fromkeys(deformable_triton.SIZE_ARGUMENTS, "i32") | dict.fromkeys(constants, "constexpr")
     source = ASTSource(function, types, {(function.arg_names.index(name),): n for name, n in constants.items()})
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     assert f".entry {kernel}" in compiled.asm["ptx"]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from ..configuration import Mask2FormerDinov3Config
 from ..padding import real_extent, real_pixels
 from ..transformer_decoder import QueryPredictions
 from .mask_places import Pixels, Places, Points, coverage
 from .matcher import HungarianMatcher, Matches
-from .point_sampling import RandomPoints, in_parts
+from .point_sampling import RandomPoints, split_work
 from .seed_loss import heat_map, seed_loss
 
 # T prediction layers, t of them, B batch, G images of it, Q queries, K classes, E mask channels, N instances of an
@@ -23,11 +23,11 @@ from .seed_loss import heat_map, seed_loss
 
 
 def loss_normalizers(class_labels: list[Tensor], num_queries: int, no_object_weight: float) -> Tensor:
-    """What the losses of these images are divided by: (instances, summed class weights of all queries), shape (2,).
+    """Divisors of the losses of these images: (instances, summed class weights of all queries), shape (2,).
 
-    Both are known before the forward pass. Summed over every process and accumulation step of one update and handed
-    to the criterion, they make the update equal to that of one big batch. (Hugging Face averages the first per
-    process and lets the second differ, so images on a sparse process weigh more.)
+    Both are known before the forward pass. Summed over all processes and accumulation steps of one update and given to
+    the criterion, they make the update equal to that of one large batch. (Hugging Face averages the first over
+    processes and computes the second per process, so images on a process with fewer instances weigh more.)
     """
     counts = [len(labels) for labels in class_labels]
     matched = [min(count, num_queries) for count in counts]
@@ -36,11 +36,11 @@ def loss_normalizers(class_labels: list[Tensor], num_queries: int, no_object_wei
 
 
 class Mask2FormerCriterion:
-    """Matching, then the weighted sum of three losses per layer. Holds no parameters.
+    """Matching, then the weighted sum of three losses per layer. Has no parameters.
 
-    All instances of an image and all layers are compared at the same random points (the reference draws new ones for
-    each), so mask features and targets are sampled once per image and no mask is ever made in full. `rand` draws the
-    points (a stand-in for torch.rand); tests put fixed points there.
+    All instances of an image and all layers are compared at the same random points (the reference implementation draws
+    new ones for each), so mask features and targets are sampled once per image, and no mask is computed in full. `rand`
+    draws the points; tests replace it by fixed points.
     """
 
     def __init__(self, config: Mask2FormerDinov3Config) -> None:
@@ -48,7 +48,7 @@ class Mask2FormerCriterion:
         self.rand: RandomPoints = torch.rand
         self.matcher = HungarianMatcher(config.class_weight, config.mask_weight, config.dice_weight)
 
-    # The matching leaves the device, and numbers of instances differ from batch to batch.
+    # The matching runs on the CPU, and the number of instances differs from batch to batch.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self,
@@ -58,14 +58,16 @@ class Mask2FormerCriterion:
         pixel_mask: Tensor | None = None,
         normalizers: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Weighted losses by Hugging Face's names: `loss_cross_entropy`, `loss_mask`, `loss_dice` of the last layer,
-        with `_0` … `_{T-2}` appended those of the layers before it; `loss_seed` where queries are born at seeds.
+        """Weighted losses under Hugging Face's names, always in float32.
+
+        `loss_cross_entropy`, `loss_mask` and `loss_dice` are those of the last layer; with the suffix `_0` … `_{T-2}`
+        those of the earlier layers; `loss_seed` is that of query seeds.
 
         mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,) int64; pixel_mask (B, H, W);
-        normalizers (2,): see `loss_normalizers`, by default those of this batch alone. Always in float32.
+        normalizers (2,): see `loss_normalizers`, by default those of this batch.
         """
         with torch.autocast(predictions.mask_features.device.type, enabled=False):
-            predictions = predictions.joined()
+            predictions = predictions.merge_prior()
             if not self.config.use_auxiliary_loss:
                 predictions = predictions._replace(
                     class_logits=predictions.class_logits[-1:], mask_embeddings=predictions.mask_embeddings[-1:]
@@ -94,7 +96,7 @@ class Mask2FormerCriterion:
             return losses
 
     def places(self, features: Tensor, pixel_mask: Tensor | None) -> tuple[Places, Places]:
-        """Where the matching compares masks, and where the losses do."""
+        """Places where masks are compared: for the matching, and for the losses."""
         config, extent = self.config, real_extent(pixel_mask, features)[:, None]  # (B, 1, 2)
 
         def draw(count: int) -> Tensor:
@@ -105,7 +107,7 @@ class Mask2FormerCriterion:
         if config.matching == "points":
             for_matching = Points(draw(num_points))
         else:
-            for_matching = Pixels(real_pixels(self.coarse(features), pixel_mask))
+            for_matching = Pixels(real_pixels(self.pool_features(features), pixel_mask))
         if config.mask_loss == "pixels":
             return for_matching, Pixels(real_pixels(features, pixel_mask))
         uncertain, candidates = (
@@ -114,28 +116,31 @@ class Mask2FormerCriterion:
         points = torch.cat([draw(candidates), draw(num_points - uncertain)], dim=1)
         return for_matching, Points(points, candidates, uncertain)
 
-    def coarse(self, features: Tensor) -> Tensor:
-        """Mask features for matching on pixels: those of stride 4 tell masks apart as well as those of stride 2, at a
-        quarter of the work. The mean of the features is that of the logits."""
+    def pool_features(self, features: Tensor) -> Tensor:
+        """Average mask features to the finest feature map's stride, for matching on pixels.
+
+        Stride 4 distinguishes masks as well as stride 2, at a quarter of the work. The mean of the features gives the
+        mean of the logits.
+        """
         finer = self.config.finest_stride // self.config.mask_stride
         return F.avg_pool2d(features, finer) if finer > 1 else features
 
     def match(
         self, predictions: QueryPredictions, mask_labels: list[Tensor], class_labels: list[Tensor], places: Places
     ) -> Matches:
-        """Pairs of queries and instances of every layer."""
+        """Match queries with instances, in every layer."""
         if self.config.matching == "pixels":
-            predictions = predictions._replace(mask_features=self.coarse(predictions.mask_features))
+            predictions = predictions._replace(mask_features=self.pool_features(predictions.mask_features))
         return self.matcher(predictions, mask_labels, class_labels, places)
 
     def seed_losses(self, logits: Tensor, mask_labels: list[Tensor], pixel_mask: Tensor | None) -> Tensor:
-        """What the scores (B, h, w) lose against their heat maps, summed."""
+        """Loss of the seed scores (B, h, w) against their heat maps, summed."""
         height, width = logits.shape[1:]
         heat = torch.stack([heat_map(coverage([masks], height, width)[0]) for masks in mask_labels])
         return seed_loss(logits, heat, real_pixels(logits[:, None], pixel_mask))
 
     def class_losses(self, class_logits: Tensor, class_labels: list[Tensor], matches: Matches) -> Tensor:
-        """Summed cross entropy of all queries of each layer, (T,); the unmatched are "no object" at its own weight.
+        """Cross entropy of each layer, summed over its queries, (T,); unmatched queries have the class "no object".
 
         class_logits (T, B, Q, K+1).
         """
@@ -160,17 +165,24 @@ class _MaskLosses(torch.autograd.Function):
     """Binary cross entropy and dice loss of the matched queries, summed over each layer: two tensors (T,).
 
     embeddings (T, B, Q, E), features (B, E, h, w); mask_labels B x (N, H, W) uint8 or bool.
-    Some images and some layers at a time, forward and backward: logits (M, P) of all never exist together, and what
-    is saved grows with the R places that the losses read, not with the image. No double backward.
+    Forward and backward work on some images and layers at a time, so that the logits (M, P) of all never exist at once.
+    The saved tensors grow with the R places that the losses read, not with the image. No double backward.
     """
+
+    class Context(FunctionCtx):
+        """What `forward` keeps for `backward`."""
+
+        groups: list[_Group]
+        places: Places
+        saved_tensors: tuple[Tensor, ...]
 
     @staticmethod
     def forward(
-        ctx: Any, embeddings: Tensor, features: Tensor, places: Places, mask_labels: list[Tensor], matches: Matches
+        ctx: Context, embeddings: Tensor, features: Tensor, places: Places, mask_labels: list[Tensor], matches: Matches
     ) -> tuple[Tensor, Tensor]:
         sums = embeddings.new_zeros(len(embeddings), 2)
         saved: list[Tensor | None] = []
-        groups = _groups(matches, features, len(places))
+        groups = _group_images(matches, features, len(places))
         for group in groups:
             targets, sampler = places.targets(mask_labels, group.images), places.sampler(features, group.images)
             first = torch.arange(len(targets), device=targets.device)[:, None, None] * targets.shape[1]  # (G, 1, 1)
@@ -193,16 +205,15 @@ class _MaskLosses(torch.autograd.Function):
                 for column, loss in enumerate((entropy, 1 - overlap / total)):
                     sums[layers, column] += (loss.view(group.shape(layers)) * group.real).sum((0, 2))
                 saved += [columns, probabilities, target, overlap, total, share]
-        ctx.save_for_backward(embeddings, features, *saved)
+        ctx.save_for_backward(embeddings, features, *saved)  # type: ignore[arg-type]  # None is allowed
         ctx.groups, ctx.places = groups, places
         return sums[:, 0], sums[:, 1]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_entropy: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad_entropy: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
         embeddings, features, *saved = ctx.saved_tensors
-        groups: list[_Group] = ctx.groups
-        places: Places = ctx.places
+        groups, places = ctx.groups, ctx.places
         grad_embeddings = torch.zeros_like(embeddings)
         grad_features = torch.empty_like(features, memory_format=torch.channels_last)
         parts = iter(zip(*[iter(saved)] * 6, strict=True))
@@ -234,45 +245,45 @@ class _MaskLosses(torch.autograd.Function):
 
 
 class _Group(NamedTuple):
-    """G images that are worked on together, and M matched pairs of each layer and image, the most that one has."""
+    """G images that are processed together, with M matched pairs per layer and image (the maximum of the group)."""
 
     images: slice
-    queries: Tensor  # (G, T, M); 0 where an image has fewer pairs
+    queries: Tensor  # (G, T, M); 0 if an image has fewer pairs
     instances: Tensor
-    real: Tensor  # (G, 1, M) float32; 0 there, else 1
-    parts: list[slice]  # layers that are worked on together
+    real: Tensor  # (G, 1, M) float32: 1 for a pair, 0 otherwise
+    parts: list[slice]  # layers that are processed together
 
     def shape(self, layers: slice) -> tuple[int, int, int]:
         """(G, t, M) for t layers."""
         return len(self.queries), layers.stop - layers.start, self.queries.shape[2]
 
     def rows(self, embeddings: Tensor, layers: slice) -> Tensor:
-        """Embeddings of the matched queries: (T, B, Q, E) -> (G, t*M, E)."""
+        """Gather the embeddings of the matched queries: (T, B, Q, E) -> (G, t*M, E)."""
         own = embeddings[layers, self.images].transpose(0, 1)  # (G, t, Q, E)
         return own.gather(2, self._along(layers, own)).flatten(1, 2)
 
     def add_rows(self, grad_embeddings: Tensor, layers: slice, grad: Tensor) -> None:
-        """The gradient of `rows`: grad (G, t*M, E) is added to (T, B, Q, E)."""
+        """Add the gradient of `rows`, (G, t*M, E), to (T, B, Q, E)."""
         own = grad_embeddings[layers, self.images].transpose(0, 1)
         own.scatter_add_(2, self._along(layers, own), grad.view(*self.shape(layers), own.shape[-1]))
 
     def _along(self, layers: slice, embeddings: Tensor) -> Tensor:
-        """(G, t, M, E): the same query for all channels."""
+        """Indices of the queries, (G, t, M, E), the same for all channels."""
         return self.queries[:, layers, :, None].expand(-1, -1, -1, embeddings.shape[-1])
 
 
-def _groups(matches: Matches, features: Tensor, num_places: int) -> list[_Group]:
-    """The images in groups; features (B, E, h, w)."""
+def _group_images(matches: Matches, features: Tensor, num_places: int) -> list[_Group]:
+    """Divide the images into groups that are processed together; features (B, E, h, w)."""
     counts = [len(queries) for queries, _ in matches[0]]
     (batch, channels), num_layers = features.shape[:2], len(matches)
     table = torch.zeros(3, batch, num_layers, max(counts), dtype=torch.long)
     for layer, images in enumerate(matches):
         for image, (queries, instances) in enumerate(images):
             table[:, image, layer, : counts[image]] = torch.stack((queries, instances, torch.ones_like(queries)))
-    table = table.to(features.device)  # all of them together
+    table = table.to(features.device)  # one transfer
     groups = []
-    for some in in_parts(features.device, batch, num_places * channels):
+    for some in split_work(features.device, batch, num_places * channels):
         queries, instances, real = table[:, some, :, : max(counts[some])]
-        parts = in_parts(features.device, num_layers, queries[:, 0].numel() * num_places)
+        parts = split_work(features.device, num_layers, queries[:, 0].numel() * num_places)
         groups.append(_Group(some, queries, instances, real[:, :1].float(), parts))
     return groups

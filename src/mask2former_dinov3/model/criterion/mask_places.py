@@ -1,7 +1,7 @@
-"""Where masks are compared with their targets: at points, as published, or at all pixels of the mask map.
+"""Places where masks are compared with their targets: random points, as published, or all pixels of the mask map.
 
-Points cost the same for every image size, but a point in a thousand lands on an object that covers a thousandth of the
-image: the matching of small objects is then chance, and nothing is learned from it (docs/log.md has the numbers).
+Points cost the same for every image size, but few of them land on small objects: one in a thousand on an object that
+covers a thousandth of the image. The matching of small objects is then mostly chance (measured in docs/log.md).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from .point_sampling import MaskSampler, Products, choose_points, mask_sampler, 
 
 
 class Places(Protocol):
-    """One batch's places. `images` is a slice of the batch, `masks` B tensors (N, H, W) bool or uint8."""
+    """Places of one batch. `images` is a slice of the batch, `masks` B tensors (N, H, W) bool or uint8."""
 
     def __len__(self) -> int:
-        """P, padding counted."""
+        """P, including padding."""
         ...
 
     def sampler(self, features: Tensor, images: slice) -> MaskSampler:
-        """features (B, E, h, w) -> mask logits at the places of these images."""
+        """Sampler of mask logits at the places of these images; features (B, E, h, w)."""
         ...
 
     def targets(self, masks: list[Tensor], images: slice) -> Tensor:
-        """(G, N, P) float32, N the most of one image; 0 for the masks that others lack."""
+        """Targets (G, N, P) float32, N the maximum of the images; 0 for missing masks of the others."""
         ...
 
     def counts(self, images: slice) -> Tensor:
@@ -39,15 +39,15 @@ class Places(Protocol):
         ...
 
     def choose(self, logits: Tensor) -> Tensor | None:
-        """Which of the places the loss of each row of logits (M, P) reads: columns (M, R), or None for all."""
+        """Columns (M, R) of the logits (M, P) that the loss of each row uses; None for all."""
         ...
 
 
 class Points:
     """The same random points for all masks of an image (Mask2Former, arXiv:2112.01527, section 3.3).
 
-    points (B, P, 2) in [0, 1], all on real pixels. A loss reads all after the first `candidates`, and of those the
-    `uncertain` ones where a mask is least sure (PointRend, arXiv:1912.08193, section 3.1).
+    points (B, P, 2) in [0, 1], all on real pixels. A loss uses all points after the first `candidates`, and of those
+    candidates the `uncertain` ones with the smallest |logit| (PointRend, arXiv:1912.08193, section 3.1).
     """
 
     def __init__(self, points: Tensor, candidates: int = 0, uncertain: int = 0) -> None:
@@ -70,14 +70,16 @@ class Points:
 
 
 class Pixels:
-    """All pixels of the mask map; a target there is the share of the pixel that the instance covers.
+    """All pixels of the mask map; the target is the fraction of the pixel that the instance covers.
 
-    real (B, h, w) bool: a mask has nothing on padding.
+    real (B, h, w) bool: the other pixels are padding, where masks are 0.
     """
 
     def __init__(self, real: Tensor) -> None:
         self.height, self.width = real.shape[1:]
-        self.padding = None if real.device.type == "cpu" and bool(real.all()) else ~real  # a GPU would have to wait
+        self.padding = (
+            None if real.device.type == "cpu" and bool(real.all()) else ~real
+        )  # on a GPU `all` would wait for the device
         self.number = real.sum((1, 2), dtype=torch.float32)
 
     def __len__(self) -> int:
@@ -97,9 +99,9 @@ class Pixels:
 
 
 class AllPixels(Products):
-    """Logits of all pixels of the map. padding (G, h, w) bool, or None where there is none: no mask has anything there.
+    """Logits of all pixels of the map; padding (G, h, w) bool, None if there is none.
 
-    A logit of -10,000 has probability 0, entropy 0 with a target of 0, and no gradient.
+    Padding gets a logit of -10,000: probability 0, cross entropy 0 with a target of 0, and no gradient.
     """
 
     def __init__(self, features: Tensor, padding: Tensor | None) -> None:
@@ -117,16 +119,17 @@ class AllPixels(Products):
 
 
 def coverage(masks: list[Tensor], height: int, width: int) -> Tensor:
-    """Share of each pixel of a coarser map that an instance covers, (G, N, height, width) float32; 0 for the masks that
-    others lack. masks: G tensors (N, H, W) bool or uint8, H and W multiples of height and width.
+    """Fraction of each pixel of a coarser map that an instance covers, (G, N, height, width) float32.
+
+    masks: G tensors (N, H, W) bool or uint8, H and W multiples of height and width. Missing masks are 0.
     """
     values = torch.zeros(len(masks), max(map(len, masks)), height, width, device=masks[0].device)
     for image, part in zip(masks, values, strict=True):
         stride = image.shape[1] // height
         pixels = image.view(torch.uint8)
         if stride > 15:
-            pixels = pixels.short()  # 256 pixels are too many for a byte
-        # Sums of bytes, row by row: a tenth of the time of a mean over blocks.
+            pixels = pixels.short()  # the sum of 256 pixels does not fit into a byte
+        # Adding bytes row by row takes a tenth of the time of a mean over blocks.
         down = reduce(torch.add, (pixels[:, row::stride] for row in range(stride)))
         block = reduce(torch.add, (down[:, :, column::stride] for column in range(stride)))
         torch.mul(block, 1 / stride**2, out=part[: len(image)])

@@ -1,4 +1,4 @@
-"""Which query answers for which instance: Hungarian matching on sampled points (Mask2Former, section 3.3)."""
+"""Hungarian matching of queries and instances on sampled points (Mask2Former, arXiv:2112.01527, section 3.3)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..transformer_decoder import QueryPredictions
 from .mask_places import Places
-from .point_sampling import in_parts
+from .point_sampling import split_work
 
-# T prediction layers, B batch, G images worked on together, Q queries, K classes, N instances of one image, P points,
+# T prediction layers, B batch, G images processed together, Q queries, K classes, N instances of one image, P points,
 # E mask channels
 Matches = list[list[tuple[Tensor, Tensor]]]  # [layer][image] -> (query indices, target indices), each (min(Q, N),)
 
@@ -20,8 +20,8 @@ Matches = list[list[tuple[Tensor, Tensor]]]  # [layer][image] -> (query indices,
 def pairwise_costs(logits: Tensor, targets: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Mean binary cross entropy and dice loss of every query with every target.
 
-    logits (..., Q, P), targets (..., N, P) in [0, 1]; counts (...,): places that the mean is over, those of the P that
-    are not padding -> two tensors (..., Q, N).
+    logits (..., Q, P), targets (..., N, P) in [0, 1]; counts (...,): number of the P places that are not padding ->
+    two tensors (..., Q, N).
     """
     # -t log s(x) - (1 - t) log(1 - s(x)) = softplus(x) - t x, so one product with the targets is enough.
     cross_entropy = (F.softplus(logits).sum(-1, keepdim=True) - logits @ targets.mT) / counts[..., None, None]
@@ -34,8 +34,8 @@ def pairwise_costs(logits: Tensor, targets: Tensor, counts: Tensor) -> tuple[Ten
 class HungarianMatcher:
     """Cheapest one-to-one assignment of queries to instances, for all layers and images.
 
-    An image with N instances gets min(Q, N) pairs per layer; with more instances than queries the dearest are left
-    out. Costs that are not finite count as the dearest of all.
+    An image with N instances gets min(Q, N) pairs per layer; with more instances than queries the most expensive ones
+    are not matched. Costs that are not finite count as the largest number.
     """
 
     def __init__(self, class_weight: float, mask_weight: float, dice_weight: float) -> None:
@@ -44,7 +44,7 @@ class HungarianMatcher:
     def cost(
         self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, targets: Tensor, counts: Tensor
     ) -> Tensor:
-        """Cost of each pair, (G, R, N), for the R queries of G images, of one layer or of several.
+        """Cost of each pair, (G, R, N), for the R queries of G images in one or several layers.
 
         class_logits (G, R, K+1), mask_logits (G, R, P), labels (G, N), targets (G, N, P), counts (G,).
         """
@@ -63,18 +63,20 @@ class HungarianMatcher:
         class_labels: list[Tensor],
         places: Places,
     ) -> Matches:
-        """mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,); places: where the masks of an
-        image are compared, in all layers. In the dtype of the predictions.
+        """Pairs of every layer and image; costs are computed in the dtype of the predictions.
+
+        mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,); places: where masks are compared,
+        in all layers.
         """
         class_logits, embeddings = (x.transpose(0, 1) for x in predictions[:2])  # (B, T, Q, K+1) and (B, T, Q, E)
         (batch, layers, queries, channels), features = embeddings.shape, predictions.mask_features
         device = features.device
         labels = pad_sequence(class_labels, batch_first=True)  # (B, N)
         costs: list[Tensor] = []
-        for group in in_parts(device, batch, len(places) * channels):
+        for group in split_work(device, batch, len(places) * channels):
             targets, sampler = places.targets(mask_labels, group), places.sampler(features, group)
             own = labels[group, : targets.shape[1]]
-            parts = in_parts(device, layers, len(targets) * queries * len(places))
+            parts = split_work(device, layers, len(targets) * queries * len(places))
             of_layers = [[x[group, some].flatten(1, 2) for x in (class_logits, embeddings)] for some in parts]
             found = [
                 self.cost(logits, sampler.logits(rows), own, targets, places.counts(group))
@@ -85,12 +87,12 @@ class HungarianMatcher:
         blocks = host.split([cost.numel() for cost in costs])
         per_image = [image for block, cost in zip(blocks, costs, strict=True) for image in block.view(cost.shape)]
         return [
-            [_assignment(image[layer, :, : len(own)]) for image, own in zip(per_image, class_labels, strict=True)]
+            [_assign(image[layer, :, : len(own)]) for image, own in zip(per_image, class_labels, strict=True)]
             for layer in range(layers)
         ]
 
 
-def _assignment(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """cost (Q, N) -> the pairs that cost least together, (min(Q, N),) twice."""
+def _assign(cost: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs with the smallest total cost, (min(Q, N),) twice; cost (Q, N)."""
     rows, columns = linear_sum_assignment(cost.numpy())
     return torch.from_numpy(rows), torch.from_numpy(columns)

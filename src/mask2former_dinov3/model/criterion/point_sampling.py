@@ -1,4 +1,4 @@
-"""Mask values at continuous points, and the choice of points (PointRend, arXiv:1912.08193)."""
+"""Sample masks at continuous points, and choose points (PointRend, arXiv:1912.08193)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from torch import Tensor
 
 from ..kernels.deformable_attention import deformable_attention
 from ..kernels.memory_layout import as_map, as_rows
-from ..kernels.weighted_bags import TransposedBags, bag
+from ..kernels.weighted_bags import TransposedBags, sum_bags
 
-# G images worked on together, E mask channels, N masks, M rows of logits, P points, H x W the masks' size. A point is
+# G images processed together, E mask channels, N masks, M rows of logits, P points, H x W the masks' size. A point is
 # (x, y); [0, 1] spans the canvas from edge to edge, so (0, 0) is the corner of the first pixel, not its centre.
-# On a CPU new memory costs more than arithmetic: what is small enough is taken from what was just given back.
+# Points per chunk on a CPU, where allocating large buffers costs more than the arithmetic; chunks of this size reuse
+# memory that was just freed.
 POINTS_AT_ONCE = 8192
-# On a GPU every operation costs its launch, so few large ones; bounds the memory (float32, some five such arrays).
+# Largest array on other devices, where few large operations are faster; about five such arrays of float32 are alive.
 ELEMENTS_AT_ONCE = 2**27
 RandomPoints = Callable[..., Tensor]  # called as torch.rand: random(n, p, 2, device=...)
 
 
-def in_parts(device: torch.device, count: int, elements: int) -> list[slice]:
-    """Things 0..count, arrays of `elements` numbers each, in parts to work on together.
+def split_work(device: torch.device, count: int, elements: int) -> list[slice]:
+    """Split items 0..count, each with an array of `elements` numbers, into slices that are processed together.
 
-    On a CPU one by one, each of which its cache may hold; elsewhere as many as ELEMENTS_AT_ONCE allows.
+    On a CPU one item at a time, which may fit into its cache; elsewhere as many as ELEMENTS_AT_ONCE allows.
     """
     step = 1 if device.type == "cpu" else max(1, ELEMENTS_AT_ONCE // max(elements, 1))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
@@ -40,7 +41,7 @@ def corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """
     x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
     left, top = x.floor(), y.floor()
-    rows: list[tuple[Tensor, Tensor]] = []  # (pixel, share) of the two rows, and of the two columns
+    rows: list[tuple[Tensor, Tensor]] = []  # (pixel, weight) of the two rows and of the two columns
     columns: list[tuple[Tensor, Tensor]] = []
     for start, place, length, pairs in ((left, x, width, columns), (top, y, height, rows)):
         for pixel in (start, start + 1):
@@ -52,23 +53,23 @@ def corners(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 class MaskSampler(Protocol):
-    """Mask logits at points, rows @ features @ sampling: for rows of mask weights, and the way back.
+    """Mask logits at points: rows @ features @ sampling, for rows of mask weights, and their gradients.
 
-    Which of the two products comes first changes nothing but the work. rows (G, M, E), logits (G, M, P); the gradients
-    are added up over calls of `backward` until `grad_features` (G, E, h, w), channels last in memory, is read.
+    The order of the two products affects only the amount of work. rows (G, M, E), logits (G, M, P). Calls of `backward`
+    accumulate the gradient of the features, which `grad_features` returns: (G, E, h, w), channels last in memory.
     """
 
     def logits(self, rows: Tensor) -> Tensor: ...
 
     def backward(self, grad: Tensor, rows: Tensor) -> Tensor:
-        """The gradient of `logits` -> that of `rows`."""
+        """Gradient of `rows` from that of `logits`."""
         ...
 
     def grad_features(self) -> Tensor: ...
 
 
 def mask_sampler(features: Tensor, points: Tensor) -> MaskSampler:
-    """features (G, E, h, w), not copied if they lie channels last in memory; points (G, P, 2)."""
+    """The faster sampler; features (G, E, h, w), not copied if channels last in memory; points (G, P, 2)."""
     few_pixels = 2 * features.shape[2] * features.shape[3] <= points.shape[1]
     return (
         _PixelsFirst(features, points)
@@ -78,7 +79,7 @@ def mask_sampler(features: Tensor, points: Tensor) -> MaskSampler:
 
 
 class Products:
-    """Products of rows with a table (G, P, E) of the features at P places, and the sum of the table's gradients."""
+    """Products of rows with a table (G, P, E) of the features at P places; accumulates the table's gradient."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
@@ -95,7 +96,7 @@ class Products:
 
 
 class _PointsFirst(Products):
-    """Features at the points, then products with them."""
+    """Samples features at the points, then multiplies."""
 
     def __init__(self, features: Tensor, points: Tensor) -> None:
         super().__init__(sample_features(features, points))
@@ -107,7 +108,7 @@ class _PointsFirst(Products):
 
 
 class _PixelsFirst:
-    """Logits of all pixels, then of the points: where there are more points than pixels. For a CPU."""
+    """Computes logits of all pixels, then samples them: for a CPU and more points than pixels."""
 
     def __init__(self, features: Tensor, points: Tensor) -> None:
         self.size = features.shape[2:]
@@ -119,14 +120,14 @@ class _PixelsFirst:
     def logits(self, rows: Tensor) -> Tensor:
         found = rows.new_empty(*rows.shape[:2], len(self.corners[0][0]))  # (G, M, P)
         if found.numel() == 0:
-            return found  # the library has no bags of rows without columns
+            return found  # embedding_bag refuses rows without columns
         for image, own, (index, weight), target in zip(self.pixels, rows, self.corners, found, strict=True):
             table = image @ own.T  # (h*w, M)
             parts = zip(
                 *(x.split(POINTS_AT_ONCE) for x in (index, weight)), target.split(POINTS_AT_ONCE, 1), strict=True
             )
             for some, shares, part in parts:
-                part.copy_(bag(table, some, shares).T)
+                part.copy_(sum_bags(table, some, shares).T)
         return found
 
     def backward(self, grad: Tensor, rows: Tensor) -> Tensor:
@@ -148,23 +149,23 @@ class _PixelsFirst:
 
 
 def sample_features(features: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values at points, 0 outside. features (G, E, h, w), points (G, P, 2) -> (G, P, E).
+    """Bilinear values at points, 0 outside: features (G, E, h, w), points (G, P, 2) -> (G, P, E).
 
-    Has no gradient: see `spread_to_features`.
+    Autograd does not see it; `spread_to_features` computes its gradient.
     """
     batch, channels, height, width = features.shape
     rows = as_rows(features)
     if features.device.type != "cpu":
-        return _sampled(rows, points, height, width)
+        return _sample_by_attention(rows, points, height, width)
     found = features.new_empty(batch, points.shape[1], channels)
     for image, at, target in zip(rows, points, found, strict=True):
         for some, part in zip(at.split(POINTS_AT_ONCE), target.split(POINTS_AT_ONCE), strict=True):
-            part.copy_(bag(image, *corners(some, height, width)))
+            part.copy_(sum_bags(image, *corners(some, height, width)))
     return found
 
 
 def spread_to_features(grad: Tensor, points: Tensor, height: int, width: int) -> Tensor:
-    """The gradient of `sample_features`: grad (G, P, E), points (G, P, 2) -> (G, E, height, width), channels last."""
+    """Gradient of `sample_features`: grad (G, P, E), points (G, P, 2) -> (G, E, height, width), channels last."""
     sums = grad.new_zeros(len(grad), height * width, grad.shape[2])
     if grad.device.type == "cpu":
         for image, at, target in zip(grad, points, sums, strict=True):
@@ -173,20 +174,22 @@ def spread_to_features(grad: Tensor, points: Tensor, height: int, width: int) ->
                 target[rows] = part
     else:
         with torch.enable_grad():
-            sampled = _sampled(sums.requires_grad_(), points, height, width)
+            sampled = _sample_by_attention(sums.requires_grad_(), points, height, width)
         sums = torch.autograd.grad(sampled, [sums], [grad])[0]
     return as_map(sums, height, width)
 
 
-def _sampled(rows: Tensor, points: Tensor, height: int, width: int) -> Tensor:
-    """rows (G, h*w, E), points (G, P, 2) -> (G, P, E): deformable attention of one head to one point."""
+def _sample_by_attention(rows: Tensor, points: Tensor, height: int, width: int) -> Tensor:
+    """rows (G, h*w, E), points (G, P, 2) -> (G, P, E), as deformable attention of one head to one point."""
     positions = (points * points.new_tensor([width, height]))[:, :, None, None, None]  # (G, P, 1, 1, 1, 2)
     return deformable_attention(rows[:, :, None], [(height, width)], positions, torch.ones_like(positions[..., 0]))
 
 
 def sample_targets(masks: list[Tensor], points: Tensor) -> Tensor:
-    """The same for targets, which stay bytes. masks: G tensors (N, H, W) bool or uint8, points (G, P, 2) ->
-    (G, N, P) float32, N the most of one image; 0 for the masks that others lack.
+    """Bilinear values of target masks at points, without converting the masks to float.
+
+    masks: G tensors (N, H, W) bool or uint8, points (G, P, 2) -> (G, N, P) float32, N the maximum of the images;
+    missing masks are 0.
     """
     values = torch.zeros(len(points), max(map(len, masks)), points.shape[1], device=points.device)
     some = POINTS_AT_ONCE if points.device.type == "cpu" else points.shape[1]
@@ -199,7 +202,7 @@ def sample_targets(masks: list[Tensor], points: Tensor) -> Tensor:
                 part[: len(pixels)] = (taken * weight).sum(-1)
                 continue
             for corner, share in zip(index.unbind(1), weight.unbind(1), strict=True):
-                # On bytes NumPy is several times as fast as index_select.
+                # On bytes NumPy's take is several times faster than index_select.
                 taken = torch.from_numpy(np.take(pixels.numpy(), corner.numpy(), axis=1))
                 part[: len(pixels)].addcmul_(taken, share)
     return values
@@ -207,16 +210,16 @@ def sample_targets(masks: list[Tensor], points: Tensor) -> Tensor:
 
 @torch.no_grad()
 def choose_points(logits: Tensor, candidates: int, uncertain: int) -> Tensor:
-    """Which points the mask loss of each row reads: where it is least sure, and some anywhere.
+    """Choose the points of each row's mask loss: the most uncertain candidates, and all other points.
 
-    logits (M, P): the first `candidates` columns are at points of which the `uncertain` ones with the smallest |logit|
-    are kept, the rest are kept all. Returns columns (M, uncertain + P - candidates), in no order.
+    logits (M, P): of the first `candidates` columns the `uncertain` ones with the smallest |logit| are kept, the others
+    are all kept. Returns columns (M, uncertain + P - candidates), unsorted.
     """
     columns = torch.empty(len(logits), uncertain + logits.shape[1] - candidates, dtype=torch.long, device=logits.device)
     if logits.device.type == "cpu" and 0 < uncertain < candidates:
-        # NumPy's selection on one core is several times as fast as topk on two.
+        # NumPy's selection on one core is several times faster than topk on two.
         for row, kept in zip(logits[:, :candidates].numpy(), columns[:, :uncertain].numpy(), strict=True):
-            kept[:] = _smallest(np.abs(row), uncertain)
+            kept[:] = _find_smallest(np.abs(row), uncertain)
     else:
         certainty = logits[:, :candidates].abs()
         columns[:, :uncertain] = certainty.topk(uncertain, dim=1, largest=False, sorted=False).indices
@@ -224,8 +227,8 @@ def choose_points(logits: Tensor, candidates: int, uncertain: int) -> Tensor:
     return columns
 
 
-def _smallest(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
-    """Places of the `count` smallest: a sample tells between which two values the last one lies, and few lie there."""
+def _find_smallest(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+    """Indices of the `count` smallest values. A sample bounds the largest of them, and few values are in between."""
     sample = np.sort(values[::32])
     place, margin = count * len(sample) // len(values), 2 * math.isqrt(len(sample))  # four standard deviations
     low, high = sample[max(0, place - margin)], sample[min(len(sample) - 1, place + margin)]
@@ -237,4 +240,4 @@ def _smallest(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int
         chosen: npt.NDArray[np.int64] = places[taken <= np.partition(between, rank)[rank]]
         if len(chosen) == count:
             return chosen
-    return np.argpartition(values, count)[:count]  # an unlucky sample, equal values, NaN
+    return np.argpartition(values, count)[:count]  # the sample was unlucky, or values are equal or NaN

@@ -1,4 +1,4 @@
-"""The loss of query seeds: a heat map with one peak in each instance."""
+"""Loss of the query seeds' score: a heat map with one peak in each instance."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def heat_map(coverage: Tensor) -> Tensor:
-    """What the score should be: 1 at the seed of each instance, falling off within it, 0 elsewhere.
+    """Target of the score: 1 at the seed of each instance, decreasing within it, 0 elsewhere.
 
-    coverage (N, h, w): share of each pixel that the instance covers -> (h, w). The seed is the pixel of the instance
-    nearest to its centre of mass: a ring or a crescent does not hold its centre. The fall is a Gaussian with a quarter
-    of the radius of a disc of the same area.
+    coverage (N, h, w): fraction of each pixel that the instance covers -> (h, w). The seed is the instance's pixel
+    nearest to its centre of mass, since a ring or a crescent does not contain its centre. It decreases as a Gaussian
+    whose standard deviation is a quarter of the radius of a disc of the same area.
     """
     count, height, width = coverage.shape
     if count == 0:

@@ -1,7 +1,7 @@
-"""Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, section 4.1): one function, three bodies.
+"""Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, section 4.1): one function, three versions.
 
-A CPU takes the bag of `deformable_cpu`, a CUDA device the Triton kernels of `deformable_triton`; everything else, and
-any export, the plain form below, against which the other two are tested.
+A CPU uses `deformable_cpu`, a CUDA device the Triton kernels of `deformable_triton`. All other devices and any export
+use the plain version below, against which the other two are tested.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from .deformable_cpu import bag_attention
 
 # B batch, S tokens of all levels, A attention heads, d channels of a head, L levels, P points per head and level
 SpatialShapes = list[tuple[int, int]]  # (h, w) of each level; the levels' tokens follow each other in S
-HAS_TRITON = importlib.util.find_spec("triton") is not None  # it comes with torch for CUDA on Linux
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # installed with torch for CUDA on Linux
 
 
 def deformable_attention(
     value: Tensor, spatial_shapes: SpatialShapes, positions: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Weighted sum of bilinear samples, zero outside the map (equation 3 of the paper), by the body for the device.
+    """Weighted sum of bilinear samples, zero outside the map (equation 3 of the paper).
 
     value (B, S, A, d), any float dtype; positions (B, S, A, L, P, 2): (x, y) in pixels of each level, 0 at the outer
-    edge of its first pixel and w or h at that of its last; attention_weights (B, S, A, L, P), summing to 1 over L and
-    P. The last two at least in float32: in half precision a position would be off by pixels at the far end of a large
-    map. Sums are taken in the dtype of the weights. Returns (B, S, A * d) in the dtype of `value`.
+    edge of its first pixel, w or h at that of its last; attention_weights (B, S, A, L, P), summing to 1 over L and P.
+    Positions and weights are at least float32: in half precision, positions in a large map would be wrong by pixels.
+    Sums are computed in the dtype of the weights. Returns (B, S, A * d) in the dtype of `value`.
     """
-    if torch.compiler.is_exporting():  # before int() makes constants of sizes that the export leaves open
+    if torch.compiler.is_exporting():  # before int() turns dynamic sizes of the export into constants
         return plain_attention(value, spatial_shapes, positions, attention_weights)
     shapes = [(int(h), int(w)) for h, w in spatial_shapes]
     assert value.shape[1] == sum(h * w for h, w in shapes)
@@ -46,14 +46,16 @@ def deformable_attention(
 def plain_attention(
     value: Tensor, spatial_shapes: SpatialShapes, positions: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """The same by grid_sample: the reference, and what an export holds. Arguments as in `deformable_attention`."""
+    """The same by grid_sample: the reference, and the version in exports. Arguments as in `deformable_attention`."""
     batch, _, heads, width = value.shape
     tokens, levels, points = positions.shape[1], positions.shape[3], positions.shape[4]
     sampled = []
     per_level = value.to(attention_weights.dtype).split([h * w for h, w in spatial_shapes], dim=1)
     for level, (h, w) in enumerate(spatial_shapes):
         level_map = per_level[level].permute(0, 2, 3, 1).reshape(batch * heads, width, h, w)
-        x, y = positions[:, :, :, level].unbind(-1)  # each by its size: a tensor of the two would fix them in an export
+        x, y = positions[:, :, :, level].unbind(
+            -1
+        )  # one by one: a tensor of the two sizes would be constant in an export
         grid = torch.stack((x * 2 / w - 1, y * 2 / h - 1), dim=-1)
         grid = grid.transpose(1, 2).flatten(0, 1)  # (B*A, S, P, 2) in [-1, 1]
         sampled.append(F.grid_sample(level_map, grid, align_corners=False))  # (B*A, d, S, P)
@@ -63,7 +65,7 @@ def plain_attention(
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Every token looks at `num_points` learned places of every level around its own position."""
+    """Every token attends to `num_points` learned places of every level around its own position."""
 
     def __init__(self, embed_dim: int, num_heads: int, num_levels: int = 3, num_points: int = 4) -> None:
         super().__init__()
@@ -81,10 +83,10 @@ class MultiScaleDeformableAttention(nn.Module):
         spatial_shapes: SpatialShapes,
         valid: Tensor | None,
     ) -> Tensor:
-        """hidden_states and position_embeddings (B, S, C); reference (B, S, A, L, P, 2): each token's own place, in
-        pixels of each level (the same for all heads and points); valid (B, S) bool, None where nothing is padding.
+        """hidden_states and position_embeddings (B, S, C); reference (B, S, A, L, P, 2): position of each token in
+        pixels of each level (the same for all heads and points); valid (B, S) bool, None if nothing is padding.
 
-        Values of padded tokens are zero, so padding adds nothing to any output. Returns (B, S, C).
+        Values of padding tokens are zero, so padding adds nothing to the output. Returns (B, S, C).
         """
         batch, tokens, _ = hidden_states.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points

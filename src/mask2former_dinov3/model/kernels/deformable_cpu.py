@@ -1,25 +1,25 @@
-"""Deformable attention on a CPU: every output is a weighted bag of value rows, so the library's bag kernel does it.
+"""Deformable attention on a CPU by torch's embedding_bag: every output is a weighted sum of rows of the values.
 
-A bilinear sample is four rows of the value table (upper left, upper right, lower left, lower right), and their weights
-are products of two fractions and the attention weight. The table has a ring of zeros around each level, so a position
-outside the map needs no test: clamped onto the ring, it reads zeros and has no gradient.
+A bilinear sample is a sum of four rows of the value table (upper left, upper right, lower left, lower right), each
+weighted by two fractions and the attention weight. The table has a border of zeros around each level, so positions
+outside the map need no test: clamped to the border, they read zeros and have no gradient.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-from .weighted_bags import TransposedBags, bag
+from .weighted_bags import TransposedBags, sum_bags
 
 # B batch, S tokens, A heads, d channels of a head, L levels, P points, K = A * L * P columns of one token,
-# R cells of the table, n tokens at hand at one time
-# Bounds the memory: some twenty arrays (n, K) are alive at one time.
-TOKENS_AT_ONCE = 8192
+# R cells of the table, n tokens of one chunk
+# Tokens per chunk; bounds the memory, since about twenty arrays (n, K) are alive at a time.
+ATTENTION_TOKENS = 8192
 
 
 def bag_attention(value: Tensor, spatial_shapes: list[tuple[int, int]], positions: Tensor, weights: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def bag_attention(value: Tensor, spatial_shapes: list[tuple[int, int]], position
 
 
 class _Table(NamedTuple):
-    """Where the levels stand in the table; tensors (K,) say it for each column of a token."""
+    """Layout of the levels in the table; tensors (K,) have an entry for each column of a token."""
 
     shapes: list[tuple[int, int]]  # (h, w)
     starts: list[int]  # first cell of each level
@@ -48,10 +48,10 @@ class _Table(NamedTuple):
 
 
 def _table(shapes: list[tuple[int, int]], heads: int, points: int, like: Tensor) -> _Table:
-    """A level of h x w becomes h + 4 rows of w + 2 cells: two rows of zeros above and below, one zero at either end.
+    """A level of h x w becomes h + 4 rows of w + 2 cells: two rows of zeros above and below, one zero at both ends.
 
-    What is further left (right) is the end of the row above (the start of the row below), zero as well; one more cell
-    before the first level and behind the last make that true everywhere.
+    A cell further left (right) is the end of the row above (the start of the row below), which is zero as well; one
+    more cell before the first level and after the last makes that true everywhere.
     """
     starts = [1]
     for h, w in shapes:
@@ -76,7 +76,7 @@ def _table(shapes: list[tuple[int, int]], heads: int, points: int, like: Tensor)
 
 
 def _inner(cells: Tensor, table: _Table) -> list[Tensor]:
-    """The part of each level that is not ring, as views (B, h, w, A, d) of (B, R, A, d)."""
+    """Each level without its border, as views (B, h, w, A, d) of (B, R, A, d)."""
     return [
         cells[:, start : start + (h + 4) * (w + 2)].unflatten(1, (h + 4, w + 2))[:, 2 : h + 2, 1 : w + 1]
         for start, (h, w) in zip(table.starts, table.shapes, strict=True)
@@ -84,10 +84,16 @@ def _inner(cells: Tensor, table: _Table) -> list[Tensor]:
 
 
 class _BagAttention(torch.autograd.Function):
-    """Saves the table, the positions and the weights; the backward pass computes the corners again."""
+    """Saves cells, positions and weights; the backward pass computes the corners again."""
+
+    class Context(FunctionCtx):
+        """What `forward` keeps for `backward`."""
+
+        table: _Table
+        saved_tensors: tuple[Tensor, ...]
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, table: _Table, positions: Tensor, weights: Tensor) -> Tensor:
+    def forward(ctx: Context, value: Tensor, table: _Table, positions: Tensor, weights: Tensor) -> Tensor:
         batch, _, heads, channels = value.shape
         tokens, columns = positions.shape[1], positions.shape[3] * positions.shape[4]  # columns of one head
         cells = value.new_zeros(batch, table.cells, heads, channels)
@@ -101,7 +107,7 @@ class _BagAttention(torch.autograd.Function):
                 at = _corners(positions[image, part].flatten(1, 3), table)
                 shares = _corner_weights(at, weights[image, part].flatten(1))
                 corners = [
-                    bag(rows, index.view(-1, columns), share.view(-1, columns))
+                    sum_bags(rows, index.view(-1, columns), share.view(-1, columns))
                     for index, share in zip(_rows(at, table), shares, strict=True)
                 ]  # (n*A, d) each
                 output[image, part] = (
@@ -113,9 +119,9 @@ class _BagAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         cells, positions, weights = ctx.saved_tensors
-        table: _Table = ctx.table
+        table = ctx.table
         grad_positions, grad_weights = torch.empty_like(positions), torch.empty_like(weights)
         grad_cells = torch.zeros_like(cells)
         upper_left = torch.empty(grad_weights[0].flatten(1).shape, dtype=torch.int32, device=cells.device)  # (S, K)
@@ -139,13 +145,13 @@ class _BagAttention(torch.autograd.Function):
 
 
 def _parts(tokens: int) -> list[slice]:
-    """A few tokens at a time; all at once under `torch.compile`, which fuses instead and would unroll the loop."""
-    step = tokens if torch.compiler.is_compiling() else TOKENS_AT_ONCE
+    """Chunks of tokens; all in one under `torch.compile`, which fuses the operations and would unroll the loop."""
+    step = tokens if torch.compiler.is_compiling() else ATTENTION_TOKENS
     return [slice(start, min(start + step, tokens)) for start in range(0, tokens, step)]
 
 
 class _Corners(NamedTuple):
-    """Where each position falls, (n, K) each."""
+    """Upper left corner of each position, (n, K) each."""
 
     cell: Tensor  # int32 table row of the upper left corner
     x: Tensor  # fractions of a pixel from there
@@ -158,7 +164,7 @@ def _corners(positions: Tensor, table: _Table) -> _Corners:
     y = torch.minimum((positions[..., 1] - 0.5).clamp_(min=-2), table.height)
     left, top = x.floor(), y.floor()
     cell = torch.addcmul(left, top, table.pitch).add_(table.origin)
-    cell = cell.nan_to_num_(nan=0.0).to(torch.int32)  # a network gone NaN shall give NaN, not an index out of range
+    cell = cell.nan_to_num_(nan=0.0).to(torch.int32)  # a NaN position must give NaN, not an index out of range
     return _Corners(torch.add(table.head, cell, alpha=table.heads), x.sub_(left), y.sub_(top))
 
 
@@ -184,7 +190,7 @@ def _slopes(rows: Tensor, grad: Tensor, at: _Corners, table: _Table) -> tuple[Te
     first = torch.arange(0, len(bag_of), columns, dtype=torch.int32, device=grad.device)  # (n*A,)
 
     def product(index: Tensor) -> Tensor:
-        """<grad, row> of every column, (n, K): what `embedding_bag` itself calls for its weights (mode 0 is a sum)."""
+        """<grad, row> of every column, (n, K), as in the backward pass of `embedding_bag` (mode 0 is a sum)."""
         along: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             bags, rows, index.flatten(), first, bag_of, 0
         )
@@ -198,10 +204,10 @@ def _slopes(rows: Tensor, grad: Tensor, at: _Corners, table: _Table) -> tuple[Te
 
 
 def _scatter(grad: Tensor, upper_left: Tensor, shares: Tensor, table: _Table, out: Tensor) -> None:
-    """Gradient of the table: every bag's gradient, times its shares, added to the rows it read.
+    """Gradient of the table: each bag's gradient times its weights, added to the rows that it read.
 
-    grad (S, A, d), upper_left (S, K), shares (4, S, K), out (R, A, d). One sort by the upper left corner serves all
-    four: the others are a fixed number of rows away, in each level.
+    grad (S, A, d), upper_left (S, K), shares (4, S, K), out (R, A, d). One sort by the upper left corner is enough for
+    all four corners: within a level, the others are a fixed number of rows away.
     """
     columns = shares.shape[2] // table.heads
     back = TransposedBags(upper_left.view(-1, columns), table.cells * table.heads)
@@ -212,6 +218,6 @@ def _scatter(grad: Tensor, upper_left: Tensor, shares: Tensor, table: _Table, ou
             for (first, last), (_, w) in zip(levels, table.shapes, strict=True):
                 start, stop = max(rows.start, first), min(rows.stop, last)
                 step = (corner % 2 + corner // 2 * (w + 2)) * table.heads
-                stop = min(stop, len(sums) - step)  # behind the last row there is only ring
+                stop = min(stop, len(sums) - step)  # after the last row there is only border
                 if start < stop:
                     sums[start + step : stop + step] += part[start - rows.start : stop - rows.start]

@@ -1,7 +1,7 @@
-"""Deformable attention on a CUDA device: one Triton kernel forward, and one backward that reads the corners again.
+"""Deformable attention on a CUDA device by two Triton kernels; the backward kernel reads the corners again.
 
-A bilinear sample is four rows of `value`: 0 upper left, 1 upper right, 2 lower left, 3 lower right. A corner outside
-the map is zero and gets no gradient. Only `deformable_attention` imports this module, and only where triton is.
+A bilinear sample is a sum of four rows of `value`: 0 upper left, 1 upper right, 2 lower left, 3 lower right. A corner
+outside the map is zero and gets no gradient. Only `deformable_attention` imports this module, if triton is installed.
 """
 
 # Triton publishes no types, so its decorator has none either.
@@ -9,31 +9,30 @@ the map is zero and gets no gradient. Only `deformable_attention` imports this m
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
-try:  # of code that travels with a model, transformers demands on every machine what is imported outside of `try`
+try:  # of bundled code, transformers requires every package that is imported outside of `try`
     import triton
     import triton.language as tl
 except ImportError as error:
     raise ImportError("the kernels for CUDA need triton: pip install triton") from error
 
-# B batch, S tokens of `value`, T tokens that look, A attention heads, d channels of a head, D its next power of two,
+# B batch, S tokens of `value`, T tokens that attend, A attention heads, d channels of a head, D its next power of two,
 # L levels, P points per head and level, N tokens of one program
 #
-# A program takes N neighbouring tokens of one head: they look at much the same places, so a corner fetched for one may
-# still be in the multiprocessor's own cache for the next. N is such that one access of a thread, 16 bytes, is its whole
-# share of a corner's rows: the threads of a row all compute its place, so they should be few, but longer shares would
-# take registers from other warps, which hide the latency of scattered reads. For compute capability 9.0, d = 32 and
+# A program computes N neighbouring tokens of one head: they attend to similar places, so a corner read for one may
+# still be in the multiprocessor's cache for the next. N is such that each thread reads its part of a corner's rows in a
+# single access of 16 bytes: all threads of a row compute its place, so they should be few, but longer parts would take
+# registers from other warps, which hide the latency of scattered reads. For compute capability 9.0, d = 32 and
 # bfloat16 the compiler reports 48 registers forward, so 40 of 64 warps fit, and 62 backward, so 32. At 1024 x 1024 an
 # image is 5,376 programs forward and 43,008 backward. Nothing is tuned at run time: that compiles every candidate.
 FORWARD_WARPS = 4
-BACKWARD_WARPS = 1  # the sums over channels then cross no warp, and what is stored per token no barrier
+BACKWARD_WARPS = 1  # then sums over channels stay within a warp, and stores per token need no barrier
 MAX_LEVELS = 4
-NAMESPACE = __name__.replace(".", "_")  # of torch's operators; this file may be there twice, as a model's own code
-SIZES = ["source_tokens", "tokens", *(f"{side}{level}" for level in range(MAX_LEVELS) for side in "hw")]
+NAMESPACE = __name__.replace(".", "_")  # of torch's operators; this file may be loaded twice, also as bundled code
+SIZE_ARGUMENTS = ["source_tokens", "tokens", *(f"{side}{level}" for level in range(MAX_LEVELS) for side in "hw")]
 
 
 def triton_attention(
@@ -51,8 +50,8 @@ def triton_attention(
     return output
 
 
-# As operators of torch's the kernels are opaque to torch.compile. Left to read them, it may take them to write to what
-# they only read, and then copies that (or refuses, where an input is a parameter).
+# As torch operators the kernels are opaque to torch.compile. If it analyses them itself, it may conclude that they
+# write to tensors they only read, and then copies those (or fails if an input is a parameter).
 @torch.library.custom_op(
     f"{NAMESPACE}::deformable_attention",
     mutates_args=(),
@@ -82,8 +81,8 @@ def _attend(value: Tensor, positions: Tensor, weights: Tensor, sides: list[int])
 def _gradients(
     grad_output: Tensor, value: Tensor, positions: Tensor, weights: Tensor, sides: list[int], wanted: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `_attend`'s three tensors; what is not wanted is empty."""
-    # Hundreds of samples may add to one row, in no certain order: in bfloat16 most of them would be lost.
+    """Gradients of `_attend`'s three tensors; those that are not wanted are empty."""
+    # Hundreds of samples may be added to one row: in bfloat16 most of them would be rounded away.
     grads = [
         torch.zeros_like(value, dtype=weights.dtype) if wanted[0] else None,
         torch.empty_like(positions) if wanted[1] else None,
@@ -91,7 +90,7 @@ def _gradients(
     ]
     _, _, heads, channels = value.shape
     batch, tokens = positions.shape[:2]
-    # 16 bytes of float32, the longest atomic addition; values are read in the same shares, so nothing is moved.
+    # 16 bytes of float32 are the longest atomic addition; values are read in the same parts, so no data is rearranged.
     block = _block(channels, BACKWARD_WARPS, 4)
     grid = (-(-tokens // block), heads, batch)
     tensors = (value, positions, weights, grad_output.contiguous(), *grads)
@@ -115,12 +114,20 @@ def _(
     return tuple(torch.empty_like(one) if want else value.new_empty(0) for one, want in tensors)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+class _Context(FunctionCtx):
+    """What the forward pass keeps for the backward pass."""
+
+    sides: list[int]
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, Tensor, Tensor]
+
+
+def _save(ctx: _Context, inputs: tuple[Tensor, Tensor, Tensor, list[int]], output: Tensor) -> None:
     value, positions, weights, ctx.sides = inputs
     ctx.save_for_backward(value, positions, weights)
 
 
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: _Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     wanted = list(ctx.needs_input_grad[:3])
     grads = _gradients(grad_output, *ctx.saved_tensors, ctx.sides, wanted)
     return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None
@@ -130,24 +137,24 @@ _attend.register_autograd(_backward, setup_context=_save)
 
 
 def _block(channels: int, warps: int, channels_of_a_thread: int) -> int:
-    """N, a power of two as well."""
+    """N, a power of two."""
     return max(1, 32 * warps * channels_of_a_thread // _padded(channels))
 
 
 def _padded(channels: int) -> int:
-    """D: lengths within a kernel are powers of two."""
+    """D: lengths in a kernel must be powers of two."""
     return 1 << (channels - 1).bit_length()
 
 
 def _arguments(value: Tensor, positions: Tensor, sides: list[int]) -> dict[str, int]:
-    """What both kernels take behind their tensors. Sizes are numbers, so a new image size compiles nothing."""
+    """Arguments of both kernels after their tensors. Sizes are not constants, so a new image size compiles nothing."""
     _, source_tokens, heads, channels = value.shape
     _, tokens, _, levels, points, _ = positions.shape
-    sizes = dict(zip(SIZES, [source_tokens, tokens, *sides, *[0] * (2 * (MAX_LEVELS - levels))], strict=True))
+    sizes = dict(zip(SIZE_ARGUMENTS, [source_tokens, tokens, *sides, *[0] * (2 * (MAX_LEVELS - levels))], strict=True))
     return {**sizes, "A": heads, "CHANNELS": channels, "D": _padded(channels), "L": levels, "P": points}
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
 def _forward_kernel(
     value: tl.tensor,
     positions: tl.tensor,
@@ -170,7 +177,7 @@ def _forward_kernel(
     P: tl.constexpr,
     N: tl.constexpr,
 ) -> None:
-    """Grid (T / N, A, B). The sum is taken in the dtype of `weights`."""
+    """Grid (T / N, A, B). Sums are computed in the dtype of `weights`."""
     bag, live, first_bag, first_row = _bags(source_tokens, tokens, A, N)
     channel = tl.arange(0, D)
     heights, widths = (h0, h1, h2, h3), (w0, w1, w2, w3)
@@ -193,7 +200,7 @@ def _forward_kernel(
     tl.store(output + first_bag * CHANNELS + place, total.to(output.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=SIZE_ARGUMENTS)
 def _backward_kernel(
     value: tl.tensor,
     positions: tl.tensor,
@@ -219,7 +226,7 @@ def _backward_kernel(
     P: tl.constexpr,
     N: tl.constexpr,
 ) -> None:
-    """Grid (T / N, A, B). `grad_value` comes as zeros; a gradient that is None is not wanted."""
+    """Grid (T / N, A, B). `grad_value` must be zeros; a gradient that is None is not computed."""
     bag, live, first_bag, first_row = _bags(source_tokens, tokens, A, N)
     channel = tl.arange(0, D)
     place, mask = bag[:, None] * CHANNELS + channel[None, :], live[:, None] & (channel < CHANNELS)[None, :]
@@ -252,7 +259,7 @@ def _backward_kernel(
 
 @triton.jit
 def _bags(source_tokens: int, tokens: int, A: tl.constexpr, N: tl.constexpr) -> tl.tuple:
-    """The bags (token, head) of this program within its image and which of them there are, (N,) each; then, in 64 bits,
+    """The bags (token, head) of this program within its image, and which of them exist, (N,) each; then, in 64 bits,
     the first bag of the image and its first row of `value` for this head."""
     token = tl.program_id(0) * N + tl.arange(0, N)
     head = tl.program_id(1)
@@ -262,13 +269,13 @@ def _bags(source_tokens: int, tokens: int, A: tl.constexpr, N: tl.constexpr) -> 
 
 @triton.jit
 def _cell(position: tl.tensor, live: tl.tensor, h: int, w: int) -> tl.tuple:
-    """Column and row of the upper left corner of positions, and the way from its centre right and down; (N,) each.
+    """Column and row of the upper left corner of positions, and the distance to it right and down; (N,) each.
 
-    position: where the x of each is stored, its y behind it.
+    position: address of each x, followed by its y.
     """
     x = tl.load(position, mask=live, other=-2.0)
     y = tl.load(position + 1, mask=live, other=-2.0)
-    # Two pixels out no corner is in the map: the bounds change nothing but that integers do not overflow.
+    # Two pixels outside no corner is in the map: the clamp only prevents integer overflow.
     x = tl.clamp(x - 0.5, -2.0, w + 1.0, propagate_nan=tl.PropagateNan.ALL)
     y = tl.clamp(y - 0.5, -2.0, h + 1.0, propagate_nan=tl.PropagateNan.ALL)
     left, top = (
@@ -282,7 +289,7 @@ def _cell(position: tl.tensor, live: tl.tensor, h: int, w: int) -> tl.tuple:
 def _corners(
     column: tl.tensor, row: tl.tensor, h: int, w: int, channel: tl.tensor, A: tl.constexpr, CHANNELS: tl.constexpr
 ) -> tl.tuple:
-    """Where the rows of the four corners are, counted from the level's first, and which the map has; (N, D) each."""
+    """Offsets of the four corners' rows from the level's first, and which of them are in the map; (N, D) each."""
     at = ((row * w + column) * (A * CHANNELS))[:, None] + channel[None, :]
     below = at + w * (A * CHANNELS)
     left, right = (column >= 0) & (column < w), (column >= -1) & (column < w - 1)
@@ -295,7 +302,7 @@ def _corners(
 
 @triton.jit
 def _rows(source: tl.tensor, at: tl.tuple, inside: tl.tuple) -> tl.tuple:
-    """The rows of the four corners, (N, D) each. All are asked for before one is used, so that they come together."""
+    """Load the rows of the four corners, (N, D) each; all loads are issued before the first is used."""
     row0 = tl.load(source + at[0], mask=inside[0], other=0.0)
     row1 = tl.load(source + at[1], mask=inside[1], other=0.0)
     row2 = tl.load(source + at[2], mask=inside[2], other=0.0)
@@ -307,7 +314,7 @@ def _rows(source: tl.tensor, at: tl.tuple, inside: tl.tuple) -> tl.tuple:
 def _add_rows(
     target: tl.tensor, at: tl.tuple, inside: tl.tuple, x: tl.tensor, y: tl.tensor, weight: tl.tensor, grad: tl.tensor
 ) -> None:
-    """Adds to the rows of the four corners what they get of grad (N, D)."""
+    """Add the parts of grad (N, D) to the rows of the four corners."""
     upper, lower = weight * (1 - y), weight * y
     tl.atomic_add(target + at[0], (upper * (1 - x))[:, None] * grad, mask=inside[0], sem="relaxed")
     tl.atomic_add(target + at[1], (upper * x)[:, None] * grad, mask=inside[1], sem="relaxed")

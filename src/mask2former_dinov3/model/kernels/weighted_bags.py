@@ -1,4 +1,4 @@
-"""Weighted sums of table rows, and their transpose, by the library's bag kernel."""
+"""Weighted sums of table rows, and their transpose, by torch's embedding_bag."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # G bags of k entries each, R rows of a table, d channels
-# On a CPU new memory for all rows would cost more than the sums; a few MB it has at hand.
+# Rows per chunk on a CPU: allocating memory for all rows would cost more than the sums.
 ROWS_AT_ONCE = 16384
 
 
-def bag(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """What each bag holds: sum over k of weights[g, k] * rows[index[g, k]].
+def sum_bags(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Sum of each bag: over k of weights[g, k] * rows[index[g, k]].
 
     rows (R, d); index (G, k) int32 or int64; weights (G, k) -> (G, d).
     """
@@ -23,9 +23,10 @@ def bag(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
 
 
 class TransposedBags:
-    """The way back, from bags to the rows they hold, in a fixed order: no atomic additions, no array (G, k, d).
+    """The transpose of `sum_bags`, in a fixed order: without atomic additions or an array (G, k, d).
 
-    Sorted by row, what one row gets is itself a bag: of all bags that hold it. Sorted once, it serves several weights.
+    Sorted by row, the sum that a row gets is itself a bag, of all bags that contain the row. The sort is done once and
+    serves several weights.
     """
 
     def __init__(self, index: Tensor, rows: int) -> None:
@@ -35,9 +36,9 @@ class TransposedBags:
         self.bag = torch.div(self.order, index.shape[1], rounding_mode="floor")
 
     def __call__(self, bags: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Sums over all (g, k) with index[g, k] = r of weights[g, k] * bags[g], for some rows r after the others.
+        """Sums over all (g, k) with index[g, k] = r of weights[g, k] * bags[g], for one chunk of rows r after another.
 
-        bags (G, d), weights (G, k). Yields (rows, sums (rows, d)) until all rows have been.
+        bags (G, d), weights (G, k). Yields (rows, sums (rows, d)) until all rows are done.
         """
         share = weights.flatten().index_select(0, self.order)
         rows = len(self.first)
