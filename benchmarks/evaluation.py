@@ -1,4 +1,4 @@
-"""Logits to masks to COCO AP: images a second, ours and the baseline's, and the AP of both.
+"""From logits to masks to COCO AP: images per second and AP of our path and of the baseline's.
 
 The logits are made up from the ground truth with noise, the same for both; making them is not timed. Ours is scored as
 the baseline is (mask AP alone); what `evaluate_coco` with boundary and box AP takes stands beside it. Hugging Face cuts
@@ -23,12 +23,13 @@ from torch import Tensor
 
 from baseline import average_precision, processor_of, read_annotations, results_of
 
-# The mask score alone is private: users get all of evaluate_coco, the baseline computes masks only.
+# Private functions, since the baseline computes mask AP only, and `evaluate_coco` computes boundary and box AP too.
 from mask2former_dinov3.evaluation.coco_ap import _match, _mean, evaluate_coco
 from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.inference.postprocess import post_process
 from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from measure import (
     SIDES,
@@ -52,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
     found = options("Post-processing and AP: images a second, ours and Hugging Face's.")
     found.add_argument("--dataset", type=Path, default=default_dataset(), help="folder with _annotations.coco.json")
     found.add_argument("--size", type=int, default=1024, help="side of the square canvas, pixels")
-    found.add_argument("--images", type=int, help="the first so many of the data set; default: all")
-    found.add_argument("--detections", type=int, default=100, help="queries of the made-up model, all kept")
+    found.add_argument("--images", type=int, help="use only the first N images of the data set (default: all)")
+    found.add_argument("--detections", type=int, default=100, help="queries of the simulated model, all kept")
     found.add_argument("--large", action="store_true", help="memory of one large image through a real model instead")
     found.add_argument("--large-size", type=int, nargs=2, default=(3000, 4000), metavar=("HEIGHT", "WIDTH"))
     found.add_argument("--preset", choices=("tiny", "smallplus", "large"), default="smallplus", help="of --large")
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def rows(argv: Sequence[str]) -> list[Row]:
-    """What the command line asks for."""
+    """The rows that the command line asks for."""
     args = parser().parse_args(argv)
     if args.large:
         return [large_image(argv, args)]
@@ -74,7 +75,7 @@ def rows(argv: Sequence[str]) -> list[Row]:
     with contestants(SCRIPT, argv, SIDES) as works:
         rate = {side: images / seconds for side, seconds in alternate(works, args.repeat).items()}
     for contender in contenders.values():
-        contender()  # here for its AP, not for its time
+        contender()  # for its AP only
     start = time.perf_counter()
     whole = evaluate_coco(ours.coco.dataset, ours.results, max_detections=args.detections, image_ids=ours.image_ids)
     whole_seconds = time.perf_counter() - start
@@ -125,7 +126,7 @@ class Contender:
             outputs.class_queries_logits,
             outputs.masks_queries_logits,
             [size],
-            max_detections=self.args.detections,
+            settings=InferenceSettings(threshold=0.0, max_detections=self.args.detections),
             categories=tuple(self.categories),
         )
         return instances[0].to_coco(image_id)
@@ -154,7 +155,7 @@ def made_up_outputs(
         record = coco.imgs[image_id]
         annotations = coco.imgToAnns[image_id] or [None]
         picked = torch.randint(len(annotations), (args.detections,), generator=generator).tolist()
-        # One mask at a time: what is made up must not be what the peak of memory shows.
+        # One mask at a time, so that these logits do not decide the peak of memory.
         logits = {index: clean_logits(coco, annotations[index], small) for index in set(picked)}
         masks = torch.stack([logits[index] for index in picked])[None]
         classes: Tensor = torch.randn(1, args.detections, len(categories) + 1, generator=generator) * 3
