@@ -26,7 +26,7 @@ UNKNOWN_LISTS = frozenset(
     {".arrow", ".csv", ".feather", ".json", ".jsonl", ".list", ".lst", ".ndjson", ".tsv", ".xls", ".xlsx", ".xml"}
     | {".yaml", ".yml"}
 )
-INPUTS = "an image, a folder, a pattern, or a list of images (.txt with one per line, or .parquet)"
+ACCEPTED_INPUTS = "an image, a folder, a pattern, or a list of images (.txt with one per line, or .parquet)"
 
 
 def filesystem_of(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -71,11 +71,11 @@ def _images_of(given: str, column: str | None) -> Iterator[str]:
     try:
         matches = [path] if filesystem.exists(path) else []
         if matches and (suffix := PurePosixPath(path).suffix.lower()) in UNKNOWN_LISTS and not filesystem.isdir(path):
-            raise DatasetError(f"{given}: {mismatch(INPUTS, f'a {suffix} file')}")
+            raise DatasetError(f"{given}: {mismatch(ACCEPTED_INPUTS, f'a {suffix} file')}")
         if not matches and glob.has_magic(path):
             matches = sorted(filesystem.glob(path))
         if not matches:
-            raise DatasetError(f"{given}: {mismatch(INPUTS, 'nothing of that name')}")
+            raise DatasetError(f"{given}: {mismatch(ACCEPTED_INPUTS, 'nothing of that name')}")
         for match in map(str, matches):
             suffix = PurePosixPath(match).suffix.lower()
             if suffix in (".txt", ".parquet"):
