@@ -1,4 +1,4 @@
-"""What a user would run instead: Hugging Face Mask2Former with a DINOv3 ViT and a pyramid in place of Swin.
+"""The baseline: Hugging Face Mask2Former with a DINOv3 ViT and a pyramid instead of Swin.
 
 Built from transformers' classes at the sizes of our own presets, with random weights; and the data and evaluation path
 around it: pycocotools and `Mask2FormerImageProcessorPil`. No torchvision.
@@ -81,7 +81,7 @@ class PyramidEncoder(nn.Module):
 
 def build_baseline(config: Mask2FormerDinov3Config, train_backbone: bool = False) -> Any:
     """`Mask2FormerForUniversalSegmentation` of the same sizes as ours, neck included."""
-    stub = SwinConfig(embed_dim=24, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1])  # to be replaced at once
+    stub = SwinConfig(embed_dim=24, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1])  # any: replaced below
     stub.out_features = ["stage1", "stage2", "stage3", "stage4"]
     fields = {name: getattr(config, name) for name in HEAD_FIELDS}
     model = Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=stub, **fields))
@@ -159,7 +159,7 @@ def results_of(
 def average_precision(
     coco: COCO, results: Sequence[Mapping[str, Any]], image_ids: list[int], max_detections: int
 ) -> float:
-    """Mask AP of COCO results by pycocotools, on these images; -1 where there is nothing to find."""
+    """Mask AP of COCO results by pycocotools, on these images; -1 without ground truth."""
     with contextlib.redirect_stdout(io.StringIO()):
         found = coco.loadRes([dict(result) for result in results]) if results else COCO()
         evaluation = COCOeval(coco, found, "segm")

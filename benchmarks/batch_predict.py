@@ -1,8 +1,8 @@
-"""Images a second of `batch-predict` on a Ray cluster of this machine, beside the plain loop of `predict`.
+"""Images per second of `batch-predict` on a Ray cluster of this machine, beside the plain loop of `predict`.
 
-The same images, copied under other names until there are enough. All are timed once loaded: the loop by its own clock,
-the job from its first finished shard to its last, since Ray takes its time to start; `seconds` has that in it. The
-loop computes with all threads that torch takes, an actor with as many as it reserves CPUs.
+The images are copied under other names until there are enough. `images_per_second` leaves the start out: the loop's
+clock starts once the model is loaded, the job's at its first complete shard and stops at its last. `seconds` includes
+the start of Ray. The loop uses torch's default number of threads, an actor as many as it reserves CPUs.
 """
 
 from __future__ import annotations
@@ -31,18 +31,24 @@ HEAD = ("work", "images", "seconds", "images_per_second", "of_the_loop")
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="batch-predict beside the plain loop.", allow_abbrev=False)
     found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    found.add_argument("--model", default=str(sample_dataset().parent / "model"), help="default: the sample's")
-    found.add_argument("--images", type=Path, default=sample_dataset(), help="folder; default: the sample's validation")
-    found.add_argument("--count", type=int, default=400, help="images (default: 400)")
-    found.add_argument("--actors", type=int, nargs="+", default=[1, 2], help="default: 1 2")
+    found.add_argument(
+        "--model", default=str(sample_dataset().parent / "model"), help="model folder (default: the bundled sample)"
+    )
+    found.add_argument(
+        "--images", type=Path, default=sample_dataset(), help="folder (default: the sample's validation images)"
+    )
+    found.add_argument("--count", type=int, default=400, help="number of images (default: 400)")
+    found.add_argument(
+        "--actors", type=int, nargs="+", default=[1, 2], help="numbers of actors, one row each (default: 1 2)"
+    )
     found.add_argument("--batch-size", type=int, default=1)
-    found.add_argument("--json", action="store_true", help="one JSON object a row in place of a table")
-    found.add_argument("--output", type=Path, help="also leave Markdown and JSON in this folder, such as results")
+    found.add_argument("--json", action="store_true", help="one JSON object per row instead of a table")
+    found.add_argument("--output", type=Path, help="also write Markdown and JSON into this folder, such as results")
     return found
 
 
 def rows(argv: Sequence[str]) -> list[Row]:
-    """The loop, then the job with each number of actors."""
+    """One row for the loop, then one for the job with each number of actors."""
     args = parser().parse_args(argv)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +63,7 @@ def rows(argv: Sequence[str]) -> list[Row]:
 
 
 def copy_images(source: Path, target: Path, count: int) -> None:
-    """`count` image files in a new folder."""
+    """Fill a new folder with `count` image files, repeating those of `source`."""
     files = sorted(file for file in source.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     target.mkdir()
     for number in range(count):

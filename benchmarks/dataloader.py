@@ -1,4 +1,4 @@
-"""COCO files to training samples in one process: images a second, ours (plain and augmented) and the baseline's path.
+"""From COCO files to training samples in one process: images per second, ours (plain, augmented) and the baseline's.
 
 `--workers N` measures instead whether our worker processes grow over epochs.
 """
@@ -22,20 +22,22 @@ from mask2former_dinov3.model.configuration import IMAGENET
 from measure import Row, Timed, alone, alternate, contestants, default_dataset, name_of, options, peaks, show, timed
 
 SCRIPT = "dataloader.py"
-EPOCHS = 4  # of --workers
+EPOCHS = 4  # with --workers
 
 
 def parser() -> argparse.ArgumentParser:
     found = options("The data path: images a second in one process, ours and Hugging Face's.")
     found.add_argument("--dataset", type=Path, default=default_dataset(), help="folder with _annotations.coco.json")
     found.add_argument("--size", type=int, default=1024, help="side of the square canvas, pixels")
-    found.add_argument("--images", type=int, help="the first so many of the data set; default: all")
-    found.add_argument("--workers", type=int, default=0, help="memory of so many of our workers over epochs instead")
+    found.add_argument("--images", type=int, help="use only the first N images of the data set (default: all)")
+    found.add_argument(
+        "--workers", type=int, default=0, help="instead, measure the memory of N of our workers over epochs"
+    )
     return found
 
 
 def rows(argv: Sequence[str]) -> list[Row]:
-    """What the command line asks for."""
+    """The rows that the command line asks for."""
     args = parser().parse_args(argv)
     if args.only:
         return [alone(lambda: load(args.only, args), args)]

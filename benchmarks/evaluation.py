@@ -1,4 +1,4 @@
-"""Logits to masks to COCO AP: images a second, ours and the baseline's, and the AP of both.
+"""From logits to masks to COCO AP: images per second and AP of our path and of the baseline's.
 
 The logits are made up from the ground truth with noise, the same for both; making them is not timed. Ours is scored as
 the baseline is (mask AP alone); what `evaluate_coco` with boundary and box AP takes stands beside it. Hugging Face cuts
@@ -51,8 +51,8 @@ def parser() -> argparse.ArgumentParser:
     found = options("Post-processing and AP: images a second, ours and Hugging Face's.")
     found.add_argument("--dataset", type=Path, default=default_dataset(), help="folder with _annotations.coco.json")
     found.add_argument("--size", type=int, default=1024, help="side of the square canvas, pixels")
-    found.add_argument("--images", type=int, help="the first so many of the data set; default: all")
-    found.add_argument("--detections", type=int, default=100, help="queries of the made-up model, all kept")
+    found.add_argument("--images", type=int, help="use only the first N images of the data set (default: all)")
+    found.add_argument("--detections", type=int, default=100, help="queries of the simulated model, all kept")
     found.add_argument("--large", action="store_true", help="memory of one large image through a real model instead")
     found.add_argument("--large-size", type=int, nargs=2, default=(3000, 4000), metavar=("HEIGHT", "WIDTH"))
     found.add_argument("--preset", choices=("tiny", "smallplus", "large"), default="smallplus", help="of --large")
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def rows(argv: Sequence[str]) -> list[Row]:
-    """What the command line asks for."""
+    """The rows that the command line asks for."""
     args = parser().parse_args(argv)
     if args.large:
         return [large_image(argv, args)]
@@ -73,7 +73,7 @@ def rows(argv: Sequence[str]) -> list[Row]:
     with contestants(SCRIPT, argv, SIDES) as works:
         rate = {side: images / seconds for side, seconds in alternate(works, args.repeat).items()}
     for contender in contenders.values():
-        contender()  # here for its AP, not for its time
+        contender()  # for its AP only
     start = time.perf_counter()
     whole = evaluate_coco(ours.coco.dataset, ours.results, max_detections=args.detections, image_ids=ours.image_ids)
     whole_seconds = time.perf_counter() - start
@@ -153,7 +153,7 @@ def made_up_outputs(
         record = coco.imgs[image_id]
         annotations = coco.imgToAnns[image_id] or [None]
         picked = torch.randint(len(annotations), (args.detections,), generator=generator).tolist()
-        # One mask at a time: what is made up must not be what the peak of memory shows.
+        # One mask at a time, so that these logits do not decide the peak of memory.
         logits = {index: clean_logits(coco, annotations[index], small) for index in set(picked)}
         masks = torch.stack([logits[index] for index in picked])[None]
         classes: Tensor = torch.randn(1, args.detections, len(categories) + 1, generator=generator) * 3

@@ -1,4 +1,4 @@
-"""How a training step grows: seconds and peak memory over the number of instances and over the size of the image."""
+"""Seconds and peak memory of a training step over the number of instances and over the size of the image."""
 
 from __future__ import annotations
 

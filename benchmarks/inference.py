@@ -1,4 +1,4 @@
-"""One forward pass of the baseline, of ours, and of the ViT alone, the floor that neither can go below.
+"""Seconds of one forward pass: the baseline, our model, and the ViT alone, which is the lower bound of both.
 
 Seconds are medians in alternation. `head_share` is the time of our head on ready feature maps, as a share of ours.
 """
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def rows(argv: Sequence[str]) -> list[Row]:
-    """What the command line asks for."""
+    """The rows that the command line asks for."""
     args = parser().parse_args(argv)
     if args.only:
         return [alone(lambda: load(args)[args.only](), args)]

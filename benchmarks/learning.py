@@ -1,4 +1,4 @@
-"""How soon it learns: AP at fixed times of training, ours beside stock Mask2Former on the same ViT.
+"""AP at fixed times of training: our model beside stock Mask2Former on the same ViT.
 
 Both start from random weights and read the same batches in the same order; the rate falls to 0 over the budget, so a
 budget of two minutes is another run than the first two minutes of ten. The clock runs in training alone, data loading

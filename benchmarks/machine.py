@@ -1,4 +1,4 @@
-"""What a result was measured on: hardware, versions, commit; no names of hosts, users or folders."""
+"""Hardware, versions and commit of a result, without names of hosts, users or folders."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def slug_of(machine: dict[str, Any]) -> str:
 
 
 def describe_run(device: str = "cpu") -> dict[str, Any]:
-    """The day and the machine; asked before anything is measured, while the commit is that of the running code."""
+    """The day and the machine. Call it before measuring, while the commit is still that of the running code."""
     return {"date": datetime.date.today().isoformat(), **describe_machine(device)}
 
 

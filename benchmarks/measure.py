@@ -42,8 +42,8 @@ def options(description: str, repeat: int = 3) -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
     parser.add_argument("--repeat", type=int, default=repeat, help="timed runs after one warm-up; 0: the warm-up only")
-    parser.add_argument("--json", action="store_true", help="one JSON object a row in place of a table")
-    parser.add_argument("--only", choices=[*SIDES, *PARTS], help="this one alone, in this process")
+    parser.add_argument("--json", action="store_true", help="one JSON object per row instead of a table")
+    parser.add_argument("--only", choices=[*SIDES, *PARTS], help="run only this side, in this process")
     parser.add_argument("--no-memory", action="store_true", help="skip the processes that measure peak memory")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # a run for every line on stdin
     parser.add_argument(
@@ -68,7 +68,7 @@ def autocast(args: argparse.Namespace) -> torch.autocast:
 
 
 def timed(work: Callable[[], object], device: str) -> Timed:
-    """`work` with a clock around it; on a GPU the clock waits for the device."""
+    """A function that runs `work` and returns its seconds; on a GPU it waits for the device."""
 
     def run() -> float:
         _synchronize(device)
@@ -98,7 +98,7 @@ def alternate(works: Mapping[str, Timed], repeat: int, warm_up_together: bool = 
 def alone(load: Callable[[], Timed], args: argparse.Namespace) -> Row:
     """One side in this process: seconds (None with --repeat 0), peak_gb, and how far that is above what was loaded."""
     if args.only != "baseline" and not args.plain_allocator:
-        keep_freed_memory()  # as our commands do
+        keep_freed_memory()  # as the verbs of the command line do
     work = load()
     loaded = _memory_now(args.device)
 
@@ -110,14 +110,14 @@ def alone(load: Callable[[], Timed], args: argparse.Namespace) -> Row:
         return row(alternate({"work": work}, args.repeat).get("work"))
     for _ in sys.stdin:
         if args.device == "cuda":
-            work()  # gets the memory that the last turn left to the others
+            work()  # warm-up: allocates again what was released between the turns
         print(json.dumps(row(work())), flush=True)
         _give_back(args.device)
-    sys.exit()  # whoever asked for turns has gone
+    sys.exit()  # end of stdin: the process that asked for turns has ended
 
 
 class Contestant:
-    """One side loaded in a process of its own, where it waits for its turns: nobody runs on another's memory.
+    """One side loaded in a process of its own, where it waits for its turns, so that no side reuses another's memory.
 
     Called, it does its work once and returns the seconds it took; `last` is then the whole row.
     """
@@ -178,7 +178,7 @@ def peaks(script: str, argv: Sequence[str], counted: Mapping[str, Contestant] | 
 
 
 def in_own_process(script: str, argv: Sequence[str], timeout: float | None = None) -> Row:
-    """The one row that `script` prints, run anew.
+    """The one row that `script` prints in a new process.
 
     Raises TimeoutExpired after `timeout` seconds, MemoryError when memory ran out, RuntimeError for any other failure.
     """
@@ -215,18 +215,18 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def default_dataset() -> Path:
-    """Nuclei's validation images where they lie beside the repository, else the sample that the package brings."""
+    """The validation images of nuclei if they lie beside the repository, otherwise those of the bundled sample."""
     nuclei = HERE.parents[1] / "shared" / "data" / "nuclei" / "valid"
     return nuclei if nuclei.is_dir() else sample_dataset()
 
 
 def sample_dataset() -> Path:
-    """The package's own twelve validation images."""
+    """The twelve validation images of the bundled sample."""
     return HERE.parent / "src" / "mask2former_dinov3" / "sample" / "valid"
 
 
 def name_of(dataset: Path) -> str:
-    """The last two parts of the folder: results say nothing about whose disk it was."""
+    """The last two parts of a folder, so that results do not show the folders of a machine."""
     return "/".join(dataset.resolve().parts[-2:])
 
 
@@ -240,18 +240,18 @@ def _synchronize(device: str) -> None:
 
 
 def _give_back(device: str) -> None:
-    """What this process holds and does not use: contestants share one GPU, and none is to find it full."""
+    """Release cached memory: all sides share one GPU."""
     if device == "cuda":
         torch.cuda.empty_cache()
 
 
 def _memory_now(device: str) -> int:
-    """Bytes held now: resident in main memory, or allocated on the GPU."""
+    """Current memory of this process in bytes: resident in main memory, or allocated on the GPU."""
     return int(torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss)
 
 
 def memory_peak(device: str) -> int:
-    """Most bytes ever held by this process."""
+    """Peak memory of this process in bytes."""
     if device == "cuda":
         return int(torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")

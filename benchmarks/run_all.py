@@ -33,7 +33,7 @@ NO_BF16 = "not measured: this CPU has no bf16 instructions"
 
 
 class Target(NamedTuple):
-    """What of a row is shown, and what of it is held against a limit.
+    """What of a row is shown in the table, and what of it is compared with a limit.
 
     baseline, ours, ratio, judged: keys of the row; limit: None where nothing is asked; least: at least, not at most.
     """
@@ -173,7 +173,7 @@ def measure(entry: Entry, args: argparse.Namespace, dataset: Path) -> tuple[list
         return [], [dict.fromkeys(HEAD, "—") | {"work": entry.work, "met": NO_BF16}]
     repeat = f"--repeat {args.repeat}" if args.repeat else ""
     words = f"{entry.arguments} {repeat} {entry.quick if args.quick else ''}".split()
-    gc.collect()  # models of the last entry hold on to themselves in circles
+    gc.collect()  # models of the last entry are in reference cycles
     try:
         rows = entry.rows([str(dataset) if word == "DATASET" else word for word in words])
         return rows, [line_of(entry.work, target, rows, args.quick) for target in entry.targets]
@@ -183,7 +183,7 @@ def measure(entry: Entry, args: argparse.Namespace, dataset: Path) -> tuple[list
 
 
 def line_of(work: str, target: Target, rows: list[Row], quick: bool) -> dict[str, Any]:
-    """One line of the table; of several rows the worst (commands: the slowest). A smoke test meets no target."""
+    """One line of the table, from the worst of several rows (commands: the slowest). --quick checks no target."""
     row = max(rows, key=lambda one: float(one[target.judged]))
     value, limit = row[target.judged], target.limit
     met = "—"
@@ -213,16 +213,16 @@ def table_of(lines: list[dict[str, Any]]) -> str:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description="All benchmarks that have a target, as one table.", allow_abbrev=False)
     found.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    found.add_argument("--quick", action="store_true", help="a smoke test in a minute, on the bundled sample")
-    found.add_argument("--repeat", type=int, help="timed runs of each; default: 3, or 5 for the short ones")
-    found.add_argument("--rows", default="", help="only those whose name holds this text, in a file of their own")
+    found.add_argument("--quick", action="store_true", help="smoke test of a minute on the bundled sample")
+    found.add_argument("--repeat", type=int, help="timed runs per side (default: 3, or 5 for short ones)")
+    found.add_argument("--rows", default="", help="only rows whose name contains this text, in a file of their own")
     found.add_argument("--dataset", type=Path, help="folder of a COCO data set; default: nuclei, or the sample")
     found.add_argument("--output", type=Path, default=HERE / "results", help="folder of the results")
     return found
 
 
 def command_of(args: argparse.Namespace) -> str:
-    """The command without its folders, which are this machine's own business."""
+    """The command without the folders of this machine."""
     switches = [f"--device {args.device}"] * (args.device != "cpu") + ["--quick"] * args.quick
     switches += [f"--rows '{args.rows}'"] * bool(args.rows)
     return " ".join(["python benchmarks/run_all.py", *switches, *([f"--repeat {args.repeat}"] * bool(args.repeat))])
@@ -245,7 +245,7 @@ def main(argv: Sequence[str]) -> int:
         found, added = measure(entry, args, dataset)
         rows += found
         lines += added
-        # After each: a run that is killed keeps what it has.
+        # After each row, so that a run that is killed keeps its rows.
         content = {"table": lines, "rows": rows}
         write_result(args.output, parts, "Benchmarks", facts, f"{table_of(lines)}\n\n{NOTE}", content)
     print(table_of(lines))

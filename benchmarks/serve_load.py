@@ -1,8 +1,8 @@
-"""A server under load: good and bad requests of several clients for many minutes, and what it used meanwhile.
+"""Load test of the server: several clients send good and bad requests for many minutes, and its memory is watched.
 
-The server is a process of its own on the loopback. Good requests must be answered, or told to wait (503, 504 with
-Retry-After, then sent again); bad ones must get the status of their fault; clients that hang up or send slowly must
-harm no one; the server's memory must not grow. Exit code 1 when one of that does not hold.
+The server is a process of its own on the loopback. A good request must be answered, or refused with 503 or 504 and
+Retry-After, and is then sent again. A bad request must get the status of its fault. Clients that hang up or send slowly
+must not affect others. The server's memory must not grow. The exit code is 1 if any of this fails.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from machine import describe_machine
 from mask2former_dinov3.sample_data import SAMPLE
 
 MAX_BYTES, MAX_PIXELS, TIMEOUT, MAX_QUEUE = 2_000_000, 4_000_000, 20, 8
-WARM_UP = 1 / 3  # of the run, before memory is compared
-GROWTH_MB_PER_HOUR = 60.0  # more than this counts as growth
+WARM_UP = 1 / 3  # fraction of the run whose memory is not compared
+GROWTH_MB_PER_HOUR = 60.0  # more than this counts as growth: measurements vary by less
 
 
 @dataclass
 class Seen:
-    """What the clients have seen; `wrong`: what should not have been."""
+    """What the clients observed. seconds: of good requests, from their first attempt on. wrong: rules broken."""
 
     statuses: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)  # of good requests, from the first try on
+    seconds: list[float] = field(default_factory=list)
     waited: int = 0
     wrong: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -57,8 +57,10 @@ class Seen:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     found.add_argument("--minutes", type=float, default=30)
-    found.add_argument("--clients", type=int, default=4, help="that send one request after the other (default: 4)")
-    found.add_argument("--model", default=str(SAMPLE / "model"), help="default: the bundled one")
+    found.add_argument(
+        "--clients", type=int, default=4, help="clients, each sends one request after the other (default: 4)"
+    )
+    found.add_argument("--model", default=str(SAMPLE / "model"), help="model folder (default: the bundled sample)")
     found.add_argument("--images", type=Path, default=SAMPLE / "valid", help="folder of PNGs; default: the sample's")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--output", type=Path, help="write NAME.json and NAME.md")
@@ -67,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
 
 @contextmanager
 def server(model: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The server with small limits, so that all of them are met; its port."""
+    """A server with limits so small that the clients meet all of them, and its port."""
     flags = {"max-bytes": MAX_BYTES, "max-pixels": MAX_PIXELS, "timeout": TIMEOUT, "max-queue": MAX_QUEUE}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "mask2former_dinov3", "serve", "--model", model, "--port", "0", *words]
@@ -75,11 +77,13 @@ def server(model: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     assert process.stderr is not None
     try:
         for line in process.stderr:
-            if found := re.search(r":(\d+)$", line.strip()):
+            if found := re.search(r"http://\S+:(\d+)$", line.strip()):
                 break
         else:
             raise SystemExit("the server did not start")
-        threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()  # empty its log
+        threading.Thread(
+            target=lambda: [None for _ in process.stderr or ()], daemon=True
+        ).start()  # else a full pipe stops the server
         yield process, int(found[1])
     finally:
         if process.poll() is None:
@@ -87,7 +91,7 @@ def server(model: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 
 class Client:
-    """One client: good requests mostly, now and then something else."""
+    """One client: 60 % good requests, the others of all other kinds."""
 
     def __init__(self, port: int, images: list[bytes], seed: int, seen: Seen) -> None:
         self.port = port
@@ -129,7 +133,7 @@ class Client:
             connection.close()
 
     def expect(self, fault: str, status: int, *arguments: Any, **options: Any) -> None:
-        """A bad request: its own status, or 503 where the house is full."""
+        """Send a bad request: it must get `status`, or 503 if the queue is full."""
         got, _, body = self.ask(*arguments, **options)
         self.seen.note(fault, got)
         if got not in (status, 503) or "error" not in json.loads(body):
@@ -193,7 +197,7 @@ class Client:
         self.seen.note("hung up", "-")
 
     def slow(self) -> None:
-        """Never sends the second half: told so when its time is over."""
+        """Never send the second half of a body: the answer must be 408 after the timeout."""
         data = self.random.choice(self.images)
         with self._connection(data, len(data) // 2) as connection:
             response = http.client.HTTPResponse(connection)
@@ -203,7 +207,7 @@ class Client:
                 raise AssertionError(f"slow body: expected 408, got {response.status}")
 
     def crowd(self) -> None:
-        """More good requests at once than the house holds."""
+        """Send more good requests at once than the queue holds."""
         crowd = [threading.Thread(target=self._one_of_a_crowd) for _ in range(2 * MAX_QUEUE)]
         for one in crowd:
             one.start()
@@ -225,7 +229,7 @@ def _picture(height: int, width: int) -> bytes:
 
 
 def watch_memory(process: subprocess.Popen[str], end: float, every: float) -> list[tuple[float, float]]:
-    """(minutes, resident MB of the server), until the end or the server's."""
+    """(minutes, resident MB of the server), every `every` seconds until `end` or until the server ends."""
     found, begun = [], time.monotonic()
     while time.monotonic() < end and process.poll() is None:
         found.append(((time.monotonic() - begun) / 60, psutil.Process(process.pid).memory_info().rss / 1e6))
@@ -234,7 +238,10 @@ def watch_memory(process: subprocess.Popen[str], end: float, every: float) -> li
 
 
 def growth(memory: list[tuple[float, float]]) -> float:
-    """MB an hour: a line through the least of every minute after the warm-up, what stays between two batches."""
+    """MB per hour: slope of a line through the minimum of each minute after the warm-up.
+
+    The minimum is what remains between two batches; their pixels are not growth.
+    """
     least: dict[int, float] = {}
     for minute, megabytes in memory[int(WARM_UP * len(memory)) :]:
         least[int(minute)] = min(megabytes, least.get(int(minute), megabytes))
@@ -242,7 +249,7 @@ def growth(memory: list[tuple[float, float]]) -> float:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Run it all; what was seen, flat and ready for JSON."""
+    """Run server and clients; returns what was observed, flat and ready for JSON."""
     images = [path.read_bytes() for path in sorted(args.images.glob("*.png"))]
     seen = Seen()
     with server(args.model) as (process, port):
@@ -282,7 +289,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a table, for people."""
+    """The result as a table."""
     left_out = {"rss_mb", "wrong", "statuses"}
     rows = [f"| {key} | {value} |" for key, value in result.items() if key not in left_out]
     marks = result["rss_mb"][:: max(1, len(result["rss_mb"]) // 10)]
@@ -300,7 +307,7 @@ def main(argv: Sequence[str]) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + os.linesep)
         args.output.with_suffix(".md").write_text(markdown(result))
-    long = args.minutes >= 10  # a shorter run has no more than its warm-up
+    long = args.minutes >= 10  # in a shorter run memory still grows to its working size
     grown = long and result["growth_mb_per_hour"] > GROWTH_MB_PER_HOUR
     return int(bool(result["wrong"]) or result["exit_code"] != 0 or result["still_inside"] != 0 or grown)
 

@@ -1,6 +1,6 @@
-"""A data set that is not round: bars, crescents, rings, nested and overlapping shapes of very different sizes.
+"""A data set of shapes that are not round: bars, crescents, rings, nested, overlapping, of very different sizes.
 
-Drawn from a seed, in Roboflow's COCO layout. What is good for round blobs alone must not pay here.
+Drawn from a seed, in Roboflow's COCO layout. A change that helps only on round objects must not gain here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def draw_scene(rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], list[tu
         instances = [(other, below & ~mask) for other, below in instances] + [(kind, mask)]
         picture[mask] = rng.uniform(0, 255, 3)
     picture += rng.normal(0, 12, picture.shape)
-    # A sliver of less than 12 pixels is nobody's instance.
+    # Fewer than 12 visible pixels are not annotated.
     return picture.clip(0, 255).astype(np.uint8), [(kind, mask) for kind, mask in instances if mask.sum() >= 12]
 
 

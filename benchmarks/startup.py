@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def rows(argv: Sequence[str]) -> list[Row]:
-    """One row a command, each in a new process of its own."""
+    """One row per command, each run in a new process."""
     args = parser().parse_args(argv)
     commands = {"import mask2former_dinov3": ["-c", "import mask2former_dinov3"]}
     commands |= {f"{verb} --help": ["-m", "mask2former_dinov3", verb, "--help"] for verb in verbs()}

@@ -41,9 +41,9 @@ from mask2former_dinov3.instances import Instances, encode_masks
 from measure import Row, default_dataset, memory_peak, name_of, show
 
 MODEL = Path(__file__).parents[1] / "src" / "mask2former_dinov3" / "sample" / "model"
-MARGIN = 32  # pixels around a cell that are looked at with it
-MOST_PER_CELL = 300  # results that COCO's AP counts
-MOST_SCORED = 400  # about so many cells of the large mosaic, evenly spread: AP of all would take longer than predicting
+MARGIN = 32  # pixels around a cell that belong to its image
+MOST_PER_CELL = 300  # max_detections of the AP
+MOST_SCORED = 400  # cells of the large mosaic, evenly spread: scoring all would take longer than predicting
 
 
 class Cells(NamedTuple):
@@ -70,7 +70,7 @@ def read_cells(folder: Path) -> Cells:
 
 
 def mosaic_row(cells: Cells, row: int, count: int) -> NDArray[np.uint8]:
-    """(P, count * P, 3): one row of a mosaic `count` cells wide; the cells come round again and again."""
+    """(P, count * P, 3): one row of a mosaic `count` cells wide; the cells repeat."""
     return np.hstack([cells.pixels[(row * count + column) % len(cells.pixels)] for column in range(count)])
 
 
@@ -119,18 +119,16 @@ def results_of(found: Instances, cells: Cells, count: int, border: int) -> list[
     return results
 
 
-def settings_of(args: argparse.Namespace) -> InferenceSettings:
-    return InferenceSettings(threshold=args.threshold, batch_size=args.batch_size)
-
-
-def merged(predictor: Predictor, mosaic: NDArray[np.uint8], grid: Grid, args: argparse.Namespace) -> Instances:
-    """What `Predictor` does with tiles."""
+def predict_merged(predictor: Predictor, mosaic: NDArray[np.uint8], grid: Grid, args: argparse.Namespace) -> Instances:
+    """Instances of the mosaic, merged over its tiles as `Predictor` does it."""
     rows = predictor.predict_rows(ImageReader.of(mosaic), grid, settings_of(args))
     return merge_rows(rows, grid, predictor.categories)
 
 
-def unmerged(predictor: Predictor, mosaic: NDArray[np.uint8], grid: Grid, args: argparse.Namespace) -> Instances:
-    """All that the tiles find, put side by side."""
+def predict_unmerged(
+    predictor: Predictor, mosaic: NDArray[np.uint8], grid: Grid, args: argparse.Namespace
+) -> Instances:
+    """Instances of all tiles, without merging."""
     rows = predictor.predict_rows(ImageReader.of(mosaic), grid, settings_of(args))
     found = [
         piece
@@ -144,6 +142,10 @@ def unmerged(predictor: Predictor, mosaic: NDArray[np.uint8], grid: Grid, args: 
     return Instances(grid.height, grid.width, tuple(rles), labels, scores, predictor.categories)
 
 
+def settings_of(args: argparse.Namespace) -> InferenceSettings:
+    return InferenceSettings(threshold=args.threshold, max_detections=100, batch_size=args.batch_size)
+
+
 def ap_rows(args: argparse.Namespace) -> list[Row]:
     """AP of one mosaic: image by image, and in tiles whose seams lie between the cells or run through them."""
     cells = read_cells(args.data)
@@ -152,7 +154,7 @@ def ap_rows(args: argparse.Namespace) -> list[Row]:
     truth = truth_of(cells, count)
     plain = np.vstack([mosaic_row(cells, row, count) for row in range(count)])
     half = cells.side // 2
-    shifted = np.pad(plain, ((half, half), (half, half), (0, 0)))  # the middle of cells is where tiles end
+    shifted = np.pad(plain, ((half, half), (half, half), (0, 0)))  # so that tiles end in the middle of cells
     side = plain.shape[0]
 
     def row(name: str, mosaic: NDArray[np.uint8], border: int, overlap: float, way: Any) -> Row:
@@ -172,11 +174,11 @@ def ap_rows(args: argparse.Namespace) -> list[Row]:
             }
         )
 
-    found = [row("image by image: tiles are the cells, seams off objects", plain, 0, 0.0, merged)]
-    found.append(row("seams on objects, overlap 0", shifted, half, 0.0, merged))
+    found = [row("image by image: tiles are the cells, seams off objects", plain, 0, 0.0, predict_merged)]
+    found.append(row("seams on objects, overlap 0", shifted, half, 0.0, predict_merged))
     for overlap in args.overlaps:
-        found.append(row(f"seams on objects, overlap {overlap}, not merged", shifted, half, overlap, unmerged))
-        found.append(row(f"seams on objects, overlap {overlap}, merged", shifted, half, overlap, merged))
+        found.append(row(f"seams on objects, overlap {overlap}, not merged", shifted, half, overlap, predict_unmerged))
+        found.append(row(f"seams on objects, overlap {overlap}, merged", shifted, half, overlap, predict_merged))
     mosaic_name = f"{count} x {count} cells of {name_of(args.data)}, {side} pixels a side"
     return [{"mosaic": mosaic_name} | one for one in found]
 
@@ -234,7 +236,7 @@ def large_row(args: argparse.Namespace) -> Row:
 
 
 def measure(args: argparse.Namespace) -> Row:
-    """What the process of `large_row` does."""
+    """Predict the mosaic of `large_row` and measure it, in the process that it starts."""
     keep_freed_memory()
     predictor = Predictor.from_pretrained(args.model, args.device)
     loaded = memory_peak("cpu")
@@ -258,15 +260,15 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--model", type=Path, default=MODEL, help="default: the bundled sample")
     found.add_argument("--data", type=Path, default=default_dataset(), help="folder with _annotations.coco.json")
     found.add_argument("--device", default="cpu")
-    found.add_argument("--threshold", type=float, default=0.05, help="least score of a result")
-    found.add_argument("--batch-size", type=int, default=2, help="tiles at once")
+    found.add_argument("--threshold", type=float, default=0.05, help="minimum score of a result")
+    found.add_argument("--batch-size", type=int, default=2, help="tiles per forward pass")
     found.add_argument("--cells", type=int, help="cells along a side of the AP's mosaic; default: as many as there are")
     found.add_argument("--overlaps", type=float, nargs="+", default=[0.2], metavar="F")
     found.add_argument("--size", type=int, default=20_000, help="side of the large mosaic, pixels; 0: without it")
-    found.add_argument("--tile", type=int, default=320, help="for the large mosaic")
+    found.add_argument("--tile", type=int, default=320, help="side of a tile of the large mosaic, pixels")
     found.add_argument("--no-ap", action="store_true", help="the large mosaic only")
     found.add_argument("--quick", action="store_true", help="smoke test: 2 x 2 cells, 1000 pixels")
-    found.add_argument("--json", action="store_true", help="one JSON object a row in place of a table")
+    found.add_argument("--json", action="store_true", help="one JSON object per row instead of a table")
     found.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     return found
 

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def rows(argv: Sequence[str]) -> list[Row]:
-    """What the command line asks for."""
+    """The rows that the command line asks for."""
     args = parser().parse_args(argv)
     if args.only:
         return [alone(lambda: load(args.only, args), args)]

@@ -61,7 +61,7 @@ def read_json_object(
 
 def parse_json_object(
     data: bytes, path: Path | str, expected: str, *, raises: type[UserError] = UserError
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """As `read_json_object`, for the bytes of a file that are read already. path: how messages call it."""
     return _check_object(parse_json(data, path, expected, raises=raises), path, expected, raises)
 

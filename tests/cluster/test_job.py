@@ -375,8 +375,9 @@ def test_predict_all__stops_when_nothing_gets_done(
         job._predict_all(*five, lambda: Workers(1, 1, 0))
 
 
-def test_batch_reading__loads_no_torch() -> None:
-    code = "import sys, mask2former_dinov3.cluster.reading; print({'torch', 'transformers'} & sys.modules.keys())"
+@pytest.mark.parametrize("module", ["reading", "workers"])
+def test_reading_and_passes__load_no_torch(module: str) -> None:
+    code = f"import sys, mask2former_dinov3.cluster.{module}; print({{'torch', 'transformers'}} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
 

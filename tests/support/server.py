@@ -1,4 +1,4 @@
-"""A real server in a process of its own, and what tests of it say to it."""
+"""A real server in a process of its own, and a client for it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ class Server:
         self.rest_of_log()
 
     def rest_of_log(self) -> str:
-        """All that the server said, once it has ended."""
+        """The whole log of the server; waits until it has ended."""
         assert self.process.stderr is not None
         if not self.process.stderr.closed:
             self.log += self.process.stderr.readlines()
@@ -54,8 +55,17 @@ class Server:
             self.process.wait()
         return "".join(self.log)
 
+    def wait_for_line(self, text: str) -> None:
+        """Read the log until a line contains `text`."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            if text in line:
+                return
+        raise AssertionError("".join(self.log))
+
     def stop(self, sig: signal.Signals = signal.SIGTERM) -> int:
-        """End it by a signal; its exit code."""
+        """Send it a signal and wait for its end; returns its exit code."""
         self.process.send_signal(sig)
         self.rest_of_log()
         return self.process.returncode
@@ -79,21 +89,21 @@ class Server:
         return status, json.loads(body)
 
     def metric(self, name: str) -> float:
-        """A number of /metrics; name: with its labels, without the prefix."""
+        """A number of /metrics, 0 if it is missing. name: with its labels, without the prefix."""
         _, _, body = self.ask("GET", "/metrics")
         found = re.search(rf"^mask2former_{re.escape(name)} (\S+)$", body.decode(), re.MULTILINE)
         return float(found[1]) if found else 0.0
 
     @contextmanager
     def half_sent(self, data: bytes) -> Iterator[socket.socket]:
-        """A connection that has sent its headers and half of an image, and is taken by the server."""
+        """A connection that has sent its headers and half of an image, and has a place in the server's queue."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             head = (
                 f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
             )
             connection.sendall(head.encode() + data[: len(data) // 2])
             while self.metric("queue_length") < 1:
-                pass
+                time.sleep(0.02)
             yield connection
 
 
@@ -104,7 +114,7 @@ def form(data: bytes, file_name: str = "a.png", field: str = "image") -> tuple[b
 
 
 def answer_on(connection: socket.socket) -> tuple[int, bytes]:
-    """Status and body of the answer that comes on a connection."""
+    """Status and body of the next answer on a connection."""
     response = http.client.HTTPResponse(connection)
     response.begin()
     return response.status, response.read()

@@ -1,4 +1,7 @@
-"""What runs on the workers of `batch-predict`: actors that hold a model and predict batches, and one pass on Ray."""
+"""What runs on the workers of `batch-predict`: actors that hold a model and predict batches, and one pass on Ray.
+
+Only actors with a model import torch: importing it takes seconds, and every pass is a new process.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,18 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
 from ..allocator import keep_freed_memory
 from ..errors import DatasetError
-from ..inference.onnx_model import data_file
-from ..inference.predictor import Predictor
 from ..inference.settings import InferenceSettings
-from ..instances import Instances
 from .reading import FittedImage, ReadImage, ReadRow, ResultRow, read_batch
 from .resources import READER_CPUS, Workers
 from .shards import ShardTables, tables_of
 
 if TYPE_CHECKING:
     from ray import ObjectRef
+
+    from ..inference.predictor import Predictor
+    from ..instances import Instances
 
 BLOCK_BYTES = 32 * 2**20
 """Approximate size of what an actor is given at once, and loses when it dies."""
@@ -44,6 +45,8 @@ class ModelFiles(NamedTuple):
     @classmethod
     def read(cls, path: Path) -> ModelFiles:
         """Read a model folder, or an .onnx file with the weights that may lie beside it."""
+        from ..inference.onnx_model import data_file
+
         if path.is_file():
             parts = (path, data_file(path))
             return cls(path.name, {part.name: part.read_bytes() for part in parts if part.exists()})
@@ -52,6 +55,8 @@ class ModelFiles(NamedTuple):
 
     def load(self, device: str) -> Predictor:
         """The model on a device."""
+        from ..inference.predictor import Predictor
+
         with tempfile.TemporaryDirectory() as folder:
             for name, data in self.files.items():
                 (Path(folder) / name).write_bytes(data)
@@ -70,6 +75,8 @@ class BatchPredictor:
         self.settings = settings
 
     def __call__(self, row: ReadRow) -> ResultRow:
+        import torch
+
         tables, trouble = b"", ""
         try:
             tables = pickle.dumps(self.predict(pickle.loads(row["read"])))
