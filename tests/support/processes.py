@@ -12,7 +12,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -105,6 +105,16 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """As `start_python`, and wait for the end."""
     return start_python(words, folder, environment).finish(timeout)
+
+
+def call_in_fork(function: Callable[..., object], *args: object, **options: object) -> None:
+    """Call a function in a fork, which gives back to the system what memory it took. Fails when the function does."""
+    _start_server()
+    process = _CONTEXT.Process(target=function, args=args, kwargs=options)
+    process.start()
+    process.join()
+    assert process.exitcode == 0, f"{function.__name__} failed; its traceback is on stderr"
+    process.close()
 
 
 def _start_server() -> None:
