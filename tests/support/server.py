@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -17,6 +16,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode
 
+from support.processes import PipedPython
+
 BOUNDARY = "in-between"
 
 
@@ -25,9 +26,7 @@ class Server:
 
     def __init__(self, model: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "mask2former_dinov3", "serve", "--model", str(model), "--port", "0", *flags]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        assert self.process.stderr is not None
+        self.process = PipedPython(command, stderr=subprocess.PIPE)
         self.log: list[str] = []
         for line in self.process.stderr:
             self.log.append(line)
@@ -47,14 +46,13 @@ class Server:
 
     def rest_of_log(self) -> str:
         """All that the server said, once it has ended."""
-        assert self.process.stderr is not None
         if not self.process.stderr.closed:
             self.log += self.process.stderr.readlines()
             self.process.stderr.close()
             self.process.wait()
         return "".join(self.log)
 
-    def stop(self, sig: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, sig: signal.Signals = signal.SIGTERM) -> int | None:
         """End it by a signal; its exit code."""
         self.process.send_signal(sig)
         self.rest_of_log()
