@@ -3,9 +3,12 @@ ids, a polygon of two parts, RLE with a hole, a crowd, an image without objects,
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,32 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from mask2former_dinov3 import allocator
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.sample_data import SAMPLE
 from support.coco import rle_of
+from support.processes import call_in_fork
+
+# The commands keep freed memory for their next tensors; a test process that runs many of them would never shrink.
+# Set here, before the modules that take this name are imported.
+vars(allocator)["keep_freed_memory"] = lambda: False
 
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "bar"}]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups that one worker of pytest-xdist runs alone come first, so that no worker waits for them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def give_back_memory() -> Iterator[None]:
+    """After each file, give the memory that its tests freed back to the system: glibc keeps it otherwise."""
+    yield
+    gc.collect()
+    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def draw_image(
@@ -120,7 +143,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sample_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model as an .onnx file, with its instances in the graph. Not to be changed."""
+    """The bundled model as an .onnx file, with its instances in the graph. Not to be changed.
+
+    Exporting takes 2 GB, so it is done in a process of its own.
+    """
     from mask2former_dinov3.export.onnx_export import export
 
     # Made once for all workers of pytest-xdist, whose folders lie side by side.
@@ -128,5 +154,5 @@ def sample_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = (shared or tmp_path_factory.mktemp("onnx")) / "sample.onnx"
     with FileLock(f"{file}.lock"):
         if not file.exists():
-            export(SAMPLE / "model", file, with_postprocess=True)
+            call_in_fork(export, SAMPLE / "model", file, with_postprocess=True)
     return file

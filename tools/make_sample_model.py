@@ -1,11 +1,11 @@
 """Train the bundled sample model: `python tools/make_sample_model.py NUCLEI_FOLDER RUN_FOLDER [OUTPUT]`.
 
-NUCLEI_FOLDER holds `train/` and `valid/` as in `make_sample.py`. One kind of picture is left out, tissue stained
-purple, so that the demo can show what fine-tuning on a few of a new kind does. Two runs of `train`: `from_scratch_args`
-with FIRST, then the fine-tuning recipe `train_args` with CLOSING, without pasted instances. `best/` of the second
-becomes OUTPUT in half precision, with `train_config.json` and `metrics.jsonl` of both. The first run takes six minutes
-on an H100 beside other work, and hours on two CPU cores; the second a quarter of an hour on two cores. Runs that are
-there are gone on with.
+NUCLEI_FOLDER holds `train/` and `valid/` as in `make_sample.py`. Images of purple-stained tissue are left out, so that
+the demo can show fine-tuning on a few images of a new kind. The script trains twice: `from_scratch_args` with FIRST,
+then the fine-tuning recipe `train_args` with CLOSING, without pasted instances. `best/` of the second run becomes
+OUTPUT in half precision, with `train_config.json` and `metrics.jsonl` of both runs. The first run takes six minutes on
+a shared H100 and hours on two CPU cores; the second takes a quarter of an hour on two cores. Unfinished runs in
+RUN_FOLDER are resumed, finished ones are not repeated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from make_sample import only
+from make_sample import keep_images
 from PIL import Image
 
 from mask2former_dinov3.allocator import keep_freed_memory
@@ -33,7 +33,7 @@ from mask2former_dinov3.training.run import describe_run
 from mask2former_dinov3.training.train import load_data, train
 
 DATASET = "BBBC038v1 without purple-stained tissue"
-STAINED = 25  # mean difference of the largest and the smallest channel, 0..255; grey pictures have less
+STAINED = 25  # mean difference of the largest and the smallest channel, 0..255; less in grey images
 FIRST: dict[str, Any] = {
     "description": "The bundled sample model: nuclei of all kinds but purple-stained tissue.",
     **{"image_height": 384, "image_width": 384, "scale_min": 0.7, "scale_max": 1.5, "flip": "all", "copy_paste": 0.5},
@@ -53,14 +53,14 @@ def is_stained(path: Path) -> bool:
 
 
 def without_stained(source: Path, target: Path) -> None:
-    """The annotation file without the pictures of the kind that is left out."""
+    """Write the annotation file without the purple-stained images."""
     coco = json.loads((source / "_annotations.coco.json").read_text(encoding="utf-8"))
     ids = {int(image["id"]) for image in coco["images"] if not is_stained(source / image["file_name"])}
-    target.write_text(json.dumps(only(coco, ids)), encoding="utf-8")
+    target.write_text(json.dumps(keep_images(coco, ids)), encoding="utf-8")
 
 
 def public_options(run: Path, first: Path) -> dict[str, Any]:
-    """The options of a run without the folders of this machine."""
+    """The options of a run, without paths of this machine."""
     options: dict[str, Any] = json.loads((run / "train_config.json").read_text(encoding="utf-8"))
     places = [name for name in options if name.endswith(("_images", "_annotations"))]
     options |= {"resume_from_checkpoint": None, **dict.fromkeys(places)}
@@ -71,7 +71,7 @@ def public_options(run: Path, first: Path) -> dict[str, Any]:
 
 
 def describe(config: TrainConfig, options: dict[str, Any], metrics: dict[str, Any]) -> RunDescription:
-    """What the card says of the last run. No versions: the runs may have been made on different machines."""
+    """What the model card says about the last run. No versions: the runs may be from different machines."""
     known = describe_run(config, load_data(config))
     return replace(
         known,
@@ -86,8 +86,10 @@ def describe(config: TrainConfig, options: dict[str, Any], metrics: dict[str, An
 
 
 def store(runs: list[Path], output: Path) -> None:
-    """`best/` of the last run in half precision, to be computed in float32 as ever; log and options of each run,
-    without folders, the earlier ones' under their names."""
+    """Write `best/` of the last run to `output` in half precision; it is still computed in float32.
+
+    The log and the options of the last run go beside it, those of earlier runs into folders with the runs' names.
+    """
     last, first = runs[-1], runs[0]
     model, processor = load_network(last / "best", "cpu")
     lines = [json.loads(line) for line in (last / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

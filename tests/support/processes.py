@@ -12,11 +12,14 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO
+
+import pytest
 
 from support.paths import ROOT, SOURCE
 
@@ -63,32 +66,62 @@ class StartedPython:
 
 
 class PipedPython:
-    """The part of `subprocess.Popen` that the benchmarks use, with a fork of the server in place of an interpreter."""
+    """`subprocess.Popen` of an interpreter with pipes of text, as a fork of the server: what tests and benchmarks use.
 
-    def __init__(self, command: Sequence[str], **streams: object) -> None:
-        """command: begins with the interpreter. streams: standard input and output are pipes of text in any case."""
+    stdin, stdout and stderr are pipes when asked for by `subprocess.PIPE`, otherwise those of the server.
+    """
+
+    def __init__(self, command: Sequence[str], **options: object) -> None:
+        """command: begins with the interpreter. options: those of Popen, of which only the three streams count."""
         _start_server()
-        (its_input, input_end), (output_end, its_output) = (_CONTEXT.Pipe(duplex=False) for _ in range(2))
-        self.process = _CONTEXT.Process(target=_run_piped, args=(command[1:], its_input, its_output))
+        self.ends: dict[str, IO[str]] = {}
+        its_ends: dict[int, Connection] = {}
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            if options.get(name) == subprocess.PIPE:
+                reader, writer = _CONTEXT.Pipe(duplex=False)
+                mine, its_ends[number] = (writer, reader) if number == 0 else (reader, writer)
+                self.ends[name] = os.fdopen(os.dup(mine.fileno()), "w" if number == 0 else "r")
+                mine.close()
+        self.process = _CONTEXT.Process(target=_run_piped, args=(command[1:], its_ends))
         self.process.start()
-        self.stdin, self.stdout = os.fdopen(os.dup(input_end.fileno()), "w"), os.fdopen(os.dup(output_end.fileno()))
-        for end in (its_input, input_end, output_end, its_output):
+        for end in its_ends.values():
             end.close()
+
+    @property
+    def stdin(self) -> IO[str]:
+        return self.ends["stdin"]
+
+    @property
+    def stdout(self) -> IO[str]:
+        return self.ends["stdout"]
+
+    @property
+    def stderr(self) -> IO[str]:
+        return self.ends["stderr"]
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid or 0, number)
 
     def kill(self) -> None:
         self.process.kill()
 
-    def wait(self) -> int | None:
-        self.process.join()
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.process.join(timeout)
         return self.process.exitcode
 
     def communicate(self) -> None:
         """Close the pipes and wait for the end; what was not read is lost."""
-        self.stdout.close()
-        with suppress(BrokenPipeError):
-            self.stdin.close()
+        for end in self.ends.values():
+            with suppress(BrokenPipeError):
+                end.close()
         self.wait()
-        self.process.close()
 
 
 def start_python(words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> StartedPython:
@@ -107,19 +140,28 @@ def run_python(
     return start_python(words, folder, environment).finish(timeout)
 
 
+def call_in_fork(function: Callable[..., object], *args: object, **options: object) -> None:
+    """Call a function in a fork, which gives back to the system what memory it took. Fails when the function does."""
+    _start_server()
+    process = _CONTEXT.Process(target=function, args=args, kwargs=options)
+    process.start()
+    process.join()
+    assert process.exitcode == 0, f"{function.__name__} failed; its traceback is on stderr"
+    process.close()
+
+
 def _start_server() -> None:
     """Start the server of this test process unless it runs.
 
-    It finds the preloaded modules by PYTHONPATH only, and would silently do without those it does not find.
+    It finds the preloaded modules by PYTHONPATH only, and would silently do without those it does not find. Its torch
+    and that of the forks compute in one thread.
     """
     _CONTEXT.set_forkserver_preload(list(PRELOADED))
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), str(ROOT / "tests"), *([before] if before else [])])
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", str(SOURCE), prepend=os.pathsep)
+        patch.setenv("OMP_NUM_THREADS", "1")
         forkserver.ensure_running()
-    finally:
-        os.environ.pop("PYTHONPATH")
-        os.environ.update({} if before is None else {"PYTHONPATH": before})
 
 
 def _run(words: Sequence[str], files: Sequence[Path], environment: Mapping[str, str]) -> None:
@@ -132,12 +174,13 @@ def _run(words: Sequence[str], files: Sequence[Path], environment: Mapping[str, 
     _become(words)
 
 
-def _run_piped(words: Sequence[str], its_input: Connection, its_output: Connection) -> None:
-    """In the fork: become `python WORDS` with these ends of pipes as standard input and output."""
-    for number, end in enumerate((its_input, its_output)):
+def _run_piped(words: Sequence[str], ends: Mapping[int, Connection]) -> None:
+    """In the fork: become `python WORDS` with these ends of pipes as its standard streams, by number."""
+    for number, end in ends.items():
         os.dup2(end.fileno(), number)
         end.close()
-    sys.stdin = os.fdopen(0)
+    if 0 in ends:
+        sys.stdin = os.fdopen(0)
     _become(words)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -18,6 +17,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlencode
 
+from support.processes import PipedPython
+
 BOUNDARY = "in-between"
 
 
@@ -26,9 +27,7 @@ class Server:
 
     def __init__(self, model: Path, *flags: str) -> None:
         command = [sys.executable, "-m", "mask2former_dinov3", "serve", "--model", str(model), "--port", "0", *flags]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        assert self.process.stderr is not None
+        self.process = PipedPython(command, stderr=subprocess.PIPE)
         self.log: list[str] = []
         for line in self.process.stderr:
             self.log.append(line)
@@ -48,7 +47,6 @@ class Server:
 
     def rest_of_log(self) -> str:
         """The whole log of the server; waits until it has ended."""
-        assert self.process.stderr is not None
         if not self.process.stderr.closed:
             self.log += self.process.stderr.readlines()
             self.process.stderr.close()
@@ -57,14 +55,13 @@ class Server:
 
     def wait_for_line(self, text: str) -> None:
         """Read the log until a line contains `text`."""
-        assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.append(line)
             if text in line:
                 return
         raise AssertionError("".join(self.log))
 
-    def stop(self, sig: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, sig: signal.Signals = signal.SIGTERM) -> int | None:
         """Send it a signal and wait for its end; returns its exit code."""
         self.process.send_signal(sig)
         self.rest_of_log()
