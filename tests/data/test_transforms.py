@@ -19,8 +19,8 @@ from mask2former_dinov3.data.transforms import (
     jitter_colors,
     rasterise,
     rasterise_windows,
-    real_size,
     sample_matrix,
+    size_on_canvas,
     to_pixel_values,
     warp_image,
 )
@@ -162,7 +162,7 @@ def test_warp_image__a_flat_picture_stays_flat_to_its_last_pixel(size: tuple[int
     image = np.full((*size, 3), 200, dtype=np.uint8)
     for _ in range(10):
         matrix = sample_matrix(rng, *size, 96, 64, Augmentation(0.2, 2.0, "both"))
-        rows, columns = real_size(matrix, *size, 96, 64)
+        rows, columns = size_on_canvas(matrix, *size, 96, 64)
         warped = warp_image(image, matrix, 96, 64)
         assert (warped[:rows, :columns] == 200).all()
         assert not warped[rows:].any()
@@ -200,7 +200,7 @@ def test_fit_matrix__maps_the_extent_onto_whole_pixels(size: tuple[int, int]) ->
     matrix = fit_matrix(*size, 512, 640)
     corner = matrix[:, :2] @ [size[1], size[0]] + matrix[:, 2]
     np.testing.assert_allclose(corner, [columns, rows])
-    assert real_size(matrix, *size, 512, 640) == (rows, columns)
+    assert size_on_canvas(matrix, *size, 512, 640) == (rows, columns)
 
 
 def test_sample_matrix__without_randomness_is_the_fit() -> None:

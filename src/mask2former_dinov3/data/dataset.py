@@ -26,8 +26,8 @@ from .transforms import (
     fit_matrix,
     jitter_colors,
     rasterise_windows,
-    real_size,
     sample_matrix,
+    size_on_canvas,
     to_pixel_values,
     warp_image,
 )
@@ -147,7 +147,7 @@ class CocoInstanceDataset(Dataset[Sample]):
         transposed = self.augmentation is not None and self.augmentation.flip == "all" and rng.random() < 0.5
         canvas = self.canvas[::-1] if transposed else self.canvas
         matrix = self._matrix(rng, record, canvas)
-        image = warp_image(image, matrix, *real_size(matrix, record.height, record.width, *canvas))  # (r, c, 3)
+        image = warp_image(image, matrix, *size_on_canvas(matrix, record.height, record.width, *canvas))  # (r, c, 3)
         size = (record.height, record.width)
         segmentations = [_unpack(segmentation, size) for segmentation in record.segmentations]
         windows = rasterise_windows(segmentations, size, matrix, *canvas)

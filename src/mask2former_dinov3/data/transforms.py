@@ -91,7 +91,7 @@ def sample_matrix(
 ) -> Matrix:
     """A random matrix (2, 3): scale jitter, flip, and a random crop where the image is larger than the canvas.
 
-    Its `real_size` is the part of the canvas that the image fills. With scales of 1 and no flip it equals `fit_matrix`.
+    Its `size_on_canvas` is the part of the canvas that the image fills. With scales of 1 and no flip it equals `fit_matrix`.
     It never transposes: that is done to the finished sample, on a canvas with its sides exchanged.
     """
     fit = min(canvas_height / height, canvas_width / width)
@@ -113,7 +113,7 @@ def sample_matrix(
     )
 
 
-def real_size(matrix: Matrix, height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[int, int]:
+def size_on_canvas(matrix: Matrix, height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[int, int]:
     """(r, c): number of rows and columns of the canvas, from its top left, with pixels of a height x width source."""
     _, _, right, bottom = _moved_box(matrix, 0, 0, width, height)
     rows, columns = int(np.floor(bottom + 0.5)), int(np.floor(right + 0.5))
@@ -124,10 +124,10 @@ def warp_image(image: PixelArray, matrix: Matrix, height: int, width: int) -> Pi
     """Move an image (h, w, 3) by `matrix` onto a canvas, (height, width, 3) uint8.
 
     Enlarged bilinearly; reduced by averaging over the area that a new pixel covers, against aliasing. At its border the
-    image is continued by its own edge pixels, and canvas pixels outside it (`real_size`) are 0: padding is never mixed
+    image is continued by its own edge pixels, and canvas pixels outside it (`size_on_canvas`) are 0: padding is never mixed
     into a real pixel. An unmoved image is returned bit for bit.
     """
-    rows, columns = real_size(matrix, image.shape[0], image.shape[1], height, width)
+    rows, columns = size_on_canvas(matrix, image.shape[0], image.shape[1], height, width)
     if (rows, columns) == (height, width):
         return _resample(image, matrix, rows, columns, cv2.BORDER_REPLICATE)
     canvas = np.zeros((height, width, *image.shape[2:]), dtype=np.uint8)
@@ -156,7 +156,7 @@ def rasterise_windows(
     Polygons: the vertices are moved, then COCO's rasteriser draws the union of the parts, nothing beyond the image's
     own extent. RLE: the pixels are moved like the image's; a new pixel belongs to the instance if half of it does.
     """
-    rows, columns = real_size(matrix, size[0], size[1], height, width)
+    rows, columns = size_on_canvas(matrix, size[0], size[1], height, width)
     if rows == 0 or columns == 0:
         return [None] * len(segmentations)
     codes = [
