@@ -20,7 +20,7 @@ SIZES_AT = 10
 def measure_growth(script: str, argv: Sequence[str], size: int, cap: float) -> list[Row]:
     """One row a point and side, each in a process of its own: one warm-up and one timed step.
 
-    A point that takes more than `cap` seconds, or memory that the machine does not have, gets a note in place of
+    A point that takes more than `cap` seconds, or memory that the machine does not have, gets a note instead of
     numbers, and the larger points of that side are left out.
     """
     rows: list[Row] = []

@@ -2,7 +2,7 @@
 
 Both start from random weights and read the same batches in the same order; the rate falls to 0 over the budget, so a
 budget of two minutes is another run than the first two minutes of ten. The clock runs in training alone, data loading
-included. `--images` counts images seen in place of minutes, which compares learning on machines of any speed. Recipes
+included. `--images` counts images seen instead of minutes, which compares learning on machines of any speed. Recipes
 are chosen with `--held-out`, which scores on a sixth of the training images that it does not train on; without it the
 validation files are scored.
 

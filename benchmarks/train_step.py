@@ -1,4 +1,4 @@
-"""One training step (zero_grad, forward with labels, backward) of the baseline and of ours, on random images and boxes.
+"""One training step (zero_grad, forward with labels, backward) of the baseline and of this package, on random images and boxes.
 
 Seconds are medians in alternation; peak memory is that of a process which does one step. `--growth` measures both over
 the number of instances and the size of the image instead.
@@ -48,7 +48,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--lora-rank", type=int, default=0, help="adapters in the frozen backbone, ours only")
     found.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, ours only")
     found.add_argument(
-        "--network", nargs="*", default=[], metavar="FIELD=JSON", help="of ours, other than the preset's"
+        "--network",
+        nargs="*",
+        default=[],
+        metavar="FIELD=JSON",
+        help="fields of this package's network that differ from the preset",
     )
     found.add_argument("--growth", action="store_true", help="over instances (at --size) and over sizes (10 instances)")
     found.add_argument("--output", type=Path, help="JSON file for the rows of --growth")

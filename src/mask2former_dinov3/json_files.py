@@ -48,6 +48,8 @@ def parse_json(
         raise raises(f"{path}: {mismatch(expected, got, 'check whether the file is complete')}") from error
     except UnicodeDecodeError as error:
         raise raises(f"{path}: {mismatch(expected, 'bytes that are not text')}") from error
+    except ValueError as error:  # a number of more digits than Python converts
+        raise raises(f"{path}: {mismatch(expected, f'JSON that cannot be read ({error})')}") from error
     except RecursionError as error:
         raise raises(f"{path}: {mismatch(expected, 'JSON that is nested too deeply')}") from error
 

@@ -165,7 +165,7 @@ def test_main__out_of_memory_names_the_options_to_change(
     assert capsys.readouterr().err == f"error: {first}; {advice}\n"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a fault of ours"), ValueError("shapes differ"), KeyError("x")])
+@pytest.mark.parametrize("error", [RuntimeError("a fault of this package"), ValueError("shapes differ"), KeyError("x")])
 def test_main__our_own_errors_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, error)
     with pytest.raises(type(error)) as caught:

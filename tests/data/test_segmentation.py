@@ -1,4 +1,4 @@
-"""Run-length codes and polygons against the COCO API, and what a malformed one is told."""
+"""Run-length codes and polygons against the COCO API, and the error of a malformed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where queries are born, and the ellipse that they add to their masks."""
+"""Where queries start, and the ellipse that they add to their masks."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStandIn]
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses before each new try, of huggingface_hub and of ours."""
+    """The pauses before each new try, of huggingface_hub and of this package."""
     waited: list[float] = []
     clock = SimpleNamespace(sleep=waited.append)
     monkeypatch.setattr(http, "time", clock)

@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face hub: the part of its HTTP API that uploads use, on loopback, in a thread.
 
 Large files go by plain LFS (batch, PUT, verify), so clients need HF_HUB_DISABLE_XET=1. It keeps what it was sent and
-can be told to fail.
+can be made to fail.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LARGE = (".safetensors", ".jpg", ".pt")  # as a repository's .gitattributes and 
 
 @dataclass
 class Fault:
-    """What requests get in place of an answer: a status, or a connection cut in the middle of their body."""
+    """What requests get instead of an answer: a status, or a connection cut in the middle of their body."""
 
     method: str
     path: str  # a pattern

@@ -83,7 +83,7 @@ TIMM_RULES = (
 
 def vit_blocks(state: State, images: Tensor) -> list[Tensor]:
     """Patch tokens after each block, (B, h*w, D), from Meta's weights of one head, written from the paper (section 3)
-    and Meta's names, without any class of ours or of transformers."""
+    and Meta's names, without any class of this package or of transformers."""
     patches = F.conv2d(images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=16)
     batch, width, h, w = patches.shape
     start = torch.cat([state["cls_token"], state["storage_tokens"]], dim=1).expand(batch, -1, -1)

@@ -80,7 +80,7 @@ def test_build_model__classes_of_a_published_head_go_by_their_names(tmp_path: Pa
 
 
 def test_build_model__swin_and_head_of_one_published_model_belong_together(tmp_path: Path) -> None:
-    """The exchange this project is about: the same configuration with a Swin in place of a DINOv3."""
+    """The exchange this project is about: the same configuration with a Swin instead of a DINOv3."""
     theirs = hf_mask2former()
     theirs.save_pretrained(tmp_path)
     model = build_model(config_of(backbone=str(tmp_path), head=str(tmp_path), neck="none", num_queries=12), DATA)

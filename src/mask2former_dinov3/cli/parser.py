@@ -37,7 +37,7 @@ class VerbParser(argparse.ArgumentParser):
         return super().format_help() + (self.appendix() if self.appendix else "")
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the error, and exit with 2. message: argparse's, or one of ours."""
+        """Print the usage and the error, and exit with 2. message: from argparse or from this package."""
         self.print_usage(sys.stderr)
         self.exit(2, f"error: {reword(message, self)}\n")
 

@@ -1,4 +1,4 @@
-"""What a training run may be told, and what `train --help` shows.
+"""The options of a training run, and what `train --help` shows.
 
 In: a JSON file and the words of a command line. Out: a `TrainConfig` with every option checked, notes for the user, or
 one ConfigError with all faults. Needs neither torch nor NumPy, so that help and refusals are immediate.

@@ -95,7 +95,7 @@ def advise(config: TrainConfig) -> list[str]:
 
 
 def _brings_backbone(head: str | None) -> bool:
-    """Whether `head` is a local folder with a whole model: one of ours, or of the original project."""
+    """Whether `head` is a local folder with a whole model: of this package, or of the original project."""
     if head is None:
         return False
     try:

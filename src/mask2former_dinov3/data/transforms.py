@@ -91,8 +91,8 @@ def sample_matrix(
 ) -> Matrix:
     """A random matrix (2, 3): scale jitter, flip, and a random crop where the image is larger than the canvas.
 
-    Its `size_on_canvas` is the part of the canvas that the image fills. With scales of 1 and no flip it equals `fit_matrix`.
-    It never transposes: that is done to the finished sample, on a canvas with its sides exchanged.
+    Its `size_on_canvas` is the part of the canvas that the image fills. With scales of 1 and no flip it equals
+    `fit_matrix`. It never transposes: that is done to the finished sample, on a canvas with its sides exchanged.
     """
     fit = min(canvas_height / height, canvas_width / width)
     jitter = rng.uniform(augmentation.scale_min, augmentation.scale_max)
@@ -124,8 +124,8 @@ def warp_image(image: PixelArray, matrix: Matrix, height: int, width: int) -> Pi
     """Move an image (h, w, 3) by `matrix` onto a canvas, (height, width, 3) uint8.
 
     Enlarged bilinearly; reduced by averaging over the area that a new pixel covers, against aliasing. At its border the
-    image is continued by its own edge pixels, and canvas pixels outside it (`size_on_canvas`) are 0: padding is never mixed
-    into a real pixel. An unmoved image is returned bit for bit.
+    image is continued by its own edge pixels, and canvas pixels outside it (`size_on_canvas`) are 0: padding is never
+    mixed into a real pixel. An unmoved image is returned bit for bit.
     """
     rows, columns = size_on_canvas(matrix, image.shape[0], image.shape[1], height, width)
     if (rows, columns) == (height, width):

@@ -29,7 +29,11 @@ NETWORK = (  # options with the same name in the model's configuration; null: th
 HEAD_SIZES = ("encoder_layers", "decoder_layers", "mask_feature_size")  # what a published head decides
 STRIDE_4_AP = 0.8  # least AP that masks of stride 4 must be able to reach, or else the stride becomes 2
 LABEL_FIELDS = ("id2label", "label2id", "category_ids")
-CHANGEABLE = ("num_queries", "matching", "mask_loss")  # options that may change when a model of ours is trained on
+CHANGEABLE = (
+    "num_queries",
+    "matching",
+    "mask_loss",
+)  # options that may change when training continues from a whole model
 
 
 def resolve_auto(config: TrainConfig, data: CocoData) -> TrainConfig:
@@ -55,7 +59,7 @@ def resolve_auto(config: TrainConfig, data: CocoData) -> TrainConfig:
 
 @contextmanager
 def report_as_config_error() -> Iterator[None]:
-    """Turn a ValueError of the model's configuration into a ConfigError: `model` knows no errors of ours.
+    """Turn a ValueError of the model's configuration into a ConfigError: `model` imports none of this package's errors.
 
     Its message begins with the field, which has the name of the option.
     """
@@ -160,7 +164,7 @@ def build_processor(
     config: TrainConfig, model: Mask2FormerDinov3ForInstanceSegmentation
 ) -> Mask2FormerDinov3ImageProcessor:
     """The image processor of the training canvas, with the mean and std that belong to the backbone's weights."""
-    # A model of ours that is trained on has them in its folder, so the hub of its backbone is not asked.
+    # A model folder has them, so the hub of its backbone is not asked.
     mean, std = pixel_statistics(model.name_or_path or model.config.backbone_source, config.hub_token)
     return Mask2FormerDinov3ImageProcessor(
         size={"height": config.image_height, "width": config.image_width}, image_mean=mean, image_std=std
