@@ -1,17 +1,20 @@
-"""The one reader of JSON files: every way in which a file can fail to be JSON is one clear error."""
+"""The only reader of JSON files: a file that is not JSON raises an error that names it and the reason."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from .errors import UserError, mismatch
+
+Json: TypeAlias = Any  # checked where it is read
+JsonObject: TypeAlias = dict[str, Json]
 
 
 def read_json(
     path: Path, expected: str = "a JSON file", *, raises: type[UserError] = UserError, unique_keys: bool = False
-) -> Any:
+) -> Json:
     """The content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     expected: what the file should be, for the message, such as "COCO annotations (JSON)". raises: the class of the
@@ -19,7 +22,7 @@ def read_json(
     Raises `raises` when the file is missing, a folder, not text, not JSON, or nested too deeply.
     """
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def check_keys(pairs: list[tuple[str, Json]]) -> JsonObject:
         keys = [key for key, _ in pairs]
         repeated = sorted({key for key in keys if keys.count(key) > 1})
         if repeated:
@@ -27,7 +30,7 @@ def read_json(
         return dict(pairs)
 
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=unique if unique_keys else None)
+        return json.loads(path.read_bytes(), object_pairs_hook=check_keys if unique_keys else None)
     except json.JSONDecodeError as error:
         got = f"invalid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         raise raises(f"{path}: {mismatch(expected, got, 'check whether the file is complete')}") from error
@@ -45,7 +48,7 @@ def read_json(
 
 def read_json_object(
     path: Path, expected: str = "a JSON object", *, raises: type[UserError] = UserError, unique_keys: bool = False
-) -> dict[str, Any]:
+) -> JsonObject:
     """As `read_json`, for a file that must hold an object. Raises `raises` for any other content."""
     content = read_json(path, expected, raises=raises, unique_keys=unique_keys)
     if not isinstance(content, dict):
