@@ -9,7 +9,7 @@ ValueError
     ├── CheckpointError      weights, a model folder, or a checkpoint to resume from
     └── HubError             the Hugging Face hub: its answer, or the connection to it
 
-Any other exception is a fault of this package and keeps its traceback.
+Any other exception is an error in this package; the command line shows its traceback.
 """
 
 from __future__ import annotations

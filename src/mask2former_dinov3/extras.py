@@ -1,4 +1,4 @@
-"""Optional packages: one question, one error with the command that installs them."""
+"""Optional packages: whether they are installed, and the error with the command that installs them."""
 
 from __future__ import annotations
 

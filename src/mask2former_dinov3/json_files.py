@@ -1,17 +1,20 @@
-"""The one reader of JSON files: every way in which a file can fail to be JSON is one clear error."""
+"""The only reader of JSON files: a file that is not JSON raises an error that names it and the reason."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from .errors import UserError, mismatch
+
+Json: TypeAlias = Any  # checked where it is read
+JsonObject: TypeAlias = dict[str, Json]
 
 
 def read_json(
     path: Path, expected: str = "a JSON file", *, raises: type[UserError] = UserError, unique_keys: bool = False
-) -> Any:
+) -> Json:
     """The content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     expected: what the file should be, for the message, such as "COCO annotations (JSON)". raises: the class of the
@@ -34,7 +37,7 @@ def parse_json(
 ) -> Any:
     """As `read_json`, for the bytes of a file that are read already. path: how messages call it."""
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def check_keys(pairs: list[tuple[str, Json]]) -> JsonObject:
         keys = [key for key, _ in pairs]
         repeated = sorted({key for key in keys if keys.count(key) > 1})
         if repeated:
@@ -42,7 +45,7 @@ def parse_json(
         return dict(pairs)
 
     try:
-        return json.loads(data, object_pairs_hook=unique if unique_keys else None)
+        return json.loads(data, object_pairs_hook=check_keys if unique_keys else None)
     except json.JSONDecodeError as error:
         got = f"invalid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         raise raises(f"{path}: {mismatch(expected, got, 'check whether the file is complete')}") from error
@@ -56,7 +59,7 @@ def parse_json(
 
 def read_json_object(
     path: Path, expected: str = "a JSON object", *, raises: type[UserError] = UserError, unique_keys: bool = False
-) -> dict[str, Any]:
+) -> JsonObject:
     """As `read_json`, for a file that must hold an object. Raises `raises` for any other content."""
     return _check_object(read_json(path, expected, raises=raises, unique_keys=unique_keys), path, expected, raises)
 

@@ -15,8 +15,11 @@ import pytest
 from mask2former_dinov3.cli import demo as demo_module
 from mask2former_dinov3.cli import main
 from mask2former_dinov3.cli import verbs as cli
+from mask2former_dinov3.cli.arguments import SAVEABLE
 from mask2former_dinov3.cli.demo import choose_threshold, demo, find_free_folder
 from mask2former_dinov3.errors import DatasetError, OptionError
+from mask2former_dinov3.inference.files.writers import OUTPUTS
+from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.sample_data import SAMPLE
 
 VERBS = ("train", "evaluate", "predict", "check-data", "convert", "export", "serve", "batch-predict", "push", "demo")
@@ -100,9 +103,12 @@ def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixtur
         ("predict --model no_such_model --output o none.png", "none.png"),
         ("check-data no_such_folder", "no_such_folder"),
         ("serve --model no_such_model --port 0", "no_such_model: expected a model folder"),
-        ("serve --model no_such_model --timeout 0", "--timeout: expected seconds above 0, got 0"),
+        ("serve --model no_such_model --timeout 0", "--timeout: expected a number of seconds above 0, got 0"),
         ("export --model no_such_folder --output m.onnx", "no_such_folder: expected a model folder"),
-        ("export --model no_such_folder --output m.onnx --precision int8", "int8 needs a folder of images"),
+        (
+            "export --model no_such_folder --output m.onnx --precision int8",
+            "--calibration-images: expected a folder of images",
+        ),
         ("predict --model none.onnx --output o none.png", "none.png"),
         ("push --model no_such_folder --repo user/name", "no_such_folder: expected a model folder"),
     ],
@@ -313,6 +319,43 @@ def small_sample(folder: Path) -> None:
     config = json.loads((SAMPLE / "train_args.json").read_text())
     small = {"max_train_steps": 2, "num_warmup_steps": 0, "checkpointing_steps": 2, "dataloader_num_workers": 0}
     (folder / "train_args.json").write_text(json.dumps({**config, **small, "per_device_train_batch_size": 1}))
+
+
+def test_run_predict__passes_checked_settings_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Any] = []
+
+    class Summary:
+        failed: tuple[str, ...] = ()
+        failed_earlier = 0
+
+        def text(self) -> str:
+            return "done"
+
+    def record(*arguments: object, **options: object) -> Summary:
+        calls.append((arguments, options))
+        return Summary()
+
+    monkeypatch.setattr("mask2former_dinov3.inference.files.predict_files.predict_files", record)
+    monkeypatch.setattr("mask2former_dinov3.cluster.job.batch_predict", record)
+    options = "--model m --output o --threshold 0.25 --tile 512 --overlap 0.1 --batch_size 3 --max-detections 7 a b"
+    wanted = InferenceSettings(threshold=0.25, tile=512, overlap=0.1, batch_size=3, max_detections=7)
+    for verb, output in (("predict", Path("o")), ("batch-predict", "o")):
+        assert main([verb, *options.split()]) == 0
+        arguments, given = calls.pop()
+        assert arguments == ("m", ["a", "b"], output)
+        assert given["settings"] == wanted
+        for option in ("--threshold=nan", "--threshold=5", "--overlap=0.9", "--tile=1"):
+            capsys.readouterr()
+            assert main([verb, *options.split(), option]) == 1
+            assert capsys.readouterr().err.startswith(f"error: {option.partition('=')[0]}: expected ")
+        assert calls == []
+
+
+def test_saveable__is_what_predict_can_write() -> None:
+    """`--help` may not import the writers."""
+    assert SAVEABLE == OUTPUTS
 
 
 def test_run_demo__whole_path_on_a_small_sample(
