@@ -1,4 +1,4 @@
-"""The score: equal to pycocotools, honest at the edges, and clear about what cannot be scored."""
+"""`evaluate_coco`: equal to pycocotools, also in edge cases; faults of both files are listed."""
 
 from __future__ import annotations
 
@@ -301,7 +301,7 @@ def test_evaluate_coco__says_what_is_wrong_with_the_files(tmp_path: Path) -> Non
     with pytest.raises(DatasetError, match="annotations: 3 errors\n  images: expected a list, got nothing"):
         evaluate_coco({"pictures": []}, [])
     with pytest.raises(DatasetError, match=r"predictions: expected COCO results \(a list of objects\), got an object"):
-        evaluate_coco(scene.truth, scene.truth)  # type: ignore[arg-type]  # annotations in place of results
+        evaluate_coco(scene.truth, scene.truth)  # type: ignore[arg-type]  # annotations instead of results
     with pytest.raises(OptionError, match=r"^max_detections: expected a whole number above 0, got 0$"):
         evaluate_coco(scene.truth, [], max_detections=0)
 
