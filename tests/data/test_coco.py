@@ -203,7 +203,7 @@ def test_parse_coco__each_error_is_named(
     ("segmentation", "reason"),
     [([], "no segmentation"), ([[40, 2, 45, 2, 45, 9]], "outside the image"), ([[2, 2, 5, 2, 3, 2]], "zero area")],
 )
-def test_parse_coco__empty_masks_are_left_out_aloud(tmp_path: Path, segmentation: Any, reason: str) -> None:
+def test_parse_coco__empty_masks_are_left_out_with_a_warning(tmp_path: Path, segmentation: Any, reason: str) -> None:
     data, faults = parse(tmp_path, _annotation(segmentation=segmentation))
     assert [one.id for one in data.images[0].annotations] == [2, 3]
     assert [(fault.severity, fault.image_id, fault.annotation_id) for fault in faults] == [("warning", 4, 1)]

@@ -1,4 +1,4 @@
-"""Every layout is found by itself, options override it, and what cannot be decided is said."""
+"""Every layout is found, options override it, and ambiguous ones are refused."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_find_splits__train_and_test_still_need_validation(tmp_path: Path) -> No
     assert len(notes) == 1
 
 
-def test_find_splits__without_train_is_said(tmp_path: Path) -> None:
+def test_find_splits__without_train_adds_a_note(tmp_path: Path) -> None:
     write(tmp_path / "test" / "_annotations.coco.json")
     splits, notes = find_splits(tmp_path)
     assert list(splits) == ["test"]

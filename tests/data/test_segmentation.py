@@ -1,4 +1,4 @@
-"""Run-length codes and polygons against the COCO API, and the error of a malformed one."""
+"""Run-length codes and polygons against the COCO API, and the errors for malformed ones."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_parse_segmentation__malformed_is_refused_with_the_reason(value: Any, me
         ({"size": [6, 8], "counts": [48, 0]}, "without a foreground pixel"),
     ],
 )
-def test_parse_segmentation__masks_without_a_pixel_are_told_apart(value: Any, message: str) -> None:
+def test_parse_segmentation__masks_without_a_pixel_have_an_error_of_their_own(value: Any, message: str) -> None:
     with pytest.raises(EmptyMaskError, match=message):
         parse_segmentation(value, 6, 8)
 

@@ -1,4 +1,4 @@
-"""The score: equal to pycocotools, honest at the edges, and clear about what cannot be scored."""
+"""`evaluate_coco`: equal to pycocotools, also in edge cases; faults of both files are listed."""
 
 from __future__ import annotations
 

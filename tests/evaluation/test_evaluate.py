@@ -1,4 +1,4 @@
-"""From a model to its score: the right way round, the same in every division, and nothing left changed."""
+"""From a model to its metrics: classes matched, the same for any batches and processes, the model left unchanged."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def _shift_origins(matrix: Matrix, source: tuple[float, float], canvas: tuple[fl
 
 
 def _resample(pixels: PixelArray, matrix: Matrix, height: int, width: int, border: int) -> PixelArray:
-    """PixelArray (h, w) or (h, w, 3) moved by `matrix` to (height, width[, 3]); outside the source as `border` says."""
+    """Move pixels (h, w) or (h, w, 3) by `matrix` to (height, width[, 3]). border: OpenCV's mode outside the source."""
     scale_x, scale_y = abs(matrix[0, 0]), abs(matrix[1, 1])
     if scale_x >= 1 and scale_y >= 1:
         pixels, matrix = _needed_part(pixels, matrix, height, width)

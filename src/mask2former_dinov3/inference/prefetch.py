@@ -8,11 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-T = TypeVar("T")
-R = TypeVar("R")
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
 
 
-def prefetch(items: Iterable[T], load: Callable[[T], R], *, ahead: int, workers: int = 2) -> Generator[R, None, None]:
+def prefetch(
+    items: Iterable[Item], load: Callable[[Item], Loaded], *, ahead: int, workers: int = 2
+) -> Generator[Loaded, None, None]:
     """Yield `load(item)` for every item, in the order of `items`.
 
     ahead: maximum number of results that are being loaded or wait for the caller. While the caller works on one
@@ -28,7 +30,7 @@ def prefetch(items: Iterable[T], load: Callable[[T], R], *, ahead: int, workers:
     pool = ThreadPoolExecutor(max_workers=workers)
     coming = iter(items)
     try:
-        waiting: deque[Future[R]] = deque(pool.submit(load, item) for item in islice(coming, ahead))
+        waiting: deque[Future[Loaded]] = deque(pool.submit(load, item) for item in islice(coming, ahead))
         while waiting:
             result = waiting.popleft().result()
             waiting.extend(pool.submit(load, item) for item in islice(coming, 1))
