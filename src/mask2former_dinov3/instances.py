@@ -6,6 +6,7 @@ RLE. N instances of one image, H x W its own size.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -207,8 +208,8 @@ class Instances:
         Raises MissingExtraError without the package supervision.
         """
         require("supervision", "Instances.to_supervision", "supervision")
-        import supervision
-
+        # Not an import statement: transformers would require the package for using bundled code.
+        supervision = importlib.import_module("supervision")
         return supervision.Detections(
             xyxy=self.boxes,
             mask=self.masks,

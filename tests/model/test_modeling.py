@@ -199,10 +199,13 @@ def test_forward__refuses_bad_input() -> None:
     ("kwargs", "message"),
     [
         ({"neck": "adaptor"}, "pyramid, adapter, plain, none, got 'adaptor'"),
-        ({"neck": "none"}, "use pyramid, adapter or plain"),
+        ({"neck": "none"}, "backbone of type dinov3_vit, got 'none'; use pyramid, adapter or plain"),
         ({"backbone_taps": [1, 2, 3]}, "four rising block numbers in 1..12"),
         ({"backbone_taps": [3, 6, 9, 13]}, "four rising block numbers in 1..12"),
-        ({"hidden_dim": 100}, "hidden_dim: 100"),
+        (
+            {"hidden_dim": 100},
+            r"hidden_dim: expected a multiple of 32 \(group norm\) and of num_attention_heads=8, got 100",
+        ),
         ({"num_labels": 2, "category_ids": [1]}, "category_ids: expected 2"),
         ({"decoder_layers": 0}, "decoder_layers"),
         ({"encoder_layers": -1}, "encoder_layers: expected 0 or more, got -1"),

@@ -146,7 +146,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             raise ValueError(f"neck: expected one of {', '.join(NECKS)}, got {self.neck!r}")
         is_vit = model_type == "dinov3_vit"
         if is_vit == (self.neck == "none"):
-            hint = f"use {' or '.join(NECKS[:-1])}" if is_vit else "use none: the backbone is a pyramid itself"
+            hint = "use pyramid, adapter or plain" if is_vit else "use none: the backbone is a pyramid itself"
             raise ValueError(f"neck: expected one for a backbone of type {model_type}, got {self.neck!r}; {hint}")
         if is_vit:
             self._check_vit()

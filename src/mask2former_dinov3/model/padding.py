@@ -28,6 +28,6 @@ def real_extent(pixel_mask: Tensor | None, features: Tensor) -> Tensor:
     return torch.stack((pixel_mask[:, 0].float().mean(1), pixel_mask[:, :, 0].float().mean(1)), dim=-1)
 
 
-def real_size(valid: Tensor) -> Tensor:
+def real_sides(valid: Tensor) -> Tensor:
     """(width, height) in pixels of the real part of each map, (B, 2) int64, from `real_pixels` (B, h, w)."""
     return torch.stack((valid[:, 0].sum(1), valid[:, :, 0].sum(1)), dim=-1)

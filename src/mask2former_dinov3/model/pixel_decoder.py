@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration import NORM_GROUPS, Mask2FormerDinov3Config
 from .kernels.convolution import Conv2d
 from .kernels.deformable_attention import MultiScaleDeformableAttention, SpatialShapes
-from .padding import real_size
+from .padding import real_sides
 from .position_embedding import sine_position_embedding
 
 # B batch, C = feature_size, S tokens of the three coarse levels, L = 3 levels
@@ -119,7 +119,7 @@ class PixelDecoder(nn.Module):
             ],
             dim=1,
         ).to(hidden_states.dtype)  # (B, S, C)
-        real = torch.stack([real_size(v) for v in coarse_valid], dim=1).float()  # (B, L, 2)
+        real = torch.stack([real_sides(v) for v in coarse_valid], dim=1).float()  # (B, L, 2)
         reference = reference_points(real, shapes, self.num_heads, NUM_POINTS)  # (B, S, A, L, P, 2)
         valid_tokens = torch.cat([v.flatten(1) for v in coarse_valid], dim=1)  # (B, S)
         for layer in self.layers:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .configuration import Mask2FormerDinov3Config
 from .kernels.memory_layout import as_rows
-from .padding import real_size
+from .padding import real_sides
 from .position_embedding import sine_embedding
 
 # B batch, C = feature_size, D = hidden_dim, Q queries, N instances of one image, h x w the finest map (stride 4)
@@ -56,7 +56,7 @@ class QuerySeeds(nn.Module):
         places = torch.stack((index - row * width, row), dim=-1) + 0.5  # (B, Q, 2) in pixels of the map
         rows = as_rows(maps)  # (B, h*w, C)
         features = self.features(rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2])))
-        real = real_size(valid)[:, None]  # (B, 1, 2)
+        real = real_sides(valid)[:, None]  # (B, 1, 2)
         position = self.position(sine_embedding(places / real, features.shape[2]).to(features.dtype))  # (B, Q, D)
         return Seeds(logits, places * self.stride, features, position)
 

@@ -143,21 +143,21 @@ def _reason(error: Exception, repo: str, folder: Path | None) -> str:
             return f"the hub refuses this token ({said}); {LOGIN}"
         return said if chain[-1] is error else f"{said} ({chain[-1]})"
     status = answers[0].response.status_code
-    told = answers[0].server_message or said
+    answer = answers[0].server_message or said
     if status == 401:
-        return f"the hub does not accept this token, or you may not see the repository (401: {told}); {LOGIN}"
+        return f"the hub does not accept this token, or you may not see the repository (401: {answer}); {LOGIN}"
     if status == 403:
-        return f"this token may not write here (403: {told}); it needs write permission for {repo}; {LOGIN}"
+        return f"this token may not write here (403: {answer}); it needs write permission for {repo}; {LOGIN}"
     if status == 404:
-        return f"no such user, organisation or repository, or this token may not see it (404: {told})"
+        return f"no such user, organisation or repository, or this token may not see it (404: {answer})"
     if status == 413:
-        return f"{_too_large(error, folder)} is too large for the hub (413: {told})"
+        return f"{_name_too_large_file(error, folder)} is too large for the hub (413: {answer})"
     if status in TEMPORARY:
-        return f"the hub is busy or fails ({status}: {told}), also after several tries; try again later"
-    return f"the hub refuses ({status}: {told})"
+        return f"the hub is busy or fails ({status}: {answer}), also after several tries; try again later"
+    return f"the hub refuses ({status}: {answer})"
 
 
-def _too_large(error: Exception, folder: Path | None) -> str:
+def _name_too_large_file(error: Exception, folder: Path | None) -> str:
     """The file that status 413 is about: the one that the error names, otherwise the largest."""
     named = re.search(r"uploading '(.+)' to the Hub", str(error))
     if folder is None:
