@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mask2former_dinov3.errors import CheckpointError, OptionError
+from mask2former_dinov3.errors import CheckpointError, HubError, OptionError
 from mask2former_dinov3.inference.predictor import Predictor, load_model, usable_device
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.inference.tiles.grid import Grid, Region
@@ -63,25 +65,37 @@ def test_predictor__takes_one_image_or_a_list_of_any_kind(predictor: Predictor, 
 
 
 def test_load_model__says_why_not(model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no config\.json and no preprocessor_config\.json"):
+    with pytest.raises(CheckpointError, match=r"got a folder without config\.json and preprocessor_config\.json"):
         load_model(tmp_path)
-    with pytest.raises(CheckpointError, match="expected a model folder"):
+    with pytest.raises(CheckpointError, match=r"nowhere: expected a model folder .*, got a path to nothing"):
         load_model(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="taken for a hub id"):
+    with pytest.raises(HubError, match="nobody/nothing: expected weights in the local cache or on the hub"):
         load_model("nobody/nothing")
     (tmp_path / "preprocessor_config.json").write_text("{}")
     (tmp_path / "config.json").write_text('{"model_type": "swin"}')
-    with pytest.raises(CheckpointError, match=r"config\.json says 'swin'"):
+    with pytest.raises(CheckpointError, match=r"config\.json: expected model_type 'mask2former_dinov3', got 'swin'"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text((model_folder / "config.json").read_text())
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"that transformers can read, got an error .*no file named model\.safet"):
         load_model(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((model_folder / "model.safetensors").read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: expected a whole file, got one that is cut"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="not a JSON object"):
+    with pytest.raises(CheckpointError, match=r"config\.json: expected a JSON object, got invalid JSON"):
         load_model(tmp_path)
+
+
+def test_load_model__names_the_file_of_a_value_out_of_range(model_folder: Path, tmp_path: Path) -> None:
+    """An OptionError would blame an option of the command line."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor | {"size": {"height": 100, "width": 96}}))
+    with pytest.raises(CheckpointError) as caught:
+        load_model(folder)
+    told = "size: expected a multiple of 16, got 100; 96 and 112 are the nearest"
+    assert str(caught.value) == f"{folder}: preprocessor_config.json: {told}"
+    assert not isinstance(caught.value, OptionError)
 
 
 def test_load_model__refuses_weights_of_another_network(model_folder: Path, tmp_path: Path) -> None:

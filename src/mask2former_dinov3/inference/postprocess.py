@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import CheckpointError, OptionError
 from ..instances import Instances
 from ..model import Mask2FormerDinov3Output
+from ..model.padding import real_size
 from .resize_masks import resize_masks
 from .settings import InferenceSettings
 
@@ -86,7 +87,7 @@ def logits_of(outputs: Mask2FormerDinov3Output) -> tuple[Tensor, Tensor]:
 
 def real_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
     """(height, width) of the real part of each canvas, which lies top left: pixel_mask (B, H, W), non-zero there."""
-    return [(int(one.any(1).sum()), int(one.any(0).sum())) for one in pixel_mask.bool()]
+    return [(height, width) for width, height in real_size(pixel_mask.bool()).tolist()]
 
 
 def _best_pairs(class_logits: Tensor, threshold: float, max_detections: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,13 +108,13 @@ def _canvas_and_real_size(mask_logits: Tensor, pixel_mask: Tensor | None) -> tup
         canvas = (height * MASK_STRIDE, width * MASK_STRIDE)
         return canvas, canvas
     mask = pixel_mask.bool()
-    (real,) = real_sizes(mask[None])
-    if 0 in real or not bool(mask[: real[0], : real[1]].all()):
+    ((height, width),) = real_sizes(mask[None])
+    if 0 in (height, width) or int(mask.sum()) != height * width or not bool(mask[:height, :width].all()):
         raise ValueError(
             "pixel_mask: expected real pixels as one rectangle in the top left corner and padding at the right and "
             "the bottom, as the image processor makes it"
         )
-    return (mask.shape[0], mask.shape[1]), real
+    return (mask.shape[0], mask.shape[1]), (height, width)
 
 
 def _check_shapes(

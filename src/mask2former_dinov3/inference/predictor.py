@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import overload
 
 import torch
-from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
 from ..errors import CheckpointError, OptionError, mismatch
 from ..instances import Instances
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.contents import check_model_folder
-from ..weights.loading import load_network_config, load_pretrained
+from ..weights.loading import explain_failures, load_network_config, load_pretrained
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from .load_images import ImageLike, as_list, load_image
 from .network import Network
@@ -156,8 +155,8 @@ def load_network(
 ) -> tuple[Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3ImageProcessor]:
     """A model folder (or hub id) on a device and in evaluation mode, with its processor; every weight must be there.
 
-    device: None for a GPU if there is one. Raises CheckpointError that says what is missing, OptionError for a device
-    that cannot be used.
+    device: None for a GPU if there is one. Raises CheckpointError or HubError that says what is missing, OptionError
+    for a device that cannot be used.
     """
     name = str(model)
     folder = Path(model)
@@ -165,18 +164,17 @@ def load_network(
     if folder.is_dir():
         check_model_folder(folder)
     elif folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        expected = "a model folder as training leaves it, or a hub id such as user/model"
+        expected = "a model folder that training saved, or a hub id such as user/model"
         raise CheckpointError(f"{name}: {mismatch(expected, 'a file' if folder.exists() else 'a path to nothing')}")
     disable_progress_bar()  # of transformers: a local file is read at once
-    try:
+    with explain_failures(name):
         # Weights stored in half precision are used in float32; `autocast` is the way to compute faster.
         config = load_network_config(name)
         network = load_pretrained(Mask2FormerDinov3ForInstanceSegmentation, name, config, whole=True)
-        processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
-    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()
-        hint = "" if folder.is_dir() else " (no such folder, so it was taken for a hub id)"
-        raise CheckpointError(f"{name}: the model cannot be loaded{hint}: {reason[0] if reason else error}") from error
+        try:
+            processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
+        except OptionError as error:  # of the file's values, not of an option
+            raise CheckpointError(f"{name}: preprocessor_config.json: {error}") from error
     return network.to(target).eval(), processor
 
 
