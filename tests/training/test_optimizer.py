@@ -17,9 +17,9 @@ def test_parameter_groups__rates_and_decay() -> None:
         names[id(parameter)]: (group["lr"], group["weight_decay"]) for group in groups for parameter in group["params"]
     }
     assert found.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert found["backbone.model.layer.0.attention.q_proj.weight"] == (pytest.approx(1e-4), 0.05)
-    assert found["backbone.embeddings.cls_token"] == (pytest.approx(1e-4), 0.0)
-    assert found["backbone.norm.weight"] == (pytest.approx(1e-4), 0.0)
+    assert found["backbone.model.layer.0.attention.q_proj.weight"] == pytest.approx((1e-4, 0.05))
+    assert found["backbone.embeddings.cls_token"] == pytest.approx((1e-4, 0.0))
+    assert found["backbone.norm.weight"] == pytest.approx((1e-4, 0.0))
     assert found["head.pixel_decoder.level_embed"] == (1e-3, 0.0)
     assert found["head.transformer_decoder.queries_features.weight"] == (1e-3, 0.0)
     assert found["head.transformer_decoder.layers.0.fc1.weight"] == (1e-3, 0.05)
