@@ -1,5 +1,8 @@
-"""A toy COCO data set, drawn when a test asks for it, with what real ones bring: several classes with gaps in their
-ids, a polygon of two parts, RLE with a hole, a crowd, an image without objects, sizes that are not square."""
+"""What all tests share: memory limits of the test processes, a toy COCO data set, a model folder, an ONNX file.
+
+The data set has what real ones have: several classes with gaps in their ids, a polygon of two parts, RLE with a hole, a
+crowd, an image without objects, images that are not square.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask a hub; those on errors of the hub start processes of their own
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask a hub; tests of hub errors start their own processes
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -41,17 +45,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def give_back_memory() -> Iterator[None]:
-    """After each file, give the memory that its tests freed back to the system: glibc keeps it otherwise."""
+    """After each file, give the memory that its tests freed back to the system if it is much: glibc keeps it."""
     yield
-    gc.collect()
-    if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    if psutil.Process().memory_info().rss > 800_000_000:
+        gc.collect()
+        if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 def draw_image(
     index: int, rng: np.random.Generator
 ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[dict[str, Any]]]:
-    """One picture and its annotations (without ids); every fourth picture is empty."""
+    """One image (H, W, 3) and its annotations (without ids); every fourth image has no objects."""
     height, width = (64, 80) if index % 2 else (72, 64)
     picture = rng.integers(0, 60, (height, width, 3), dtype=np.uint8)
     if index % 4 == 3:
@@ -76,7 +81,7 @@ def draw_image(
 
 
 def write_split(folder: Path, count: int, seed: int) -> Path:
-    """`_annotations.coco.json` and its images in `folder`."""
+    """Write `_annotations.coco.json` and its images to `folder`; returns the annotation file."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     images: list[dict[str, Any]] = []
@@ -107,7 +112,7 @@ def _box(segmentation: Any) -> list[float]:
 
 @pytest.fixture(scope="session")
 def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train (6 images) and valid (4 images) in Roboflow's layout. Not to be changed: see `make_toy_dataset`."""
+    """train (6 images) and valid (4 images) in Roboflow's layout. Read only; see `make_toy_dataset`."""
     root = tmp_path_factory.mktemp("toy")
     write_split(root / "train", 6, seed=0)
     write_split(root / "valid", 4, seed=1)
@@ -116,7 +121,7 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_toy_dataset(tmp_path: Path) -> Callable[..., Path]:
-    """A toy data set of one's own, to break: make(train=6, valid=4)."""
+    """Makes a toy data set that the test may change: make(train=6, valid=4)."""
 
     def make(train: int = 6, valid: int = 4) -> Path:
         root = tmp_path / "toy"
@@ -130,7 +135,7 @@ def make_toy_dataset(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of random weights for the toy data set, as training saves it. Not to be changed."""
+    """A tiny model of random weights for the toy data set, as training saves it. Read only."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     config = Mask2FormerDinov3Config.preset(
@@ -143,13 +148,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sample_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model as an .onnx file, with its instances in the graph. Not to be changed.
+    """The bundled model as an .onnx file, with its instances in the graph. Read only.
 
     Exporting takes 2 GB, so it is done in a process of its own.
     """
     from mask2former_dinov3.export.onnx_export import export
 
-    # Made once for all workers of pytest-xdist, whose folders lie side by side.
+    # All workers of pytest-xdist share one file; their folders have the same parent.
     shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else None
     file = (shared or tmp_path_factory.mktemp("onnx")) / "sample.onnx"
     with FileLock(f"{file}.lock"):

@@ -35,7 +35,7 @@ def numbers_of(row: dict[str, Any]) -> list[float]:
     return [value for value in row.values() if isinstance(value, int | float)]
 
 
-def in_forks(script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_forks(script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the benchmarks start their processes as forks: each would otherwise import torch and transformers again."""
     outputs = folder / "outputs"
     outputs.mkdir()
@@ -54,7 +54,7 @@ def parameters_of(*modules: torch.nn.Module) -> int:
 def test_run_all__quick_writes_every_row_with_finite_numbers(
     tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    in_forks(script, tmp_path, monkeypatch)
+    use_forks(script, tmp_path, monkeypatch)
     assert script("run_all").main(["--quick", "--output", str(tmp_path)]) == 0, capfd.readouterr().err
     (table,), (raw,) = tmp_path.glob("*_quick.md"), tmp_path.glob("*_quick.json")
     content = json.loads(raw.read_text())

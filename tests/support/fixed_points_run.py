@@ -1,5 +1,7 @@
-"""Not a test: trains as `train --config FILE` does, with the random points of the losses fixed, so that runs which
-share their images out differently can be compared. Started by test_processes.py, under torchrun or alone."""
+"""Not a test: `train --config FILE` with fixed random points in the losses, started by test_processes.py.
+
+Runs that divide the same images over processes and batches in different ways can then be compared.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 
 from mask2former_dinov3.config.train_config import load_config
-from mask2former_dinov3.training import train as train_module
+from mask2former_dinov3.training import train
 from mask2former_dinov3.training.build_model import build_model
 
 
@@ -26,9 +28,9 @@ def main() -> None:
         model.criterion.rand = fixed_rand
         return model
 
-    vars(train_module)["build_model"] = with_fixed_points
+    vars(train)["build_model"] = with_fixed_points
     config, _ = load_config(sys.argv[1], {})
-    train_module.train(config)
+    train.train(config)
 
 
 if __name__ == "__main__":

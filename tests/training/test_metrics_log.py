@@ -9,6 +9,8 @@ import re
 import sys
 import termios
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,18 +48,27 @@ def test_metrics_log__without_a_terminal_adds_lines_and_no_bar(
         assert re.fullmatch(pattern, message), message
 
 
+def read_all(reader: int) -> str:
+    """What is written to a pseudo-terminal until it is closed."""
+    parts: list[bytes] = []
+    with os.fdopen(reader, "rb", buffering=0) as file, suppress(OSError):  # Linux ends with an error
+        while part := file.read(4096):
+            parts.append(part)
+    return b"".join(parts).decode()
+
+
 def test_metrics_log__on_a_terminal_shows_a_bar_and_no_lines(
     accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader, writer = os.openpty()
     termios.tcsetwinsize(writer, (24, 150))
-    with os.fdopen(writer, "w") as terminal, caplog.at_level(logging.INFO, logger="mask2former_dinov3"):
-        monkeypatch.setattr(sys, "stderr", terminal)
-        log_two_steps(accelerator, tmp_path)
-        monkeypatch.undo()
-        terminal.flush()
-        shown = os.read(reader, 100_000).decode()
-    os.close(reader)
+    with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.INFO, logger="mask2former_dinov3"):
+        reading = pool.submit(read_all, reader)
+        with os.fdopen(writer, "w") as terminal:
+            monkeypatch.setattr(sys, "stderr", terminal)
+            log_two_steps(accelerator, tmp_path)
+            monkeypatch.undo()
+        shown = reading.result(timeout=60)
     assert "\r" in shown
     assert re.search(r"20/40 .*AP 0\.250, GB \d+\.\d, img/s \d+\.\d\d, loss 2\.500, lr 0\.0001", shown), shown
     assert not caplog.messages

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -75,7 +76,7 @@ def save_checkpoint(
     rng_states: list[RngState],
     state: RunState,
     description: RunDescription,
-    run_config: dict[str, Any],
+    run_config: Mapping[str, object],
 ) -> Path:
     """Write `checkpoint-<step>/` atomically: a model folder, `optimizer.pt`, `rng.pt` and `state.json`.
 
@@ -127,7 +128,7 @@ def find_checkpoint(resume_from: str, output_dir: Path) -> Path:
     return path
 
 
-def read_state(path: Path) -> tuple[RunState, dict[str, Any]]:
+def read_state(path: Path) -> tuple[RunState, dict[str, object]]:
     """The progress of a checkpoint's run, and its options. Raises CheckpointError when state.json is damaged."""
     file = path / "state.json"
     stored = read_json_object(file, "the state of a run (JSON)", raises=CheckpointError)
