@@ -276,7 +276,7 @@ def test_check_language__names_file_line_and_remedy(
         "code.py:3: 'gone on with': write 'resume, continue'",
         "code.py:5: 'is told': write 'reported; named'",
         "code.py:8: 'anew': write 'again'",
-        "4 idioms that have a plain word; see CONTRIBUTING.md",
+        "4 idioms: write the plain words instead",
     ]
     (tmp_path / "page.md").write_text("# Title\n\nA file is written atomically.\n")
     assert check.main([str(tmp_path / "page.md")]) == 0

@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> int:
     for line in lines:
         print(line, file=sys.stderr)
     if lines:
-        print(f"{len(lines)} idioms that have a plain word; see CONTRIBUTING.md", file=sys.stderr)
+        print(f"{len(lines)} idioms: write the plain words instead", file=sys.stderr)
     return 1 if lines else 0
 
 
