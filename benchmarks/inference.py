@@ -1,6 +1,7 @@
 """Seconds of one forward pass: the baseline, our model, and the ViT alone, which is the lower bound of both.
 
-Seconds are medians in alternation. `head_share` is the time of our head on ready feature maps, as a share of the whole model's.
+Seconds are medians in alternation. `head_share` is the time of our head on ready feature maps, as a share of the whole
+model's.
 """
 
 from __future__ import annotations

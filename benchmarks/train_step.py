@@ -1,4 +1,5 @@
-"""One training step (zero_grad, forward with labels, backward) of the baseline and of this package, on random images and boxes.
+"""One training step (zero_grad, forward with labels, backward) of the baseline and of our model, on random images
+and boxes.
 
 Seconds are medians in alternation; peak memory is that of a process which does one step. `--growth` measures both over
 the number of instances and the size of the image instead.

@@ -16,8 +16,7 @@ from faster_coco_eval.core import mask as rle_codec
 from numpy.typing import ArrayLike, NDArray
 
 from .data.coco_types import CocoRle
-from .data.rle import boxes, compress, run_lengths
-from .data.segmentation import Window, runs_window
+from .data.rle import Window, boxes, compress, run_lengths, runs_window
 from .extras import require
 
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from .errors import UserError, mismatch
-
-Json: TypeAlias = Any  # checked where it is read
-JsonObject: TypeAlias = dict[str, Json]
 
 
 def read_json(
     path: Path, expected: str = "a JSON file", *, raises: type[UserError] = UserError, unique_keys: bool = False
-) -> Json:
+) -> Any:
     """The content of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     expected: what the file should be, for the message, such as "COCO annotations (JSON)". raises: the class of the
@@ -37,7 +34,7 @@ def parse_json(
 ) -> Any:
     """As `read_json`, for the bytes of a file that are read already. path: how messages call it."""
 
-    def check_keys(pairs: list[tuple[str, Json]]) -> JsonObject:
+    def check_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
         keys = [key for key, _ in pairs]
         repeated = sorted({key for key in keys if keys.count(key) > 1})
         if repeated:
@@ -59,7 +56,7 @@ def parse_json(
 
 def read_json_object(
     path: Path, expected: str = "a JSON object", *, raises: type[UserError] = UserError, unique_keys: bool = False
-) -> JsonObject:
+) -> dict[str, Any]:
     """As `read_json`, for a file that must hold an object. Raises `raises` for any other content."""
     return _check_object(read_json(path, expected, raises=raises, unique_keys=unique_keys), path, expected, raises)
 

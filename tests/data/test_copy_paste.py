@@ -14,7 +14,7 @@ from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.copy_paste import PlacedImage, paste
 from mask2former_dinov3.data.dataset import CocoInstanceDataset
 from mask2former_dinov3.data.layout import Split
-from mask2former_dinov3.data.segmentation import Window
+from mask2former_dinov3.data.rle import Window
 from mask2former_dinov3.data.transforms import Augmentation
 from mask2former_dinov3.errors import OptionError
 

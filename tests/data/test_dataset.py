@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 
 from mask2former_dinov3.data.coco import CocoData, read_coco
 from mask2former_dinov3.data.dataset import CocoInstanceDataset, Sample, collate
+from mask2former_dinov3.data.fitting import fitted_size
 from mask2former_dinov3.data.images import read_image
 from mask2former_dinov3.data.layout import find_splits
-from mask2former_dinov3.data.transforms import Augmentation, fitted_size, rasterise
+from mask2former_dinov3.data.transforms import Augmentation, rasterise
 from mask2former_dinov3.errors import DatasetError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -9,11 +9,10 @@ import numpy.typing as npt
 import pytest
 from pycocotools import mask as coco_mask
 
-from mask2former_dinov3.data.rle import compress, decompress, run_lengths, whole_mask_areas
+from mask2former_dinov3.data.rle import check_runs, compress, decompress, run_lengths, whole_mask_areas
 from mask2former_dinov3.data.segmentation import (
     CompressedRle,
     EmptyMaskError,
-    check_runs,
     compress_runs,
     parse_segmentation,
     polygons_to_runs,

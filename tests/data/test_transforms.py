@@ -10,20 +10,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mask2former_dinov3.data.coco import read_coco
+from mask2former_dinov3.data.fitting import fit_matrix, fitted_size, size_on_canvas, to_pixel_values, warp_image
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.segmentation import CompressedRle, polygons_to_runs
-from mask2former_dinov3.data.transforms import (
-    Augmentation,
-    fit_matrix,
-    fitted_size,
-    jitter_colors,
-    rasterise,
-    rasterise_windows,
-    sample_matrix,
-    size_on_canvas,
-    to_pixel_values,
-    warp_image,
-)
+from mask2former_dinov3.data.transforms import Augmentation, jitter_colors, rasterise, rasterise_windows, sample_matrix
 from mask2former_dinov3.errors import OptionError
 from support.paths import SHARED
 

@@ -11,8 +11,8 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.fitting import fit_image
 from ..data.images import decode_image
-from ..data.transforms import fit_image
 from ..errors import UserError, mismatch
 from .image_list import filesystem_of
 

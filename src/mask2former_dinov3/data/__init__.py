@@ -16,6 +16,7 @@ Read in this order:
     coco           read a split into checked records
     images         read image files as RGB arrays
     statistics     count images, instances, sizes
+    fitting        fit images into the canvas, and make them the model's input
     transforms     move images and instances onto the canvas, with augmentation
     achievable_ap  compute the highest AP that masks of a stride can reach
     check          check a whole data set, for `check-data` and training

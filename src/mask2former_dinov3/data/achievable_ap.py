@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .coco import CocoData
-from .segmentation import Window
-from .transforms import fit_matrix, fitted_size, rasterise_windows
+from .fitting import fit_matrix, fitted_size
+from .rle import Window
+from .transforms import rasterise_windows
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05)  # of COCO's AP
 MAX_INSTANCES = 300  # that are measured, evenly spread over the split

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .segmentation import Window
+from .rle import Window
 
 
 class PlacedImage(NamedTuple):

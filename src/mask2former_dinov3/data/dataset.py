@@ -18,19 +18,10 @@ from torch.utils.data import Dataset, get_worker_info
 from ..canvas import check_canvas, padded_size
 from .coco import CocoData, ImageRecord
 from .copy_paste import PlacedImage, paste
+from .fitting import Matrix, fit_matrix, size_on_canvas, to_pixel_values, warp_image
 from .images import check_image_size, read_image
 from .segmentation import CompressedRle, Segmentation
-from .transforms import (
-    Augmentation,
-    Matrix,
-    fit_matrix,
-    jitter_colors,
-    rasterise_windows,
-    sample_matrix,
-    size_on_canvas,
-    to_pixel_values,
-    warp_image,
-)
+from .transforms import Augmentation, jitter_colors, rasterise_windows, sample_matrix
 
 
 class Sample(TypedDict):

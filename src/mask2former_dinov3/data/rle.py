@@ -9,7 +9,7 @@ N masks, R runs, C characters of all of them, one mask after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,60 @@ def boxes(counts: Sequence[bytes], height: int) -> Integers:
             for column, (values, reduce) in enumerate(zip(edges, (np.minimum,) * 2 + (np.maximum,) * 2, strict=True)):
                 found[first + mask[begins], column] = reduce.reduceat(values, begins)
     return found
+
+
+class Window(NamedTuple):
+    """The part of a mask around an instance: `pixels` (h, w) uint8 0/1, their first row `top`, first column `left`."""
+
+    pixels: npt.NDArray[np.uint8]
+    top: int
+    left: int
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """Its rows and columns in a mask of the whole image."""
+        rows, columns = self.pixels.shape
+        return slice(self.top, self.top + rows), slice(self.left, self.left + columns)
+
+    def transpose(self) -> Window:
+        """The same pixels with rows and columns exchanged."""
+        return Window(self.pixels.T, self.left, self.top)
+
+
+def check_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> None:
+    """Raise DatasetError unless no run (R,) is negative and all together fill height x width pixels exactly."""
+    if runs.size and runs.min() < 0:
+        raise DatasetError(f"RLE counts: {mismatch('run lengths of 0 or more', runs.min())}")
+    total = int(runs.sum())
+    if total != height * width:
+        expected = f"runs that cover {height} x {width} = {height * width} pixels"
+        raise DatasetError(f"RLE counts: {mismatch(expected, total)}")
+
+
+def runs_window(runs: npt.NDArray[np.int64], height: int) -> Window | None:
+    """The pixels of the smallest rectangle around the foreground of checked `runs` (R,); None if there is none.
+
+    Only the columns that the instance touches are decoded: the cost grows with the instance, not with the image.
+    """
+    ends = np.cumsum(runs)
+    first, last = ends[: ends.size - 1 : 2], ends[1::2]  # of the foreground runs; last is exclusive
+    filled = last > first
+    if not filled.all():
+        first, last = first[filled], last[filled]
+    if not first.size:
+        return None
+    (column, row), length = np.divmod(first, height), last - first
+    left, right = int(column[0]), int((last[-1] - 1) // height) + 1
+    top, bottom, stride = 0, height, height
+    if (row + length <= height).all():  # no run crosses a column: only the rows needed, and one more behind them
+        top, bottom = int(row.min()), int((row + length).max())
+        stride = bottom - top + 1
+    start = (column - left) * stride + row - top
+    steps = np.zeros((right - left) * stride + 1, dtype=np.uint8)
+    steps[start] = 1
+    steps[start + length] += 255  # -1 in uint8; added, since a run may begin where another ends
+    flat = np.cumsum(steps[:-1], dtype=np.uint8)
+    return Window(flat.reshape(right - left, stride)[:, : bottom - top].T, top, left)
 
 
 def _values(counts: bytes) -> tuple[Integers, Integers]:

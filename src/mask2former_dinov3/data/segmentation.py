@@ -6,7 +6,7 @@ What the runs of an RLE mean and how they are stored: `rle.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import faster_coco_eval.core.mask as mask_api
 import numpy as np
@@ -16,7 +16,7 @@ from ..errors import DatasetError, mismatch
 from ..json_files import describe
 from .faults import quote
 from .numbers import number, whole_number
-from .rle import compress, run_lengths
+from .rle import Window, check_runs, compress, run_lengths, runs_window
 
 Polygon = npt.NDArray[np.float64]
 """One part of an instance: its vertices (P, 2) as (x, y) in pixels; (0, 0) is the corner of the first pixel."""
@@ -32,63 +32,9 @@ class CompressedRle(TypedDict):
 Segmentation = list[Polygon] | CompressedRle
 
 
-class Window(NamedTuple):
-    """The part of a mask around an instance: `pixels` (h, w) uint8 0/1, their first row `top`, first column `left`."""
-
-    pixels: npt.NDArray[np.uint8]
-    top: int
-    left: int
-
-    @property
-    def place(self) -> tuple[slice, slice]:
-        """Its rows and columns in a mask of the whole image."""
-        rows, columns = self.pixels.shape
-        return slice(self.top, self.top + rows), slice(self.left, self.left + columns)
-
-    def transpose(self) -> Window:
-        """The same pixels with rows and columns exchanged."""
-        return Window(self.pixels.T, self.left, self.top)
-
-
-def check_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> None:
-    """Raise DatasetError unless no run (R,) is negative and all together fill height x width pixels exactly."""
-    if runs.size and runs.min() < 0:
-        raise DatasetError(f"RLE counts: {mismatch('run lengths of 0 or more', runs.min())}")
-    total = int(runs.sum())
-    if total != height * width:
-        expected = f"runs that cover {height} x {width} = {height * width} pixels"
-        raise DatasetError(f"RLE counts: {mismatch(expected, total)}")
-
-
 def compress_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> CompressedRle:
     """Compress runs (R,) that are already checked."""
     return CompressedRle(size=[height, width], counts=compress(runs, np.array([runs.size]))[0])
-
-
-def runs_window(runs: npt.NDArray[np.int64], height: int) -> Window | None:
-    """The pixels of the smallest rectangle around the foreground of checked `runs` (R,); None if there is none.
-
-    Only the columns that the instance touches are decoded: the cost grows with the instance, not with the image.
-    """
-    ends = np.cumsum(runs)
-    first, last = ends[: ends.size - 1 : 2], ends[1::2]  # of the foreground runs; last is exclusive
-    filled = last > first
-    if not filled.all():
-        first, last = first[filled], last[filled]
-    if not first.size:
-        return None
-    (column, row), length = np.divmod(first, height), last - first
-    left, right = int(column[0]), int((last[-1] - 1) // height) + 1
-    top, bottom, stride = 0, height, height
-    if (row + length <= height).all():  # no run crosses a column: only the rows needed, and one more behind them
-        top, bottom = int(row.min()), int((row + length).max())
-        stride = bottom - top + 1
-    start = (column - left) * stride + row - top
-    steps = np.zeros((right - left) * stride + 1, dtype=np.uint8)
-    steps[start] = 1
-    steps[start + length] += 255  # -1 in uint8; added, since a run may begin where another ends
-    flat = np.cumsum(steps[:-1], dtype=np.uint8)
-    return Window(flat.reshape(right - left, stride)[:, : bottom - top].T, top, left)
 
 
 def rle_window(rle: CompressedRle) -> Window | None:

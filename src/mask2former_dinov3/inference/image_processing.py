@@ -18,7 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from ..canvas import check_canvas, padded_size
-from ..data.transforms import fit_image, to_pixel_values
+from ..data.fitting import fit_image, to_pixel_values
 from ..errors import OptionError
 from ..instances import Instances
 from ..model import Mask2FormerDinov3Config, Mask2FormerDinov3Output

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import CheckpointError, OptionError
 from ..instances import Instances
 from ..model import Mask2FormerDinov3Output
-from ..model.padding import real_size
+from ..model.padding import real_sides
 from .resize_masks import resize_masks
 from .settings import InferenceSettings
 
@@ -87,7 +87,7 @@ def logits_of(outputs: Mask2FormerDinov3Output) -> tuple[Tensor, Tensor]:
 
 def real_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
     """(height, width) of the real part of each canvas, which lies top left: pixel_mask (B, H, W), non-zero there."""
-    return [(height, width) for width, height in real_size(pixel_mask.bool()).tolist()]
+    return [(height, width) for width, height in real_sides(pixel_mask.bool()).tolist()]
 
 
 def _best_pairs(class_logits: Tensor, threshold: float, max_detections: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,149 @@
+"""Fit images into the canvas and make them the model's input: the same in training and in use.
+
+Coordinates are continuous, in pixels, with (0, 0) at the *corner* of the first pixel, as COCO's polygons have them.
+A matrix maps source coordinates to canvas coordinates; it scales, flips and shifts, and never rotates.
+
+h, w source height and width; H, W canvas height and width; r, c height and width of the real pixels on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Matrix = npt.NDArray[np.float64]
+"""(2, 3): canvas (x, y) = matrix[:, :2] @ source (x, y) + matrix[:, 2]."""
+
+PixelArray = npt.NDArray[np.uint8]
+"""An image (h, w, 3) or a mask (h, w)."""
+
+
+def fitted_size(height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[int, int]:
+    """(r, c): the size in whole pixels of a height x width image fitted into the canvas, enlarged or reduced."""
+    scale = min(canvas_height / height, canvas_width / width)
+    rows, columns = scaled_size(height, width, scale)
+    return min(rows, canvas_height), min(columns, canvas_width)
+
+
+def fit_matrix(height: int, width: int, canvas_height: int, canvas_width: int) -> Matrix:
+    """The matrix (2, 3) that maps the source's extent exactly onto the `fitted_size` in the canvas' top left."""
+    rows, columns = fitted_size(height, width, canvas_height, canvas_width)
+    return np.array([[columns / width, 0.0, 0.0], [0.0, rows / height, 0.0]])
+
+
+def fit_image(image: PixelArray, canvas_height: int, canvas_width: int) -> PixelArray:
+    """Resize an image (H, W, 3) to its size on the canvas (r, c, 3), its aspect kept."""
+    height, width = image.shape[:2]
+    real = fitted_size(height, width, canvas_height, canvas_width)
+    return warp_image(image, fit_matrix(height, width, canvas_height, canvas_width), *real)
+
+
+def size_on_canvas(matrix: Matrix, height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[int, int]:
+    """(r, c): number of rows and columns of the canvas, from its top left, with pixels of a height x width source."""
+    _, _, right, bottom = moved_box(matrix, 0, 0, width, height)
+    rows, columns = int(np.floor(bottom + 0.5)), int(np.floor(right + 0.5))
+    return min(max(rows, 0), canvas_height), min(max(columns, 0), canvas_width)
+
+
+def warp_image(image: PixelArray, matrix: Matrix, height: int, width: int) -> PixelArray:
+    """Move an image (h, w, 3) by `matrix` onto a canvas, (height, width, 3) uint8.
+
+    Enlarged bilinearly; reduced by averaging over the area that a new pixel covers, against aliasing. At its border the
+    image is continued by its own edge pixels, and canvas pixels outside it (`size_on_canvas`) are 0: padding is never
+    mixed into a real pixel. An unmoved image is returned bit for bit.
+    """
+    rows, columns = size_on_canvas(matrix, image.shape[0], image.shape[1], height, width)
+    if (rows, columns) == (height, width):
+        return resample(image, matrix, rows, columns, cv2.BORDER_REPLICATE)
+    canvas = np.zeros((height, width, *image.shape[2:]), dtype=np.uint8)
+    if rows and columns:
+        canvas[:rows, :columns] = resample(image, matrix, rows, columns, cv2.BORDER_REPLICATE)
+    return canvas
+
+
+def to_pixel_values(
+    image: PixelArray, height: int, width: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Normalise an image (r, c, 3) into the model's input of height x width: pixel_values, pixel_mask.
+
+    pixel_values (3, height, width) float32 is (value / 255 - mean) / std per channel, exactly 0 in the padding right
+    and below; pixel_mask (height, width) bool is True on real pixels.
+    """
+    rows, columns = image.shape[:2]
+    values = np.zeros((3, height, width), dtype=np.float32)
+    bytes_as_shares = np.arange(256) / 255
+    for channel, pixels in enumerate(cv2.split(image)):
+        table = (bytes_as_shares - mean[channel]) / std[channel]  # a byte has 256 values: look them up
+        cv2.LUT(pixels, table.astype(np.float32), dst=values[channel, :rows, :columns])
+    mask = np.zeros((height, width), dtype=np.bool_)
+    mask[:rows, :columns] = True
+    return values, mask
+
+
+def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """(r, c): both sides times `scale`, rounded to whole pixels, at least 1."""
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+
+def moved_box(matrix: Matrix, left: float, top: float, right: float, bottom: float) -> tuple[float, ...]:
+    """(left, top, right, bottom) of a box moved by `matrix`. Raises ValueError for a matrix that rotates or shears."""
+    if matrix[0, 1] or matrix[1, 0]:
+        raise ValueError(f"expected only scale, flip and shift, got a matrix that rotates: {matrix.tolist()}")
+    x = (matrix[0, 0] * left + matrix[0, 2], matrix[0, 0] * right + matrix[0, 2])
+    y = (matrix[1, 1] * top + matrix[1, 2], matrix[1, 1] * bottom + matrix[1, 2])
+    return float(min(x)), float(min(y)), float(max(x)), float(max(y))
+
+
+def shift_origins(matrix: Matrix, source: tuple[float, float], canvas: tuple[float, float]) -> Matrix:
+    """The same matrix for coordinates that begin at (x, y) `source` and `canvas` instead of (0, 0)."""
+    moved = matrix.copy()
+    moved[:, 2] += matrix[:, :2] @ source - canvas
+    return moved
+
+
+def resample(pixels: PixelArray, matrix: Matrix, height: int, width: int, border: int) -> PixelArray:
+    """Move pixels (h, w) or (h, w, 3) by `matrix` to (height, width[, 3]). border: OpenCV's mode outside the source."""
+    scale_x, scale_y = abs(matrix[0, 0]), abs(matrix[1, 1])
+    if scale_x >= 1 and scale_y >= 1:
+        pixels, matrix = _needed_part(pixels, matrix, height, width)
+    rows, columns = pixels.shape[:2]
+    small_rows, small_columns = _shrunk_length(rows, scale_y), _shrunk_length(columns, scale_x)
+    if (small_rows, small_columns) != (rows, columns):
+        # The area average brings the image to its final scale; a flip and a shift of whole pixels remain.
+        pixels = np.asarray(cv2.resize(pixels, (small_columns, small_rows), interpolation=cv2.INTER_AREA), np.uint8)
+        matrix = matrix * np.array([columns / small_columns, rows / small_rows, 1.0])
+    # warpAffine counts from pixel centres, we from corners: centre = corner - 1/2 on both sides.
+    centred = shift_origins(matrix, (0.5, 0.5), (0.5, 0.5))
+    if np.array_equal(centred, np.eye(2, 3)) and pixels.shape[:2] == (height, width):
+        return pixels.copy()
+    moved = cv2.warpAffine(pixels, centred, (width, height), flags=cv2.INTER_LINEAR, borderMode=border)
+    return np.asarray(moved, np.uint8)
+
+
+def _shrunk_length(length: int, scale: float) -> int:
+    """Length of a side after the area average; unchanged if the scale enlarges it."""
+    return length if scale >= 1 else max(int(length * scale + 0.5), 1)
+
+
+def _needed_part(pixels: PixelArray, matrix: Matrix, height: int, width: int) -> tuple[PixelArray, Matrix]:
+    """The part of the source that a height x width canvas shows, and the matrix from there.
+
+    The cost of an enlarged crop of a large image then depends on the crop, and its sides stay under the 32,767 pixels
+    that warpAffine takes.
+    """
+    rows, columns = pixels.shape[:2]
+    left, right = _visible_range(matrix[0, 0], matrix[0, 2], width, columns)
+    top, bottom = _visible_range(matrix[1, 1], matrix[1, 2], height, rows)
+    return pixels[top:bottom, left:right], shift_origins(matrix, (left, top), (0.0, 0.0))
+
+
+def _visible_range(scale: float, shift: float, length: int, limit: int) -> tuple[int, int]:
+    """First and last (exclusive) of the `limit` source pixels along an axis that `length` canvas pixels show."""
+    low, high = sorted((-shift / scale, (length - shift) / scale))
+    # Two pixels of margin, so that interpolation reads the true neighbours, not a repeated edge.
+    first = min(max(math.floor(low) - 2, 0), limit - 1)
+    return first, min(max(math.ceil(high) + 2, first + 1), limit)
