@@ -43,7 +43,7 @@ class StartedPython:
         self.files = tuple(folder / f"{number}.{name}" for name in ("stdout", "stderr"))
         for file in self.files:
             file.touch()
-        self.process = _CONTEXT.Process(target=_run, args=(self.words, self.files, dict(environment)))
+        self.process = _CONTEXT.Process(target=_run, args=(self.words, self.files, dict(environment)), daemon=True)
         self.process.start()
         assert self.process.pid is not None
         self.pid: int = self.process.pid
@@ -82,7 +82,7 @@ class PipedPython:
                 mine, its_ends[number] = (writer, reader) if number == 0 else (reader, writer)
                 self.ends[name] = os.fdopen(os.dup(mine.fileno()), "w" if number == 0 else "r")
                 mine.close()
-        self.process = _CONTEXT.Process(target=_run_piped, args=(command[1:], its_ends))
+        self.process = _CONTEXT.Process(target=_run_piped, args=(command[1:], its_ends), daemon=True)
         self.process.start()
         for end in its_ends.values():
             end.close()
@@ -185,6 +185,8 @@ def _run_piped(words: Sequence[str], ends: Mapping[int, Connection]) -> None:
 
 
 def _become(words: Sequence[str]) -> None:
+    # A daemon, so that an interrupted test process ends its forks and does not wait for them; but one with children.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     if words[0] == "-m":
         sys.argv = list(words[1:])
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
