@@ -23,7 +23,10 @@ FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" f
 IMAGE = SAMPLE / "valid" / "a7f767ca9770b160.png"
 SHAPES = ".m2f-shapes path:not(.off)"
 
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium"),
+    pytest.mark.xdist_group("page"),  # one server and one browser for all of this file
+]
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,8 @@ from mask2former_dinov3.serving.server import display_name, licence_line, serve
 from support.paths import DOCS
 from support.server import Server, answer_on
 
+pytestmark = pytest.mark.xdist_group("server")  # its servers are started once
+
 MODEL = SAMPLE / "model"
 FILES = sorted((SAMPLE / "valid").glob("*.png"))[:6]
 IMAGE = FILES[0].read_bytes()

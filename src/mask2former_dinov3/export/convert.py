@@ -63,7 +63,9 @@ def convert(
     if output.exists() and any(output.iterdir() if output.is_dir() else [output]):
         raise OptionError("output", "a new or empty folder", f"{output}, which holds files")
     if is_path(source) and not Path(source).exists():
-        raise OptionError("source", "a folder, a file of weights or a hub id (USER/NAME)", f"{source}, which is none")
+        raise OptionError(
+            "source", "a folder, a file of weights or a hub id (USER/NAME)", f"{source}, which does not exist"
+        )
     disable_progress_bar()  # of transformers, for every file it reads and writes
     model_type = _model_type(source, token)
     is_ours = model_type == Mask2FormerDinov3Config.model_type
