@@ -291,7 +291,7 @@ def test_run_push__uploads_and_prints_the_page(hub: HubStandIn, folder: Path, tm
     assert hub.private["ada/cells"]
     refused = run_push(hub, tmp_path / "home", *words, token="hf_wrong")
     assert refused.returncode == 1
-    assert refused.stderr.startswith("HubError: ada/cells: the hub does not accept this token")
+    assert refused.stderr.startswith("error: ada/cells: the hub does not accept this token")
     assert "Traceback" not in refused.stderr
     assert "hf_wrong" not in refused.stderr
 
@@ -341,7 +341,7 @@ def test_train__ends_at_once_when_it_may_not_push(
     hub: HubStandIn, toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for options, message in (
-        ({}, "HubError: run: the hub does not accept this token"),
+        ({}, "error: run: the hub does not accept this token"),
         ({"hub_token": TOKEN, "hub_model_id": "bob/cells"}, "HubError: bob/cells: this token may not write here"),
         ({"hub_token": TOKEN, "hub_model_id": "a/b/c"}, "HubError: a/b/c: "),
     ):
@@ -358,7 +358,7 @@ def test_train__failed_upload_loses_nothing_and_names_the_command(
     assert main(train_words(toy_dataset, run, hub_token=TOKEN, hub_model_id="ada/cells")) == 1
     said = capsys.readouterr().err
     command = f"mask2former-dinov3 push --model {run / 'best'} --repo ada/cells"
-    assert said.splitlines()[-2].startswith(f"HubError: the run is finished and saved, but {run / 'best'} is not on")
+    assert said.splitlines()[-2].startswith(f"error: the run is finished and saved, but {run / 'best'} is not on")
     assert said.splitlines()[-1].strip() == f"upload it with: {command}"
     assert {"best", "last", "checkpoint-1", "metrics.jsonl"} <= {path.name for path in run.iterdir()}
     hub.faults.clear()

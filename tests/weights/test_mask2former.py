@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mask2former_dinov3.errors import CheckpointError
+from mask2former_dinov3.errors import ConfigError
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.training.build_model import build_model, build_processor
 from mask2former_dinov3.weights import from_mask2former
@@ -63,7 +63,7 @@ def test_build_model__goes_on_from_a_model_of_the_original_project(
     for name in ("weight", "bias"):
         now = own[f"head.transformer_decoder.class_predictor.{name}"]
         assert torch.equal(now, theirs[f"class_predictor.{name}"][[2, 0, 3]])  # disc, bar, no object
-    with pytest.raises(CheckpointError, match="is another network: neck is pyramid there, plain here"):
+    with pytest.raises(ConfigError, match="neck: expected pyramid, got plain"):
         build_model(config_of(head=str(folder), neck="plain"), DATA)
 
 
