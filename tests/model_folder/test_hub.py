@@ -342,8 +342,8 @@ def test_train__ends_at_once_when_it_may_not_push(
 ) -> None:
     for options, message in (
         ({}, "error: run: the hub does not accept this token"),
-        ({"hub_token": TOKEN, "hub_model_id": "bob/cells"}, "HubError: bob/cells: this token may not write here"),
-        ({"hub_token": TOKEN, "hub_model_id": "a/b/c"}, "HubError: a/b/c: "),
+        ({"hub_token": TOKEN, "hub_model_id": "bob/cells"}, "error: bob/cells: this token may not write here"),
+        ({"hub_token": TOKEN, "hub_model_id": "a/b/c"}, "error: a/b/c: "),
     ):
         assert main(train_words(toy_dataset, tmp_path / "run", **options)) == 1
         assert message in capsys.readouterr().err
