@@ -232,6 +232,16 @@ def test_tests__are_named_after_unit_and_behaviour() -> None:
                 assert re.fullmatch(r"test_\w*[a-z0-9]__[a-z0-9]\w*", node.name), f"{path.name}: {node.name}"
 
 
+def test_tests__mirror_the_rooms_and_share_helpers_in_support() -> None:
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        assert (PACKAGE / path.relative_to(ROOT / "tests").parent).is_dir(), f"{path}: no room of this name"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert not re.search(r"\b(test_\w+|conftest)\b", ast.unparse(node)), (
+                    f"{path}: imports another test file"
+                )
+
+
 def test_train_config__options_are_counted_and_explained() -> None:
     assert sorted(TrainConfig.model_fields) == OPTIONS.split()
     for name, field in TrainConfig.model_fields.items():
