@@ -128,7 +128,7 @@ def test_convert__mask2former_there_and_back(tmp_path: Path) -> None:
             "expected a model of another project, got .*, a model folder of this package; copy it",
         ),
         (["WEIGHTS", "--with-code"], "expected a Mask2Former, since only a model folder carries code, got a backbone"),
-        (["CUT"], r"2 missing, e\.g\. model\.layer\.1\.norm2\.bias, model\.layer\.1\.norm2\.weight"),
+        (["CUT"], r"2 missing: model\.layer\.1\.norm2\.bias, model\.layer\.1\.norm2\.weight"),
     ],
 )
 def test_convert__says_what_it_cannot_do_and_leaves_nothing(

@@ -38,6 +38,7 @@ from mask2former_dinov3.inference.predictor import load_network
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.sample_data import SAMPLE
 from support.models import HEAD, SEEDS, padded_mask
+from support.paths import PACKAGE
 
 pytestmark = pytest.mark.timeout(900)  # a trace is half a minute of CPU time
 VALID = SAMPLE / "valid"
@@ -161,7 +162,8 @@ def test_build_metadata__weights_of_dinov3_bring_their_licence(tmp_path: Path) -
     folder = write_model(tmp_path, "plain", backbone_source="facebook/dinov3-vits16plus-pretrain-lvd1689m")
     metadata = exporting.build_metadata(*load_network(folder, "cpu"), folder)
     assert metadata.licence["weights"].startswith("DINOv3 License")
-    assert metadata.licence["weights_text"] == (SAMPLE.parent / "DINOV3_LICENSE.md").read_text(encoding="utf-8")
+    licence = PACKAGE / "model_folder" / "DINOV3_LICENSE.md"
+    assert metadata.licence["weights_text"] == licence.read_text(encoding="utf-8")
 
 
 def test_export__predicts_as_the_folder_does(sample_file: Path, tmp_path: Path) -> None:
