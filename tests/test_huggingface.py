@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.instances import Instances
-from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3Output
+from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from support.paths import DOCS
 
 PAGE = DOCS / "huggingface.md"
@@ -75,7 +76,7 @@ class Evaluator:
 
     def __call__(self, batch: Any, compute_result: bool) -> Mapping[str, float] | None:
         class_logits, mask_logits = batch.predictions  # these two, and nothing of different size per image
-        outputs = Mask2FormerDinov3Output(class_queries_logits=class_logits, masks_queries_logits=mask_logits)
+        outputs = SimpleNamespace(class_queries_logits=class_logits, masks_queries_logits=mask_logits)
         sizes = [tuple(masks.shape[-2:]) for masks in batch.label_ids[0]]
         predictions = self.processor.post_process_instance_segmentation(
             outputs, threshold=0.0, target_sizes=sizes, return_binary_maps=True

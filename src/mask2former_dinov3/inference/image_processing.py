@@ -21,10 +21,10 @@ from ..canvas import check_canvas, padded_size
 from ..data.fitting import fit_image, to_pixel_values
 from ..errors import OptionError
 from ..instances import Instances
-from ..model import Mask2FormerDinov3Config, Mask2FormerDinov3Output
+from ..model import Mask2FormerDinov3Config
 from ..model.configuration import IMAGENET
 from .load_images import ImageLike, as_list, load_image
-from .postprocess import logits_of, post_process, real_sizes
+from .postprocess import Logits, logits_of, pixel_mask_of, post_process, real_sizes
 from .segment_maps import Segments, to_binary_masks, to_coco_rles, to_segment_map
 from .settings import InferenceSettings
 
@@ -117,7 +117,7 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
 
     def post_process(
         self,
-        outputs: Mask2FormerDinov3Output,
+        outputs: Logits,
         target_sizes: Sequence[tuple[int, int]] | Tensor,
         pixel_mask: Tensor | None = None,
         threshold: float = 0.0,
@@ -131,14 +131,14 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         return post_process(
             *logits_of(outputs),
             target_sizes,
-            outputs.pixel_mask if pixel_mask is None else pixel_mask,
+            pixel_mask_of(outputs) if pixel_mask is None else pixel_mask,
             settings=InferenceSettings(threshold=threshold, max_detections=max_detections),
             categories=categories,
         )
 
     def post_process_instance_segmentation(
         self,
-        outputs: Mask2FormerDinov3Output,
+        outputs: Logits,
         threshold: float = 0.5,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.0,
@@ -160,7 +160,7 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         if return_coco_annotation and return_binary_maps:
             raise OptionError("return_coco_annotation", "False together with return_binary_maps", True)
         class_logits, mask_logits = logits_of(outputs)
-        pixel_mask = outputs.pixel_mask if pixel_mask is None else pixel_mask
+        pixel_mask = pixel_mask_of(outputs) if pixel_mask is None else pixel_mask
         if target_sizes is None:
             canvas = (self.size["height"], self.size["width"])
             target_sizes = [canvas] * len(mask_logits) if pixel_mask is None else real_sizes(pixel_mask)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from ..errors import CheckpointError, OptionError
 from ..instances import Instances
-from ..model import Mask2FormerDinov3Output
 from ..model.padding import real_sides
 from .resize_masks import resize_masks
 from .settings import InferenceSettings
@@ -77,12 +77,27 @@ def post_process(
     return results
 
 
-def logits_of(outputs: Mask2FormerDinov3Output) -> tuple[Tensor, Tensor]:
+class Logits(Protocol):
+    """What post-processing reads of a model's output: `Mask2FormerDinov3Output`, Hugging Face's, or a user's own."""
+
+    @property
+    def class_queries_logits(self) -> Tensor | None: ...
+    @property
+    def masks_queries_logits(self) -> Tensor | None: ...
+
+
+def logits_of(outputs: Logits) -> tuple[Tensor, Tensor]:
     """Class logits (B, Q, K+1) and mask logits (B, Q, h, w). Raises ValueError for an output without them."""
     classes, masks = outputs.class_queries_logits, outputs.masks_queries_logits
     if classes is None or masks is None:
         raise ValueError("outputs: expected logits of classes and masks; call the model with output_masks=True")
     return classes, masks
+
+
+def pixel_mask_of(outputs: Logits) -> Tensor | None:
+    """The pixel_mask (B, H, W) that an output carries; only those of this package's model do."""
+    carried: Tensor | None = getattr(outputs, "pixel_mask", None)
+    return carried
 
 
 def real_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
