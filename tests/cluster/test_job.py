@@ -219,11 +219,12 @@ def disturb(output: Path, shards: int, deed: Callable[[], None]) -> threading.Th
 
 
 def actors() -> list[psutil.Process]:
-    """Processes of our clusters that hold a model."""
+    """Processes of the tests' clusters that hold a model; not those that still load it, which have no batch to lose."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline()[:1] and "BatchPredictor" in process.cmdline()[0]:
+            title = " ".join(process.cmdline()[:1])  # Ray writes the running method into it
+            if "BatchPredictor" in title and "__init__" not in title:
                 found.append(process)
         except psutil.Error:
             continue
