@@ -55,7 +55,7 @@ def test_load_checkpoint__gives_what_was_saved(
         ("step", None, "step: expected a whole number, got None"),
         ("best_metric", "x", "best_metric: expected a number or null, got 'x'"),
         ("best_step", 1.5, "best_step: expected a whole number or null, got 1.5"),
-        ("last_metrics", [], "last_metrics: expected an object of numbers, got []"),
+        ("last_metrics", [], "last_metrics: expected an object, got []"),
     ],
 )
 def test_read_state__names_a_value_of_the_wrong_kind(checkpoint: Path, name: str, value: object, told: str) -> None:
