@@ -89,7 +89,7 @@ def test_messages__have_one_frame() -> None:
     ("quote", "expected"),
     [
         ("expected a folder without a run, got … with an earlier run; resume it with …", True),
-        ("stopped at step …; resume with --resume_from_checkpoint …", True),
+        ("stopped at step …; resume with --resume-from-checkpoint …", True),
         ("expected a folder without a run, got a finished run", False),
         ("expected a folder without a run, got … with an earlier run; delete it", False),
         ("README, docs", False),

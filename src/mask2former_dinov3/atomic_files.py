@@ -17,8 +17,8 @@ from .errors import CheckpointError
 def write_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path` that replaces it when the block ends without an error.
 
-    Raises CheckpointError when the folder cannot be written, for example because the disk is full; what stood at `path`
-    is then unchanged.
+    Raises CheckpointError when the folder cannot be written, for example because the disk is full: for an OSError or
+    SafetensorError of the block. After these and any other error, what stood at `path` is unchanged.
     """
     temporary, old = (path.with_name(f".{path.name}.{word}") for word in ("writing", "replaced"))
     try:
@@ -30,13 +30,15 @@ def write_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         temporary.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not path.exists():
             old.rename(path)
         raise _could_not_write(path, error) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
         raise
 
 
@@ -70,7 +72,7 @@ def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{folder}: the folder cannot be made ({error}); choose another") from error
+        raise CheckpointError(f"{folder}: the folder cannot be made ({_reason_of(error)}); choose another") from error
     write_text(folder / ".probe", "")
     (folder / ".probe").unlink()
 
@@ -95,6 +97,12 @@ def _could_not_write(path: Path, error: Exception) -> CheckpointError:
     folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
     free = shutil.disk_usage(folder).free / 1e9
     return CheckpointError(
-        f"{path}: could not be written ({error}); {free:.1f} GB are free there, make room or choose another folder. "
-        f"What was saved before is unchanged"
+        f"{path}: could not be written ({_reason_of(error)}); {free:.1f} GB are free there, make room or choose "
+        f"another folder. What was saved before is unchanged"
     )
+
+
+def _reason_of(error: Exception) -> str:
+    """The reason in the words of the operating system, such as "file exists", or of the library that raised it."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return reason[:1].lower() + reason[1:] if reason else str(error)

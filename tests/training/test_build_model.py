@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import DINOv3ConvNextModel, DINOv3ViTModel
 
 from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
-from mask2former_dinov3.errors import CheckpointError, ConfigError
+from mask2former_dinov3.errors import CheckpointError, ConfigError, OptionError, UserError
 from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.model_folder.folder import save_model_folder
 from mask2former_dinov3.training.build_model import build_model, build_processor, resolve_auto
 from support.models import DATA, config_of, hf_mask2former, randomised, small_convnext, small_vit
@@ -141,6 +142,40 @@ def test_build_model__refuses_another_network_than_the_published_head(vit_folder
         build_model(config_of(backbone="tiny", head=str(tmp_path), query_init="seeds", mask_stride=2), DATA)
 
 
+def test_build_model__names_the_option_of_a_head_that_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "ok.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    expected = "head: expected a model folder (with config.json) or a hub id, USER/NAME, got "
+    for head, told in (
+        (tmp_path / "none", f"{tmp_path / 'none'}, which does not exist; check the path"),
+        (tmp_path / "ok.json", f"the file {tmp_path / 'ok.json'}"),
+        (tmp_path / "empty", f"the folder {tmp_path / 'empty'} without config.json"),
+    ):
+        with pytest.raises(OptionError) as caught:
+            build_model(config_of(backbone="tiny", head=str(head)), DATA)
+        assert str(caught.value) == expected + told
+
+
+def test_build_model__leaves_an_error_in_our_network_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(Mask2FormerDinov3ForInstanceSegmentation, "__init__", fail)
+    with pytest.raises(ValueError, match=r"^a fault of ours$") as caught:
+        build_model(config_of(backbone="tiny"), DATA)
+    assert not isinstance(caught.value, UserError)
+
+
+def test_build_processor__names_the_file_of_wrong_statistics(vit_folder: Path, tmp_path: Path) -> None:
+    model = build_model(config_of(backbone=str(vit_folder)), DATA)
+    model.name_or_path = str(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "mask2former_dinov3"}')
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": ["x"]}')
+    message = f"{tmp_path}: preprocessor_config.json: image_mean: expected three numbers, got ['x']"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        build_processor(config_of(head=str(tmp_path)), model)
+
+
 def test_build_model__refuses_a_head_of_another_kind_or_a_cut_one(vit_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="got a model of type 'dinov3_vit'"):
         build_model(config_of(backbone="tiny", head=str(vit_folder)), DATA)
@@ -160,7 +195,7 @@ def test_build_model__reports_options_that_the_network_refuses() -> None:
 
 
 def test_build_model__says_which_head_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nothing-here: expected a folder or a hub id, got none; check the path"):
+    with pytest.raises(OptionError, match=r"^head: expected a .*nothing-here, which does not exist; check the path$"):
         build_model(config_of(backbone="tiny", head=str(tmp_path / "nothing-here")), DATA)
 
 

@@ -126,7 +126,7 @@ def test_processes__sigterm_to_one_stops_and_saves_all(toy_dataset: Path, tmp_pa
     assert done.returncode != 0
     saved = list(run.glob("checkpoint-*"))
     assert len(saved) == 1, done.stderr[-3000:]
-    assert f"--resume_from_checkpoint {saved[0]}" in done.stderr
+    assert f"--resume-from-checkpoint {saved[0]}" in done.stderr
 
 
 def test_processes__an_error_in_one_stops_all(toy_dataset: Path, tmp_path: Path) -> None:

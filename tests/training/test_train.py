@@ -256,7 +256,7 @@ def test_interrupt__saves_and_says_how_to_resume(toy_dataset: Path, tmp_path: Pa
     errors = done.stderr
     assert done.returncode == 130, errors[-2000:]
     (saved,) = run.glob("checkpoint-*")
-    assert f"--resume_from_checkpoint {saved}" in errors
+    assert f"--resume-from-checkpoint {saved}" in errors
     assert "Traceback" not in errors
     train(make_config(toy_dataset, run, **options, resume_from_checkpoint=str(saved)))
     assert same_weights(straight / "last", run / "last")
@@ -352,6 +352,27 @@ def test_write_folder__keeps_the_old_one_when_writing_fails(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
+def test_write_folder__leaves_other_errors_as_they_are(tmp_path: Path) -> None:
+    """A fault of ours in the block is no full disk."""
+    folder = tmp_path / "best"
+    with write_folder(folder) as new:
+        (new / "file").write_text("good")
+
+    def fail() -> None:
+        with write_folder(folder):
+            raise RuntimeError("a fault of ours")
+
+    with pytest.raises(RuntimeError, match=r"^a fault of ours$"):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_train__names_a_missing_checkpoint_before_it_reads_data(tmp_path: Path) -> None:
+    config = make_config(tmp_path / "no-data", tmp_path / "run", resume_from_checkpoint=str(tmp_path / "none"))
+    with pytest.raises(OptionError, match=r"^resume_from_checkpoint: expected a checkpoint-\* folder"):
+        train(config)
+
+
 def test_train__refuses_a_folder_it_cannot_write(toy_dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="choose another"):
@@ -365,7 +386,7 @@ def test_train__refuses_to_overwrite_a_run(toy_dataset: Path, tmp_path: Path) ->
         train(make_config(toy_dataset, run))
     assert str(caught.value) == (
         f"output_dir: expected a folder without a run, got {run} with an earlier run; "
-        "resume it with --resume_from_checkpoint latest, or choose another output_dir"
+        "resume it with --resume-from-checkpoint latest, or choose another --output-dir"
     )
 
 
@@ -398,7 +419,7 @@ def test_resume__refuses_what_does_not_fit(toy_dataset: Path, tmp_path: Path) ->
         train(make_config(toy_dataset, run, **again, lora_rank=4))
     assert (run / "train_config.json").read_text() == kept
     (run / "checkpoint-1" / "optimizer.pt").write_bytes(b"cut")
-    with pytest.raises(CheckpointError, match="expected a checkpoint, got a damaged one"):
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt: expected a file of a checkpoint, got a damaged one"):
         train(make_config(toy_dataset, run, **again))
     missing = f"got {run / 'last'} without state.json, optimizer.pt, rng.pt"
     with pytest.raises(OptionError, match=re.escape(missing)):

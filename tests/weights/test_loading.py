@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import DINOv3ViTModel
 
-from mask2former_dinov3.errors import CheckpointError
+from mask2former_dinov3.errors import CheckpointError, UserError
 from mask2former_dinov3.inference.predictor import load_model
+from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
+from mask2former_dinov3.weights.backbones import load_backbone
+from support.models import small_vit
 
 
 def claims(name: str, value: object) -> Callable[[dict[str, Any]], None]:
@@ -40,7 +44,7 @@ def claims(name: str, value: object) -> Callable[[dict[str, Any]], None]:
             r"safetensors: expected the [\d,]+ numbers of the network in config\.json, got [\d,]+; the file",
         ),
         (claims("num_queries", 2**40), r"expected the [\d,]+ numbers of the network"),
-        (claims("mask_feature_size", 256), "expected a model that transformers can read"),
+        (claims("mask_feature_size", 256), r"got \d+ of another shape, e\.g\. \S+ \(\d.*\) instead of \("),
     ],
 )
 def test_load_model__takes_no_memory_for_what_a_config_only_claims(
@@ -57,6 +61,70 @@ def test_load_model__takes_no_memory_for_what_a_config_only_claims(
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200e6
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value", "told"),
+    [
+        ("config.json", "hidden_dim", "a", "hidden_dim: expected 1 or more, a whole number, got 'a'"),
+        ("config.json", "hidden_dim", None, "hidden_dim: expected 1 or more, a whole number, got None"),
+        ("config.json", "num_queries", -3, "num_queries: expected 1 or more, a whole number, got -3"),
+        ("config.json", "id2label", [], "id2label: expected an object, got a list"),
+        ("config.json", "id2label", {"a": "b"}, "id2label: expected label numbers as keys, got 'a'"),
+        ("config.json", "auto_map", 3, "auto_map: expected an object, got a number"),
+        ("config.json", "dtype", "zz", "dtype: expected a data type of torch, such as float32, got 'zz'"),
+        ("config.json", "backbone_config.hidden_size", "a", "Field 'hidden_size' expected int, got str (value: 'a')"),
+        ("config.json", "backbone_config.num_attention_heads", 0, "backbone_config.num_attention_heads: expected at"),
+        (
+            "preprocessor_config.json",
+            "size",
+            5,
+            'size: expected {"height": ..., "width": ...} in whole numbers, got a n',
+        ),
+        ("preprocessor_config.json", "size", {"height": "a", "width": 64}, "size: expected"),
+        ("preprocessor_config.json", "image_mean", ["x"], "image_mean: expected three numbers, got ['x']"),
+        (
+            "preprocessor_config.json",
+            "image_std",
+            [0, 1, 1],
+            "image_std: expected three numbers above 0, got [0, 1, 1]",
+        ),
+    ],
+)
+def test_load_model__names_file_and_field_of_a_wrong_value(
+    model_folder: Path, tmp_path: Path, file: str, field: str, value: object, told: str
+) -> None:
+    folder = tmp_path / "wrong"
+    shutil.copytree(model_folder, folder)
+    stored = json.loads((folder / file).read_text())
+    claims(field, value)(stored)
+    (folder / file).write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError) as caught:
+        load_model(folder, "cpu")
+    assert str(caught.value).startswith(f"{folder}: {file}: {told}")
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, TypeError, KeyError])
+def test_load_model__leaves_an_error_in_our_network_as_it_is(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise kind("a fault of ours")
+
+    monkeypatch.setattr(Mask2FormerDinov3ForInstanceSegmentation, "__init__", fail)
+    with pytest.raises(kind, match="a fault of ours") as caught:
+        load_model(model_folder, "cpu")
+    assert not isinstance(caught.value, UserError)
+
+
+def test_load_backbone__names_a_config_that_the_network_of_transformers_refuses(tmp_path: Path) -> None:
+    DINOv3ViTModel(small_vit()).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**stored, "hidden_act": "zz"}))
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: expected values for a DINOv3ViTModel, got an error of it"
+    ):
+        load_backbone(str(tmp_path))
 
 
 def test_load_model__names_weights_that_are_left_over_or_missing(model_folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch.export import Dim
 
 from ..canvas import PADDING, check_canvas, padded_size
-from ..errors import CheckpointError, DatasetError, OptionError, mismatch
+from ..errors import DatasetError, OptionError
 from ..extras import require
 from ..inference.files.find_images import find_images
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
@@ -141,7 +141,10 @@ def trace(
     dynamic: bool,
     with_postprocess: bool,
 ) -> None:
-    """Write the graph in float32, with standard operators only. Raises CheckpointError if torch cannot trace it."""
+    """Write the graph in float32, with standard operators only.
+
+    Raises OptionError if torch's exporter cannot write the network as ONNX; an error in the network itself is ours.
+    """
     config = network.config
     count = min(MAX_GRAPH_DETECTIONS, config.num_queries * config.num_labels) if with_postprocess else 0
     # Two images, and two different sizes: the tracer takes sizes of 1, and equal sizes, for constants.
@@ -153,10 +156,10 @@ def trace(
         sides = [Dim(name, min=min_units(config)) * PADDING for name in ("h", "w")]
         shapes["pixel_values"] |= {2: sides[0], 3: sides[1]}
         shapes["pixel_mask"] |= {1: sides[0], 2: sides[1]}
-    try:
-        with torch.no_grad(), silence_exporter(), replace_positions():
-            graph = ExportGraph(network, count).eval()
-            program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+    with torch.no_grad(), silence_exporter(), replace_positions():
+        graph = ExportGraph(network, count).eval()
+        program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+        try:
             exported = torch.onnx.export(
                 program,
                 (),
@@ -167,9 +170,9 @@ def trace(
                 opset_version=OPSET,
                 verbose=False,
             )
-    except (RuntimeError, ValueError, torch.onnx.OnnxExporterError) as error:
-        got = f"an error of its exporter ({str(error).splitlines()[0]})"
-        raise CheckpointError(f"model: {mismatch('a network that torch can trace', got)}") from error
+        except torch.onnx.OnnxExporterError as error:
+            got = f"an error of its exporter ({str(error).splitlines()[0]})"
+            raise OptionError("model", "a network that torch can write as ONNX", got) from error
     assert exported is not None
     exported.model.metadata_props.update(metadata.to_properties())
     exported.model.producer_name, exported.model.producer_version = "mask2former-dinov3", __version__
@@ -188,14 +191,14 @@ def min_units(config: Mask2FormerDinov3Config) -> int:
 
 
 def check_operators(path: Path) -> None:
-    """Raise CheckpointError for an operator that is not part of the ONNX standard."""
+    """Raise OptionError for an operator that is not part of the ONNX standard."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False)
     foreign = sorted({f"{node.domain}::{node.op_type}" for node in graph.graph.node if node.domain})
     if foreign or graph.functions:
         got = f"others ({', '.join(foreign) or 'functions'})"
-        raise CheckpointError(f"model: {mismatch('a graph of standard ONNX operators', got)}")
+        raise OptionError("model", "a network of standard ONNX operators", got)
 
 
 def build_metadata(
@@ -275,7 +278,7 @@ def make_parent(output: Path) -> Path:
     try:
         output.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OptionError("output", "a file in a folder that can be made", f"{output} ({error})") from error
+        raise OptionError("output", "a file in a folder that can be made", f"{output} ({error.strerror})") from error
     return output.absolute().parent
 
 

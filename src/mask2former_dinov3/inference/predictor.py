@@ -16,7 +16,13 @@ from ..errors import CheckpointError, OptionError, mismatch
 from ..instances import Instances
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.contents import check_model_folder
-from ..weights.loading import explain_failures, load_network_config, load_pretrained
+from ..weights.loading import (
+    check_processor_config,
+    explain_failures,
+    load_network_config,
+    load_pretrained,
+    read_source_json,
+)
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from .load_images import ImageLike, as_list, load_image
 from .network import Network
@@ -167,14 +173,16 @@ def load_network(
         expected = "a model folder that training saved, or a hub id such as user/model"
         raise CheckpointError(f"{name}: {mismatch(expected, 'a file' if folder.exists() else 'a path to nothing')}")
     disable_progress_bar()  # of transformers: a local file is read at once
+    # Weights stored in half precision are used in float32; `autocast` is the way to compute faster.
+    config = load_network_config(name)
+    network = load_pretrained(Mask2FormerDinov3ForInstanceSegmentation, name, config, whole=True)
+    file = "preprocessor_config.json"
+    check_processor_config(f"{name}: {file}", read_source_json(name, file), with_size=True)
     with explain_failures(name):
-        # Weights stored in half precision are used in float32; `autocast` is the way to compute faster.
-        config = load_network_config(name)
-        network = load_pretrained(Mask2FormerDinov3ForInstanceSegmentation, name, config, whole=True)
         try:
             processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
         except OptionError as error:  # of the file's values, not of an option
-            raise CheckpointError(f"{name}: preprocessor_config.json: {error}") from error
+            raise CheckpointError(f"{name}: {file}: {error}") from error
     return network.to(target).eval(), processor
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
 
 VIT_PATCH_SIZE = 16  # pixels; also the stride of all maps with the plain neck
@@ -18,6 +19,28 @@ QUERY_INITS = ("learned", "seeds")
 MASK_PLACES = ("points", "pixels")
 BACKBONES = ("dinov3_vit", "dinov3_convnext", "swin")
 PYRAMID_STAGES = ("stage1", "stage2", "stage3", "stage4")  # of a Swin or ConvNeXt: strides 4, 8, 16, 32
+
+# Fields of the configuration that hold a count, with the smallest that can be.
+COUNTS = {
+    "num_queries": 1,
+    "feature_size": 1,
+    "mask_feature_size": 1,
+    "hidden_dim": 1,
+    "num_attention_heads": 1,
+    "encoder_feedforward_dim": 1,
+    "encoder_layers": 0,
+    "decoder_layers": 1,
+    "dim_feedforward": 1,
+    "train_num_points": 1,
+}
+BACKBONE_COUNTS = (  # of any backbone, at least 1; transformers itself checks only that they are numbers
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels"),
+    *("hidden_sizes", "depths", "embed_dim", "num_heads", "window_size"),
+)
+FACTORS = (  # numbers of 0 or more
+    *("seed_weight", "no_object_weight", "class_weight", "mask_weight", "dice_weight"),
+    *("oversample_ratio", "importance_sample_ratio", "init_std", "init_xavier_std"),
+)
 
 # Shapes of the DINOv3 ViTs (arXiv:2508.10104, table of the model family); `tiny` is added here for training on a CPU.
 VIT_SHAPES: dict[str, dict[str, int | str]] = {
@@ -122,7 +145,9 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     def __post_init__(self, **kwargs: object) -> None:
         if not self.is_remote_code():  # these fields describe code in the folder that was read, not the network
             kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "custom_pipelines")}
+        self._check_before_conversion()
         super().__post_init__(**kwargs)
+        self._check_kinds()
         backbone = self.backbone_config
         if isinstance(backbone, PreTrainedConfig) and backbone.model_type == "dinov3_vit":
             if self.backbone_taps is None:
@@ -138,10 +163,49 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             self.category_ids = list(range(1, self.num_labels + 1))
         self._check()
 
-    def _check(self) -> None:
+    def _check_before_conversion(self) -> None:
+        """Refuse the fields that transformers converts, and cannot."""
+        labels, backbone = self.id2label, self.backbone_config
+        if labels is not None and not (isinstance(labels, dict) and all(str(label).isdecimal() for label in labels)):
+            raise ValueError(f"id2label: expected an object of label numbers and names, got {labels!r}")
+        if backbone is not None and not isinstance(backbone, PreTrainedConfig | dict):
+            raise ValueError(f"backbone_config: expected an object, got {backbone!r}")
+        model_type = backbone.get("model_type", BACKBONES[0]) if isinstance(backbone, dict) else BACKBONES[0]
+        if model_type not in BACKBONES:
+            raise ValueError(f"backbone_config: expected one of {', '.join(BACKBONES)}, got {model_type!r}")
+
+    def _check_kinds(self) -> None:
+        """Refuse values of another kind than the field's, which Python would report without naming the field."""
         model_type = getattr(self.backbone_config, "model_type", None)
         if model_type not in BACKBONES:
             raise ValueError(f"backbone_config: expected one of {', '.join(BACKBONES)}, got {model_type!r}")
+        for name, least in COUNTS.items():
+            if not _is_count(getattr(self, name), least):
+                note = " (the initial prediction)" if name == "decoder_layers" else ""
+                raise ValueError(f"{name}: expected {least} or more{note}, a whole number, got {getattr(self, name)!r}")
+        for name in FACTORS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ValueError(f"{name}: expected a number of 0 or more, got {value!r}")
+        for name in ("backbone_norm", "enforce_input_projection", "use_auxiliary_loss"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+        for name in ("backbone_taps", "neck_channels", "category_ids"):
+            value = getattr(self, name)
+            least = -(2**63) if name == "category_ids" else 1
+            if value is not None and not (isinstance(value, list | tuple) and all(_is_count(x, least) for x in value)):
+                raise ValueError(f"{name}: expected a list of {'positive ' * (least == 1)}whole numbers, got {value!r}")
+        for field, holder in (("activation_function", self), ("backbone_config.hidden_act", self.backbone_config)):
+            value = getattr(holder, field.rpartition(".")[2], "gelu")
+            if not isinstance(value, str) or value not in ACT2FN:
+                raise ValueError(f"{field}: expected the name of an activation in transformers, got {value!r}")
+
+    def _check(self) -> None:
+        model_type = self.backbone_config.model_type
+        for name in BACKBONE_COUNTS:
+            value = getattr(self.backbone_config, name, 1)
+            if not all(_is_count(number, 1) for number in (value if isinstance(value, list | tuple) else [value])):
+                raise ValueError(f"backbone_config.{name}: expected at least 1, got {value!r}")
         if self.neck not in NECKS:
             raise ValueError(f"neck: expected one of {', '.join(NECKS)}, got {self.neck!r}")
         is_vit = model_type == "dinov3_vit"
@@ -166,10 +230,6 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             raise ValueError(
                 f"mask_stride: expected {strides[0]} or {strides[1]} with neck={self.neck!r}, got {self.mask_stride}"
             )
-        if self.encoder_layers < 0:
-            raise ValueError(f"encoder_layers: expected 0 or more, got {self.encoder_layers}")
-        if self.decoder_layers < 1:
-            raise ValueError(f"decoder_layers: expected at least 1 (the initial prediction), got {self.decoder_layers}")
 
     def _check_vit(self) -> None:
         depth, taps = self.backbone_config.num_hidden_layers, list(self.backbone_taps or ())
@@ -178,6 +238,9 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         if len(self.neck_channels or ()) != 4:
             raise ValueError(f"neck_channels: expected four numbers, got {self.neck_channels}")
         patch_size, width = self.backbone_config.patch_size, self.backbone_config.hidden_size
+        heads = self.backbone_config.num_attention_heads
+        if width % heads:
+            raise ValueError(f"backbone_config.num_attention_heads: expected a divisor of {width}, got {heads}")
         if patch_size not in (VIT_PATCH_SIZE, [VIT_PATCH_SIZE] * 2, (VIT_PATCH_SIZE,) * 2):
             raise ValueError(f"backbone_config.patch_size: expected {VIT_PATCH_SIZE}, got {patch_size}")
         if self.neck in ("pyramid", "adapter") and width % (2 * NORM_GROUPS):
@@ -201,3 +264,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             raise ValueError(f"preset: expected one of {', '.join(VIT_SHAPES)}, got {name!r}")
         backbone = AutoConfig.for_model("dinov3_vit", **VIT_SHAPES[name], num_register_tokens=4, pos_embed_rescale=None)
         return cls(**{"backbone_config": backbone, **HEAD_SHAPES[name], **kwargs})
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

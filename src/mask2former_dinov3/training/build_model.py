@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..config.train_config import TrainConfig
 from ..data.achievable_ap import mask_ceilings
 from ..data.coco import CocoData
 from ..data.statistics import statistics_of
-from ..errors import CheckpointError, ConfigError, UserError, mismatch
+from ..errors import ConfigError, OptionError, mismatch
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
 from ..weights.backbones import from_backbone, load_backbone, pixel_statistics
+from ..weights.loading import is_path
 from ..weights.mask2former import load_trained_model, rebuild
 from .finetuning import choose_trained
 
@@ -57,20 +58,6 @@ def resolve_auto(config: TrainConfig, data: CocoData) -> TrainConfig:
     return config.model_copy(update=resolved)
 
 
-@contextmanager
-def report_as_config_error() -> Iterator[None]:
-    """Turn a ValueError of the model's configuration into a ConfigError: `model` imports none of this package's errors.
-
-    Its message begins with the field, which has the name of the option.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInstanceSegmentation:
     """A model for the classes of `data`, with the part of its backbone trainable that `config` says.
 
@@ -83,11 +70,10 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         "category_ids": [category.id for category in data.categories],
         **{name: getattr(config, name) for name in NETWORK if getattr(config, name) is not None},
     }
-    with report_as_config_error():
-        if config.head is None:
-            model = from_backbone(config.backbone, config.hub_token, **fields)
-        else:
-            model = _build_from_head(config.head, config, fields)
+    if config.head is None:
+        model = from_backbone(config.backbone, config.hub_token, **fields)
+    else:
+        model = _build_from_head(config.head, config, fields)
     choose_trained(model, config)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
@@ -112,10 +98,8 @@ def _build_from_head(
 
     Classes of the same name keep their weights, and so do the first learned queries; all others start at random.
     """
-    try:
-        found = load_trained_model(head, config.hub_token)
-    except CheckpointError as error:
-        raise CheckpointError(f"head: {error}") from error
+    _check_head(head)
+    found = load_trained_model(head, config.hub_token)
     own, pretrained = found.config, None
     if not found.published:
         _check_options(head, fields, {name: getattr(own, name) for name in NETWORK if name not in CHANGEABLE})
@@ -137,6 +121,17 @@ def _build_from_head(
     model.name_or_path = "" if found.published else head
     logger.info("weights of %s:\n%s", head, table)
     return model
+
+
+def _check_head(head: str) -> None:
+    """Raise OptionError when `head` is a path that leads to no model folder."""
+    path, expected = Path(head), "a model folder (with config.json) or a hub id, USER/NAME"
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise OptionError("head", expected, f"the folder {head} without config.json")
+    if path.is_file():
+        raise OptionError("head", expected, f"the file {head}")
+    if is_path(head) and not path.exists():
+        raise OptionError("head", expected, f"{head}, which does not exist", "check the path")
 
 
 def _chosen_options(fields: Mapping[str, object]) -> dict[str, object]:

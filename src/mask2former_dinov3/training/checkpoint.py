@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..atomic_files import write_folder
@@ -23,11 +22,31 @@ from ..json_files import read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import RunDescription
 from ..model_folder.folder import write_model_files
+from ..weights.files import first_reason
+from ..weights.loading import load_network_config, load_pretrained
 from ..weights.lora import unmerged_state
 
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 CHECKPOINT_FILES = ("state.json", "optimizer.pt", "rng.pt", "model.safetensors")
 RESUME_FROM_OLDER = "resume from an older checkpoint-* of the run"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+STATE_FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {  # of state.json: what each is expected to be
+    "step": ("a whole number", _is_count),
+    "step_size": ("a whole number", _is_count),
+    "num_images": ("a whole number", _is_count),
+    "best_metric": ("a number or null", lambda value: value is None or _is_number(value)),
+    "best_step": ("a whole number or null", lambda value: value is None or _is_count(value)),
+    "last_metrics": ("an object", lambda value: isinstance(value, dict)),
+}
 
 
 @dataclass
@@ -85,11 +104,19 @@ def save_checkpoint(
     path = output_dir / f"checkpoint-{state.step}"
     with write_folder(path) as folder:
         write_model_files(model, processor, folder, state.last_metrics, description)
-        torch.save(optimization, folder / "optimizer.pt")
-        torch.save(rng_states, folder / "rng.pt")
+        _save_states(optimization, folder / "optimizer.pt")
+        _save_states(rng_states, folder / "rng.pt")
         text = json.dumps({**asdict(state), "made_by": description.made_by, "config": run_config}, indent=2)
         (folder / "state.json").write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _save_states(states: object, path: Path) -> None:
+    """torch.save, with an OSError for a full disk, which torch reports as a RuntimeError."""
+    try:
+        torch.save(states, path)
+    except RuntimeError as error:
+        raise OSError(f"{path.name}: {str(error).partition(chr(10))[0]}") from error
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
@@ -137,6 +164,13 @@ def read_state(path: Path) -> tuple[RunState, dict[str, object]]:
     if missing or not isinstance(stored["config"], dict):
         got = f"an object without {', '.join(missing)}" if missing else "options that are not an object"
         raise CheckpointError(f"{file}: {mismatch('the state of a run (JSON)', got, RESUME_FROM_OLDER)}")
+    wrong = [
+        f"{name}: {mismatch(expected, repr(stored[name]))}"
+        for name, (expected, is_right) in STATE_FIELDS.items()
+        if not is_right(stored[name])
+    ]
+    if wrong:
+        raise CheckpointError(f"{file}: {'; '.join(wrong)}; {RESUME_FROM_OLDER}")
     return RunState(**{name: stored[name] for name in names}), stored["config"]
 
 
@@ -147,22 +181,57 @@ def load_checkpoint(
 
     Raises CheckpointError when a file is damaged or the weights are those of another network.
     """
+    optimization, rng_states = _read_states(path)
     try:
-        loaded, report = type(model).from_pretrained(path, output_loading_info=True)
-        optimization: OptimizationState = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-        rng_states: list[RngState] = torch.load(path / "rng.pt", map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, KeyError, UnpicklingError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        got = f"a damaged one ({reason})"
-        raise CheckpointError(f"{path}: {mismatch('a checkpoint', got, RESUME_FROM_OLDER)}") from error
+        loaded = load_pretrained(type(model), str(path), load_network_config(str(path)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {RESUME_FROM_OLDER}") from error
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
     state = unmerged_state(loaded.state_dict(), optimization.get("adapters", {}))
     found = {key: tensor.shape for key, tensor in state.items()}
     wrong = {key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)}
-    wrong |= set(report["missing_keys"])
     if wrong:
         got = f"{len(wrong)} weights that do not, such as {', '.join(sorted(wrong)[:3])}"
-        advice = "resume with the backbone, neck, classes and num_queries of that run (its train_config.json)"
+        advice = "resume with --backbone, --neck, --num-queries and the classes of that run (its train_config.json)"
         raise CheckpointError(f"{path}: {mismatch('weights that fit this configuration', got, advice)}")
     model.load_state_dict(state)
     return optimization, rng_states
+
+
+def _read_states(path: Path) -> tuple[OptimizationState, list[RngState]]:
+    """The states in optimizer.pt and rng.pt. Raises CheckpointError for other content; no code in them is run."""
+    optimization = _load_states(path / "optimizer.pt", _is_optimization)
+    return cast(OptimizationState, optimization), cast(list[RngState], _load_states(path / "rng.pt", _is_rng))
+
+
+def _load_states(file: Path, is_right: Callable[[object], bool]) -> object:
+    got = "another content"
+    try:
+        stored: object = torch.load(file, map_location="cpu", weights_only=True)
+        if is_right(stored):
+            return stored
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError, UnpicklingError) as error:  # by torch's reader
+        got = f"a damaged one ({first_reason(error)})"
+    raise CheckpointError(f"{file}: {mismatch('a file of a checkpoint', got, RESUME_FROM_OLDER)}")
+
+
+def _is_optimization(stored: object) -> bool:
+    """Whether the states have the structure that `OptimizationState` says."""
+    if not isinstance(stored, dict) or not isinstance(stored.get("scheduler"), dict) or "scaler" not in stored:
+        return False
+    optional = [stored["scaler"], stored.get("averaged"), stored.get("adapters")]
+    if not all(one is None or isinstance(one, dict) for one in optional):
+        return False
+    optimizer = stored.get("optimizer")
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("state"), dict):
+        return False
+    groups = optimizer.get("param_groups")
+    return isinstance(groups, list) and all(isinstance(one, dict) and "params" in one for one in groups)
+
+
+def _is_rng(stored: object) -> bool:
+    """Whether the states have the structure that `RngState` says, one or more of them."""
+    return isinstance(stored, list) and all(
+        isinstance(one, dict) and isinstance(one.get("cpu"), Tensor) and isinstance(one.get("cuda"), list)
+        for one in stored
+    )

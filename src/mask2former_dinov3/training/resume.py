@@ -77,7 +77,7 @@ def load_progress(
             "resume_from_checkpoint",
             f"a checkpoint before step {last_step}, the end of the run",
             f"{path} at step {state.step}",
-            "the run is finished; raise max_train_steps or num_train_epochs to train longer",
+            "the run is finished; raise --max-train-steps or --num-train-epochs to train longer",
         )
     if len(rng_states) == accelerator.num_processes:
         set_rng_state(rng_states[accelerator.process_index])

@@ -32,7 +32,7 @@ from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import loss_normalizers
 from ..model_folder.hub import prepare_repository, push_finished
 from .build_model import build_model, build_processor, resolve_auto
-from .checkpoint import OptimizationState, RunState, best_folder, list_checkpoints
+from .checkpoint import OptimizationState, RunState, best_folder, find_checkpoint, list_checkpoints
 from .distributed import end_processes_at_exit, run_on_all, run_on_main, sum_over_processes
 from .ema import AveragedWeights
 from .metrics_log import MetricsLog
@@ -55,6 +55,8 @@ def train(config: TrainConfig) -> Metrics:
     disable_progress_bar()  # transformers shows one for every file that it writes
     accelerator = start_accelerator(config)
     with end_processes_at_exit(accelerator):
+        if config.resume_from_checkpoint is not None:  # before the data and the model, which take minutes
+            find_checkpoint(config.resume_from_checkpoint, Path(config.output_dir))
         data = load_data(config)
         config = resolve_auto(config, data["train"])
         run_on_main(accelerator, lambda: prepare_folder(config))
@@ -86,7 +88,7 @@ def loop(run: Run, wrapped: nn.Module) -> None:
         while not run.is_finished:
             if bool(sum_over_processes(run.accelerator, torch.tensor([float(stop.requested)]))[0]):
                 path = run.save_checkpoint()
-                raise KeyboardInterrupt(f"stopped at step {state.step}; resume with --resume_from_checkpoint {path}")
+                raise KeyboardInterrupt(f"stopped at step {state.step}; resume with --resume-from-checkpoint {path}")
             window, normalizers = read_window(run, batches)
             sums += update(run, wrapped, window, normalizers)
             state.step += 1
@@ -121,7 +123,7 @@ def start_accelerator(config: TrainConfig) -> Accelerator:
     if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu" and not cpu_has_bf16():
         logger.warning(
             "mixed_precision: this CPU has no instructions for bf16, which makes it many times slower than float32; "
-            "--mixed_precision no is faster here"
+            "--mixed-precision no is faster here"
         )
     return accelerator
 
@@ -171,7 +173,7 @@ def prepare_folder(config: TrainConfig) -> None:
             "output_dir",
             "a folder without a run",
             f"{output_dir} with an earlier run",
-            "resume it with --resume_from_checkpoint latest, or choose another output_dir",
+            "resume it with --resume-from-checkpoint latest, or choose another --output-dir",
         )
 
 
@@ -348,8 +350,8 @@ def update(run: Run, wrapped: nn.Module, window: list[Batch], normalizers: Tenso
 def describe_not_finite(run: Run, what: str, image_ids: list[int]) -> UserError:
     """The error for an optimiser step that must not be done. image_ids: those of this process; all are reported."""
     images = gather_object(image_ids)
-    resume = "; resume with --resume_from_checkpoint latest" if list_checkpoints(run.output_dir) else ""
+    resume = "; resume with --resume-from-checkpoint latest" if list_checkpoints(run.output_dir) else ""
     return UserError(
         f"step {run.state.step + 1}: expected a finite {what}, got one that is not, on images {images}; check these "
-        f"images with check-data, lower learning_rate, or use mixed_precision bf16 instead of fp16{resume}"
+        f"images with check-data, lower --learning-rate, or use --mixed-precision bf16 instead of fp16{resume}"
     )

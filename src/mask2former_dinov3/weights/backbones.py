@@ -21,7 +21,15 @@ from ..model.configuration import IMAGENET, PYRAMID_STAGES, VIT_SHAPES, Mask2For
 from ..model.modeling import Mask2FormerDinov3ForInstanceSegmentation
 from .files import read_weights, shapes_of
 from .formats import from_origin
-from .loading import WEIGHT_SUFFIXES, check_source, find_file, load_network_config, load_pretrained, read_source_json
+from .loading import (
+    WEIGHT_SUFFIXES,
+    check_source,
+    check_statistics,
+    find_file,
+    load_network_config,
+    load_pretrained,
+    read_source_json,
+)
 
 SATELLITE = ([0.430, 0.411, 0.296], [0.213, 0.156, 0.143])  # of the weights trained on SAT-493M (dinov3, README)
 SATELLITE_NAMES = ("sat493m", "eadcf0ff", "a6675841")  # in the names of Meta's and timm's files
@@ -91,7 +99,7 @@ def pixel_statistics(source: str | None, token: str | None = None) -> tuple[list
     DINOv3's weights trained on web images use ImageNet's, those trained on satellite images others. Folders of
     transformers store them in preprocessor_config.json, those of timm in config.json; a bare file tells them by its
     name, and Meta's satellite ViT-L by its untied norm. Raises CheckpointError for a preprocessor_config.json that is
-    not JSON.
+    not JSON, and for values that are not three numbers.
     """
     if source is None:
         return IMAGENET
@@ -100,22 +108,22 @@ def pixel_statistics(source: str | None, token: str | None = None) -> tuple[list
     except UserError:
         return IMAGENET
     if "pretrained_cfg" in description:
-        return _statistics_of(description["pretrained_cfg"], "mean", "std")
+        return _statistics_of(f"{source}: config.json: pretrained_cfg", description["pretrained_cfg"], "mean", "std")
     if weights is not None:
         return SATELLITE if _is_satellite(weights) else IMAGENET
     try:
         file = find_file(source, "preprocessor_config.json", token)
     except UserError:
         return IMAGENET
-    return (
-        IMAGENET
-        if file is None
-        else _statistics_of(read_json_object(file, raises=CheckpointError), "image_mean", "image_std")
-    )
+    if file is None:
+        return IMAGENET
+    stored = read_json_object(file, raises=CheckpointError)
+    return _statistics_of(f"{source}: {file.name}", stored, "image_mean", "image_std")
 
 
-def _statistics_of(stored: object, mean: str, std: str) -> tuple[list[float], list[float]]:
+def _statistics_of(where: str, stored: object, mean: str, std: str) -> tuple[list[float], list[float]]:
     values = stored if isinstance(stored, Mapping) else {}
+    check_statistics(where, values, mean, std)
     return list(values.get(mean, IMAGENET[0])), list(values.get(std, IMAGENET[1]))
 
 

@@ -44,12 +44,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             raise CheckpointError(f"{path}: {mismatch('a .safetensors or .pth file of weights', _describe(start))}")
     except UnpicklingError as error:
-        got = f"a file that holds more than weights ({_first_reason(error)}); none of it was run"
+        got = f"a file that holds more than weights ({first_reason(error)}); none of it was run"
         raise CheckpointError(
             f"{path}: {mismatch('a plain state dict', got, 'ask its authors for a .safetensors file')}"
         ) from error
     except (RuntimeError, EOFError, SafetensorError) as error:
-        got = f"one that is cut or damaged, {path.stat().st_size:,} bytes ({_first_reason(error)})"
+        got = f"one that is cut or damaged, {path.stat().st_size:,} bytes ({first_reason(error)})"
         raise CheckpointError(f"{path}: {mismatch('a whole file', got, 'fetch it again')}") from error
     return _unwrap(path, stored)
 
@@ -60,7 +60,7 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  # no mapping
     except SafetensorError as error:
-        got = f"one that is cut or damaged ({_first_reason(error)})"
+        got = f"one that is cut or damaged ({first_reason(error)})"
         raise CheckpointError(f"{path}: {mismatch('a whole file', got, 'fetch it again')}") from error
 
 
@@ -83,11 +83,12 @@ def _describe(start: bytes) -> str:
     return text or f"a file that begins with {start[:8]!r}"
 
 
-def _first_reason(error: Exception) -> str:
-    """One line of the error, without torch's advice to load unsafely."""
+def first_reason(error: Exception) -> str:
+    """One line of an error of torch or safetensors, without torch's advice to load unsafely."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reasons = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
-    return (reasons or lines or [type(error).__name__])[0].split(". ")[0].rstrip(".")[:200]
+    otherwise = "it ends too early" if isinstance(error, EOFError) else "no reason given"
+    return (reasons or lines or [otherwise])[0].split(". ")[0].rstrip(".")[:200]
 
 
 def _unwrap(path: Path, stored: object) -> dict[str, Tensor]:

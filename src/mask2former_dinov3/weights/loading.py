@@ -7,18 +7,20 @@ the source.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from ..errors import CheckpointError, HubError, UserError, mismatch
-from ..json_files import read_json_object
-from .files import shapes_in
+from ..json_files import describe, read_json_object
+from .files import shapes_in, shapes_of
 
 SLACK = 1_000_000  # numbers that a network may have beyond its file: output norms of a Swin, positions
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -29,22 +31,80 @@ FOLDER_ADVICE = "or give a local folder with config.json and model.safetensors, 
 def load_network_config(source: str, token: str | None = None) -> PreTrainedConfig:
     """The network's configuration of a folder or hub id.
 
-    Raises CheckpointError when it asks for more layers than its file has tensors: that is checked before transformers
-    reads it, since transformers lists the layers.
+    Raises CheckpointError for a value that cannot be, and when it asks for more layers than its file has tensors: that
+    is checked before transformers reads it, since transformers lists the layers.
     """
     check_source(source, "a folder or a hub id")
+    if Path(source).is_file():
+        raise CheckpointError(f"{source}: {mismatch('a folder or a hub id', 'a file')}")
+    stored = read_source_json(source, "config.json", token)
+    _check_config(f"{source}: config.json", stored)
     file = find_weights_file(source, token)
     if file is not None and file.suffix == ".safetensors":
-        deepest = _max_layers(read_source_json(source, "config.json", token))
+        deepest = _max_layers(stored)
         tensors = len(shapes_in(file))
         if deepest > tensors:
             raise CheckpointError(
                 f"{source}: {mismatch(f'config.json to fit {file.name}', _claims(deepest, tensors), 'the file is cut')}"
             )
     with explain_failures(source):
-        # trust_remote_code: otherwise transformers would ask the user whether it may run code from the folder.
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source, token=token, trust_remote_code=False)
+        try:
+            # trust_remote_code: otherwise transformers would ask the user whether it may run code from the folder.
+            config: PreTrainedConfig = AutoConfig.from_pretrained(source, token=token, trust_remote_code=False)
+        except (ValueError, StrictDataclassError) as error:  # a configuration refuses its values by ValueError
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = lines[-1].removeprefix("TypeError: ") if isinstance(error, StrictDataclassError) else lines[0]
+            raise CheckpointError(f"{source}: config.json: {reason}") from error
     return config
+
+
+def _check_config(where: str, stored: Mapping[str, object]) -> None:
+    """Raise CheckpointError for the fields of config.json that transformers uses without checking them."""
+    kind = stored.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        got = "none" if kind is None else repr(kind)
+        raise CheckpointError(f"{where}: model_type: {mismatch('a network that transformers knows', got)}")
+    for name in ("id2label", "label2id", "auto_map", "backbone_config", "quantization_config"):
+        if stored.get(name) is not None and not isinstance(stored[name], dict):
+            raise CheckpointError(f"{where}: {name}: {mismatch('an object', describe(stored[name]))}")
+    for label in stored.get("id2label") or ():  # type: ignore[attr-defined]  # an object, see above
+        if not label.isdecimal():
+            raise CheckpointError(f"{where}: id2label: {mismatch('label numbers as keys', repr(label))}")
+    for name in ("dtype", "torch_dtype"):
+        value = stored.get(name)
+        if isinstance(value, str) and not isinstance(getattr(torch, value.removeprefix("torch."), None), torch.dtype):
+            raise CheckpointError(f"{where}: {name}: {mismatch('a data type of torch, such as float32', repr(value))}")
+
+
+def check_processor_config(where: str, stored: Mapping[str, object], with_size: bool) -> None:
+    """Raise CheckpointError for values in preprocessor_config.json that are not of the kind their field has.
+
+    where: how messages call the file. with_size: also check the canvas, which only models of this package have.
+    """
+    size = stored.get("size")
+    if with_size and size is not None:
+        expected = '{"height": ..., "width": ...} in whole numbers'
+        if not isinstance(size, dict):
+            raise CheckpointError(f"{where}: size: {mismatch(expected, describe(size))}")
+        if any(isinstance(side, bool) or not isinstance(side, int) for side in size.values()):
+            raise CheckpointError(f"{where}: size: {mismatch(expected, str(size))}")
+    check_statistics(where, stored, "image_mean", "image_std")
+
+
+def check_statistics(where: str, stored: Mapping[str, object], mean: str, std: str) -> None:
+    """Raise CheckpointError unless the fields `mean` and `std`, where they are given, are three numbers each."""
+    for name in (mean, std):
+        if name not in stored:
+            continue
+        value = stored[name]
+        is_list = isinstance(value, list) and len(value) == 3
+        if not is_list or not all(_is_finite(number) and (name == mean or number > 0) for number in value):  # type: ignore[attr-defined]
+            expected = "three numbers" if name == mean else "three numbers above 0"
+            raise CheckpointError(f"{where}: {name}: {mismatch(expected, str(value))}")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _claims(layers: int, tensors: int) -> str:
@@ -66,15 +126,26 @@ def load_pretrained(
 
     Raises CheckpointError when config and weights do not fit each other, HubError for the hub's failures.
     """
+    if kind.__module__.startswith("transformers."):
+        _check_buildable(kind, source, config)
     file = find_weights_file(source, token)
-    if file is not None and file.suffix == ".safetensors":
-        with explain_failures(source):  # the network may refuse values of its config.json
-            check_size(kind, config, file)
+    if file is None:
+        _check_shards(source, token)
+    elif file.suffix == ".safetensors":
+        check_size(kind, config, file)
+    else:
+        shapes_of(file)  # it must be a state dict; transformers raises errors of many classes for others
     model: PreTrainedModel
     with _silence(), explain_failures(source):  # transformers' report of unused names does not apply to parts of models
         model, report = kind.from_pretrained(
-            source, config=config, token=token, output_loading_info=True, dtype=torch.float32
+            source,
+            config=config,
+            token=token,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # reported below
         )
+    _check_shapes(source, report["mismatched_keys"])
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(may_lack))
     if missing:
         advice = "the file is cut, or it holds another network than its config.json says"
@@ -85,6 +156,40 @@ def load_pretrained(
         got = f"{len(left)} others, e.g. {', '.join(left[:3])}"
         raise CheckpointError(f"{source}: {mismatch('only weights of the network in config.json', got)}")
     return model
+
+
+def _check_buildable(kind: type[PreTrainedModel], source: str, config: PreTrainedConfig) -> None:
+    """Raise CheckpointError when a network of transformers refuses its config.json, which is checked by using it.
+
+    A network of this package checks its configuration itself; any other error in it is a fault of ours.
+    """
+    try:
+        with torch.device("meta"):
+            kind(config)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        got = f"an error of it ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        raise CheckpointError(f"{source}: config.json: {mismatch(f'values for a {kind.__name__}', got)}") from error
+
+
+def _check_shapes(source: str, differing: set[tuple[str, torch.Size, torch.Size]]) -> None:
+    """Raise CheckpointError for weights of another shape: (name, shape in the file, shape in the network)."""
+    if differing:
+        texts = [f"{name} {tuple(stored)} instead of {tuple(own)}" for name, stored, own in sorted(differing)[:3]]
+        got = f"{len(differing)} of another shape, e.g. {', '.join(texts)}"
+        raise CheckpointError(f"{source}: {mismatch('the weights of the network in config.json', got)}")
+
+
+def _check_shards(source: str, token: str | None) -> None:
+    """Raise CheckpointError when the index of weights in several files is not an index."""
+    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        file = find_file(source, name, token)
+        if file is not None:
+            stored = read_json_object(file, raises=CheckpointError)
+            files, about = stored.get("weight_map"), stored.get("metadata", {})
+            whole = isinstance(files, dict) and files and all(isinstance(one, str) for one in files.values())
+            if not whole or not isinstance(about, dict):
+                expected = "an object `weight_map` from names to files, and an object `metadata`"
+                raise CheckpointError(f"{file}: {mismatch(expected, 'another content')}")
 
 
 def is_path(source: str) -> bool:
@@ -135,12 +240,13 @@ def check_size(kind: type[PreTrainedModel], config: PreTrainedConfig, file: Path
 
 @contextmanager
 def explain_failures(source: str) -> Iterator[None]:
-    """Turn what transformers and the hub's client raise for `source` into a CheckpointError or HubError."""
+    """Turn what transformers and the hub's client raise for `source` into a CheckpointError or HubError.
+
+    Only what files and connections cause: any other error is a fault of this package and keeps its traceback.
+    """
     try:
         yield
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, httpx.HTTPError, HFValidationError, SafetensorError) as error:
         raise _explain(source, error) from error
 
 
