@@ -171,6 +171,28 @@ def test_main__out_of_memory_names_the_options_to_change(
     assert capsys.readouterr().err == f"error: {first}; {advice}\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tr"
+            ),
+            "can't allocate memory: you tr",
+        ),
+        (MemoryError("Unable to allocate 9 TiB for an array"), "Unable to allocate 9 TiB for an array"),
+        (MemoryError(), "no memory left"),
+    ],
+)
+def test_main__out_of_memory_on_a_cpu_is_told_too(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(monkeypatch, error, "predict")
+    assert main(["predict", "--model", "m", "--output", "o", "x"]) == 1
+    advice = "predict in tiles with --tile, or lower --batch-size"
+    assert capsys.readouterr().err == f"error: out of memory on the device: {reason}; {advice}\n"
+
+
 @pytest.mark.parametrize("error", [RuntimeError("a fault of this package"), ValueError("shapes differ"), KeyError("x")])
 def test_main__our_own_errors_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, error)

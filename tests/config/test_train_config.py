@@ -128,8 +128,22 @@ def test_load_config__flags_are_named_as_typed_and_keys_with_their_file(tmp_path
         ({"with_tracking": "maybe"}, 'with_tracking: expected true or false, got "maybe"'),
         ({"backbone": 3}, "backbone: expected a string, got 3"),
         ({"checkpointing_steps": "often"}, 'checkpointing_steps: expected a whole number above 0, "epoch", or null'),
-        ({"num_queries": 0}, 'num_queries: expected a whole number above 0 or "auto", got 0'),
-        ({"num_queries": "all"}, 'num_queries: expected a whole number above 0 or "auto", got "all"'),
+        ({"num_queries": 0}, 'num_queries: expected a whole number from 1 to 100,000, or "auto", got 0'),
+        (
+            {"num_queries": 10**12},
+            'num_queries: expected a whole number from 1 to 100,000, or "auto", got 1000000000000',
+        ),
+        ({"num_queries": "all"}, 'num_queries: expected a whole number from 1 to 100,000, or "auto", got "all"'),
+        (
+            {"seed": 2**64 - 1},
+            "seed: expected a whole number of at most 1,000,000,000,000,000,000, got 184467440737095516",
+        ),
+        ({"learning_rate": 1e300}, "learning_rate: expected a number of at most 1,000,000,000, got 1e+300"),
+        (
+            {"max_train_steps": 10**30},
+            "max_train_steps: expected a whole number of at most 1,000,000,000 or null, got 1",
+        ),
+        ({"image_height": 1_600_000_000}, "image_height: expected at most 65,536 pixels, got 1600000000"),
         ({"checkpointing_steps": 0}, 'checkpointing_steps: expected a whole number above 0, "epoch", or null'),
         (
             {"dataset_name": None},

@@ -8,6 +8,7 @@ This is the only module of the package that prints.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ from .arguments import (
     add_serve,
     add_train,
 )
-from .messages import describe_error, describe_out_of_memory
+from .messages import describe_error, describe_out_of_memory, is_out_of_memory
 from .parser import SPELLING, VerbParser, parse_words
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.getLogger("mask2former_dinov3").setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes that its encoding does not have
     traceback = os.environ.get("M2F_TRACEBACK") == "1"
     try:
         code: int = arguments.run(arguments)
@@ -68,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         complain(f"error: {describe_error(error, verb, getattr(arguments, 'config', None))}")
         return 1
-    except RuntimeError as error:
-        if traceback or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+    except (RuntimeError, MemoryError) as error:
+        if traceback or not is_out_of_memory(error):
             raise
         complain(f"error: {describe_out_of_memory(error, verb)}")
         return 1
@@ -255,7 +258,10 @@ def run_check_data(arguments: argparse.Namespace) -> int:
     print(report.text())
     if arguments.json is not None:  # last, so that the text is not lost if this fails
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+        arguments.json.write_text(
+            text, encoding="utf-8", errors="backslashreplace"
+        )  # half a surrogate pair: as \\udxxx
     return 1 if report.errors else 0
 
 

@@ -125,6 +125,11 @@ def write_flag(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
+def write_bound(bound: float) -> str:
+    """A bound of an option for people: 0.5, or 1,000,000."""
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
+
+
 def explain_unknown(key: str, word: str, known: Collection[str]) -> str:
     """Why an option is refused that does not exist, with the nearest one in the spelling of `word`."""
     is_flag = word.startswith("--")
@@ -135,7 +140,7 @@ def explain_unknown(key: str, word: str, known: Collection[str]) -> str:
 
 _EITHER = {
     "checkpointing_steps": 'a whole number above 0, "epoch", or null',
-    "num_queries": 'a whole number above 0 or "auto"',
+    "num_queries": 'a whole number from 1 to 100,000, or "auto"',
 }
 _BOUNDS = {
     "greater_than": "above",
@@ -161,7 +166,7 @@ def explain_fault(item: ErrorDetails, annotation: object) -> str:
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a string"}
     if kind in _BOUNDS:
         bound = next(value for name, value in context.items() if name in ("gt", "ge", "lt", "le"))
-        expected = f"{number} {_BOUNDS[kind]} {bound:g}"
+        expected = f"{number} {_BOUNDS[kind]} {write_bound(bound)}"
     elif kind == "literal_error":
         values = str(context["expected"]).replace("'", "")
         expected = "one of " + (values.replace(" or ", ", ") if allows_null(annotation) else values)
