@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -111,15 +112,29 @@ def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixtur
         ),
         ("predict --model none.onnx --output o none.png", "none.png"),
         ("push --model no_such_folder --repo user/name", "no_such_folder: expected a model folder"),
+        ("convert '' --output o", "SOURCE: expected a value, got none"),
+        ("push --model m --repo=", "--repo: expected a value, got none"),
+        ("predict --model '' --output o a.png", "--model: expected a value, got none"),
+        ("predict --model m --output o --device '' a.png", "--device: expected a value, got none"),
+        ("predict --model m --output o ''", "INPUT: expected a value, got none"),
+        (
+            "predict --model m --output o none.png",
+            "INPUT: expected at least one image, got none:\n  none.png: expected im",
+        ),
+        ("check-data no_such_folder --json .", "--json: expected a file to write, got ., a folder"),
+        ("demo --output c.json/x", "c.json"),
     ],
 )
 def test_main__users_mistake_exits_with_1_and_one_message(
     words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(words.split()) == 1
-    shown = capsys.readouterr().err
+    Path("c.json").write_text("{}")
+    assert main(shlex.split(words)) == 1
+    captured = capsys.readouterr()
+    shown = captured.err
     assert message in shown
+    assert captured.out == ""
     assert shown.count("error: ") == 1
     assert all(line.startswith("note: ") for line in shown.partition("error: ")[0].splitlines())
     assert "Error" not in shown  # a class of Python
