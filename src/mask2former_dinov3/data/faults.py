@@ -55,7 +55,7 @@ class FaultReport:
             raise DatasetError(text)
 
     def list_errors(self, advice: str = "") -> str:
-        """The errors as `raise_errors` shows them: one on one line, several below a heading; empty if there are none."""
+        """The errors as `raise_errors` shows them: one on one line, several below a heading; empty for none."""
         errors = [fault for fault in self.faults if fault.severity == "error"]
         if not errors:
             return ""
