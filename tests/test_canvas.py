@@ -16,6 +16,7 @@ from mask2former_dinov3.errors import OptionError
         ((1000, 1024), "image_height: expected a multiple of 16, got 1000; 992 and 1008 are the nearest"),
         ((1024, 8), "image_width: expected a multiple of 16, got 8; 16 is the nearest"),
         ((0, 16), "image_height: expected a multiple of 16, got 0; 16 is the nearest"),
+        ((16, 65_552), "image_width: expected at most 65,536 pixels, got 65552"),
         ((-16, 16), "image_height: expected a multiple of 16, got -16; 16 is the nearest"),
     ],
 )
@@ -33,4 +34,5 @@ def test_check_canvas__takes_the_callers_names() -> None:
 
 def test_padded_size__rounds_up_to_the_stride() -> None:
     check_canvas(48, 64)
+    check_canvas(65_536, 16)
     assert padded_size(48, 64) == (64, 64)

@@ -30,6 +30,8 @@ def test_option_error__names_the_option_and_survives_pickling() -> None:
 
 def test_suggest__only_what_is_near() -> None:
     assert suggest("learning_rte", ["seed", "learning_rate"], "see the help") == "nearest is learning_rate"
+    assert suggest("--learning_rte", ["--seed", "--learning_rate"], "see the help") == "nearest is --learning_rate"
+    assert suggest("--class-weights", ["--image-height"], "see the help") == "see the help"
     assert suggest("xyz", ["seed", "learning_rate"], "see the help") == "see the help"
 
 

@@ -347,3 +347,30 @@ def test_evaluate_model__writes_nothing_by_the_names_of_a_coco_file(model_folder
     assert new == {"out"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.json", "predictions.json"}
     assert {name: after[name] for name in before} == before
+
+
+def test_check_data__shows_names_that_no_encoding_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images_in(tmp_path, "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 60, "width": 80}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9]]}],
+        "categories": [{"id": 1, "name": "half \ud83d"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    report = tmp_path / "report.json"
+    assert main(["check-data", str(tmp_path / "a.json"), "--valid-split", "0", "--json", str(report)]) == 0
+    assert r"half \ud83d" in capsys.readouterr().out
+    assert json.loads(report.read_text())["splits"]["train"]["statistics"]["per_class"] == {"half \ud83d": 1}
+
+
+def test_check_data__refuses_sizes_that_no_image_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images_in(tmp_path, "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 2e20, "width": 80}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9e4]]}],
+        "categories": [{"id": 1, "name": "x"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert main(["check-data", str(tmp_path / "a.json"), "--valid-split", "0"]) == 1
+    expected = "a.png: height and width: expected at most 1,000,000 pixels, got 200000000000000000000 and 80"
+    assert expected in capsys.readouterr().out

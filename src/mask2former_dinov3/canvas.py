@@ -5,11 +5,12 @@ from __future__ import annotations
 from .errors import OptionError
 
 PATCH_SIZE = 16  # of the DINOv3 ViTs: both sides of a canvas are multiples of it
+LARGEST_SIDE = 65_536  # pixels: one row of patches more needs memory that no machine has, and OpenCV fails beyond int32
 PADDING = 32  # the coarsest stride of the model: both sides of a tensor are multiples of it
 
 
 def check_canvas(height: int, width: int, options: tuple[str, str] = ("image_height", "image_width")) -> None:
-    """Raise OptionError, with the nearest valid sizes, unless both are positive multiples of 16.
+    """Raise OptionError, with the nearest valid sizes, unless both are multiples of 16 from 16 to 65,536.
 
     options: the names that the error gives to height and width.
     """
@@ -19,6 +20,8 @@ def check_canvas(height: int, width: int, options: tuple[str, str] = ("image_hei
 
 def check_side(option: str, size: int) -> None:
     """As `check_canvas`, for one side."""
+    if size > LARGEST_SIDE:
+        raise OptionError(option, f"at most {LARGEST_SIDE:,} pixels", size)
     if size < PATCH_SIZE or size % PATCH_SIZE:
         below = size // PATCH_SIZE * PATCH_SIZE
         nearest = f"{below} and {below + PATCH_SIZE} are" if below >= PATCH_SIZE else f"{PATCH_SIZE} is"

@@ -65,5 +65,6 @@ def mismatch(expected: str, got: object, advice: str = "") -> str:
 
 def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
     """What to do about an unknown name: "nearest is …", or `otherwise` when no known name is near."""
-    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
-    return f"nearest is {near[0]}" if near else otherwise
+    bare = {one.lstrip("-"): one for one in known}  # the dashes that all flags share make none of them similar
+    near = difflib.get_close_matches(name.lower().lstrip("-"), list(bare), n=1, cutoff=0.6)
+    return f"nearest is {bare[near[0]]}" if near else otherwise

@@ -104,6 +104,7 @@ def test_parse_words__leaves_values_alone() -> None:
             "evaluate --annotations a --output o --predictions p --images i",
             "--predictions: cannot be combined with --images; give one or the other",
         ),
+        ("--vers", "VERB: required"),
         ("check-data", "expected the PATH of a data set, or --train-annotations and --train-images"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -111,15 +112,29 @@ def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixtur
         ),
         ("predict --model none.onnx --output o none.png", "none.png"),
         ("push --model no_such_folder --repo user/name", "no_such_folder: expected a model folder"),
+        ("convert '' --output o", "SOURCE: expected a value, got none"),
+        ("push --model m --repo=", "--repo: expected a value, got none"),
+        ("predict --model '' --output o a.png", "--model: expected a value, got none"),
+        ("predict --model m --output o --device '' a.png", "--device: expected a value, got none"),
+        ("predict --model m --output o ''", "INPUT: expected a value, got none"),
+        (
+            "predict --model m --output o none.png",
+            "INPUT: expected at least one image, got none:\n  none.png: expected im",
+        ),
+        ("check-data no_such_folder --json .", "--json: expected a file to write, got ., a folder"),
+        ("demo --output c.json/x", "c.json"),
     ],
 )
 def test_main__users_mistake_exits_with_1_and_one_message(
     words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(words.split()) == 1
-    shown = capsys.readouterr().err
+    Path("c.json").write_text("{}")
+    assert main(shlex.split(words)) == 1
+    captured = capsys.readouterr()
+    shown = captured.err
     assert message in shown
+    assert captured.out == ""
     assert shown.count("error: ") == 1
     assert all(line.startswith("note: ") for line in shown.partition("error: ")[0].splitlines())
     assert "Error" not in shown  # a class of Python
@@ -169,6 +184,28 @@ def test_main__out_of_memory_names_the_options_to_change(
     assert main(words.split()) == 1
     first = "out of memory on the device: CUDA out of memory. Tried to allocate 3 GiB"
     assert capsys.readouterr().err == f"error: {first}; {advice}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tr"
+            ),
+            "can't allocate memory: you tr",
+        ),
+        (MemoryError("Unable to allocate 9 TiB for an array"), "Unable to allocate 9 TiB for an array"),
+        (MemoryError(), "no memory left"),
+    ],
+)
+def test_main__out_of_memory_on_a_cpu_is_told_too(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(monkeypatch, error, "predict")
+    assert main(["predict", "--model", "m", "--output", "o", "x"]) == 1
+    advice = "predict in tiles with --tile, or lower --batch-size"
+    assert capsys.readouterr().err == f"error: out of memory on the device: {reason}; {advice}\n"
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a fault of this package"), ValueError("shapes differ"), KeyError("x")])

@@ -102,7 +102,14 @@ def test_load_config__flags_are_named_as_typed_and_keys_with_their_file(tmp_path
             "or neck to pyramid",
         ),
         (["--scale-max", "0.05"], f"{path}: scale_min: expected at most the value of --scale-max (0.05), got 0.1"),
-        (["--model", "models/resnet.py"], "--model: expected a file name with vitsmallplus or vitlarge, with or"),
+        (
+            ["--model", "models/resnet.py"],
+            "--model: expected a file name with vitsmallplus or vitlarge, with or without _pyramid, got "
+            '"models/resnet.py"; give --backbone and --neck instead',
+        ),
+        (["--learning-rate"], "--learning-rate: expected a value, got none"),
+        (["--output-dir"], "--output-dir: expected a value, got none"),
+        (["--output-dir", ""], "--output-dir: expected a value, got none"),
     ):
         with pytest.raises(ConfigError) as error:
             load_config(path, flags)
@@ -126,10 +133,26 @@ def test_load_config__flags_are_named_as_typed_and_keys_with_their_file(tmp_path
         ({"metric_for_best_model": "loss"}, "metric_for_best_model: expected one of AP, AP50"),
         ({"report_to": "tensorbord"}, "report_to: expected one of all, aim"),
         ({"with_tracking": "maybe"}, 'with_tracking: expected true or false, got "maybe"'),
+        ({"backbone": ""}, "backbone: expected a value, got none"),
+        ({"learning_rate": "\u0661"}, 'learning_rate: expected a number, got "\u0661"'),
         ({"backbone": 3}, "backbone: expected a string, got 3"),
         ({"checkpointing_steps": "often"}, 'checkpointing_steps: expected a whole number above 0, "epoch", or null'),
-        ({"num_queries": 0}, 'num_queries: expected a whole number above 0 or "auto", got 0'),
-        ({"num_queries": "all"}, 'num_queries: expected a whole number above 0 or "auto", got "all"'),
+        ({"num_queries": 0}, 'num_queries: expected a whole number from 1 to 100,000, or "auto", got 0'),
+        (
+            {"num_queries": 10**12},
+            'num_queries: expected a whole number from 1 to 100,000, or "auto", got 1000000000000',
+        ),
+        ({"num_queries": "all"}, 'num_queries: expected a whole number from 1 to 100,000, or "auto", got "all"'),
+        (
+            {"seed": 2**64 - 1},
+            "seed: expected a whole number of at most 1,000,000,000,000,000,000, got 184467440737095516",
+        ),
+        ({"learning_rate": 1e300}, "learning_rate: expected a number of at most 1,000,000,000, got 1e+300"),
+        (
+            {"max_train_steps": 10**30},
+            "max_train_steps: expected a whole number of at most 1,000,000,000 or null, got 1",
+        ),
+        ({"image_height": 1_600_000_000}, "image_height: expected at most 65,536 pixels, got 1600000000"),
         ({"checkpointing_steps": 0}, 'checkpointing_steps: expected a whole number above 0, "epoch", or null'),
         (
             {"dataset_name": None},
@@ -242,7 +265,7 @@ def test_train_config__taps_as_a_list_or_with_commas() -> None:
     for wrong, told in (
         ("1,2,3", rising),
         ([4, 3, 2, 1], rising),
-        ("a,b,c,d", "backbone_taps: expected a whole number"),
+        ("a,b,c,d", "backbone_taps: expected four block numbers such as 3,6,9,12, or null, got"),
     ):
         with pytest.raises(ConfigError, match=told):
             load_config(None, {**REQUIRED, "backbone_taps": wrong})

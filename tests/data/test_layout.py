@@ -181,7 +181,7 @@ def test_find_splits__an_unknown_layout_lists_what_is_there(tmp_path: Path) -> N
     folders(tmp_path / "labels")
     (tmp_path / "data.yaml").write_text("")
     with pytest.raises(
-        DatasetError, match=r"expected one of .*, got data\.yaml, labels/; name the files with train_ann"
+        DatasetError, match=r"expected one of .*, got data\.yaml, labels/; name the files with --train-ann"
     ):
         find_splits(tmp_path)
 
@@ -190,7 +190,8 @@ def test_find_splits__several_files_for_a_split_are_not_guessed(tmp_path: Path) 
     write(tmp_path / "annotations" / "instances_train2014.json")
     write(tmp_path / "annotations" / "instances_train2017.json")
     with pytest.raises(
-        DatasetError, match=r"expected one annotation file for train, got .*2014.*2017.*; choose with train_annotations"
+        DatasetError,
+        match=r"expected one annotation file for train, got .*2014.*2017.*; choose with --train-annotations",
     ):
         find_splits(tmp_path)
     write(tmp_path / "other" / "val" / "_annotations.coco.json")
@@ -208,7 +209,7 @@ def test_find_splits__bad_input_is_explained(tmp_path: Path) -> None:
         find_splits(tmp_path / "nothing")
     with pytest.raises(OptionError, match=r"^train_annotations: expected a file that exists, got none at .*no\.json"):
         find_splits(None, train_annotations=tmp_path / "no.json")
-    with pytest.raises(OptionError, match=r"^valid_images: expected valid_annotations beside it, got none"):
+    with pytest.raises(OptionError, match=r"^valid_images: expected --valid-annotations beside it, got none"):
         find_splits(None, train_annotations=write(tmp_path / "t.json"), valid_images=tmp_path)
     with pytest.raises(
         OptionError, match=r"^valid_split: expected a fraction of the images from 0 to below 1, got 1\.5"

@@ -166,8 +166,8 @@ def test_parse_segmentation__malformed_is_refused_with_the_reason(value: Any, me
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "no segmentation"),
-        ([], "no segmentation"),
+        (None, "^segmentation: expected a list of polygons or an RLE object, got null$"),
+        ([], "^segmentation: expected a list of polygons or an RLE object, got an empty list$"),
         ([[10, 1, 14, 1, 14, 4]], "outside the image: x 10 to 14, y 1 to 4; the image is 8 wide and 6 high"),
         ([[-4, 1, -1, 1, -1, 4]], "outside the image"),
         ([[1, 1, 4, 1, 2, 1]], "zero area"),

@@ -233,9 +233,9 @@ def training(truth: dict[str, Any], folder: Path) -> Any:
 def test_forms__training_and_evaluation_decide_the_same(form: Form, tmp_path: Path) -> None:
     truth = truth_with(form)
     if form.decision == "refused":
-        with pytest.raises(DatasetError, match=r"annotations\.json: \d+ errors?\n"):
+        with pytest.raises(DatasetError, match=r"annotations\.json: (\d+ errors\n  )?(image|annotation|categor)"):
             training(truth, tmp_path)
-        with pytest.raises(DatasetError, match=r"^annotations: \d+ errors?\n"):
+        with pytest.raises(DatasetError, match=r"^annotations: (\d+ errors\n  )?(image|annotation|categor)"):
             read_ground_truth(truth)
         return
     data, ground = training(truth, tmp_path), read_ground_truth(truth)
@@ -260,7 +260,7 @@ def test_forms__of_results_are_those_of_annotations(form: Form) -> None:
     if form.value is ABSENT:
         del result[form.place]
     if form.decision == "refused":
-        with pytest.raises(DatasetError, match=r"^predictions: 1 error\n  entry 0: "):
+        with pytest.raises(DatasetError, match=r"^predictions: entry 0: "):
             read_results([result], read_ground_truth(TRUTH))
         return
     (found,) = read_results([result], read_ground_truth(TRUTH))
@@ -315,4 +315,5 @@ def test_forms__of_the_whole_file_are_refused_in_the_same_words(change: Any, tmp
         training(truth, tmp_path)
     with pytest.raises(DatasetError) as scored:
         read_ground_truth(truth)
-    assert str(trained.value).splitlines()[1] == str(scored.value).splitlines()[1]
+    in_training = str(trained.value).removeprefix(f"{tmp_path / 'annotations.json'}: ")
+    assert in_training == str(scored.value).removeprefix("annotations: ")

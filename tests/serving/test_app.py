@@ -123,6 +123,8 @@ def test_predict__filters_by_class(client: TestClient) -> None:
     [
         ({"threshold": 5}, "threshold: expected a score from 0 to 1, got 5"),
         ({"threshold": "nan"}, "threshold: expected a score from 0 to 1, got nan"),
+        ({"threshold": ""}, "threshold: expected a score from 0 to 1, got an empty value"),
+        ({"threshold": [7, 0.5]}, "threshold: expected one value, got 7, 0.5; give it once"),
         ({"threshold": "high"}, "threshold: expected a score from 0 to 1, got high"),
         ({"max_detections": 0}, "max_detections: expected a whole number from 1 to 10000, got 0"),
         ({"tile": 5}, "tile: expected a whole number of pixels from 32 to 8192, got 5"),
@@ -152,6 +154,23 @@ def test_predict__refuses_options_in_the_words_of_the_library(client: TestClient
     assert post(client, IMAGE.read_bytes(), "image/png", **{option: value})[1]["error"] == str(error.value)
 
 
+def test_predict__reports_unknown_classes_together_with_other_faults(client: TestClient) -> None:
+    answer = post(client, IMAGE.read_bytes(), "image/png", threshold="x", classes="zz")[1]["error"]
+    assert answer.startswith("threshold: expected a score from 0 to 1, got x; classes: expected some of ")
+    assert answer.endswith(", got zz")
+
+
+def test_predict__refuses_a_form_with_two_files_and_a_length_that_is_no_number(client: TestClient) -> None:
+    files = [("image", ("a.png", IMAGE.read_bytes())), ("image", ("b.png", IMAGE.read_bytes()))]
+    answer = client.post("/predict", files=files)
+    assert answer.status_code == 422
+    message = "form: expected one file in the field image, got several files; send one image a request"
+    assert answer.json()["error"] == message
+    answer = client.post("/predict", content=b"x", headers={"content-length": "abc", "content-type": "image/png"})
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "content length: expected a whole number of bytes, got abc"
+
+
 def test_options__every_one_has_its_words() -> None:
     assert list(EXPECTED) == list(Options.model_fields)
 
@@ -166,13 +185,18 @@ def png(height: int, width: int) -> bytes:
     ("data", "kind", "status", "message"),
     [
         (b"no image", "image/png", 422, "image: expected an image in one of the formats BMP, GIF, JPEG, "),
-        (IMAGE.read_bytes()[:900], "image/png", 422, "(OSError"),
+        (IMAGE.read_bytes()[:900], "image/png", 422, "damaged or cut short"),
         (b"", "image/png", 422, "image: expected an image in one of the formats"),
         (png(1000, 701), "image/png", 413, "image: expected an image of at most 700,000 pixels, got 1000 x 701"),
         (bytes(300_001), "image/png", 413, "expected a request of at most 300,000 bytes"),
         (b"{}", "application/json", 415, "content type: expected a form (multipart/form-data) or one of image/jpeg, "),
         (b"threshold=1", "application/x-www-form-urlencoded", 415, "got application/x-www-form-urlencoded"),
-        (b"nothing", "multipart/form-data", 400, "Missing boundary"),
+        (
+            b"nothing",
+            "multipart/form-data",
+            400,
+            "form: expected a complete form (multipart/form-data), got none of its",
+        ),
         (
             *form(IMAGE.read_bytes(), field="file"),
             422,

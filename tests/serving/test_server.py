@@ -165,7 +165,7 @@ def test_serve__explains_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(ConfigError, match=rf"host no\.such\.host\.invalid, port 0: {message}"):
         serve(MODEL, host="no.such.host.invalid", port=0, limits=Limits())
     with pytest.raises(OptionError, match="port: expected a number from 0 to 65535, got 70000"):
-        serve(MODEL, port=70_000, limits=Limits())
+        serve(tmp_path / "nothing", port=70_000, limits=Limits())  # told before the model is loaded
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtraError, match=r"^serve needs uvicorn, .*pip install 'mask2former-dinov3\[serve\]'"):
         serve(MODEL, port=0, limits=Limits())

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+from ..atomic_files import check_writable
 from ..config.presets import HUB_BACKBONES
 from ..sample_data import SAMPLE
 
@@ -18,10 +19,11 @@ def demo(output: Path, *, say: Callable[[str], None], run: Callable[[list[str]],
     """Run the five steps and write to `output`, or to `output-2` … if an earlier run is there.
 
     say: shows a text. run: the words of a command -> its exit code; the command line's own `main`.
-    Returns 0, or the exit code of the step that failed.
+    Returns 0, or the exit code of the step that failed. Raises CheckpointError for a folder that cannot be written.
     """
     start = time.monotonic()
     output = find_free_folder(output)
+    check_writable(output)
     sample, valid = shorten(SAMPLE), shorten(SAMPLE / "valid")
     config, shipped = shorten(SAMPLE / "train_args.json"), shorten(SAMPLE / "model")
     truth = ("--annotations", valid / "_annotations.coco.json", "--images", valid)

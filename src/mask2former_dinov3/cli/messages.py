@@ -41,8 +41,17 @@ def describe_os_error(error: OSError) -> str:
     return f"{files}: {reason}" if files else reason
 
 
-def describe_out_of_memory(error: RuntimeError, parser: VerbParser) -> str:
-    """The first line of torch's message, and the options of this verb that need less memory."""
-    reason = str(error).partition("\n")[0] or "no memory left"
+_CPU_ALLOCATOR = "DefaultCPUAllocator: "  # how torch begins the message of a plain RuntimeError on the CPU
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether an error says that memory is full, on a GPU (torch's own class, not imported here) or on the CPU."""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or f"{_CPU_ALLOCATOR}can't allocate memory" in str(error)
+    return of_torch or isinstance(error, MemoryError)
+
+
+def describe_out_of_memory(error: RuntimeError | MemoryError, parser: VerbParser) -> str:
+    """The first line of the library's message, and the options of this verb that need less memory."""
+    reason = str(error).partition("\n")[0].rpartition(_CPU_ALLOCATOR)[2] or "no memory left"
     advice = ", or ".join(parser.memory_advice) or "free memory on the device"
     return f"out of memory on the device: {reason}; {advice}"

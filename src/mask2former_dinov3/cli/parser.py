@@ -45,7 +45,8 @@ class VerbParser(argparse.ArgumentParser):
         """Exit with 2, naming the words that the verb does not know."""
         flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
         lines = [f"{flag}: unknown option; {suggest_option(flag, self)}" for flag in flags]
-        lines = lines or [f"{' '.join(unknown)}: expected no further argument"]
+        shown = " ".join(word or '""' for word in unknown)
+        lines = lines or [f"{shown}: expected no further argument"]
         self.error(lines[0] if len(lines) == 1 else f"{len(lines)} errors on the command line\n  " + "\n  ".join(lines))
 
 
@@ -66,6 +67,24 @@ def write_with_dashes(words: Sequence[str], known: Collection[str]) -> Iterator[
         flag, equals, value = word.partition("=")
         dashed = flag.replace("_", "-")
         yield dashed + equals + value if dashed in known and not options_end else word
+
+
+def find_empty_value(parser: VerbParser) -> str | None:
+    """The option or positional argument, by its name in Python, that was given an empty text; None for none.
+
+    An empty text is a value of no option of any verb but `train`, and as a path it would be the current folder.
+    """
+    takes_value: str | None = None  # the option before the word
+    for word in write_with_dashes(parser.words, parser.options):
+        flag, equals, value = word.partition("=")
+        action = parser._option_string_actions.get(flag)
+        if action is not None and equals and not value:
+            return action.dest
+        if not word:
+            positional = next((one.dest for one in parser._actions if not one.option_strings), None)
+            return takes_value or positional
+        takes_value = action.dest if action is not None and action.nargs != 0 and not equals else None
+    return None
 
 
 def name_as_typed(option: str, parser: VerbParser) -> str:

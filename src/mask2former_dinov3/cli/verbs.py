@@ -8,6 +8,7 @@ This is the only module of the package that prints.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ..allocator import keep_freed_memory
 from ..config.presets import SPLIT_OPTIONS
-from ..errors import ConfigError, UserError
+from ..errors import ConfigError, OptionError, UserError
 from ..version import __version__
 from .arguments import (
     add_batch_predict,
@@ -32,8 +33,8 @@ from .arguments import (
     add_serve,
     add_train,
 )
-from .messages import describe_error, describe_out_of_memory
-from .parser import SPELLING, VerbParser, parse_words
+from .messages import describe_error, describe_out_of_memory, is_out_of_memory
+from .parser import SPELLING, VerbParser, find_empty_value, parse_words
 
 if TYPE_CHECKING:
     from ..inference.settings import InferenceSettings
@@ -52,8 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.getLogger("mask2former_dinov3").setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes that its encoding does not have
     traceback = os.environ.get("M2F_TRACEBACK") == "1"
     try:
+        if arguments.run is not run_train and (empty := find_empty_value(verb)):
+            raise OptionError(empty, "a value", "none")
         code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
@@ -68,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         complain(f"error: {describe_error(error, verb, getattr(arguments, 'config', None))}")
         return 1
-    except RuntimeError as error:
-        if traceback or type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+    except (RuntimeError, MemoryError) as error:
+        if traceback or not is_out_of_memory(error):
             raise
         complain(f"error: {describe_out_of_memory(error, verb)}")
         return 1
@@ -89,6 +94,7 @@ def build_parser() -> VerbParser:
     """All verbs. A verb is a parser and a function `run_…(arguments) -> exit code`."""
     parser = VerbParser(
         prog=PROGRAM,
+        allow_abbrev=False,
         description="Mask2Former instance segmentation on DINOv3 backbones, for COCO data.",
         epilog=f"`{PROGRAM} VERB --help` shows the options of a verb. {SPELLING}",
     )
@@ -238,6 +244,8 @@ def run_check_data(arguments: argparse.Namespace) -> int:
     explicit = {option: getattr(arguments, option) for option in SPLIT_OPTIONS}
     if arguments.dataset_name is None and explicit["train_annotations"] is None:
         arguments.parser.error("expected the PATH of a data set, or --train-annotations and --train-images")
+    if arguments.json is not None:
+        prepare_report(arguments.json)
     from tqdm import tqdm
 
     from ..data.check import check_data
@@ -254,9 +262,20 @@ def run_check_data(arguments: argparse.Namespace) -> int:
         report = check_data(splits, notes, num_queries=arguments.num_queries, canvas=canvas, progress=progress)
     print(report.text())
     if arguments.json is not None:  # last, so that the text is not lost if this fails
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+        # What UTF-8 does not have, half a surrogate pair in a name, stays as JSON's own escape.
+        arguments.json.write_text(text, encoding="utf-8", errors="backslashreplace")
     return 1 if report.errors else 0
+
+
+def prepare_report(path: Path) -> None:
+    """Make the folder of a report, before the work. Raises OptionError where the file cannot be."""
+    if path.is_dir():
+        raise OptionError("json", "a file to write", f"{path}, a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OptionError("json", "a file to write", f"{path}, below a file that is no folder") from error
 
 
 def run_convert(arguments: argparse.Namespace) -> int:

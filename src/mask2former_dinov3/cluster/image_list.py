@@ -93,7 +93,7 @@ def _images_of(given: str, column: str | None) -> Iterator[str]:
     except (DatasetError, MemoryError):
         raise
     except Exception as error:  # clients of object stores raise errors of their own classes
-        got = f"an error ({type(error).__name__}: {error})"
+        got = f"an error ({error})"
         raise DatasetError(f"{given}: {mismatch('an input that can be read', got)}") from error
 
 

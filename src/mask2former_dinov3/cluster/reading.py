@@ -72,4 +72,4 @@ def _read_content(image: str, canvas: tuple[int, int] | None) -> FittedImage | b
     except FileNotFoundError:
         return f"{image}: {mismatch('an image file', 'no such file')}"
     except Exception as error:  # clients of object stores raise errors of their own classes
-        return f"{image}: {mismatch('an image file', f'an error ({type(error).__name__}: {error})')}"
+        return f"{image}: {mismatch('an image file', f'an error ({error})')}"

@@ -133,7 +133,7 @@ class ShardFolder:
         except UserError:
             raise
         except Exception as error:  # clients of object stores raise errors of their own classes
-            got = f"an error ({type(error).__name__}: {error})"
+            got = f"an error ({error})"
             raise UserError(f"{output}: {mismatch('a folder that can be read and written', got)}") from error
 
     def write(self, name: str, tables: ShardTables) -> None:

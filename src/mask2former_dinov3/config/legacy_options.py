@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..errors import mismatch
 from .presets import HUB_BACKBONES
@@ -22,9 +22,12 @@ IGNORED = {
 }
 
 
-def translate_old_options(options: Mapping[str, object]) -> tuple[dict[str, object], list[str], dict[str, str]]:
+def translate_old_options(
+    options: Mapping[str, object], name: Callable[[str], str] = str
+) -> tuple[dict[str, object], list[str], dict[str, str]]:
     """The options under today's names, a note for each old one, and faults: old option -> reason.
 
+    name: option -> the option as the user would write it.
     Where an option is also given under its new name, the new one's value counts.
     """
     translated, notes, faults = dict(options), [], {}
@@ -46,8 +49,9 @@ def translate_old_options(options: Mapping[str, object]) -> tuple[dict[str, obje
             pairs = ", ".join(f"{key}={translated[key]!r}" for key in mapped)
             notes.append(f"model: {path!r} is read as {pairs}")
         else:
+            advice = f"give {name('backbone')} and {name('neck')} instead"
             expected = "a file name with vitsmallplus or vitlarge, with or without _pyramid"
-            faults["model"] = mismatch(expected, json.dumps(path), "give backbone and neck instead")
+            faults["model"] = mismatch(expected, json.dumps(path), advice)
     return translated, notes, faults
 
 

@@ -6,7 +6,8 @@ import json
 import textwrap
 from typing import NamedTuple
 
-from .parsing import write_flag
+from .parsing import write_bound, write_flag
+from .presets import LARGEST
 from .train_config import TrainConfig
 
 # The first option of each topic, in the order of the class.
@@ -51,9 +52,9 @@ def list_options() -> list[OptionText]:
 def _describe_range(schema: dict[str, str | float]) -> str:
     """A type of JSON schema in words, such as "whole number > 0"."""
     words = str(schema["type"]).replace("integer", "whole number")
-    lower = [f" {sign} {schema[key]:g}" for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">")) if key in schema]
-    upper = [f" {sign} {schema[key]:g}" for key, sign in (("maximum", "≤"), ("exclusiveMaximum", "<")) if key in schema]
-    return words + ",".join(lower + upper)
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    found = [(sign, float(schema[key])) for key, sign in bounds.items() if key in schema]
+    return words + ",".join(f" {sign} {write_bound(bound)}" for sign, bound in found if bound < LARGEST)
 
 
 _PLACEHOLDERS = {"string": "TEXT", "whole": "N", "number": "X", "array": "LIST", "boolean": "true,false"}

@@ -41,6 +41,7 @@ class GivenOptions:
         self._path = path
         self._has_flags = not isinstance(overrides, Mapping)
         self._written: dict[str, tuple[str, str]] = {}  # option -> its place, and how the user wrote it
+        self._without_value: set[str] = set()  # flags without a value, which is true only for switches
         if path is not None:
             content = read_json_object(Path(path), "a JSON object of options", raises=ConfigError, unique_keys=True)
             self._add(content, {key: key for key in content}, f"in {path}", fields)
@@ -51,12 +52,14 @@ class GivenOptions:
             given, flags, stray = read_flags(overrides, nullable)
             self.faults += [OptionFault(COMMAND_LINE, word, mismatch("--key value", "no option")) for word in stray]
             self._add(given, flags, COMMAND_LINE, fields)
+            bare = {name for name, value in given.items() if value is True} & fields.keys()
+            self._without_value = {name for name in bare if "bool" not in str(fields[name].annotation)}
 
     def _add(
         self, source: Mapping[str, object], written: Mapping[str, str], place: str, known: Collection[str]
     ) -> None:
         """Merge one source over those before it. written: key of `source` -> how the user wrote it."""
-        translated, notes, faults = translate_old_options(source)
+        translated, notes, faults = translate_old_options(source, write_flag if place == COMMAND_LINE else str)
         self.notes += notes
         self.faults += [OptionFault(place, written[key], reason) for key, reason in faults.items()]
         for key, value in translated.items():
@@ -77,7 +80,8 @@ class GivenOptions:
         """Note what is wrong with the value of an option, or with its absence."""
         default = f"in {self._path}" if self._path is not None else COMMAND_LINE if self._has_flags else ""
         place, _ = self._written.get(option, (default, ""))
-        self.faults.append(OptionFault(place, self.name(option), reason))
+        given_none = option in self._without_value
+        self.faults.append(OptionFault(place, self.name(option), mismatch("a value", "none") if given_none else reason))
 
     def raise_faults(self) -> None:
         """Raise ConfigError with all faults, if there are any: one on one line, several below a heading."""
@@ -125,6 +129,11 @@ def write_flag(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
+def write_bound(bound: float) -> str:
+    """A bound of an option for people: 0.5, or 1,000,000."""
+    return f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
+
+
 def explain_unknown(key: str, word: str, known: Collection[str]) -> str:
     """Why an option is refused that does not exist, with the nearest one in the spelling of `word`."""
     is_flag = word.startswith("--")
@@ -134,8 +143,9 @@ def explain_unknown(key: str, word: str, known: Collection[str]) -> str:
 
 
 _EITHER = {
+    "backbone_taps": "four block numbers such as 3,6,9,12, or null",
     "checkpointing_steps": 'a whole number above 0, "epoch", or null',
-    "num_queries": 'a whole number above 0 or "auto"',
+    "num_queries": 'a whole number from 1 to 100,000, or "auto"',
 }
 _BOUNDS = {
     "greater_than": "above",
@@ -153,7 +163,9 @@ def explain_fault(item: ErrorDetails, annotation: object) -> str:
     if kind == "value_error":
         error = context["error"]
         return error.reason if isinstance(error, OptionError) else str(error)
-    got = json.dumps(item["input"], default=str)
+    if kind == "string_too_short":  # only the empty text is
+        return mismatch("a value", "none")
+    got = json.dumps(item["input"], default=str, ensure_ascii=False)
     option = str(item["loc"][0])
     if option in _EITHER:
         return mismatch(_EITHER[option], got)
@@ -161,7 +173,7 @@ def explain_fault(item: ErrorDetails, annotation: object) -> str:
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a string"}
     if kind in _BOUNDS:
         bound = next(value for name, value in context.items() if name in ("gt", "ge", "lt", "le"))
-        expected = f"{number} {_BOUNDS[kind]} {bound:g}"
+        expected = f"{number} {_BOUNDS[kind]} {write_bound(bound)}"
     elif kind == "literal_error":
         values = str(context["expected"]).replace("'", "")
         expected = "one of " + (values.replace(" or ", ", ") if allows_null(annotation) else values)

@@ -1,4 +1,4 @@
-"""Names that several rooms share: presets, repositories on the hub, options that name a split."""
+"""What several modules share: presets, repositories on the hub, options that name a split, the largest number."""
 
 from __future__ import annotations
 
@@ -7,4 +7,5 @@ HUB_BACKBONES = {  # the pretrained weights of a preset
     "smallplus": "facebook/dinov3-vits16plus-pretrain-lvd1689m",
     "large": "facebook/dinov3-vitl16-pretrain-lvd1689m",
 }
+LARGEST = 10**9  # of an option: no sensible value is near it, and products of two still fit float32 and int64
 SPLIT_OPTIONS = tuple(f"{split}_{part}" for split in ("train", "valid", "test") for part in ("annotations", "images"))

@@ -20,14 +20,17 @@ from ..errors import mismatch
 from ..json_files import describe
 from .cross_checks import advise, find_conflicts
 from .parsing import GivenOptions, explain_fault
-from .presets import SPLIT_OPTIONS
+from .presets import LARGEST, SPLIT_OPTIONS
 
 PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", *SPLIT_OPTIONS)
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NotNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NotNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+NotNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
+NotNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
+Seed = Annotated[int, Field(ge=0, le=10**18)]  # torch takes less than 2**63, and each process adds its number
+Side = Annotated[int, Field(gt=0)]  # of the canvas; `check_side` has the rest
+QueryCount = Annotated[int, Field(gt=0, le=100_000)]  # matching is quadratic in them, and memory is finite
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ComparedOn = Literal["points", "pixels"]
@@ -56,9 +59,7 @@ class TrainConfig(BaseModel):
     output_dir: str = Field(
         min_length=1, description="Folder of the run: configuration, metrics, checkpoints, `best/` and `last/`."
     )
-    seed: NotNegativeInt = Field(
-        0, description="Seed of random weights, of the order of the images, and of augmentation."
-    )
+    seed: Seed = Field(0, description="Seed of random weights, of the order of the images, and of augmentation.")
     # --- the data
     dataset_name: str | None = Field(
         None, description="Folder of a COCO data set. Its layout is detected (see docs/data.md)."
@@ -127,7 +128,7 @@ class TrainConfig(BaseModel):
         description="Linear layers of the backbone that get adapters, by the last part of their names, separated by "
         "commas; a list in JSON.",
     )
-    num_queries: PositiveInt | Literal["auto"] = Field(
+    num_queries: QueryCount | Literal["auto"] = Field(
         100,
         description="Number of queries: the maximum number of instances that the model proposes per image. `auto`: "
         "1.25 times the largest number of instances in a training image, at least 50.",
@@ -164,8 +165,8 @@ class TrainConfig(BaseModel):
         "otherwise 256.",
     )
     # --- the image
-    image_height: PositiveInt = Field(1024, description="Height of the training canvas in pixels, a multiple of 16.")
-    image_width: PositiveInt = Field(1024, description="Width of the training canvas in pixels, a multiple of 16.")
+    image_height: Side = Field(1024, description="Height of the training canvas in pixels, a multiple of 16.")
+    image_width: Side = Field(1024, description="Width of the training canvas in pixels, a multiple of 16.")
     scale_min: PositiveFloat = Field(
         0.1, description="Smallest random scale of a training image; at scale 1 the image just fits into the canvas."
     )

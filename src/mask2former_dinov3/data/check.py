@@ -7,6 +7,7 @@ is left out of training or worth a look; a note is for information.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,15 +18,19 @@ from pathlib import Path
 from ..errors import DatasetError, mismatch
 from .achievable_ap import mask_ceilings
 from .coco import CocoData, ImageRecord, parse_coco
-from .faults import Fault, count_of, quote
+from .faults import ADVICE, Fault, FaultReport, count_of, quote
 from .images import IMAGE_SUFFIXES, check_image_size, decode_image, read_header
 from .layout import Split
 from .statistics import Statistics, statistics_of
+
+logger = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[int, int], None]
 """Called with the number of images that are checked, and the number of all."""
 
 _SEVERITIES = ("error", "warning", "note")
+_LEVELS = {"note": logging.INFO, "warning": logging.WARNING}
+_LOGGED = 5  # faults of one severity and split, before an error
 _LISTED = 100  # faults of one severity and split in the text; the JSON report has all
 
 
@@ -46,6 +51,12 @@ class SplitReport:
         """The faults of one severity."""
         return [fault for fault in self.faults if fault.severity == severity]
 
+    def list_errors(self) -> str:
+        """The errors for people; empty if there are none. The error of a file that cannot be read names it already."""
+        if self.data is None:
+            return "\n".join(map(str, self.of("error")))
+        return FaultReport(str(self.annotations), self.faults).list_errors(ADVICE)
+
 
 @dataclass(slots=True)
 class Report:
@@ -65,9 +76,17 @@ class Report:
         return {name: split.data for name, split in self.splits.items() if split.data is not None}
 
     def raise_errors(self) -> None:
-        """Raise DatasetError with the text of the report if there is an error."""
-        if self.errors:
-            raise DatasetError(self.text())
+        """Raise DatasetError with the errors of all files, if there are any; log the notes and warnings before it."""
+        if not self.errors:
+            return
+        for note in self.notes:
+            logger.info("note: %s", note)
+        for split in self.splits.values():
+            for severity in ("note", "warning"):
+                for fault in split.of(severity)[:_LOGGED]:
+                    logger.log(_LEVELS[severity], "%s: %s: %s", severity, split.annotations, fault)
+        texts = [split.list_errors() for split in self.splits.values()]
+        raise DatasetError("\n".join(text for text in texts if text))
 
     def text(self, limit: int | None = _LISTED) -> str:
         """The report for people: per split the statistics, then at most `limit` faults of each severity (None: all)."""

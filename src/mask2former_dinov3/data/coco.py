@@ -15,10 +15,17 @@ from pathlib import Path
 
 from ..errors import DatasetError, mismatch
 from .coco_json import AnnotationEntry, Box, list_entries, parse_annotations, parse_entries, parse_size, read_coco_json
-from .faults import Fault, FaultReport, quote
+from .faults import ADVICE, Fault, FaultReport, quote
 from .layout import Split
 from .numbers import whole_number
-from .segmentation import EmptyMaskError, Segmentation, parse_segmentation, segmentation_area, segmentation_box
+from .segmentation import (
+    EmptyMaskError,
+    NoMaskError,
+    Segmentation,
+    parse_segmentation,
+    segmentation_area,
+    segmentation_box,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ class CocoData:
 def read_coco(split: Split) -> CocoData:
     """The records of a split. Raises DatasetError with the first 20 errors of its annotation file and their count."""
     data, report = _parse(split)
-    report.raise_errors("run check-data to list all of them")
+    report.raise_errors(ADVICE)
     return data
 
 
@@ -100,6 +107,9 @@ def _parse(split: Split) -> tuple[CocoData, FaultReport]:
         image = images[entry.image_id]
         try:
             image.annotations.append(_complete_annotation(entry, labels[entry.category_id], image))
+        except NoMaskError:
+            reason = "no segmentation (a box alone trains no mask); left out of training"
+            faults.add_warning(reason, image.id, entry.id)
         except EmptyMaskError as error:
             faults.add_warning(f"{error}; left out of training", image.id, entry.id)
         except DatasetError as error:

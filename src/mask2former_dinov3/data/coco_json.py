@@ -21,6 +21,9 @@ Box = tuple[float, float, float, float]
 """(left, top, width, height) in pixels, COCO's `bbox`."""
 
 
+LARGEST_SIDE = 1_000_000  # pixels of an image's side: COCO's rasteriser allocates memory for every pixel of an edge
+
+
 class AnnotationEntry(NamedTuple):
     """An annotation whose ids, crowd flag, area and box are parsed. segmentation: as the file has it, not parsed.
 
@@ -121,11 +124,13 @@ def parse_annotations(
 
 
 def parse_size(entry: Mapping[str, object]) -> tuple[int, int]:
-    """(height, width) of an image in pixels. Raises DatasetError."""
+    """(height, width) of an image in pixels. Raises DatasetError, also for sizes that no image has."""
     height, width = whole_number(entry.get("height")), whole_number(entry.get("width"))
     if height is None or width is None or min(height, width) < 1:
         got = f"{quote(entry.get('height'))} and {quote(entry.get('width'))}"
         raise DatasetError(f"height and width: {mismatch('whole numbers of pixels above 0', got)}")
+    if max(height, width) > LARGEST_SIDE:
+        raise DatasetError(f"height and width: {mismatch(f'at most {LARGEST_SIDE:,} pixels', f'{height} and {width}')}")
     return height, width
 
 

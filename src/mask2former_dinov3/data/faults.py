@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..errors import DatasetError
 
+ADVICE = "run check-data to list all of them"  # where a message does not hold all
 _LISTED_ERRORS = 20  # in the message of one exception
 
 
@@ -50,13 +51,20 @@ class FaultReport:
 
         advice: how to see all of them, shown where the message does not hold all.
         """
+        if text := self.list_errors(advice):
+            raise DatasetError(text)
+
+    def list_errors(self, advice: str = "") -> str:
+        """The errors as `raise_errors` shows them: one on one line, several below a heading; empty for none."""
         errors = [fault for fault in self.faults if fault.severity == "error"]
         if not errors:
-            return
+            return ""
+        if len(errors) == 1:
+            return f"{self.name}: {errors[0]}"
         lines = [f"{self.name}: {count_of(len(errors), 'error')}", *(f"  {one}" for one in errors[:_LISTED_ERRORS])]
         if len(errors) > _LISTED_ERRORS:
             lines.append(f"  … and {len(errors) - _LISTED_ERRORS} more" + (f"; {advice}" if advice else ""))
-        raise DatasetError("\n".join(lines))
+        return "\n".join(lines)
 
 
 def count_of(number: int, noun: str) -> str:

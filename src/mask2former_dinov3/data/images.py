@@ -138,5 +138,6 @@ def name_errors(name: Path | str) -> Iterator[None]:
         advice = "cut it into tiles (predict --tile does, after pip install 'mask2former-dinov3[large]')"
         raise DatasetError(f"{name}: {mismatch('an image that is safe to decode', got, advice)}") from error
     except Exception as error:  # a decoder fed with broken bytes raises anything, from SyntaxError to struct.error
-        got = f"one that is damaged or cut short ({type(error).__name__}: {error})"
+        reason = " ".join(str(error).split())
+        got = "one that is damaged or cut short" + (f" ({reason})" if reason else "")
         raise DatasetError(f"{name}: {mismatch(expected, got)}") from error

@@ -68,7 +68,7 @@ def find_splits(
     explicit = any(file is not None for file, _ in given.values())
     if root is None and not explicit:
         raise OptionError(
-            "dataset_name", "the folder of a data set", "nothing", "set it, or train_annotations and train_images"
+            "dataset_name", "the folder of a data set", "nothing", "set it, or --train-annotations and --train-images"
         )
     splits = {} if root is None else _find_layout(root, required=not explicit)
     for name, (file, images) in given.items():
@@ -76,7 +76,7 @@ def find_splits(
             splits[name] = _split_of_options(name, file, images, root)
         elif images is not None:
             if name not in splits:
-                raise OptionError(f"{name}_images", f"{name}_annotations beside it", "none")
+                raise OptionError(f"{name}_images", f"--{name}-annotations beside it", "none")
             splits[name] = replace(splits[name], images=_find_path(images, root, f"{name}_images", folder=True))
     return _hold_out_valid(splits, valid_split)
 
@@ -111,7 +111,7 @@ def _find_layout(root: Path, *, required: bool) -> dict[str, Split]:
             f"one of {{train,valid,val,test}}/{_ROBOFLOW_FILE}, "
             f"annotations/instances_{{train,val,test,default}}*.json, result.json and {_ROBOFLOW_FILE}"
         )
-        advice = "name the files with train_annotations, train_images, valid_annotations and valid_images"
+        advice = "name the files with --train-annotations, --train-images, --valid-annotations and --valid-images"
         raise DatasetError(f"{root}: {mismatch(expected, inside, advice)}")
     return splits
 
@@ -174,7 +174,7 @@ def _images_beside(file: Path) -> Path:
 def _ambiguity_error(root: Path, name: str, paths: list[Path]) -> DatasetError:
     found = ", ".join(str(path.relative_to(root)) for path in paths)
     return DatasetError(
-        f"{root}: {mismatch(f'one annotation file for {name}', found, f'choose with {name}_annotations')}"
+        f"{root}: {mismatch(f'one annotation file for {name}', found, f'choose with --{name}-annotations')}"
     )
 
 

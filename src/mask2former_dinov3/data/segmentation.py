@@ -85,7 +85,8 @@ def parse_shape(value: object, height: int, width: int) -> Segmentation:
     if isinstance(value, Mapping):
         return _parse_rle(value, height, width)
     if value is None or (isinstance(value, list | tuple) and not value):
-        raise NoMaskError("no segmentation (a box alone trains no mask)")
+        got = "null" if value is None else "an empty list"
+        raise NoMaskError(f"segmentation: {mismatch('a list of polygons or an RLE object', got)}")
     if not isinstance(value, list | tuple):
         raise DatasetError(f"segmentation: {mismatch('a list of polygons or an RLE object', describe(value))}")
     if number(value[0]) is not None:

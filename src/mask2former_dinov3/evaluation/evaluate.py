@@ -140,7 +140,10 @@ def evaluate_model(
         if network.config.num_queries < max_detections:
             metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")
         metrics["seconds"] = round(time.perf_counter() - start, 3)
-    write_text(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    text = (
+        json.dumps(metrics, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode()
+    )  # names of classes
+    write_text(output / "metrics.json", text + "\n")
     return metrics
 
 

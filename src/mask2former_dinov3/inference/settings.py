@@ -7,6 +7,7 @@ from numbers import Integral
 
 from ..errors import OptionError
 
+LARGEST_COUNT = 2**31 - 1  # COCO's evaluation counts in 32 bits
 SMALLEST_TILE = 32  # pixels a side
 LARGEST_OVERLAP = 0.5  # fraction of a tile; at half, a pixel would lie in three tiles of one row
 
@@ -34,8 +35,12 @@ class InferenceSettings:
         for name, value in (("max_detections", self.max_detections), ("batch_size", self.batch_size)):
             if not _is_whole(value) or value < 1:
                 raise OptionError(name, "a whole number above 0", value)
+            if value > LARGEST_COUNT:
+                raise OptionError(name, f"at most {LARGEST_COUNT:,}", value)
         if self.tile is not None and (not _is_whole(self.tile) or self.tile < SMALLEST_TILE):
             raise OptionError("tile", f"a whole number of pixels, at least {SMALLEST_TILE}", self.tile)
+        if self.tile is not None and self.tile > LARGEST_COUNT:
+            raise OptionError("tile", f"at most {LARGEST_COUNT:,} pixels", self.tile)
         if not 0 <= self.overlap < LARGEST_OVERLAP:
             raise OptionError("overlap", f"a fraction from 0 to below {LARGEST_OVERLAP}", self.overlap)
 

@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -47,18 +47,18 @@ def build_app(queue: ModelQueue, metrics: ServerMetrics, name: str, licence: str
     app: FastAPI = FastAPIOffline(
         title=f"Instance segmentation with {name}", version=__version__, redoc_url=None, lifespan=lifespan
     )
-    app.include_router(_build_routes(queue, metrics, name))
+    known = [category for _, category in queue.predictor.categories]
+    app.include_router(_build_routes(queue, metrics, name, known))
     for error in (Refused, Busy, TooLarge, DatasetError, ModelFailed, RequestValidationError, HTTPException):
-        app.add_exception_handler(error, partial(_answer_error, metrics))
+        app.add_exception_handler(error, partial(_answer_error, metrics, known))
     app.add_middleware(PageOrApi, page=page)
     app.add_middleware(Watch, metrics=metrics, max_bytes=queue.limits.max_bytes)
     return app
 
 
-def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str) -> APIRouter:
+def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str, known: Sequence[str]) -> APIRouter:
     router = APIRouter()
     limits = queue.limits
-    known = [name for _, name in queue.predictor.categories]
 
     @router.post(
         "/predict",
@@ -69,8 +69,8 @@ def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str) -> APIRo
     )
     async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
         """Instances in one image: the file in the field `image` of a form, or as the whole body."""
-        if unknown := sorted(set(options.classes or ()) - set(known)):
-            raise Refused(422, f"classes: {mismatch('some of ' + ', '.join(known), ', '.join(unknown))}")
+        if faults := _query_faults(request, known):
+            raise Refused(422, "; ".join(faults))
         wanted = Wanted(options.settings(), frozenset(options.classes) if options.classes else None, options.overlay)
         end = asyncio.get_running_loop().time() + limits.timeout
         with queue.place():
@@ -125,7 +125,10 @@ def to_coco_file(
 
 async def _read_file(request: Request, max_bytes: int) -> tuple[bytes, str]:
     """The image file in a request and its name. Raises Refused for a body that is neither a form nor an image."""
-    if int(request.headers.get("content-length", 0)) > max_bytes:
+    length = request.headers.get("content-length", "0")
+    if not (length.isascii() and length.isdecimal()):
+        raise Refused(400, f"content length: {mismatch('a whole number of bytes', length or 'none')}")
+    if len(length) > 18 or int(length) > max_bytes:
         raise too_many_bytes(max_bytes)
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     try:
@@ -134,7 +137,7 @@ async def _read_file(request: Request, max_bytes: int) -> tuple[bytes, str]:
         if kind != FORM:
             expected = f"a form ({FORM}) or one of {', '.join(RAW)}"
             raise Refused(415, f"content type: {mismatch(expected, kind or 'none')}")
-        async with request.form(max_files=1) as form:
+        async with _open_form(request) as form:
             file = form.get("image")
             if not isinstance(file, UploadFile) or len(form.multi_items()) != 1:
                 got = ", ".join(form) or "nothing"
@@ -143,6 +146,36 @@ async def _read_file(request: Request, max_bytes: int) -> tuple[bytes, str]:
             return await file.read(), PurePath((file.filename or "image").replace("\\", "/")).name[-100:] or "image"
     except ClientDisconnect:
         raise _client_gone(request) from None
+
+
+@asynccontextmanager
+async def _open_form(request: Request) -> AsyncIterator[FormData]:
+    """The fields of a form with at most one file. Raises Refused, in our words, for a body that is not such a form."""
+    try:
+        form = await request.form(max_files=1)
+    except HTTPException as error:  # what starlette's parser says
+        if error.detail.startswith("Too many files"):
+            message = mismatch("one file in the field image", "several files", "send one image a request")
+            raise Refused(422, f"form: {message}") from error
+        got = "none of its boundary" if error.detail.startswith("Missing boundary") else "one that cannot be read"
+        raise Refused(400, f"form: {mismatch(f'a complete form ({FORM})', got)}") from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _query_faults(request: Request, known: Sequence[str]) -> list[str]:
+    """What is wrong with the query beyond the value of one option: options given twice, classes the model lacks."""
+    query = request.query_params
+    faults = []
+    for option in Options.model_fields:
+        values = query.getlist(option)
+        if option != "classes" and len(values) > 1:
+            faults.append(f"{option}: {mismatch('one value', ', '.join(values), 'give it once')}")
+    if unknown := sorted(set(query.getlist("classes")) - set(known)):
+        faults.append(f"classes: {mismatch('some of ' + ', '.join(known), ', '.join(unknown) or 'an empty name')}")
+    return faults
 
 
 async def _await_unless_gone(request: Request, queue: ModelQueue, work: Awaitable[_T], end: float) -> _T:
@@ -172,7 +205,9 @@ def _client_gone(request: Request) -> Refused:
     return Refused(400, "the client closed the connection", "gone")
 
 
-async def _answer_error(metrics: ServerMetrics, request: Request, error: Exception) -> JSONResponse:
+async def _answer_error(
+    metrics: ServerMetrics, known: Sequence[str], request: Request, error: Exception
+) -> JSONResponse:
     """Any error as JSON; errors about images are counted by reason."""
     status, message, reason = 500, str(error), None
     headers: Mapping[str, str] | None = None
@@ -188,7 +223,7 @@ async def _answer_error(metrics: ServerMetrics, request: Request, error: Excepti
         case ModelFailed():
             reason = "model"
         case RequestValidationError():
-            status, message = 422, describe_faults(error.errors())
+            status, message = 422, "; ".join([describe_faults(error.errors()), *_query_faults(request, known)])
         case HTTPException():
             status, message, headers = error.status_code, error.detail, error.headers
     if reason is not None:

@@ -91,8 +91,7 @@ def check_header(data: bytes, name: str, max_pixels: int, wanted: Wanted) -> Non
         expected = f"an image in one of the formats {', '.join(DECODED_FORMATS)}"
         raise DatasetError(f"{name}: {mismatch(expected, 'bytes that are none of them')}") from error
     except Exception as error:  # decoders raise errors of any class on damaged bytes
-        got = f"damaged or incomplete data ({type(error).__name__})"
-        raise DatasetError(f"{name}: {mismatch('a complete image', got)}") from error
+        raise DatasetError(f"{name}: {mismatch('a complete image', 'damaged or incomplete data')}") from error
     if height * width > max_pixels:
         size = f"{height} x {width} (height x width)"
         raise TooLarge(f"{name}: {mismatch(limit, size, 'cut it into parts')}")

@@ -227,11 +227,11 @@ class ModelQueue:
         settings = replace(jobs[0].wanted.settings, threshold=threshold)
         try:
             return list(self.predictor.predict_prepared([job.image for job in jobs], settings))
-        except Exception as error:
+        except Exception:
             if len(jobs) > 1:
                 return [result for job in jobs for result in self._predict([job])]
             logger.exception("the model failed on an image")
-            return [ModelFailed(f"the model failed on this image ({type(error).__name__})")]
+            return [ModelFailed("the model failed on this image; the log of the server has the reason")]
 
 
 def _draw_png(rgb: NDArray[np.uint8], found: Instances) -> bytes:

@@ -119,7 +119,7 @@ def _describe_fault(error: Mapping[str, object]) -> str:
     option = str(location[1])
     if error["type"] == "extra_forbidden":
         return f"{option}: {mismatch('one of the options ' + ', '.join(EXPECTED), 'an unknown one')}"
-    return f"{option}: {mismatch(EXPECTED[option], error['input'])}"
+    return f"{option}: {mismatch(EXPECTED[option], error['input'] or 'an empty value')}"
 
 
 def describe_failures(*statuses: int) -> dict[int | str, dict[str, object]]:

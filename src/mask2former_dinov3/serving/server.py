@@ -33,6 +33,8 @@ def serve(
     an address that cannot be used, CheckpointError for a model that cannot be loaded.
     """
     require("serve", "serve", *PACKAGES)
+    if not 0 <= port < 65536:
+        raise OptionError("port", "a number from 0 to 65535", port)
     name = display_name(model)
     logger.info("loading model %s", name)
     predictor = Predictor.from_pretrained(model, device)
@@ -95,8 +97,6 @@ def display_name(model: str | Path) -> str:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port < 65536:
-        raise OptionError("port", "a number from 0 to 65535", port)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former_dinov3.errors import DatasetError, OptionError
+from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.inference.files.find_images import find_images
 from mask2former_dinov3.inference.files.predict_files import predict_files
@@ -122,9 +122,11 @@ def test_predict_files__keeps_what_is_done_when_interrupted(
 
 def test_predict_files__says_what_it_cannot_do(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(
-        DatasetError, match=r"(?s)no image found.*nowhere/\*\.png: expected images, got no such.*got a folder without"
+        OptionError,
+        match=r"(?s)^inputs: expected at least one image, got none:\n  nowhere/\*\.png: expected images, got no such.*"
+        r"got a folder without.*\n  \"\": expected images, got no such file",
     ):
-        predict_files(predictor, ["nowhere/*.png", tmp_path], tmp_path / "out")
+        predict_files(predictor, ["nowhere/*.png", tmp_path, ""], tmp_path / "out")
     with pytest.raises(OptionError, match="save: expected some of overlays, masks, coco, geojson, yolo, got video"):
         predict_files(predictor, [tmp_path], tmp_path / "out", save=("video",))
     with pytest.raises(OptionError, match="save: expected some of overlays, masks, coco, geojson, yolo, got nothing"):

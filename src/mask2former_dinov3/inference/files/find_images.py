@@ -14,6 +14,7 @@ from pathlib import Path
 from ...data.images import IMAGE_SUFFIXES
 from ...errors import mismatch
 
+QUOTES = '""'  # an empty name in a message
 LONGEST_NAME = 180  # bytes of a file name; outputs add to it, and file systems allow 255
 
 
@@ -38,7 +39,7 @@ def find_images(
         if not images:
             is_folder = any(match.is_dir() for match in matches)
             got = "a folder without images" if is_folder else "no such file, folder or pattern"
-            failed.append((given, f"{given}: {mismatch('images', got)}"))
+            failed.append((given, f"{given or QUOTES}: {mismatch('images', got)}"))
         for path, name in images.items():
             found.setdefault(path.resolve(), name)
     files: list[tuple[Path, str]] = []
@@ -62,6 +63,8 @@ def escape_unprintable(text: object) -> str:
 def _matches(given: str) -> list[Path]:
     """The file or folder of that name, or else what the pattern matches; broken links are left out."""
     try:
+        if not given:  # Path would read it as the current folder
+            return []
         if Path(given).exists():
             return [Path(given)]
         return [path for match in glob.glob(given, recursive=True) if (path := Path(match)).exists()]

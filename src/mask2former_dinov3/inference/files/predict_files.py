@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...atomic_files import check_writable, write_file, write_text
 from ...data.images import read_image
-from ...errors import DatasetError
+from ...errors import DatasetError, OptionError
 from ...instances import Instances
 from ...version import __version__
 from ..image_processing import Prepared
@@ -77,15 +77,15 @@ def predict_files(
 
     An input that cannot be read is added to `failed`, and the others are still predicted. A stopped run leaves its
     finished images in a hidden file, and the same call continues from there.
-    Raises DatasetError when no image is found, OptionError for an unknown word in `save`.
+    Raises OptionError when no image is found, and for an unknown word in `save`.
     """
     check_outputs(save)
     check_writable(output)
     summary = PredictionSummary(output)
     files = find_images(inputs, output, summary.failed)
     if not files:
-        reasons = "\n".join(f"  {escape_unprintable(reason)}" for _, reason in summary.failed)
-        raise DatasetError(f"predict: no image found\n{reasons}")
+        reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
+        raise OptionError("inputs", "at least one image", f"none:{reasons}")
     predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model, device)
     decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
