@@ -202,7 +202,8 @@ def test_batch_predict__tiles_are_those_of_the_predictor(cluster: Cluster, model
     expected = Predictor.from_pretrained(model_folder, "cpu")(tmp_path / "large.png", threshold=0.0, tile=96)
     assert (summary.images, summary.instances, summary.failed) == (1, len(expected), 1)
     (failure,) = rows(tmp_path / "out", "failures")
-    assert failure["reason"].startswith(f"{tmp_path / 'broken.png'}: expected a readable image file, got one that is damaged")
+    reason = "expected a readable image file, got one that is damaged"
+    assert failure["reason"].startswith(f"{tmp_path / 'broken.png'}: {reason}")
 
 
 def disturb(output: Path, shards: int, deed: Callable[[], None]) -> threading.Thread:
