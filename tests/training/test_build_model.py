@@ -158,10 +158,10 @@ def test_build_model__names_the_option_of_a_head_that_is_no_folder(tmp_path: Pat
 
 def test_build_model__leaves_an_error_in_our_network_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
-        raise ValueError("a fault of ours")
+        raise ValueError("a fault of this package")
 
     monkeypatch.setattr(Mask2FormerDinov3ForInstanceSegmentation, "__init__", fail)
-    with pytest.raises(ValueError, match=r"^a fault of ours$") as caught:
+    with pytest.raises(ValueError, match=r"^a fault of this package$") as caught:
         build_model(config_of(backbone="tiny"), DATA)
     assert not isinstance(caught.value, UserError)
 

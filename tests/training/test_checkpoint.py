@@ -101,10 +101,10 @@ def test_load_checkpoint__leaves_an_error_of_ours_as_it_is(
     model: Mask2FormerDinov3ForInstanceSegmentation, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
-        raise ValueError("a fault of ours")
+        raise ValueError("a fault of this package")
 
     monkeypatch.setattr(Mask2FormerDinov3ForInstanceSegmentation, "__init__", fail)
-    with pytest.raises(ValueError, match=r"^a fault of ours$") as caught:
+    with pytest.raises(ValueError, match=r"^a fault of this package$") as caught:
         load_checkpoint(checkpoint, model)
     assert not isinstance(caught.value, UserError)
 

@@ -353,16 +353,16 @@ def test_write_folder__keeps_the_old_one_when_writing_fails(tmp_path: Path) -> N
 
 
 def test_write_folder__leaves_other_errors_as_they_are(tmp_path: Path) -> None:
-    """A fault of ours in the block is no full disk."""
+    """A fault of this package in the block is no full disk."""
     folder = tmp_path / "best"
     with write_folder(folder) as new:
         (new / "file").write_text("good")
 
     def fail() -> None:
         with write_folder(folder):
-            raise RuntimeError("a fault of ours")
+            raise RuntimeError("a fault of this package")
 
-    with pytest.raises(RuntimeError, match=r"^a fault of ours$"):
+    with pytest.raises(RuntimeError, match=r"^a fault of this package$"):
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 

@@ -109,10 +109,10 @@ def test_load_model__leaves_an_error_in_our_network_as_it_is(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
-        raise kind("a fault of ours")
+        raise kind("a fault of this package")
 
     monkeypatch.setattr(Mask2FormerDinov3ForInstanceSegmentation, "__init__", fail)
-    with pytest.raises(kind, match="a fault of ours") as caught:
+    with pytest.raises(kind, match="a fault of this package") as caught:
         load_model(model_folder, "cpu")
     assert not isinstance(caught.value, UserError)
 

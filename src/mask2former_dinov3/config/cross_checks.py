@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from ..errors import mismatch
+from ..errors import UserError, mismatch
+from ..json_files import read_json_object
 from ..version import MODEL_TYPE
 from .presets import HUB_BACKBONES, PRESETS
 
@@ -99,7 +99,7 @@ def _brings_backbone(head: str | None) -> bool:
     if head is None:
         return False
     try:
-        model_type = json.loads((Path(head) / "config.json").read_bytes())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
+        model_type = read_json_object(Path(head) / "config.json").get("model_type")
+    except UserError:
         return False  # the error is reported when the model is built
     return model_type == MODEL_TYPE or (Path(head) / "dinov3_backbone_config.json").is_file()

@@ -21,7 +21,7 @@ Box = tuple[float, float, float, float]
 """(left, top, width, height) in pixels, COCO's `bbox`."""
 
 
-LARGEST_SIDE = 1_000_000  # pixels of an image's side: COCO's rasteriser allocates memory for every pixel of an edge
+LARGEST_IMAGE_SIDE = 1_000_000  # pixels: the COCO rasteriser allocates memory for every pixel of an edge
 
 
 class AnnotationEntry(NamedTuple):
@@ -129,8 +129,9 @@ def parse_size(entry: Mapping[str, object]) -> tuple[int, int]:
     if height is None or width is None or min(height, width) < 1:
         got = f"{quote(entry.get('height'))} and {quote(entry.get('width'))}"
         raise DatasetError(f"height and width: {mismatch('whole numbers of pixels above 0', got)}")
-    if max(height, width) > LARGEST_SIDE:
-        raise DatasetError(f"height and width: {mismatch(f'at most {LARGEST_SIDE:,} pixels', f'{height} and {width}')}")
+    if max(height, width) > LARGEST_IMAGE_SIDE:
+        expected = f"at most {LARGEST_IMAGE_SIDE:,} pixels"
+        raise DatasetError(f"height and width: {mismatch(expected, f'{height} and {width}')}")
     return height, width
 
 

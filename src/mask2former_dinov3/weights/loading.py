@@ -161,7 +161,7 @@ def load_pretrained(
 def _check_buildable(kind: type[PreTrainedModel], source: str, config: PreTrainedConfig) -> None:
     """Raise CheckpointError when a network of transformers refuses its config.json, which is checked by using it.
 
-    A network of this package checks its configuration itself; any other error in it is a fault of ours.
+    A network of this package checks its configuration itself; any other error in it is a fault of this package.
     """
     try:
         with torch.device("meta"):
