@@ -259,8 +259,8 @@ def test_draw_card_picture__is_small_and_shows_the_results_where_they_are(noise:
     results = [result_of(mask, 0.9), result_of(~mask, 0.4)]
     overlay = draw_card_picture(record_of(noise, 2), results, [Category(3, "disc")])
     assert (
-        "scores of at least 0.40: 2 instances, where 2 are annotated (as many as are annotated; 1 reach 0.50)."
-        in overlay.caption
+        "scores of at least 0.40: 2 instances, where 2 are annotated; only 1 reach 0.50, so the best-scored ones are "
+        "drawn." in overlay.caption
     )
     assert len(overlay.jpeg) <= MAX_BYTES
     only = draw_card_picture(record_of(noise, 1), results, [Category(3, "disc")])

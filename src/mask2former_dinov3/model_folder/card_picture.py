@@ -56,7 +56,7 @@ def draw_card_picture(record: ImageRecord, results: Sequence[CocoResult], catego
     image, instances = shrink_to_card(read_image(record.path), instances)
     picture = draw_instances(image, instances, scale=enlargement(instances))
     sure = sum(result["score"] >= 0.5 for result in best)
-    why = "" if threshold >= 0.5 else f" (as many as are annotated; {sure} reach 0.50)"
+    why = "" if threshold >= 0.5 else f"; only {sure} reach 0.50, so the best-scored ones are drawn"
     return Overlay(
         _encode_jpeg(picture),
         f"Found in an image of the validation set with scores of at least {threshold:.2f}: {len(drawn)} instances, "
