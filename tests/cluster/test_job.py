@@ -298,7 +298,7 @@ def test_read_batch__an_image_that_cannot_be_had_stops_nothing(images: Path) -> 
     assert [one.image for one in read] == names
     assert (read[0].content.pixels.shape, read[0].content.original_size) == ((28, 64, 3), (40, 90))
     assert read[1].content == f"{names[1]}: expected an image file, got no such file"
-    assert read[2].content.startswith(f"{names[2]}: expected an image file, got an error (IsADirectoryError")
+    assert read[2].content == f"{names[2]}: expected an image file, got a folder"
     assert read[3].content.startswith("nonsense://x.png: expected a path, or a URI that fsspec knows, got an error (")
 
 

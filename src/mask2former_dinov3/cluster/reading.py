@@ -71,5 +71,7 @@ def _read_content(image: str, canvas: tuple[int, int] | None) -> FittedImage | b
         return str(error)
     except FileNotFoundError:
         return f"{image}: {mismatch('an image file', 'no such file')}"
+    except IsADirectoryError:
+        return f"{image}: {mismatch('an image file', 'a folder')}"
     except Exception as error:  # clients of object stores raise errors of their own classes
         return f"{image}: {mismatch('an image file', f'an error ({error})')}"
