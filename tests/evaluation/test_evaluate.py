@@ -186,7 +186,7 @@ def test_evaluate_model__needs_a_model_or_predictions(toy_dataset: Path, tmp_pat
     file = toy_dataset / "valid" / "_annotations.coco.json"
     with pytest.raises(ConfigError, match="expected a model and the folder of the images, or a file of predictions"):
         evaluate_model(None, file, None, tmp_path)
-    with pytest.raises(CheckpointError, match="got a folder without config.json"):
+    with pytest.raises(CheckpointError, match=r"got a folder without config\.json"):
         evaluate_model(tmp_path, file, file.parent, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
