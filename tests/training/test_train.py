@@ -460,7 +460,7 @@ def test_start_accelerator__warns_of_bf16_on_a_cpu_that_does_not_know_it(
     monkeypatch.setattr("mask2former_dinov3.training.train.cpu_has_bf16", lambda: known)
     start_accelerator(make_config(toy_dataset, tmp_path / "run", mixed_precision="bf16"))
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert ("--mixed_precision no" in caplog.text) is not known
+    assert ("--mixed-precision no" in caplog.text) is not known
 
 
 def test_train__says_which_precision_or_tracker_cannot_be_had(toy_dataset: Path, tmp_path: Path) -> None:
