@@ -56,7 +56,7 @@ IMAGES = 150  # ten tasks of reading: enough to be in the middle of
 pytestmark = [
     pytest.mark.xdist_group("ray"),  # one cluster for all of this file
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.timeout(600),  # every process of a cluster imports torch, six or more of them on two cores
+    pytest.mark.timeout(900),  # every process of a cluster imports torch, six or more of them on two cores
 ]
 
 
@@ -442,7 +442,7 @@ def test_command__goes_on_after_ctrl_c_and_after_kill_9(
                 os.killpg(process.pid, way)  # as a terminal does
             elif way:
                 process.send_signal(way)
-            said, complained = process.communicate(timeout=120)
+            said, complained = process.communicate(timeout=300)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

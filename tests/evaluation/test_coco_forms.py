@@ -233,9 +233,13 @@ def training(truth: dict[str, Any], folder: Path) -> Any:
 def test_forms__training_and_evaluation_decide_the_same(form: Form, tmp_path: Path) -> None:
     truth = truth_with(form)
     if form.decision == "refused":
-        with pytest.raises(DatasetError, match=r"annotations\.json: (\d+ errors\n  )?(image|annotation|categor)"):
+        with pytest.raises(
+            DatasetError, match=r"annotations\.json: (\d+ errors\n  )?(image|annotation|categories|category)"
+        ):
             training(truth, tmp_path)
-        with pytest.raises(DatasetError, match=r"^annotations: (\d+ errors\n  )?(image|annotation|categor)"):
+        with pytest.raises(
+            DatasetError, match=r"^annotations: (\d+ errors\n  )?(image|annotation|categories|category)"
+        ):
             read_ground_truth(truth)
         return
     data, ground = training(truth, tmp_path), read_ground_truth(truth)
