@@ -46,9 +46,10 @@ def write_folder(path: Path) -> Iterator[Path]:
 def write_file(path: Path) -> Iterator[TextIO]:
     """Give a text file under a temporary name that replaces `path` when the block ends without an error.
 
+    The text is UTF-8. A name that is not, a lone surrogate in Python, is written as an escape that JSON has too.
     Raises CheckpointError when it cannot be written; what stood at `path` is then unchanged.
     """
-    with _replace(path) as temporary, temporary.open("x", encoding="utf-8") as file:
+    with _replace(path) as temporary, temporary.open("x", encoding="utf-8", errors="backslashreplace") as file:
         yield file
 
 

@@ -140,10 +140,7 @@ def evaluate_model(
         if network.config.num_queries < max_detections:
             metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")
         metrics["seconds"] = round(time.perf_counter() - start, 3)
-    text = (
-        json.dumps(metrics, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode()
-    )  # names of classes
-    write_text(output / "metrics.json", text + "\n")
+    write_text(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     return metrics
 
 

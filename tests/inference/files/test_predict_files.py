@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -118,6 +119,16 @@ def test_predict_files__keeps_what_is_done_when_interrupted(
     with pytest.raises(KeyboardInterrupt, match="stopped: 2 of 3 images are finished; the same command continues"):
         predict_files(predictor, [tmp_path], tmp_path / "out", settings=ALL)
     assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == 2
+
+
+def test_predict_files__takes_names_that_are_not_utf_8(predictor: Predictor, tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xff.png")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture(1)).save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "a.png").rename(tmp_path / "in" / name)
+    summary = predict_files(predictor, [tmp_path / "in"], tmp_path / "out")
+    assert (summary.images, summary.failed) == (1, [])
+    assert json.loads((tmp_path / "out" / "images.json").read_text())["images"][0]["file_name"] == name
 
 
 def test_predict_files__says_what_it_cannot_do(predictor: Predictor, tmp_path: Path) -> None:
