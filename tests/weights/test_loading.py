@@ -18,6 +18,7 @@ from mask2former_dinov3.errors import CheckpointError, UserError
 from mask2former_dinov3.inference.predictor import load_model
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.weights.backbones import load_backbone
+from mask2former_dinov3.weights.files import save_tensors
 from support.models import small_vit
 
 
@@ -153,3 +154,10 @@ def test_load_model__says_that_its_weights_are_cut(model_folder: Path, tmp_path:
         CheckpointError, match=r"model\.safetensors: expected a whole file, got one that is cut or damaged"
     ):
         load_model(folder, "cpu")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_save_tensors__a_full_disk_is_an_error_of_the_operating_system() -> None:
+    """torch itself raises a RuntimeError, which counts as a fault of this package."""
+    with pytest.raises(OSError, match="^full: "):
+        save_tensors({"weight": torch.zeros(1_000_000)}, Path("/dev/full"))

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -25,6 +24,7 @@ from ..model_folder.folder import save_model_folder
 from ..model_folder.hub import RUN_FILES
 from ..model_folder.licence import LICENCE_TEXT, LICENSE_FILE
 from ..weights.backbones import SATELLITE, load_backbone, load_whole_state, pixel_statistics
+from ..weights.files import save_tensors
 from ..weights.formats import META_CONVNEXT, META_VIT, TIMM_CONVNEXT, TIMM_VIT, WHOLE, size_name, to_origin
 from ..weights.loading import find_file, is_path, read_source_json
 from ..weights.mask2former import load_trained_model, rebuild, to_mask2former
@@ -141,7 +141,7 @@ def _write_meta(
     for key in sorted(written):
         digest.update(written[key].numpy().tobytes())
     data = "sat493m" if (mean, std) == SATELLITE else "lvd1689m"
-    torch.save(written, folder / f"{_origin_names(config)[0]}_pretrain_{data}-{digest.hexdigest()[:8]}.pth")
+    save_tensors(written, folder / f"{_origin_names(config)[0]}_pretrain_{data}-{digest.hexdigest()[:8]}.pth")
 
 
 def _convert_model(source: str, output: Path, to: str, is_ours: bool, with_code: bool, token: str | None) -> str:

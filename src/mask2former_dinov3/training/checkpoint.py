@@ -22,7 +22,7 @@ from ..json_files import read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import RunDescription
 from ..model_folder.folder import write_model_files
-from ..weights.files import first_reason
+from ..weights.files import first_reason, save_tensors
 from ..weights.loading import load_network_config, load_pretrained
 from ..weights.lora import unmerged_state
 
@@ -104,19 +104,11 @@ def save_checkpoint(
     path = output_dir / f"checkpoint-{state.step}"
     with write_folder(path) as folder:
         write_model_files(model, processor, folder, state.last_metrics, description)
-        _save_states(optimization, folder / "optimizer.pt")
-        _save_states(rng_states, folder / "rng.pt")
+        save_tensors(optimization, folder / "optimizer.pt")
+        save_tensors(rng_states, folder / "rng.pt")
         text = json.dumps({**asdict(state), "made_by": description.made_by, "config": run_config}, indent=2)
         (folder / "state.json").write_text(text + "\n", encoding="utf-8")
     return path
-
-
-def _save_states(states: object, path: Path) -> None:
-    """torch.save, with an OSError for a full disk, which torch reports as a RuntimeError."""
-    try:
-        torch.save(states, path)
-    except RuntimeError as error:
-        raise OSError(f"{path.name}: {str(error).partition(chr(10))[0]}") from error
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:

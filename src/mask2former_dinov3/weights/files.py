@@ -83,6 +83,14 @@ def _describe(start: bytes) -> str:
     return text or f"a file that begins with {start[:8]!r}"
 
 
+def save_tensors(tensors: object, path: Path) -> None:
+    """torch.save, with an OSError for a full disk, which torch reports as a RuntimeError."""
+    try:
+        torch.save(tensors, path)
+    except RuntimeError as error:
+        raise OSError(f"{path.name}: {str(error).partition(chr(10))[0]}") from error
+
+
 def first_reason(error: Exception) -> str:
     """One line of an error of torch or safetensors, without torch's advice to load unsafely."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
