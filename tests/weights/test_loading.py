@@ -159,5 +159,5 @@ def test_load_model__says_that_its_weights_are_cut(model_folder: Path, tmp_path:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_save_tensors__a_full_disk_is_an_error_of_the_operating_system() -> None:
     """torch itself raises a RuntimeError, which counts as a fault of this package."""
-    with pytest.raises(OSError, match="^full: "):
+    with pytest.raises(OSError, match=r"^full: "):
         save_tensors({"weight": torch.zeros(1_000_000)}, Path("/dev/full"))

@@ -126,13 +126,12 @@ def load_pretrained(
 
     Raises CheckpointError when config and weights do not fit each other, HubError for the hub's failures.
     """
-    if kind.__module__.startswith("transformers."):
-        _check_buildable(kind, source, config)
+    skeleton = _build_skeleton(kind, source, config)
     file = find_weights_file(source, token)
     if file is None:
         _check_shards(source, token)
     elif file.suffix == ".safetensors":
-        check_size(kind, config, file)
+        check_size(skeleton, file)
     else:
         shapes_of(file)  # it must be a state dict; transformers raises errors of many classes for others
     model: PreTrainedModel
@@ -158,15 +157,17 @@ def load_pretrained(
     return model
 
 
-def _check_buildable(kind: type[PreTrainedModel], source: str, config: PreTrainedConfig) -> None:
-    """Raise CheckpointError when a network of transformers refuses its config.json, which is checked by using it.
+def _build_skeleton(kind: type[PreTrainedModel], source: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """The network without memory for its weights. Raises CheckpointError when transformers' own refuses its config.
 
     A network of this package checks its configuration itself; any other error in it is a fault of this package.
     """
     try:
         with torch.device("meta"):
-            kind(config)
+            return kind(config)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if not kind.__module__.startswith("transformers."):
+            raise
         got = f"an error of it ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         raise CheckpointError(f"{source}: config.json: {mismatch(f'values for a {kind.__name__}', got)}") from error
 
@@ -228,11 +229,10 @@ def read_source_json(source: str, name: str, token: str | None = None) -> dict[s
     return dict(read_json_object(file, raises=CheckpointError))
 
 
-def check_size(kind: type[PreTrainedModel], config: PreTrainedConfig, file: Path) -> None:
-    """Raise CheckpointError, before the network is made, when it has more weights than the file."""
+def check_size(skeleton: PreTrainedModel, file: Path) -> None:
+    """Raise CheckpointError, before memory is taken, when the network has more weights than the file."""
     stored = sum(math.prod(shape) for shape in shapes_in(file).values())
-    with torch.device("meta"):
-        wanted = sum(parameter.numel() for parameter in kind(config).parameters())
+    wanted = sum(parameter.numel() for parameter in skeleton.parameters())
     if wanted > 1.1 * stored + SLACK:
         expected = f"the {wanted:,} numbers of the network in config.json"
         raise CheckpointError(f"{file}: {mismatch(expected, f'{stored:,}', 'the file is cut, or of another network')}")
