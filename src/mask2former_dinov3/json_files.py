@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import UserError, mismatch
 
@@ -72,6 +72,16 @@ def _check_object(content: object, path: Path | str, expected: str, raises: type
     if not isinstance(content, dict):
         raise raises(f"{path}: {mismatch(expected, describe(content))}")
     return content
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a JSON value is a whole number; true and false, which Python counts as 1 and 0, are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a JSON value is a number; true and false are not."""
+    return isinstance(value, float) or is_integer(value)
 
 
 def describe(value: object) -> str:

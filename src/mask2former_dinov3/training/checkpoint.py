@@ -18,7 +18,7 @@ from ..atomic_files import write_folder
 from ..data.coco_types import Metrics
 from ..errors import CheckpointError, OptionError, mismatch
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
-from ..json_files import read_json_object
+from ..json_files import is_integer, is_number, read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import RunDescription
 from ..model_folder.folder import write_model_files
@@ -32,18 +32,14 @@ RESUME_FROM_OLDER = "resume from an older checkpoint-* of the run"
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return is_integer(value) and value >= 0
 
 
 STATE_FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {  # of state.json: what each is expected to be
     "step": ("a whole number", _is_count),
     "step_size": ("a whole number", _is_count),
     "num_images": ("a whole number", _is_count),
-    "best_metric": ("a number or null", lambda value: value is None or _is_number(value)),
+    "best_metric": ("a number or null", lambda value: value is None or is_number(value)),
     "best_step": ("a whole number or null", lambda value: value is None or _is_count(value)),
     "last_metrics": ("an object", lambda value: isinstance(value, dict)),
 }

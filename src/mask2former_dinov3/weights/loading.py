@@ -19,7 +19,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTraine
 from transformers.utils import cached_file, logging
 
 from ..errors import CheckpointError, HubError, UserError, mismatch
-from ..json_files import describe, read_json_object
+from ..json_files import describe, is_integer, is_number, read_json_object
 from .files import shapes_in, shapes_of
 
 SLACK = 1_000_000  # numbers that a network may have beyond its file: output norms of a Swin, positions
@@ -86,7 +86,7 @@ def check_processor_config(where: str, stored: Mapping[str, object], with_size: 
         expected = '{"height": ..., "width": ...} in whole numbers'
         if not isinstance(size, dict):
             raise CheckpointError(f"{where}: size: {mismatch(expected, describe(size))}")
-        if any(isinstance(side, bool) or not isinstance(side, int) for side in size.values()):
+        if not all(map(is_integer, size.values())):
             raise CheckpointError(f"{where}: size: {mismatch(expected, str(size))}")
     check_statistics(where, stored, "image_mean", "image_std")
 
@@ -104,7 +104,7 @@ def check_statistics(where: str, stored: Mapping[str, object], mean: str, std: s
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
 
 
 def _claims(layers: int, tensors: int) -> str:
