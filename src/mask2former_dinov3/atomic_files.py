@@ -10,7 +10,7 @@ from typing import TextIO
 
 from safetensors import SafetensorError
 
-from .errors import CheckpointError
+from .errors import CheckpointError, system_reason
 
 
 @contextmanager
@@ -30,15 +30,12 @@ def write_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         temporary.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not path.exists():
             old.rename(path)
-        raise _could_not_write(path, error) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
+        if isinstance(error, OSError | SafetensorError):
+            raise _could_not_write(path, error) from error
         raise
 
 
@@ -73,7 +70,9 @@ def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{folder}: the folder cannot be made ({_reason_of(error)}); choose another") from error
+        raise CheckpointError(
+            f"{folder}: the folder cannot be made ({system_reason(error)}); choose another"
+        ) from error
     write_text(folder / ".probe", "")
     (folder / ".probe").unlink()
 
@@ -86,24 +85,18 @@ def _replace(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)  # if it is a link, opening it would write to the link's target
         yield temporary
         temporary.rename(path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise _could_not_write(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _could_not_write(path, error) from error
         raise
 
 
 def _could_not_write(path: Path, error: Exception) -> CheckpointError:
+    reason = system_reason(error) if isinstance(error, OSError) else str(error)
     folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
     free = shutil.disk_usage(folder).free / 1e9
     return CheckpointError(
-        f"{path}: could not be written ({_reason_of(error)}); {free:.1f} GB are free there, make room or choose "
+        f"{path}: could not be written ({reason}); {free:.1f} GB are free there, make room or choose "
         f"another folder. What was saved before is unchanged"
     )
-
-
-def _reason_of(error: Exception) -> str:
-    """The reason in the words of the operating system, such as "file exists", or of the library that raised it."""
-    reason = error.strerror if isinstance(error, OSError) else None
-    return reason[:1].lower() + reason[1:] if reason else str(error)

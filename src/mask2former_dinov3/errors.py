@@ -63,6 +63,11 @@ def mismatch(expected: str, got: object, advice: str = "") -> str:
     return f"expected {expected}, got {got}" + (f"; {advice}" if advice else "")
 
 
+def system_reason(error: OSError) -> str:
+    """The reason in the words of the operating system, such as "file exists"; of a library's own error its message."""
+    return error.strerror[:1].lower() + error.strerror[1:] if error.strerror else str(error)
+
+
 def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
     """What to do about an unknown name: "nearest is …", or `otherwise` when no known name is near."""
     bare = {one.lstrip("-"): one for one in known}  # the dashes that all flags share make none of them similar

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import OptionError, UserError
+from ..errors import OptionError, UserError, system_reason
 from ..json_files import read_json_object
 from .parser import VerbParser, name_as_typed
 
@@ -37,8 +37,7 @@ def describe_os_error(error: OSError) -> str:
     if error.strerror is None:  # raised by a library, with a message of its own
         return str(error) or "the operating system refused the operation"
     files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    reason = error.strerror[:1].lower() + error.strerror[1:]
-    return f"{files}: {reason}" if files else reason
+    return f"{files}: {system_reason(error)}" if files else system_reason(error)
 
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator: "  # how torch begins the message of a plain RuntimeError on the CPU
