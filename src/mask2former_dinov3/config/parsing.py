@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from ..errors import ConfigError, OptionError, mismatch, suggest
 from ..json_files import read_json_object
 from .legacy_options import translate_old_options
+from .presets import LARGEST_QUERIES
 
 COMMAND_LINE = "on the command line"
 
@@ -145,7 +146,7 @@ def explain_unknown(key: str, word: str, known: Collection[str]) -> str:
 _EITHER = {
     "backbone_taps": "four block numbers such as 3,6,9,12, or null",
     "checkpointing_steps": 'a whole number above 0, "epoch", or null',
-    "num_queries": 'a whole number from 1 to 100,000, or "auto"',
+    "num_queries": f'a whole number from 1 to {LARGEST_QUERIES:,}, or "auto"',
 }
 _BOUNDS = {
     "greater_than": "above",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+LARGEST_QUERIES = 100_000  # matching is quadratic in them, and memory is finite
 PRESETS = ("tiny", "smallplus", "large")  # backbones with random weights; their shapes are `model.VIT_SHAPES`
 HUB_BACKBONES = {  # the pretrained weights of a preset
     "smallplus": "facebook/dinov3-vits16plus-pretrain-lvd1689m",

@@ -20,7 +20,7 @@ from ..errors import mismatch
 from ..json_files import describe
 from .cross_checks import advise, find_conflicts
 from .parsing import GivenOptions, explain_fault
-from .presets import LARGEST, SPLIT_OPTIONS
+from .presets import LARGEST, LARGEST_QUERIES, SPLIT_OPTIONS
 
 PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", *SPLIT_OPTIONS)
 
@@ -30,7 +30,7 @@ PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
 NotNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
 Seed = Annotated[int, Field(ge=0, le=10**18)]  # torch takes less than 2**63, and each process adds its number
 Side = Annotated[int, Field(gt=0)]  # of the canvas; `check_side` has the rest
-QueryCount = Annotated[int, Field(gt=0, le=100_000)]  # matching is quadratic in them, and memory is finite
+QueryCount = Annotated[int, Field(gt=0, le=LARGEST_QUERIES)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 ComparedOn = Literal["points", "pixels"]
