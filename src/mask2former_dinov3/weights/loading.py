@@ -67,7 +67,8 @@ def _check_config(where: str, stored: Mapping[str, object]) -> None:
     for name in ("id2label", "label2id", "auto_map", "backbone_config", "quantization_config"):
         if stored.get(name) is not None and not isinstance(stored[name], dict):
             raise CheckpointError(f"{where}: {name}: {mismatch('an object', describe(stored[name]))}")
-    for label in stored.get("id2label") or ():  # type: ignore[attr-defined]  # an object, see above
+    labels = stored.get("id2label")
+    for label in labels if isinstance(labels, dict) else ():
         if not label.isdecimal():
             raise CheckpointError(f"{where}: id2label: {mismatch('label numbers as keys', repr(label))}")
     for name in ("dtype", "torch_dtype"):
@@ -97,14 +98,10 @@ def check_statistics(where: str, stored: Mapping[str, object], mean: str, std: s
         if name not in stored:
             continue
         value = stored[name]
-        is_list = isinstance(value, list) and len(value) == 3
-        if not is_list or not all(_is_finite(number) and (name == mean or number > 0) for number in value):  # type: ignore[attr-defined]
+        numbers = value if isinstance(value, list) and len(value) == 3 else [None]
+        if not all(is_number(number) and math.isfinite(number) and (name == mean or number > 0) for number in numbers):
             expected = "three numbers" if name == mean else "three numbers above 0"
             raise CheckpointError(f"{where}: {name}: {mismatch(expected, str(value))}")
-
-
-def _is_finite(value: object) -> bool:
-    return is_number(value) and math.isfinite(value)
 
 
 def _claims(layers: int, tensors: int) -> str:
