@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 import mask2former_dinov3
@@ -206,6 +208,26 @@ def test_modules__import_without_any_extra() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# Parts of declared packages that are packages of their own.
+BROUGHT_ALONG = {"pydantic_core": "pydantic", "starlette": "fastapi", "triton": "torch"}
+
+
+def test_modules__import_only_declared_packages() -> None:
+    """The tests' environment has many more packages than a user's, who gets those of pyproject.toml alone."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "dev"}
+    declared = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
+    names = {canonicalize_name(re.split(r"[>=\[;]", line)[0]) for line in declared}
+    installed = packages_distributions()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            imported = [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for module in {name.split(".")[0] for name in imported} - sys.stdlib_module_names:
+                providers = set(map(canonicalize_name, installed.get(module, [module])))
+                assert providers & names or module in BROUGHT_ALONG, f"{path}: {module} is not in pyproject.toml"
 
 
 def test_package__public_names_are_a_short_list_that_loads() -> None:

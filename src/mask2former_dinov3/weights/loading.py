@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
@@ -243,7 +243,7 @@ def explain_failures(source: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, httpx.HTTPError, HFValidationError, SafetensorError) as error:
+    except (OSError, httpx2.HTTPError, HFValidationError, SafetensorError) as error:
         raise _explain(source, error) from error
 
 
