@@ -165,7 +165,7 @@ def _build_skeleton(kind: type[PreTrainedModel], source: str, config: PreTrained
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         if not kind.__module__.startswith("transformers."):
             raise
-        got = f"an error of it ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        got = f"an error of it ({str(error).partition(chr(10))[0] or 'without a reason'})"
         raise CheckpointError(f"{source}: config.json: {mismatch(f'values for a {kind.__name__}', got)}") from error
 
 
