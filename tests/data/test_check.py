@@ -217,6 +217,8 @@ def test_report__text_is_cut_where_asked_and_json_is_not(make_toy_dataset: Calla
         "image_id": 10,
         "annotation_id": 1,
         "reason": "category_id: expected the id of one of the categories, got 1",
+        "kind": "",
+        "more": [],
     }
 
 

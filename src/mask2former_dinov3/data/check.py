@@ -124,6 +124,8 @@ class Report:
                             "image_id": fault.image_id,
                             "annotation_id": fault.annotation_id,
                             "reason": fault.reason,
+                            "kind": fault.kind,
+                            "more": fault.more,
                         }
                         for fault in split.faults
                     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +11,11 @@ from ..errors import DatasetError
 
 ADVICE = "run check-data to list all of them"  # where a message does not hold all
 _LISTED_ERRORS = 20  # in the message of one exception
+_LISTED_IDS = 5  # of one fault with many places
+
+
+Severity = Literal["error", "warning", "note"]
+Place = tuple[int | None, int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +23,26 @@ class Fault:
     """Something wrong with a data set (or, as a note, worth knowing), where it is, and why.
 
     error: would stop or spoil training. warning: left out of training, or worth a look. note: neither.
+    kind: a short name of the cause in lower case, such as "box differs from mask", by which reports group faults; empty
+    where it has none. more: (image id, annotation id) of further places with the same cause, where one line stands for
+    many; the reason then states their number.
     """
 
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     image_id: int | None
     annotation_id: int | None
     reason: str
+    kind: str = ""
+    more: tuple[Place, ...] = ()
+
+    @property
+    def places(self) -> list[Place]:
+        """(image id, annotation id) of all places of the fault; None for what does not apply."""
+        return [(self.image_id, self.annotation_id), *self.more]
 
     def __str__(self) -> str:
+        if self.more:
+            return f"{self.reason} ({_list_places(self.places)})"
         where = [] if self.image_id is None else [f"image {self.image_id}"]
         where += [] if self.annotation_id is None else [f"annotation {self.annotation_id}"]
         return f"{', '.join(where)}: {self.reason}" if where else self.reason
@@ -37,14 +55,24 @@ class FaultReport:
     name: str
     faults: list[Fault] = field(default_factory=list)
 
-    def add_error(self, reason: str, image_id: int | None = None, annotation_id: int | None = None) -> None:
-        self.faults.append(Fault("error", image_id, annotation_id, reason))
+    def add_error(
+        self, reason: str, image_id: int | None = None, annotation_id: int | None = None, kind: str = ""
+    ) -> None:
+        self.faults.append(Fault("error", image_id, annotation_id, reason, kind))
 
-    def add_warning(self, reason: str, image_id: int | None = None, annotation_id: int | None = None) -> None:
-        self.faults.append(Fault("warning", image_id, annotation_id, reason))
+    def add_warning(
+        self, reason: str, image_id: int | None = None, annotation_id: int | None = None, kind: str = ""
+    ) -> None:
+        self.faults.append(Fault("warning", image_id, annotation_id, reason, kind))
 
-    def add_note(self, reason: str) -> None:
-        self.faults.append(Fault("note", None, None, reason))
+    def add_note(self, reason: str, kind: str = "") -> None:
+        self.faults.append(Fault("note", None, None, reason, kind))
+
+    def add_group(self, severity: Severity, kind: str, places: Sequence[Place], reason: str) -> None:
+        """Add one line for all places of one cause; nothing where there is none. reason: begins after their ids."""
+        if places:
+            (image_id, annotation_id), *more = places
+            self.faults.append(Fault(severity, image_id, annotation_id, reason, kind, tuple(more)))
 
     def raise_errors(self, advice: str = "") -> None:
         """Raise DatasetError with the first 20 errors and their number, if there are any.
@@ -65,6 +93,19 @@ class FaultReport:
         if len(errors) > _LISTED_ERRORS:
             lines.append(f"  … and {len(errors) - _LISTED_ERRORS} more" + (f"; {advice}" if advice else ""))
         return "\n".join(lines)
+
+
+def _list_places(places: Sequence[Place]) -> str:
+    """The first places of a fault, in words: "annotations 3, 4, 5, … of images 1, 2", or "images 1, 2, 3, …"."""
+    images = list(dict.fromkeys(image for image, _ in places if image is not None))
+    annotations = list(dict.fromkeys(annotation for _, annotation in places if annotation is not None))
+    texts = [
+        f"{name}{'' if len(ids) == 1 else 's'} {', '.join(map(str, ids[:_LISTED_IDS]))}"
+        + ", …" * (len(ids) > _LISTED_IDS)
+        for name, ids in (("annotation", annotations), ("image", images))
+        if ids
+    ]
+    return " of ".join(texts)
 
 
 def count_of(number: int, noun: str) -> str:
