@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +82,7 @@ def load(name: str, args: argparse.Namespace) -> Timed:
 
 def our_dataset(args: argparse.Namespace, augmentation: Augmentation | None) -> CocoInstanceDataset:
     data = read_coco(Split("valid", args.dataset / "_annotations.coco.json", args.dataset))
-    del data.images[args.images or len(data.images) :]
+    data = dataclasses.replace(data, images=data.images[: args.images or None])
     mean, std = IMAGENET
     return CocoInstanceDataset(
         data,

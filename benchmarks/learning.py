@@ -78,14 +78,14 @@ def read_splits(root: Path, square: int | None, held_out: bool) -> tuple[CocoDat
 
     def read(split: str) -> CocoData:
         data = read_coco(found[split])
-        fits = [x for x in data.images if square is None or x.height == x.width == square]
-        return dataclasses.replace(data, images=fits)
+        fits = [i for i, x in enumerate(data.images) if square is None or x.height == x.width == square]
+        return dataclasses.replace(data, images=data.images.take(fits))
 
     train = read("train")
     if not held_out:
         return train, read("valid")
     scored = train.images[::HELD_OUT_EVERY]
-    rest = [x for i, x in enumerate(train.images) if i % HELD_OUT_EVERY]
+    rest = train.images.take([i for i in range(len(train.images)) if i % HELD_OUT_EVERY])
     return dataclasses.replace(train, images=rest), dataclasses.replace(train, images=scored)
 
 

@@ -130,8 +130,10 @@ def test_check_data__exif_orientation_is_a_note_and_explains_swapped_sizes(
 
 def test_check_data__more_instances_than_queries(toy_dataset: Path) -> None:
     warnings = found(check(toy_dataset, num_queries=1), "warning")
-    assert len(warnings) == 5
-    assert warnings[0] == "image 10: 000.png: 2 instances, more than num_queries (1)"
+    assert warnings == [
+        "5 images with more instances than num_queries (1), up to 2: the model cannot find them all; raise "
+        "num_queries, or set it to auto (images 10, 11, 12, 14, 15)"
+    ]
 
 
 def test_check_data__nothing_to_train_on(make_toy_dataset: Callable[..., Path]) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DINOv3ConvNextModel, DINOv3ViTModel
 
 from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
+from mask2former_dinov3.data.records import make_table
 from mask2former_dinov3.errors import CheckpointError, ConfigError, OptionError, UserError
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
@@ -51,7 +52,7 @@ def test_resolve_auto__queries_follow_the_fullest_image(most: int, queries: int)
     triangle = [np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0]])]
     one, crowd = (Annotation(1, 0, 3, triangle, iscrowd, (0.0, 0.0, 4.0, 4.0), 8.0) for iscrowd in (False, True))
     record = ImageRecord(1, "x", Path("x"), 8, 8, [*[one] * most, crowd])
-    data = dataclasses.replace(DATA, images=[record, dataclasses.replace(record, annotations=[])])
+    data = dataclasses.replace(DATA, images=make_table([record, dataclasses.replace(record, annotations=[])]))
     assert resolve_auto(config_of(num_queries="auto"), data).num_queries == queries
     assert resolve_auto(config_of(num_queries=7), data).num_queries == 7
 
@@ -61,11 +62,11 @@ def test_resolve_auto__mask_stride_follows_the_instances_on_the_canvas(side: flo
     """Small objects want fine masks, unless the canvas enlarges them; a head brings its own stride."""
     corner = np.array([[9.0, 9.0], [9 + side, 9.0], [9.0, 9 + side]])
     one = Annotation(1, 0, 3, [corner], False, (9.0, 9.0, side, side), side**2 / 2)
-    data = dataclasses.replace(DATA, images=[ImageRecord(1, "x", Path("x"), 64, 64, [one])])
+    data = dataclasses.replace(DATA, images=make_table([ImageRecord(1, "x", Path("x"), 64, 64, [one])]))
     options: dict[str, Any] = {"mask_stride": "auto", "image_height": canvas, "image_width": canvas}
     assert resolve_auto(config_of(**options), data).mask_stride == stride
     assert resolve_auto(config_of(**options, head="x"), data).mask_stride is None
-    empty = dataclasses.replace(DATA, images=[])
+    empty = dataclasses.replace(DATA, images=make_table([]))
     assert resolve_auto(config_of(**options), empty).mask_stride == 4
 
 

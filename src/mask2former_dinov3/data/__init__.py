@@ -10,9 +10,12 @@ Read in this order:
     layout         find annotation files and image folders
     numbers        parse numbers and ids: 12, 12.0 and "12"
     faults         collect faults of a file and report them together
+    json_stream    read a large JSON file in pieces
     coco_json      read a COCO file and parse its entries
     rle            read and write run-length codes of masks
     segmentation   parse and rasterise polygons and run-length codes
+    batch_parsing  parse the usual annotations many at a time
+    records        store images and instances in arrays that processes share
     coco           read a split into checked records
     images         read image files as RGB arrays
     statistics     count images, instances, sizes

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from .coco import CocoData
 from .fitting import fit_matrix, fitted_size
+from .records import CocoData
 from .rle import Window
 from .transforms import rasterise_windows
 
@@ -29,12 +29,13 @@ def mask_ceilings(
     If its IoU with itself is below one of COCO's thresholds, it counts as a false detection and as a missed instance:
     if a fraction r passes, precision is r up to a recall of r, and AP at that threshold is r squared.
     """
-    pairs = [(record, one) for record in data.images for one in record.annotations if not one.iscrowd]
-    chosen = pairs[:: -(-len(pairs) // most) or 1]
+    rows, places = data.images.instance_rows()
+    every = -(-len(rows) // most) or 1
     passed: dict[int, list[npt.NDArray[np.bool_]]] = {stride: [] for stride in strides}
-    for record, annotation in chosen:
+    for row, place in zip(rows[::every].tolist(), places[::every].tolist(), strict=True):
+        record = data.images[place]
         size = record.height, record.width
-        (window,) = rasterise_windows([annotation.segmentation], size, fit_matrix(*size, *size), *size)
+        (window,) = rasterise_windows([data.images.segmentation(row, size)], size, fit_matrix(*size, *size), *size)
         if window is None or not window.pixels.any():
             continue
         fitted = fitted_size(*size, *canvas)

@@ -15,9 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import DatasetError, mismatch
 from .achievable_ap import mask_ceilings
-from .coco import CocoData, ImageRecord, parse_coco
+from .coco import CocoData, ImageRecord, parse_splits
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
 from .images import IMAGE_SUFFIXES, check_image_size, decode_image, read_header
 from .layout import Split
@@ -151,13 +153,8 @@ def check_data(
     ceilings; otherwise (at the start of training) only the headers of the image files are read.
     """
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
-    for name, split in splits.items():
-        report = reports[name]
-        try:
-            report.data, report.faults = parse_coco(split)
-        except DatasetError as error:
-            report.faults.append(Fault("error", None, None, str(error)))
-    _drop_repeated(splits, reports)
+    for name, (data, faults) in parse_splits(splits).items():
+        reports[name].data, reports[name].faults = data, faults
     images = [(report, record) for report in reports.values() if report.data for record in report.data.images]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         found = threads.map(lambda pair: _check_image(pair[1], full), images)
@@ -175,15 +172,6 @@ def check_data(
     for name, unlisted in _find_unlisted_files(splits, reports).items():
         reports[name].faults += unlisted
     return Report(reports, list(notes))
-
-
-def _drop_repeated(splits: Mapping[str, Split], reports: Mapping[str, SplitReport]) -> None:
-    """Keep faults of a file that two splits share in the first of them only."""
-    seen: dict[Path, set[Fault]] = defaultdict(set)
-    for name, report in reports.items():
-        earlier = seen[splits[name].annotations]
-        report.faults = [fault for fault in report.faults if fault not in earlier]
-        earlier.update(report.faults)
 
 
 def _check_image(record: ImageRecord, full: bool) -> list[Fault]:
@@ -213,11 +201,15 @@ def _check_image(record: ImageRecord, full: bool) -> list[Fault]:
 
 def _check_content(name: str, data: CocoData, statistics: Statistics, num_queries: int | None) -> Iterable[Fault]:
     """Faults of a split as a whole: more instances than queries, classes without instances, nothing to train on."""
-    for record in data.images:
-        count = sum(not annotation.iscrowd for annotation in record.annotations)
-        if num_queries is not None and count > num_queries:
-            reason = f"{record.file_name}: {count} instances, more than num_queries ({num_queries})"
-            yield Fault("warning", record.id, None, reason)
+    counts = data.images.instance_counts()
+    crowded = [] if num_queries is None else np.flatnonzero(counts > num_queries).tolist()
+    if crowded:
+        reason = (
+            f"{count_of(len(crowded), 'image')} with more instances than num_queries ({num_queries}), up to "
+            f"{counts.max()}: the model cannot find them all; raise num_queries, or set it to auto"
+        )
+        first, *more = [(int(data.images.columns.image_ids[data.images.rows[place]]), None) for place in crowded]
+        yield Fault("warning", *first, reason, "more instances than queries", tuple(more))
     if name == "train" and not statistics.instances:
         reason = mismatch("an instance with a mask to train on", "none (crowd regions do not count)")
         yield Fault("error", None, None, f"train: {reason}")

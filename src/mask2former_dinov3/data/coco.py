@@ -9,71 +9,38 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import DatasetError, mismatch
-from .coco_json import AnnotationEntry, Box, list_entries, parse_annotations, parse_entries, parse_size, read_coco_json
+from .batch_parsing import parse_plain
+from .coco_json import (
+    SECTIONS,
+    AnnotationEntry,
+    list_entries,
+    parse_annotations,
+    parse_entries,
+    parse_size,
+    read_coco_json,
+)
 from .faults import ADVICE, Fault, FaultReport, quote
+from .json_stream import NotStreamableError, is_large, stream_lists
 from .layout import Split
 from .numbers import whole_number
-from .segmentation import (
-    EmptyMaskError,
-    NoMaskError,
-    Segmentation,
-    parse_segmentation,
-    segmentation_area,
-    segmentation_box,
-)
+from .records import Annotation, Category, CocoData, ImageRecord, TableBuilder
+from .segmentation import EmptyMaskError, NoMaskError, parse_segmentation, segmentation_area, segmentation_box
 
+__all__ = ["Annotation", "Category", "CocoData", "ImageRecord", "parse_coco", "parse_splits", "read_coco"]
 
-@dataclass(frozen=True, slots=True)
-class Category:
-    """A class of the data set, by the id that its file uses (ids may have gaps; see `Annotation.label`)."""
-
-    id: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """One instance of an image; its segmentation is checked and covers at least one pixel.
-
-    label: position of its category in `CocoData.categories`, 0..K-1; *not* `category_id`, the file's own number.
-    segmentation: polygon parts, each (P, 2) float64, or a compressed RLE. iscrowd: a region of many objects, never a
-    training target. bbox (left, top, width, height) in pixels and area in square pixels: the file's own, else those of
-    the mask.
-    """
-
-    id: int
-    label: int
-    category_id: int
-    segmentation: Segmentation
-    iscrowd: bool
-    bbox: Box
-    area: float
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRecord:
-    """An image: its id in the file, its path, its size in pixels as the file states it, and its instances."""
-
-    id: int
-    file_name: str
-    path: Path
-    height: int
-    width: int
-    annotations: list[Annotation]
-
-
-@dataclass(frozen=True, slots=True)
-class CocoData:
-    """The records of a split: its annotation file, K categories in the order of their ids, images in file order."""
-
-    annotations: Path
-    categories: tuple[Category, ...]
-    images: list[ImageRecord]
+Pieces = Callable[[Collection[str]], Iterator[tuple[str, Sequence[object]]]]
+"""Top-level keys -> (key, some of the entries under it), in the order of the file; may be called again."""
 
 
 def read_coco(split: Split) -> CocoData:
@@ -93,35 +60,141 @@ def parse_coco(split: Split) -> tuple[CocoData, list[Fault]]:
     return data, report.faults
 
 
+def parse_splits(splits: Mapping[str, Split]) -> dict[str, tuple[CocoData | None, list[Fault]]]:
+    """The records of several splits and the faults of their files; a file that splits share is read once.
+
+    A fault of an image stands with the split of the image, any other fault of a shared file with the first of its
+    splits. The data are None where the file cannot be read; its one fault says why.
+    """
+    found: dict[str, tuple[CocoData | None, list[Fault]]] = {}
+    for name, split in splits.items():
+        sharing = [one for one in splits if _file_of(splits[one]) == _file_of(split)]
+        if name == sharing[0]:
+            found |= _parse_shared({one: splits[one] for one in sharing})
+    return {name: found[name] for name in splits}
+
+
+def _file_of(split: Split) -> tuple[Path, Path]:
+    return split.annotations, split.images
+
+
+def _parse_shared(splits: Mapping[str, Split]) -> dict[str, tuple[CocoData | None, list[Fault]]]:
+    """As `parse_splits`, for the splits of one file."""
+    first, *others = splits
+    chosen = [split.image_ids for split in splits.values() if split.image_ids is not None]
+    union = frozenset[int]().union(*chosen) if len(chosen) == len(splits) else None
+    try:
+        data, faults = parse_coco(replace(splits[first], image_ids=union))
+    except DatasetError as error:
+        return {first: (None, [Fault("error", None, None, str(error))]), **{one: (None, []) for one in others}}
+    of_split: dict[str, list[Fault]] = {one: [] for one in splits}
+    for fault in faults:
+        owners = (one for one in others if fault.image_id in (splits[one].image_ids or ()))
+        of_split[next(owners, first)].append(fault)
+    return {
+        one: (data if ids is None else replace(data, images=data.images.select(ids)), of_split[one])
+        for one, ids in ((one, split.image_ids) for one, split in splits.items())
+    }
+
+
 def _parse(split: Split) -> tuple[CocoData, FaultReport]:
-    faults = FaultReport(str(split.annotations))
+    if is_large(split.annotations):
+        with suppress(NotStreamableError):
+            return _SplitReader(split).read(partial(stream_lists, split.annotations))
     content = read_coco_json(split.annotations)
-    sections = {name: list_entries(content, name, faults) for name in ("images", "annotations", "categories")}
-    for name in ("images", "categories"):
-        if content.get(name) == []:
-            faults.add_error(f"{name}: {mismatch('at least one entry', 'an empty list')}")
-    categories = _parse_categories(sections["categories"], sections["annotations"], faults)
-    images = _parse_images(sections["images"], split, faults)
-    labels = {category.id: label for label, category in enumerate(categories)}
-    for entry in parse_annotations(sections["annotations"], images, labels, split.image_ids, faults):
-        image = images[entry.image_id]
-        try:
-            image.annotations.append(_complete_annotation(entry, labels[entry.category_id], image))
-        except NoMaskError:
-            reason = "no segmentation (a box alone trains no mask); left out of training"
-            faults.add_warning(reason, image.id, entry.id)
-        except EmptyMaskError as error:
-            faults.add_warning(f"{error}; left out of training", image.id, entry.id)
-        except DatasetError as error:
-            faults.add_error(str(error), image.id, entry.id)
-    chosen = [image for image in images.values() if split.image_ids is None or image.id in split.image_ids]
-    return CocoData(split.annotations, categories, chosen), faults
+    reader = _SplitReader(split)
+    lists = {key: list_entries(content, key, reader.faults) for key in SECTIONS}
+    for key in ("images", "categories"):
+        if content.get(key) == []:
+            reader.faults.add_error(f"{key}: {mismatch('at least one entry', 'an empty list')}")
+    return reader.read(lambda keys: ((key, lists[key]) for key in SECTIONS if key in keys))
 
 
-def _parse_categories(
-    entries: Sequence[object], annotations: Sequence[object], faults: FaultReport
-) -> tuple[Category, ...]:
-    """The categories in the order of their ids."""
+class _SplitReader:
+    """Builds the records of a split from the entries of its file, which come in pieces."""
+
+    def __init__(self, split: Split) -> None:
+        self.faults = FaultReport(str(split.annotations))
+        self._split = split
+        self._table = TableBuilder()
+        self._rows: dict[int, int] = {}  # id -> row in the table, of all sound images of the file
+        self._chosen: dict[int, int] = {}  # those of the split
+        self._sizes = np.zeros((0, 2), np.int32)
+        self._position = 0  # of the next annotation in the file
+        self._seen: set[int] = set()  # ids of annotations
+        self._used: set[int] = set()  # ids of categories with annotations
+        self._known: Collection[int | None] | None = None  # ids of categories; None while they are not read
+
+    def read(self, pieces: Pieces) -> tuple[CocoData, FaultReport]:
+        """The records, and the faults of the file. Raises NotStreamableError if a section is missing."""
+        seen: set[str] = set()
+        categories: list[object] = []
+        late = False
+        for key, group in groupby(pieces(SECTIONS), key=itemgetter(0)):
+            seen.add(key)
+            if key == "images":
+                self._add_images(entry for _, entries in group for entry in entries)
+            elif key == "categories":
+                categories = [entry for _, entries in group for entry in entries]
+                self._known = {whole_number(entry.get("id")) for entry in categories if isinstance(entry, Mapping)}
+            elif "images" in seen:
+                for _, entries in group:
+                    self._add_annotations(entries)
+            else:
+                late = True  # the images come behind: the annotations are read in a second pass
+        if len(seen) < len(SECTIONS):
+            raise NotStreamableError(f"only {seen}")
+        if late:
+            for _, entries in pieces(("annotations",)):
+                self._add_annotations(entries)
+        return self._finish(categories), self.faults
+
+    def _add_images(self, entries: Iterable[object]) -> None:
+        for record in _parse_images(entries, self._split, self.faults):
+            self._rows[record.id] = len(self._rows)
+            self._table.add_image(record.id, record.file_name, str(record.path), record.height, record.width)
+        wanted = self._split.image_ids
+        self._chosen = self._rows if wanted is None else {k: row for k, row in self._rows.items() if k in wanted}
+        self._sizes = np.array(self._table.sizes, np.int32).reshape(-1, 2)
+
+    def _add_annotations(self, entries: Sequence[object]) -> None:
+        plain, others = parse_plain(entries, self._position, self._chosen, self._sizes, self._known, self._seen)
+        self._seen.update(plain.ids.tolist())
+        self._used.update(np.unique(plain.category_ids).tolist())
+        self._table.add_plain(plain)
+        rest = [(self._position + place, entries[place]) for place in others]
+        self._position += len(entries)
+        for position, entry in parse_annotations(
+            rest, self._rows, self._known, self._split.image_ids, self._seen, self.faults
+        ):
+            self._used.add(entry.category_id)
+            row = self._chosen[entry.image_id]
+            try:
+                annotation = _complete_annotation(entry, *self._sizes[row].tolist())
+            except NoMaskError:
+                reason = "no segmentation (a box alone trains no mask); left out of training"
+                self.faults.add_warning(reason, entry.image_id, entry.id)
+            except EmptyMaskError as error:
+                self.faults.add_warning(f"{error}; left out of training", entry.image_id, entry.id)
+            except DatasetError as error:
+                self.faults.add_error(str(error), entry.image_id, entry.id)
+            else:
+                self._table.add_annotation(annotation, row, position)
+
+    def _finish(self, entries: Sequence[object]) -> CocoData:
+        categories = _parse_categories(entries, self._used, self.faults)
+        known = {category.id for category in categories}
+        for category_id, image_row, annotation_id in self._table.instances_outside(known):
+            reason = mismatch("the id of one of the categories", category_id)
+            self.faults.add_error(f"category_id: {reason}", self._table.image_ids[image_row], annotation_id)
+        images = self._table.build(categories)
+        if self._split.image_ids is not None:
+            images = images.select(self._split.image_ids)
+        return CocoData(self._split.annotations, categories, images)
+
+
+def _parse_categories(entries: Sequence[object], used: Collection[int], faults: FaultReport) -> tuple[Category, ...]:
+    """The categories in the order of their ids. used: ids of the categories that have annotations."""
     found: dict[int, Category] = {}
     for category_id, entry in parse_entries(entries, "categories", faults):
         name = str(entry.get("name") or "").strip()
@@ -132,7 +205,6 @@ def _parse_categories(
     names = Counter(category.name for category in found.values())
     if any(count > 1 for count in names.values()):
         # Roboflow writes its project as category 0, sometimes under the name of the one real class.
-        used = {whole_number(entry.get("category_id")) for entry in annotations if isinstance(entry, Mapping)}
         for category in list(found.values()):
             if names[category.name] > 1 and category.id not in used:
                 names[category.name] -= 1
@@ -146,9 +218,8 @@ def _parse_categories(
     return tuple(found[category_id] for category_id in sorted(found))
 
 
-def _parse_images(entries: Sequence[object], split: Split, faults: FaultReport) -> dict[int, ImageRecord]:
-    """All sound images of the file by id, without annotations yet."""
-    images: dict[int, ImageRecord] = {}
+def _parse_images(entries: Iterable[object], split: Split, faults: FaultReport) -> Iterator[ImageRecord]:
+    """All sound images of the file, without annotations yet."""
     first_of_file: dict[str, int] = {}
     for image_id, entry in parse_entries(entries, "images", faults):
         name = entry.get("file_name")
@@ -160,14 +231,13 @@ def _parse_images(entries: Sequence[object], split: Split, faults: FaultReport) 
         except DatasetError as error:
             faults.add_error(f"{name}: {error}", image_id)
             continue
-        images[image_id] = ImageRecord(image_id, name, _locate(name, split), *size, [])
+        yield ImageRecord(image_id, name, _locate(name, split), *size, [])
         if name in first_of_file:
             other = first_of_file[name]
             faults.add_warning(
                 f"{name}: the same file as image {other}; check whether its instances are split", image_id
             )
         first_of_file.setdefault(name, image_id)
-    return images
 
 
 def _locate(file_name: str, split: Split) -> Path:
@@ -184,12 +254,15 @@ def _locate(file_name: str, split: Split) -> Path:
     return expected
 
 
-def _complete_annotation(entry: AnnotationEntry, label: int, image: ImageRecord) -> Annotation:
-    """Parse the mask; area and box follow from it where the file has none. Raises EmptyMaskError or DatasetError."""
-    segmentation = parse_segmentation(entry.segmentation, image.height, image.width)
+def _complete_annotation(entry: AnnotationEntry, height: int, width: int) -> Annotation:
+    """Parse the mask; area and box follow from it where the file has none. Raises EmptyMaskError or DatasetError.
+
+    The label is not known yet: categories may stand behind the annotations.
+    """
+    segmentation = parse_segmentation(entry.segmentation, height, width)
     return Annotation(
         id=entry.id,
-        label=label,
+        label=-1,
         category_id=entry.category_id,
         segmentation=segmentation,
         iscrowd=entry.iscrowd,

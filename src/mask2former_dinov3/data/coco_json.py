@@ -6,7 +6,10 @@ Segmentations are parsed in `segmentation.py`; the forms of numbers that are acc
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +18,10 @@ import numpy as np
 from ..errors import DatasetError, mismatch
 from ..json_files import describe, read_json_object
 from .faults import FaultReport, quote
+from .json_stream import NotStreamableError, is_large, stream_lists
 from .numbers import number, whole_number
+
+SECTIONS = ("images", "categories", "annotations")
 
 Box = tuple[float, float, float, float]
 """(left, top, width, height) in pixels, COCO's `bbox`."""
@@ -46,6 +52,19 @@ def read_coco_json(path: Path) -> Mapping[str, object]:
     )
 
 
+def read_images(path: Path) -> list[object]:
+    """The entries under "images" of a COCO annotation file, none if there is no list of them.
+
+    Raises DatasetError if the file cannot be read as an object.
+    """
+    if is_large(path):
+        with suppress(NotStreamableError):
+            groups = groupby(stream_lists(path, SECTIONS), key=itemgetter(0))
+            return next(([one for _, piece in group for one in piece] for key, group in groups if key == "images"), [])
+    images = read_coco_json(path).get("images")
+    return images if isinstance(images, list) else []
+
+
 def list_entries(content: Mapping[str, object], section: str, faults: FaultReport) -> Sequence[object]:
     """The list under a top-level key; if it is missing or not a list, an error in `faults` and an empty list."""
     value = content.get(section)
@@ -56,7 +75,7 @@ def list_entries(content: Mapping[str, object], section: str, faults: FaultRepor
 
 
 def parse_entries(
-    entries: Sequence[object], section: str, faults: FaultReport
+    entries: Iterable[object], section: str, faults: FaultReport
 ) -> Iterator[tuple[int, Mapping[str, object]]]:
     """(id, entry) of every image or category. An entry without an id, or with the id of another, is an error."""
     names: dict[int, object] = {}
@@ -77,19 +96,20 @@ def parse_entries(
 
 
 def parse_annotations(
-    entries: Sequence[object],
+    entries: Iterable[tuple[int, object]],
     images: Container[int],
-    categories: Container[int],
+    categories: Container[int | None] | None,
     chosen: Container[int] | None,
+    seen: set[int],
     faults: FaultReport,
-) -> Iterator[AnnotationEntry]:
-    """The annotations of the chosen images (None: of all images), in file order; every fault goes to `faults`.
+) -> Iterator[tuple[int, AnnotationEntry]]:
+    """(place, annotation) of the chosen images (None: of all images), in file order; every fault goes to `faults`.
 
-    images, categories: the ids that the file defines. Faults in annotations of images that are not chosen are not
-    reported: whoever reads the other images reports them.
+    entries: places in the file and entries. images, categories: the ids that the file defines; None: not known yet.
+    seen: ids of the annotations before these; theirs are added. Faults in annotations of images that are not chosen
+    are not reported: whoever reads the other images reports them.
     """
-    seen: set[int] = set()
-    for position, entry in enumerate(entries):
+    for position, entry in entries:
         if not isinstance(entry, Mapping):
             faults.add_error(f"annotations[{position}]: {mismatch('an object', quote(entry))}")
             continue
@@ -111,7 +131,7 @@ def parse_annotations(
             faults.add_error(f"image_id: {reason}", None, annotation_id)
             continue
         category_id = whole_number(entry.get("category_id"))
-        if category_id is None or category_id not in categories:
+        if category_id is None or (categories is not None and category_id not in categories):
             reason = mismatch("the id of one of the categories", quote(entry.get("category_id")))
             faults.add_error(f"category_id: {reason}", image_id, annotation_id)
             continue
@@ -120,7 +140,8 @@ def parse_annotations(
         except DatasetError as error:
             faults.add_error(str(error), image_id, annotation_id)
             continue
-        yield AnnotationEntry(annotation_id, image_id, category_id, flag, area, box, entry.get("segmentation"))
+        mask = entry.get("segmentation")
+        yield position, AnnotationEntry(annotation_id, image_id, category_id, flag, area, box, mask)
 
 
 def parse_size(entry: Mapping[str, object]) -> tuple[int, int]:

@@ -5,9 +5,8 @@ B batch, N instances of one image, H and W the tensor's sides (the canvas, padde
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import cv2
 import numpy as np
@@ -20,7 +19,6 @@ from .coco import CocoData, ImageRecord
 from .copy_paste import PlacedImage, paste
 from .fitting import Matrix, fit_matrix, size_on_canvas, to_pixel_values, warp_image
 from .images import check_image_size, read_image
-from .segmentation import CompressedRle, Segmentation
 from .transforms import Augmentation, jitter_colors, rasterise_windows, sample_matrix
 
 
@@ -44,27 +42,12 @@ class Batch(TypedDict):
     image_ids: list[int]
 
 
-class _Packed(NamedTuple):
-    """What training needs of an image record, in plain values that pickle small and fast.
-
-    segmentations: of each instance the vertices of its polygon parts (float64 x, y as bytes), or its RLE counts.
-    """
-
-    image_id: int
-    path: str
-    height: int
-    width: int
-    labels: tuple[int, ...]
-    segmentations: tuple[tuple[bytes, ...] | bytes, ...]
-
-
 class CocoInstanceDataset(Dataset[Sample]):
     """Images with their instances, transformed; indexed by (epoch, index), or by index alone.
 
     With the index alone, the epoch is that of `set_epoch`, which accelerate and transformers' Trainer call. The
     randomness of a sample depends on (seed, epoch, index) only: not on the worker, the process, or earlier samples.
-    Crowd regions are never targets. Records are kept in one block of bytes that forked workers share: memory pages with
-    Python objects would be copied, since counting references writes to them.
+    Crowd regions are never targets. Workers share the records (see `records.py`).
     """
 
     def __init__(
@@ -89,12 +72,10 @@ class CocoInstanceDataset(Dataset[Sample]):
         self.augmentation = augmentation
         self.seed = seed
         self.epoch = 0
-        packed = [pickle.dumps(tuple(_pack(record)), protocol=pickle.HIGHEST_PROTOCOL) for record in data.images]
-        self._offsets = np.cumsum([0, *map(len, packed)], dtype=np.int64)
-        self._records = b"".join(packed)
+        self.images = data.images
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return len(self.images)
 
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
         """The sample of (epoch, index). Raises DatasetError for an image that is unreadable or of another size."""
@@ -104,11 +85,11 @@ class CocoInstanceDataset(Dataset[Sample]):
         if get_worker_info() is not None:
             cv2.setNumThreads(0)  # workers run in parallel already; more threads would compete for the same cores
         rng = np.random.default_rng((self.seed, epoch, index))
-        record = self._record(index)
+        record = self.images[index]
         placed = self._place(record, rng)
         change = self.augmentation
         if change is not None and change.copy_paste > 0 and rng.random() < change.copy_paste:
-            placed = paste(placed, self._place(self._record(int(rng.integers(len(self)))), rng), rng)
+            placed = paste(placed, self._place(self.images[int(rng.integers(len(self)))], rng), rng)
         if change is not None and change.color_jitter > 0:
             jitter_colors(placed.image, rng, change.color_jitter)
         pixel_values, pixel_mask = to_pixel_values(placed.image, *self.tensor_size, self.image_mean, self.image_std)
@@ -120,35 +101,32 @@ class CocoInstanceDataset(Dataset[Sample]):
             pixel_mask=torch.from_numpy(pixel_mask),
             mask_labels=masks,
             class_labels=torch.tensor(placed.labels, dtype=torch.int64),
-            image_id=record.image_id,
+            image_id=record.id,
         )
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of samples that are asked for by their index alone."""
         self.epoch = epoch
 
-    def _record(self, index: int) -> _Packed:
-        return _Packed(*pickle.loads(self._records[self._offsets[index] : self._offsets[index + 1]]))
-
-    def _place(self, record: _Packed, rng: np.random.Generator) -> PlacedImage:
+    def _place(self, record: ImageRecord, rng: np.random.Generator) -> PlacedImage:
         """An image placed on the canvas, with the instances that the canvas still shows."""
         image = read_image(record.path)
-        check_image_size(f"image {record.image_id}, {record.path}", (record.height, record.width), image.shape[:2])
+        check_image_size(f"image {record.id}, {record.path}", (record.height, record.width), image.shape[:2])
         # A transposed image is placed on a canvas with its sides exchanged, then the result is transposed.
         transposed = self.augmentation is not None and self.augmentation.flip == "all" and rng.random() < 0.5
         canvas = self.canvas[::-1] if transposed else self.canvas
         matrix = self._matrix(rng, record, canvas)
         image = warp_image(image, matrix, *size_on_canvas(matrix, record.height, record.width, *canvas))  # (r, c, 3)
         size = (record.height, record.width)
-        segmentations = [_unpack(segmentation, size) for segmentation in record.segmentations]
-        windows = rasterise_windows(segmentations, size, matrix, *canvas)
-        shown = [(label, window) for label, window in zip(record.labels, windows, strict=True) if window is not None]
+        targets = [one for one in record.annotations if not one.iscrowd]
+        windows = rasterise_windows([one.segmentation for one in targets], size, matrix, *canvas)
+        shown = [(one.label, window) for one, window in zip(targets, windows, strict=True) if window is not None]
         if transposed:
             image = np.ascontiguousarray(image.swapaxes(0, 1))  # (c, r, 3)
             shown = [(label, window.transpose()) for label, window in shown]
         return PlacedImage(image, [label for label, _ in shown], [window for _, window in shown])
 
-    def _matrix(self, rng: np.random.Generator, record: _Packed, canvas: tuple[int, int]) -> Matrix:
+    def _matrix(self, rng: np.random.Generator, record: ImageRecord, canvas: tuple[int, int]) -> Matrix:
         """The matrix (2, 3) that places an image on the canvas."""
         if self.augmentation is None:
             return fit_matrix(record.height, record.width, *canvas)
@@ -164,28 +142,3 @@ def collate(samples: Sequence[Sample]) -> Batch:
         class_labels=[sample["class_labels"] for sample in samples],
         image_ids=[sample["image_id"] for sample in samples],
     )
-
-
-def _pack(record: ImageRecord) -> _Packed:
-    """A record in plain values, without its crowd regions."""
-    targets = [annotation for annotation in record.annotations if not annotation.iscrowd]
-    return _Packed(
-        record.id,
-        str(record.path),
-        record.height,
-        record.width,
-        tuple(annotation.label for annotation in targets),
-        tuple(_plain(annotation.segmentation) for annotation in targets),
-    )
-
-
-def _plain(segmentation: Segmentation) -> tuple[bytes, ...] | bytes:
-    if isinstance(segmentation, list):
-        return tuple(part.tobytes() for part in segmentation)
-    return segmentation["counts"]
-
-
-def _unpack(packed: tuple[bytes, ...] | bytes, size: tuple[int, int]) -> Segmentation:
-    if isinstance(packed, bytes):
-        return CompressedRle(size=list(size), counts=packed)
-    return [np.frombuffer(part, dtype=np.float64).reshape(-1, 2) for part in packed]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DatasetError, OptionError, mismatch
-from .coco_json import read_coco_json
+from .coco_json import read_images
 from .faults import count_of
 from .numbers import whole_number
 
@@ -210,8 +210,7 @@ def _hold_out_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[
 def _file_names(annotations: Path) -> dict[int, str]:
     """Image id -> file name, of the images that have both; `parse_coco` reports the others."""
     names: dict[int, str] = {}
-    images = read_coco_json(annotations).get("images")
-    for image in images if isinstance(images, list) else ():
+    for image in read_images(annotations):
         if isinstance(image, dict):
             image_id = whole_number(image.get("id"))
             if image_id is not None and isinstance(image.get("file_name"), str):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from .coco import CocoData
+import numpy as np
+
+from .records import CocoData
 
 SMALL, MEDIUM = 32**2, 96**2
 """COCO's limits in square pixels of the original image: small below SMALL, large from MEDIUM on."""
@@ -47,29 +48,23 @@ class Statistics:
 
 def statistics_of(data: CocoData) -> Statistics:
     """Count a split's records."""
-    per_class = Counter({category.name: 0 for category in data.categories})
-    per_size = {"small": 0, "medium": 0, "large": 0}
-    per_image = []
-    crowd_regions = 0
-    for record in data.images:
-        targets = [annotation for annotation in record.annotations if not annotation.iscrowd]
-        crowd_regions += len(record.annotations) - len(targets)
-        per_image.append(len(targets))
-        for annotation in targets:
-            per_class[data.categories[annotation.label].name] += 1
-            size = "small" if annotation.area < SMALL else "medium" if annotation.area < MEDIUM else "large"
-            per_size[size] += 1
-    sizes = Counter(f"{record.height} x {record.width}" for record in data.images)
+    columns = data.images.columns
+    everything, _ = data.images.instance_rows(crowds=True)
+    rows, _ = data.images.instance_rows()
+    per_image = data.images.instance_counts()
+    per_class = np.bincount(columns.labels[rows], minlength=len(data.categories)).tolist()
+    small, medium, large = np.bincount(np.digitize(columns.areas[rows], (SMALL, MEDIUM)), minlength=3).tolist()
+    sizes = Counter(f"{height} x {width}" for height, width in columns.sizes[data.images.rows].tolist())
     return Statistics(
-        images=len(data.images),
-        images_without_instances=per_image.count(0),
-        instances=sum(per_image),
-        crowd_regions=crowd_regions,
-        per_class=dict(per_class),
-        per_size=per_size,
+        images=len(per_image),
+        images_without_instances=int((per_image == 0).sum()),
+        instances=len(rows),
+        crowd_regions=len(everything) - len(rows),
+        per_class={category.name: count for category, count in zip(data.categories, per_class, strict=True)},
+        per_size={"small": small, "medium": medium, "large": large},
         image_sizes=dict(sizes.most_common()),
-        instances_per_image_median=float(statistics.median(per_image)) if per_image else 0.0,
-        instances_per_image_most=max(per_image, default=0),
+        instances_per_image_median=float(np.median(per_image)) if len(per_image) else 0.0,
+        instances_per_image_most=int(per_image.max(initial=0)),
     )
 
 

@@ -116,7 +116,8 @@ def read_ground_truth(
     categories = _number_ids(names)
     found: list[_Candidate] = []
     without_mask = 0
-    for one in parse_annotations(lists["annotations"], images, categories, wanted, faults):
+    annotations_of_file = enumerate(lists["annotations"])
+    for _, one in parse_annotations(annotations_of_file, images, categories, wanted, set(), faults):
         try:
             mask = _parse_mask(one.segmentation, size_of[one.image_id])
         except NoMaskError:

@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -161,7 +161,7 @@ def _in_evaluation_mode(model: Network) -> Iterator[None]:
 
 
 def _load_batches(
-    records: list[ImageRecord], processor: Mask2FormerDinov3ImageProcessor, batch_size: int
+    records: Sequence[ImageRecord], processor: Mask2FormerDinov3ImageProcessor, batch_size: int
 ) -> Generator[list[tuple[ImageRecord, Prepared]], None, None]:
     """Batches of prepared images; while the model works on one, the next is loaded."""
 

@@ -7,6 +7,7 @@ Read in this order:
 
     train          the run from top to bottom: data, model, loop
     run            the parts of a run, its evaluations, and what it saves
+    shared_data    read the data set once per machine
     build_model    options and data -> model and image processor
     finetuning     which part of the backbone is trained: all, the last blocks, adapters, or nothing
     optimizer      AdamW and the schedule: learning rate and weight decay of each parameter

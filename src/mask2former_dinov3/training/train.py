@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ from .metrics_log import MetricsLog
 from .optimizer import build_optimizer, build_scheduler
 from .resume import load_progress, restore_optimization
 from .run import Run, describe_run
+from .shared_data import share_data
 from .signals import StopRequest, ignore_signals
 
 logger = logging.getLogger(__name__)
@@ -57,16 +59,16 @@ def train(config: TrainConfig) -> Metrics:
     with end_processes_at_exit(accelerator):
         if config.resume_from_checkpoint is not None:  # before the data and the model, which take minutes
             find_checkpoint(config.resume_from_checkpoint, Path(config.output_dir))
-        data = load_data(config)
-        config = resolve_auto(config, data["train"])
-        run_on_main(accelerator, lambda: prepare_folder(config))
-        repo = run_on_main(accelerator, lambda: prepare_hub_repository(config))
-        run, wrapped = start_run(config, accelerator, data)
-        run_on_main(accelerator, lambda: write_config(config))
-        if config.with_tracking:
-            flat = {k: v for k, v in config.model_dump().items() if isinstance(v, int | float | str | bool)}
-            accelerator.init_trackers("tracking", config=flat)
-        loop(run, wrapped)
+        with share_data(accelerator, Path(config.output_dir), partial(load_data, config)) as data:
+            config = resolve_auto(config, data["train"])
+            run_on_main(accelerator, lambda: prepare_folder(config))
+            repo = run_on_main(accelerator, lambda: prepare_hub_repository(config))
+            run, wrapped = start_run(config, accelerator, data)
+            run_on_main(accelerator, lambda: write_config(config))
+            if config.with_tracking:
+                flat = {k: v for k, v in config.model_dump().items() if isinstance(v, int | float | str | bool)}
+                accelerator.init_trackers("tracking", config=flat)
+            loop(run, wrapped)
     if repo is not None:  # on the main process; the others need not wait for the upload
         folder, private = best_folder(run.output_dir), config.hub_private_repo
         logger.info("uploading %s to %s", folder, repo)
