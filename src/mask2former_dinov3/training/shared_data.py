@@ -37,7 +37,7 @@ def share_data(accelerator: Accelerator, output_dir: Path, load: Callable[[], Sp
         return
     data = run_on_all(accelerator, lambda: _write(load(), folder) if is_reader else None)
     try:
-        yield run_on_all(accelerator, lambda: _open(folder)) if data is None else data
+        yield run_on_all(accelerator, lambda: _open(folder) if data is None else data)
     finally:
         if is_reader:
             shutil.rmtree(folder, ignore_errors=True)
