@@ -70,7 +70,8 @@ def _make_annotations(rng: np.random.Generator, first: int, count: int, images: 
     boxes = np.concatenate([low, high - low], 1).round(2)
     (x, y), (next_x, next_y) = np.moveaxis(points, -1, 0), np.moveaxis(np.roll(points, -1, 1), -1, 0)
     areas = np.abs((x * next_y - next_x * y).sum(1)) / 2
-    entry = '{{"segmentation": [{}], "area": {:.4f}, "iscrowd": 0, "image_id": {}, "bbox": {}, "category_id": {}, "id": {}}}'
+    entry = '{{"segmentation": [{}], "area": {:.4f}, "iscrowd": 0, "image_id": {}, "bbox": {}, "category_id": {}, '
+    entry += '"id": {}}}'
     image_ids, classes = rng.integers(1, images + 1, count), rng.integers(1, CLASSES + 1, count)
     return [
         entry.format(

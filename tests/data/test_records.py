@@ -16,6 +16,7 @@ from mask2former_dinov3.data.coco import CocoData, ImageRecord, parse_coco, pars
 from mask2former_dinov3.data.json_stream import NotStreamableError, stream_lists
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.data.records import load_table, make_table
+from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.sample_data import SAMPLE
 
 
@@ -148,7 +149,7 @@ def test_parse_coco__a_damaged_large_file_is_named(tmp_path: Path, monkeypatch: 
         (text.replace('"categories"', '"classes"'), "categories: expected a list, got nothing"),
     ):
         split.annotations.write_text(damaged)
-        with pytest.raises(coco.DatasetError) as caught:
+        with pytest.raises(DatasetError) as caught:
             read_coco(split)
         assert str(split.annotations) in str(caught.value)
         assert message in str(caught.value)
