@@ -10,7 +10,9 @@ Read in this order:
     layout         find annotation files and image folders
     numbers        parse numbers and ids: 12, 12.0 and "12"
     faults         collect faults of a file and report them together
+    read_rules     what crowd regions and incomplete images mean
     coco_json      read a COCO file and parse its entries
+    locate         find the image files that an annotation file names
     rle            read and write run-length codes of masks
     segmentation   parse and rasterise polygons and run-length codes
     coco           read a split into checked records

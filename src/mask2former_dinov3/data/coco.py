@@ -7,22 +7,33 @@ errors.
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import DatasetError, mismatch
-from .coco_json import AnnotationEntry, Box, list_entries, parse_annotations, parse_entries, parse_size, read_coco_json
-from .faults import ADVICE, Fault, FaultReport, quote
+from ..errors import DatasetError
+from .coco_json import (
+    AnnotationEntry,
+    Box,
+    BrokenIds,
+    list_sections,
+    parse_annotations,
+    parse_categories,
+    parse_images,
+    read_content,
+)
+from .faults import ADVICE, Fault, FaultReport
 from .layout import Split
-from .numbers import whole_number
+from .locate import locate_images
+from .read_rules import IncompleteRule, ReadRules, note_dropped
 from .segmentation import (
+    MALFORMED_MASK,
     EmptyMaskError,
     NoMaskError,
     Segmentation,
+    StrayParts,
     parse_segmentation,
+    polygons_to_runs,
     segmentation_area,
     segmentation_box,
 )
@@ -69,11 +80,17 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class CocoData:
-    """The records of a split: its annotation file, K categories in the order of their ids, images in file order."""
+    """The records of a split: its annotation file, K categories in the order of their ids, images in file order.
+
+    elsewhere: files of images of the file that are not in `images`: with a faulty entry, or left out by `rules`. rules:
+    how the annotations were read; evaluation reads them in the same way.
+    """
 
     annotations: Path
     categories: tuple[Category, ...]
     images: list[ImageRecord]
+    elsewhere: tuple[Path, ...] = ()
+    rules: ReadRules = field(default_factory=ReadRules)
 
 
 def read_coco(split: Split) -> CocoData:
@@ -94,94 +111,81 @@ def parse_coco(split: Split) -> tuple[CocoData, list[Fault]]:
 
 
 def _parse(split: Split) -> tuple[CocoData, FaultReport]:
+    content, _ = read_content(split.annotations)
     faults = FaultReport(str(split.annotations))
-    content = read_coco_json(split.annotations)
-    sections = {name: list_entries(content, name, faults) for name in ("images", "annotations", "categories")}
-    for name in ("images", "categories"):
-        if content.get(name) == []:
-            faults.add_error(f"{name}: {mismatch('at least one entry', 'an empty list')}")
-    categories = _parse_categories(sections["categories"], sections["annotations"], faults)
-    images = _parse_images(sections["images"], split, faults)
+    broken = BrokenIds()
+    sections = list_sections(content, faults)
+    names = parse_categories(sections["categories"], sections["annotations"], faults, broken)
+    categories = tuple(Category(*pair) for pair in names.items())
+    images, elsewhere = _parse_images(sections["images"], split, faults, broken)
     labels = {category.id: label for label, category in enumerate(categories)}
-    for entry in parse_annotations(sections["annotations"], images, labels, split.image_ids, faults):
+    masks, strays = MaskFaults(faults, split.rules.incomplete_images), StrayParts()
+    entries = parse_annotations(
+        sections["annotations"], images, labels, split.image_ids, faults, broken, split.rules.crowd
+    )
+    for entry in entries:
         image = images[entry.image_id]
         try:
-            image.annotations.append(_complete_annotation(entry, labels[entry.category_id], image))
-        except NoMaskError:
-            reason = "no segmentation (a box alone trains no mask); left out of training"
-            faults.add_warning(reason, image.id, entry.id)
-        except EmptyMaskError as error:
-            faults.add_warning(f"{error}; left out of training", image.id, entry.id)
+            annotation = _complete_annotation(entry, labels[entry.category_id], image)
         except DatasetError as error:
-            faults.add_error(str(error), image.id, entry.id)
-    chosen = [image for image in images.values() if split.image_ids is None or image.id in split.image_ids]
-    return CocoData(split.annotations, categories, chosen), faults
-
-
-def _parse_categories(
-    entries: Sequence[object], annotations: Sequence[object], faults: FaultReport
-) -> tuple[Category, ...]:
-    """The categories in the order of their ids."""
-    found: dict[int, Category] = {}
-    for category_id, entry in parse_entries(entries, "categories", faults):
-        name = str(entry.get("name") or "").strip()
-        if name:
-            found[category_id] = Category(category_id, name)
+            masks.add(error, entry)
         else:
-            faults.add_error(f"category {category_id}: {mismatch('a name', quote(entry.get('name')))}")
-    names = Counter(category.name for category in found.values())
-    if any(count > 1 for count in names.values()):
-        # Roboflow writes its project as category 0, sometimes under the name of the one real class.
-        used = {whole_number(entry.get("category_id")) for entry in annotations if isinstance(entry, Mapping)}
-        for category in list(found.values()):
-            if names[category.name] > 1 and category.id not in used:
-                names[category.name] -= 1
-                del found[category.id]
-                name = quote(category.name)
-                faults.add_note(f"category {category.id} {name}: left out, a name of two categories and no instances")
-        for name, count in names.items():
-            if count > 1:
-                got = f"{count} called {quote(name)}"
-                faults.add_error(f"categories: {mismatch('a name of its own for each', got, 'rename or merge them')}")
-    return tuple(found[category_id] for category_id in sorted(found))
+            image.annotations.append(annotation)
+            strays.count(annotation.segmentation, entry.segmentation, (image.id, entry.id))
+    strays.report(faults)
+    chosen = [image for image in images.values() if split.image_ids is None or image.id in split.image_ids]
+    if split.rules.incomplete_images == "drop":
+        incomplete = [image for image in chosen if image.id in masks.incomplete]
+        note_dropped([image.id for image in incomplete], faults)
+        chosen = [image for image in chosen if image.id not in masks.incomplete]
+        elsewhere += [image.path for image in incomplete]
+    faults.group_alike()
+    return CocoData(split.annotations, categories, chosen, tuple(elsewhere), split.rules), faults
 
 
-def _parse_images(entries: Sequence[object], split: Split, faults: FaultReport) -> dict[int, ImageRecord]:
-    """All sound images of the file by id, without annotations yet."""
+def _parse_images(
+    entries: Sequence[object], split: Split, faults: FaultReport, broken: BrokenIds
+) -> tuple[dict[int, ImageRecord], list[Path]]:
+    """All sound images of the file by id, without annotations yet, and the paths of the others that have one."""
+    found = parse_images(entries, faults, broken)
+    names = {image_id: image.file_name for image_id, image in found.items()}
+    paths, refused = locate_images(names, split, faults)
+    broken.images.update(refused)
     images: dict[int, ImageRecord] = {}
-    first_of_file: dict[str, int] = {}
-    for image_id, entry in parse_entries(entries, "images", faults):
-        name = entry.get("file_name")
-        if not isinstance(name, str) or not name:
-            faults.add_error(f"file_name: {mismatch('the name of a file', quote(name))}", image_id)
-            continue
-        try:
-            size = parse_size(entry)
-        except DatasetError as error:
-            faults.add_error(f"{name}: {error}", image_id)
-            continue
-        images[image_id] = ImageRecord(image_id, name, _locate(name, split), *size, [])
-        if name in first_of_file:
-            other = first_of_file[name]
-            faults.add_warning(
-                f"{name}: the same file as image {other}; check whether its instances are split", image_id
-            )
-        first_of_file.setdefault(name, image_id)
-    return images
+    others: list[Path] = []
+    for image_id, path in paths.items():
+        name, height, width = found[image_id]
+        if image_id in broken.images:
+            others.append(path)
+        else:
+            images[image_id] = ImageRecord(image_id, name, path, height, width, [])
+    return images, others
 
 
-def _locate(file_name: str, split: Split) -> Path:
-    """The path of an image: its name under the image folder, as an absolute path, under the folder of the annotations
-    or the one above the images; or, where a tool wrote a path of its own machine, the bare name in the image folder."""
-    name = file_name.replace("\\", "/")
-    expected = split.images / name  # an absolute name stays as it is
-    bare = name.rsplit("/", 1)[-1]
-    if os.path.isfile(expected) or bare == "":
-        return expected
-    for folder, relative in ((split.annotations.parent, name), (split.images.parent, name), (split.images, bare)):
-        if os.path.isfile(folder / relative):
-            return folder / relative
-    return expected
+class MaskFaults:
+    """Collects what is wrong with masks while a file is read. incomplete: ids of images with an object left out."""
+
+    def __init__(self, faults: FaultReport, rule: IncompleteRule) -> None:
+        self.incomplete: set[int] = set()
+        self._faults = faults
+        self._left_out = _LEFT_OUT[rule]
+
+    def add(self, error: DatasetError, entry: AnnotationEntry) -> None:
+        """Add an error for a malformed mask, a warning for an annotation without one or without a pixel."""
+        if isinstance(error, EmptyMaskError):
+            self.incomplete.add(entry.image_id)
+            missing = isinstance(error, NoMaskError)
+            reason = "no segmentation (a box alone trains no mask)" if missing else str(error)
+            kind = "no mask" if missing else "empty mask"
+            self._faults.add_warning(f"{reason}; {self._left_out}", entry.image_id, entry.id, kind)
+        else:
+            self._faults.add_error(str(error), entry.image_id, entry.id, MALFORMED_MASK)
+
+
+_LEFT_OUT: dict[IncompleteRule, str] = {
+    "keep": "left out of training, where the object is background; incomplete_images drop leaves its image out",
+    "drop": "left out of training with its image",
+}
 
 
 def _complete_annotation(entry: AnnotationEntry, label: int, image: ImageRecord) -> Annotation:
@@ -194,5 +198,13 @@ def _complete_annotation(entry: AnnotationEntry, label: int, image: ImageRecord)
         segmentation=segmentation,
         iscrowd=entry.iscrowd,
         bbox=segmentation_box(segmentation) if entry.box is None else entry.box,
-        area=segmentation_area(segmentation) if entry.area is None else entry.area,
+        area=_mask_area(segmentation, image) if entry.area is None else entry.area,
     )
+
+
+def _mask_area(segmentation: Segmentation, image: ImageRecord) -> float:
+    """Square pixels of a mask; of an outline whose halves cancel, as in an hourglass, the pixels that it covers."""
+    area = segmentation_area(segmentation)
+    if area == 0 and isinstance(segmentation, list):
+        return float(polygons_to_runs(segmentation, image.height, image.width)[1::2].sum())
+    return area
