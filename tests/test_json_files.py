@@ -59,7 +59,10 @@ def test_read_json__missing_files_folders_and_repeated_keys(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "got"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", "a pointer of Git LFS, not the file; run `"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n",
+            "a pointer of Git LFS, not the file; run `",
+        ),
         (gzip.compress(b"{}"), "a gzip file; decompress it"),
         (bz2.compress(b"{}"), "a bzip2 file; decompress it"),
         (lzma.compress(b"{}"), "an xz file; decompress it"),

@@ -163,6 +163,47 @@ def test_check_data__nothing_to_train_on(make_toy_dataset: Callable[..., Path]) 
     assert report.splits["train"].statistics.instances == 11
 
 
+def test_check_data__a_split_with_a_part_of_the_classes_is_a_note_with_others_an_error(
+    make_toy_dataset: Callable[..., Path],
+) -> None:
+    root = make_toy_dataset()
+
+    def only_bars(content: dict[str, Any]) -> None:
+        content["categories"] = content["categories"][1:]
+        content["annotations"] = [one for one in content["annotations"] if one["category_id"] == 7]
+
+    edit(root, only_bars, "valid")
+    report = check(root, full=False)
+    assert report.errors == []
+    assert found(report, "note", "valid") == ['categories: 1 of the 2 classes of train; ["disc"] are not scored here']
+    edit(root, lambda content: content["categories"].append({"id": 9, "name": "ring"}), "valid")
+    assert found(check(root, full=False), "error", "valid") == [
+        'categories: expected the classes of train, ["bar", "disc"], got ["bar", "ring"]'
+    ]
+
+
+def test_check_data__a_split_all_of_whose_images_are_left_out(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset(valid=1)
+    edit(root, lambda content: content["annotations"][0].update(segmentation=None), "valid")
+    splits, _ = find_splits(root, rules=ReadRules(incomplete_images="drop"))
+    report = check_data(splits, full=False)
+    assert found(report, "error", "valid") == ["valid: expected an image, got none: all are left out"]
+    assert not [one for one in found(report, "warning", "valid") if "not in the annotations" in one]
+
+
+def test_check_data__sizes_of_zero_are_one_line(make_toy_dataset: Callable[..., Path]) -> None:
+    """Not also a line for each annotation, each file that seems unlisted, and for nothing to train on."""
+    root = make_toy_dataset()
+    edit(root, lambda content: [image.update(height=0, width=0) for image in content["images"]])
+    report = check(root, full=False)
+    (error,) = report.errors
+    assert error.reason == (
+        "6 images, for example: 000.png: height and width: expected whole numbers of pixels above 0, got 0 and 0"
+    )
+    assert len(error.places) == 6
+    assert found(report, "warning") == []
+
+
 def test_check_data__a_class_without_instances_is_a_note(make_toy_dataset: Callable[..., Path]) -> None:
     root = make_toy_dataset()
     for split in ("train", "valid"):

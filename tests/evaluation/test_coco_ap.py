@@ -308,7 +308,9 @@ def test_evaluate_coco__says_what_is_wrong_with_the_files(tmp_path: Path) -> Non
         evaluate_coco(broken, [])
     with pytest.raises(DatasetError, match=r"expected COCO results \(a JSON list of objects\), got a folder"):
         evaluate_coco(scene.truth, tmp_path)
-    with pytest.raises(DatasetError, match=r'annotations: expected the keys images, annotations and categories, got \["pict'):
+    with pytest.raises(
+        DatasetError, match=r'annotations: expected the keys images, annotations and categories, got \["pict'
+    ):
         evaluate_coco({"pictures": []}, [])
     with pytest.raises(DatasetError, match=r"predictions: expected COCO results \(a list of objects\), got an object"):
         evaluate_coco(scene.truth, scene.truth)  # type: ignore[arg-type]  # annotations instead of results

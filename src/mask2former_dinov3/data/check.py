@@ -240,7 +240,12 @@ def _check_content(
 
 
 def _nothing_to_use(name: str, statistics: Statistics) -> Fault:
-    """The fault of a split without an instance: an error in train, a warning where AP is then undefined."""
+    """The fault of a split without an instance: an error in train, a warning where AP is then undefined.
+
+    Without an image it is an error everywhere.
+    """
+    if not statistics.images:
+        return Fault("error", None, None, f"{name}: {mismatch('an image', 'none: all are left out')}", "no image")
     crowds, advice = "none", ""
     if statistics.crowd_regions:
         crowds = f"none but {count_of(statistics.crowd_regions, 'crowd region')}, which do not count"

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from ..errors import mismatch
 from .faults import FaultReport, Place, count_of
 
 if TYPE_CHECKING:
@@ -62,10 +63,14 @@ def locate_images(names: Mapping[int, str], split: Split, faults: FaultReport) -
     used = {image_id: (names[image_id], shortened[image_id]) for image_id in shortened if image_id not in refused}
     _note_shortened(used, split, faults)
     absent = {image_id: os.path.join(split.images, _slashes(names[image_id])) for image_id in missing}
+    outside = [key for key, path in absent.items() if key not in shortened and not search.may_take(path)]
+    for image_id in outside:
+        expected = mismatch(f"an image file below {split.images}", "a path outside it, and no file of its name")
+        faults.add_error(f"{names[image_id]}: {expected}", image_id, kind=NOT_FOUND)
     paths = {image_id: Path(path) for image_id, path in (absent | found | shortened).items()}
     nowhere = {key: os.path.normpath(path) for key, path in absent.items() if key not in shortened}
     _warn_of_shared_files(nowhere, names, faults)
-    return {image_id: paths[image_id] for image_id in names}, refused
+    return {image_id: paths[image_id] for image_id in names}, refused.union(outside)
 
 
 class _Listing:
@@ -114,7 +119,7 @@ class _Search:
         self._images = str(split.images)
         roots = (self._images, str(split.annotations.parent), str(split.images.parent))
         self._roots = tuple({os.path.abspath(root): root for root in reversed(roots)}.values())[::-1]
-        self._inside = os.path.abspath(self._images) if split.only_images else None
+        self._only = os.path.abspath(self._images) if split.only_images else None
         self._listings: dict[str, _Listing] = {}
         self._folders: dict[tuple[str, str, bool], str | None] = {}
         self._real: dict[str, str] = {}
@@ -152,6 +157,11 @@ class _Search:
                 self._bare_names.update(map(_spelling, files))
         return self._bare_names[_spelling(name)]
 
+    def may_take(self, path: str) -> bool:
+        """Whether a path is not outside the only folder to search, if there is only one."""
+        place = os.path.abspath(path)
+        return self._only is None or place == self._only or place.startswith(self._only.rstrip(os.sep) + os.sep)
+
     def is_bare(self, path: str) -> bool:
         """Whether a path that was found lies directly in the image folder."""
         return os.path.dirname(path) == self._images
@@ -183,11 +193,7 @@ class _Search:
             path: str | None = os.path.join(root, parent) if parent else root  # an absolute parent replaces the root
             if not os.path.isdir(path or ""):
                 path = None if exact or parent.startswith("/") else self._respell_folder(root, parent)
-            if path is not None and self._inside is not None:
-                inside = os.path.abspath(path)
-                if inside != self._inside and not inside.startswith(self._inside.rstrip(os.sep) + os.sep):
-                    path = None
-            self._folders[key] = path
+            self._folders[key] = path if path is not None and self.may_take(path) else None
         return self._folders[key]
 
     def _respell_folder(self, root: str, parent: str) -> str | None:
