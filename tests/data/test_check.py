@@ -125,17 +125,18 @@ def test_check_data__exif_orientation_is_a_note_and_explains_swapped_sizes(
     edit(root, lambda content: content.update(annotations=[a for a in content["annotations"] if a["image_id"] != 11]))
     report = check(root)
     assert [note[:44] for note in found(report, "note")] == [
-        "image 10: 000.png: EXIF orientation 6 is not",
-        "image 11: 001.png: EXIF orientation 6 is not",
+        "2 images, for example: 000.png: EXIF orienta",
     ]
+    assert [fault.places for fault in report.splits["train"].of("note")] == [[(10, None), (11, None)]]
     assert len(report.errors) == 1
     assert "as EXIF rotates it" in report.errors[0].reason
 
 
 def test_check_data__more_instances_than_queries(toy_dataset: Path) -> None:
     warnings = found(check(toy_dataset, num_queries=1), "warning")
-    assert len(warnings) == 5
-    assert warnings[0] == "image 10: 000.png: 2 instances, more than num_queries (1)"
+    assert warnings == [
+        "5 images, for example: 000.png: 2 instances, more than num_queries (1) (images 10, 11, 12, 14, 15)"
+    ]
 
 
 def test_check_data__nothing_to_train_on(make_toy_dataset: Callable[..., Path]) -> None:
@@ -235,7 +236,9 @@ def test_check_data__a_divided_file_reports_its_faults_once(make_toy_dataset: Ca
 def test_check_data__the_same_file_for_train_and_valid_is_an_overlap(toy_dataset: Path) -> None:
     file = toy_dataset / "train" / "_annotations.coco.json"
     splits, notes = find_splits(None, train_annotations=file, valid_annotations=file)
-    assert len(found(check_data(splits, notes, full=False), "warning", "valid")) == 6
+    (warning,) = check_data(splits, notes, full=False).splits["valid"].of("warning")
+    assert warning.reason.startswith("6 images, for example: 000.png: the same image as image 10 of train")
+    assert len(warning.places) == 6
 
 
 def test_check_data__an_unreadable_annotation_file_is_a_fault_like_others(

@@ -154,6 +154,14 @@ def test_locate_images__a_file_that_may_be_anothers_is_not_taken(
     assert all(path.is_file() for path in data.elsewhere)
 
 
+@pytest.mark.parametrize("names", [["day1/0001.png", "day2/0001.png"], ["day1/0001.png", "/x/0001.png"]])
+def test_locate_images__one_file_never_stands_for_two_names(names: list[str], tmp_path: Path) -> None:
+    """Also where no image of the file is found under its own name."""
+    data, faults = locate(tmp_path, names, ["images/0001.png"])
+    assert data.images == []
+    assert [(fault.severity, fault.places) for fault in faults] == [("error", [(1, None), (2, None)])]
+
+
 @pytest.mark.parametrize("only", [False, True])
 @pytest.mark.parametrize("missing", ["day2/0001.png", "day2\\0001.png", "deep/er/0001.png"])
 def test_locate_images__a_missing_file_is_not_replaced_by_one_of_its_bare_name(
@@ -253,7 +261,12 @@ def test_locate_images__asks_for_folders_not_for_every_file(tmp_path: Path, monk
     calls: list[str] = []
     for owner, name in ((os, "scandir"), (os.path, "isfile"), (os.path, "realpath"), (os, "stat"), (os, "lstat")):
         original = getattr(owner, name)
-        monkeypatch.setattr(owner, name, lambda *args, _o=original, _n=name, **kw: calls.append(_n) or _o(*args, **kw))
+
+        def counted(*args: Any, _original: Any = original, _name: str = name, **kwargs: Any) -> Any:
+            calls.append(_name)
+            return _original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
     data, faults = parse_coco(Split("train", file, tmp_path))
     monkeypatch.undo()
     assert len(calls) < 60

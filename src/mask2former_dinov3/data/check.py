@@ -181,6 +181,8 @@ def check_data(
     _compare_images(reports, by_content=full)
     for name, unlisted in _find_unlisted_files(splits, reports).items():
         reports[name].faults += unlisted
+    for report in reports.values():
+        FaultReport(str(report.annotations), report.faults).group_alike()
     return Report(reports, list(notes))
 
 

@@ -141,6 +141,7 @@ def evaluate_model(
         if model is None or images is None:
             raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
         data = _read_checked(Path(annotations), Path(images), ReadRules() if rules is None else rules)
+        truth = read_ground_truth(annotations, rules=rules)
         network, processor = load_model(model, device)
         check_writable(output)
         start = time.perf_counter()
@@ -148,7 +149,6 @@ def evaluate_model(
             network, processor, data, batch_size=batch_size, max_detections=max_detections, progress=progress
         )
         write_text(output / "predictions.json", json.dumps(results) + "\n")
-        truth = read_ground_truth(annotations, rules=rules)
         metrics = score_results(truth, read_results(results, truth), max_detections)
         if network.config.num_queries < max_detections:
             metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")
