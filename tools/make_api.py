@@ -20,6 +20,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     "pipeline": ("InstanceSegmentationPipeline",),
     "data.check": ("check_data", "Report"),
     "data.layout": ("find_splits", "Split"),
+    "data.read_rules": ("ReadRules",),
     "data.coco": ("read_coco", "CocoData"),
     "data.dataset": ("CocoInstanceDataset", "collate"),
     "data.transforms": ("Augmentation",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -41,13 +42,19 @@ def parse_json(
             raise raises(f"{path}: keys given twice: {', '.join(repeated)}; keep one of each")
         return dict(pairs)
 
+    if other := describe_other_format(data):
+        raise raises(f"{path}: {mismatch(expected, *other)}")
     try:
         return json.loads(data, object_pairs_hook=check_keys if unique_keys else None)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.doc[: error.pos].rstrip().endswith(("}", "]")) and error.lineno > 1:
+            got = f"several JSON values (the second in line {error.lineno}), as in a JSON Lines file"
+            raise raises(f"{path}: {mismatch(expected, got, 'put them into one value')}") from error
         got = f"invalid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
         raise raises(f"{path}: {mismatch(expected, got, 'check whether the file is complete')}") from error
     except UnicodeDecodeError as error:
-        raise raises(f"{path}: {mismatch(expected, 'bytes that are not text')}") from error
+        advice = "save it as UTF-8; files in Windows-1252 or Latin-1 are not read"
+        raise raises(f"{path}: {mismatch(expected, 'bytes that are not text in UTF-8', advice)}") from error
     except ValueError as error:  # a number of more digits than Python converts
         raise raises(f"{path}: {mismatch(expected, f'JSON that cannot be read ({error})')}") from error
     except RecursionError as error:
@@ -72,6 +79,50 @@ def _check_object(content: object, path: Path | str, expected: str, raises: type
     if not isinstance(content, dict):
         raise raises(f"{path}: {mismatch(expected, describe(content))}")
     return content
+
+
+_BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
+    (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS, not the file", "run `git lfs pull`"),
+    (b"PK\x03\x04", "a zip file", "unzip it"),
+    (b"PK\x05\x06", "an empty zip file", "download it again"),
+    (b"\x1f\x8b", "a gzip file", "decompress it with gunzip or tar"),
+    (b"BZh", "a bzip2 file", "decompress it with bunzip2"),
+    (b"\xfd7zXZ\x00", "an xz file", "decompress it with unxz"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", "decompress it with unzstd"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z file", "extract it"),
+    (b"Rar!", "a RAR file", "extract it"),
+    (b"PAR1", "a Parquet file", "export it as JSON"),
+    (b"SQLite format 3", "an SQLite file", "export it as JSON"),
+    (b"%PDF", "a PDF file", ""),
+    (b"\x89PNG", "a PNG image", ""),
+    (b"\xff\xd8\xff", "a JPEG image", ""),
+    (b"II*\x00", "a TIFF image", ""),
+    (b"MM\x00*", "a TIFF image", ""),
+    (b"GIF8", "a GIF image", ""),
+    *((bytes((0x80, version)), "a Python pickle", "export it as JSON") for version in (2, 3, 4, 5)),
+    (b"\x89HDF", "an HDF5 file", "export it as JSON"),
+)
+_LOOKED_AT = 4096  # bytes
+
+
+def describe_other_format(data: bytes) -> tuple[str, str] | None:
+    """What a file is that is clearly no JSON, and what to do, for messages; None for what may be JSON."""
+    for beginning, kind, advice in _BEGINNINGS:
+        if data.startswith(beginning):
+            return kind, advice
+    start = data[:_LOOKED_AT]
+    if not start.strip():
+        return "an empty file", "check whether it was written or downloaded completely"
+    if not start.strip(b"\x00"):
+        return "a file of zeros", "copy or download it again"
+    text = start.removeprefix(b"\xef\xbb\xbf").decode(
+        "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1", "ignore"
+    )
+    if not text.lstrip().startswith("<"):
+        return None
+    if re.match(r"\s*<(!doctype html|html|head|body)\b", text, re.IGNORECASE):
+        return "an HTML page", "it may be the page of a login or an error: download the file itself"
+    return "an XML file", "export the annotations as JSON"
 
 
 def is_integer(value: object) -> TypeGuard[int]:

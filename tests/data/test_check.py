@@ -19,6 +19,7 @@ from mask2former_dinov3.data.achievable_ap import mask_ceilings
 from mask2former_dinov3.data.check import Report, check_data
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split, find_splits
+from mask2former_dinov3.data.read_rules import ReadRules
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from support.coco import rle_of
@@ -64,7 +65,7 @@ def test_check_data__lists_everything_at_once(make_toy_dataset: Callable[..., Pa
     def change(content: dict[str, Any]) -> None:
         content["images"][3]["width"] = 33
         content["annotations"][0]["category_id"] = 99
-        content["annotations"][1]["segmentation"] = [[1, 1, 5, 5]]
+        content["annotations"][1]["segmentation"] = [[1, 1, 5, 1, 5]]
         content["annotations"][2]["segmentation"] = []
 
     edit(root, change)
@@ -76,7 +77,7 @@ def test_check_data__lists_everything_at_once(make_toy_dataset: Callable[..., Pa
     report = check(root)
     errors = found(report, "error")
     assert errors[0] == "image 10, annotation 1: category_id: expected the id of one of the categories, got 99"
-    assert errors[1] == "image 10, annotation 2: polygon: expected at least 3 points, got 2"
+    assert errors[1] == "image 10, annotation 2: polygon: expected an even count of numbers (x, y, x, y, …), got 5"
     assert errors[2].startswith("image 11: ")
     assert "001.png: expected a readable image file, got one that is damaged or cut short" in errors[2]
     assert errors[3] == f"image 12: {train / '002.png'}: expected an image file, got no such file"
@@ -85,7 +86,10 @@ def test_check_data__lists_everything_at_once(make_toy_dataset: Callable[..., Pa
     )
     assert len(errors) == 5
     warnings = found(report, "warning")
-    assert warnings[0] == "image 11, annotation 3: no segmentation (a box alone trains no mask); left out of training"
+    assert warnings[0] == (
+        "image 11, annotation 3: no segmentation (a box alone trains no mask); left out of training, where the object "
+        "is background; incomplete_images drop leaves its image out"
+    )
     assert warnings[1] == f"{train / 'stray.JPG'}: in the image folder, not in the annotations"
     assert len(warnings) == 2
     assert found(report, "warning", "valid") == [
@@ -121,9 +125,9 @@ def test_check_data__exif_orientation_is_a_note_and_explains_swapped_sizes(
     edit(root, lambda content: content.update(annotations=[a for a in content["annotations"] if a["image_id"] != 11]))
     report = check(root)
     assert [note[:44] for note in found(report, "note")] == [
-        "image 10: 000.png: EXIF orientation 6 is not",
-        "image 11: 001.png: EXIF orientation 6 is not",
+        "2 images, for example: 000.png: EXIF orienta",
     ]
+    assert [fault.places for fault in report.splits["train"].of("note")] == [[(10, None), (11, None)]]
     assert len(report.errors) == 1
     assert "as EXIF rotates it" in report.errors[0].reason
 
@@ -147,9 +151,59 @@ def test_check_data__nothing_to_train_on(make_toy_dataset: Callable[..., Path]) 
     edit(root, lambda content: content.update(annotations=[]), "valid")
     report = check(root)
     assert found(report, "error") == [
-        "train: expected an instance with a mask to train on, got none (crowd regions do not count)"
+        "train: expected an instance with a mask to train on, got none but 11 crowd regions, which do not count; if "
+        "they are single objects, set crowd to instances"
     ]
     assert found(report, "error", "valid") == []
+    assert found(report, "warning", "valid") == [
+        "valid: expected an instance with a mask to score, got none: AP is undefined"
+    ]
+    splits, _ = find_splits(root, rules=ReadRules(crowd="instances"))
+    report = check_data(splits, full=False)
+    assert found(report, "error") == []
+    assert report.splits["train"].statistics is not None
+    assert report.splits["train"].statistics.instances == 11
+
+
+def test_check_data__a_split_with_a_part_of_the_classes_is_a_note_with_others_an_error(
+    make_toy_dataset: Callable[..., Path],
+) -> None:
+    root = make_toy_dataset()
+
+    def only_bars(content: dict[str, Any]) -> None:
+        content["categories"] = content["categories"][1:]
+        content["annotations"] = [one for one in content["annotations"] if one["category_id"] == 7]
+
+    edit(root, only_bars, "valid")
+    report = check(root, full=False)
+    assert report.errors == []
+    assert found(report, "note", "valid") == ['categories: 1 of the 2 classes of train; ["disc"] are not scored here']
+    edit(root, lambda content: content["categories"].append({"id": 9, "name": "ring"}), "valid")
+    assert found(check(root, full=False), "error", "valid") == [
+        'categories: expected the classes of train, ["bar", "disc"], got ["bar", "ring"]'
+    ]
+
+
+def test_check_data__a_split_all_of_whose_images_are_left_out(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset(valid=1)
+    edit(root, lambda content: content["annotations"][0].update(segmentation=None), "valid")
+    splits, _ = find_splits(root, rules=ReadRules(incomplete_images="drop"))
+    report = check_data(splits, full=False)
+    assert found(report, "error", "valid") == ["valid: expected an image, got none: all are left out"]
+    assert not [one for one in found(report, "warning", "valid") if "not in the annotations" in one]
+
+
+def test_check_data__sizes_of_zero_are_one_line(make_toy_dataset: Callable[..., Path]) -> None:
+    """Not also a line for each annotation, each file that seems unlisted, and for nothing to train on."""
+    root = make_toy_dataset()
+    edit(root, lambda content: [image.update(height=0, width=0) for image in content["images"]])
+    report = check(root, full=False)
+    (error,) = report.errors
+    assert error.reason == (
+        "6 images, for example: 000.png: height and width: expected whole numbers of pixels above 0, got 0 and 0"
+    )
+    assert len(error.places) == 6
+    assert found(report, "warning") == []
 
 
 def test_check_data__a_class_without_instances_is_a_note(make_toy_dataset: Callable[..., Path]) -> None:
@@ -183,7 +237,9 @@ def test_check_data__a_divided_file_reports_its_faults_once(make_toy_dataset: Ca
 def test_check_data__the_same_file_for_train_and_valid_is_an_overlap(toy_dataset: Path) -> None:
     file = toy_dataset / "train" / "_annotations.coco.json"
     splits, notes = find_splits(None, train_annotations=file, valid_annotations=file)
-    assert len(found(check_data(splits, notes, full=False), "warning", "valid")) == 6
+    (warning,) = check_data(splits, notes, full=False).splits["valid"].of("warning")
+    assert warning.reason.startswith("6 images, for example: 000.png: the same image as image 10 of train")
+    assert len(warning.places) == 6
 
 
 def test_check_data__an_unreadable_annotation_file_is_a_fault_like_others(
@@ -206,21 +262,23 @@ def test_check_data__progress_counts_every_image(toy_dataset: Path) -> None:
 
 def test_report__text_is_cut_where_asked_and_json_is_not(make_toy_dataset: Callable[..., Path]) -> None:
     root = make_toy_dataset()
-    edit(root, lambda content: [one.update(category_id=1) for one in content["annotations"]])
+    edit(root, lambda content: [one.update(category_id=1) for one in content["annotations"][:4]])
+    edit(root, lambda content: [one.update(iscrowd=3) for one in content["annotations"][4:6]])
+    edit(root, lambda content: [one.update(segmentation=[[1, 2, 3]]) for one in content["annotations"][6:7]])
     report = check(root)
-    assert "… and 9 more; check-data --json FILE lists all" in report.text(limit=3)
+    assert "… and 2 more; check-data --json FILE lists all" in report.text(limit=1)
     assert "more; check-data" not in report.text(limit=None)
     stored = json.loads(json.dumps(report.to_json()))
-    assert stored["errors"] == 12
-    assert len([one for one in stored["splits"]["train"]["faults"] if one["severity"] == "error"]) == 12
+    assert stored["errors"] == 3
+    assert len([one for one in stored["splits"]["train"]["faults"] if one["severity"] == "error"]) == 3
     assert stored["splits"]["train"]["statistics"]["images"] == 6
     assert stored["splits"]["train"]["faults"][0] == {
         "severity": "error",
         "image_id": 10,
         "annotation_id": 1,
-        "reason": "category_id: expected the id of one of the categories, got 1",
-        "kind": "",
-        "more": [],
+        "reason": "4 annotations: category_id: expected the id of one of the categories, got 1",
+        "kind": "unknown category",
+        "more": [[10, 2], [11, 3], [11, 4]],
     }
 
 

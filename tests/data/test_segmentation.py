@@ -14,6 +14,7 @@ from mask2former_dinov3.data.segmentation import (
     CompressedRle,
     EmptyMaskError,
     compress_runs,
+    count_stray_parts,
     parse_segmentation,
     polygons_to_runs,
     rle_window,
@@ -135,17 +136,22 @@ def test_parse_segmentation__all_three_forms() -> None:
         (7, "expected a list of polygons or an RLE object, got a number"),
         ([1, 1, 4, 1, 4, 4], "got a list of numbers; put the polygon into a list"),
         ([[1, 1, 4, 1, 4]], r"expected an even count of numbers .*, got 5"),
-        ([[1, 1, 4, 4]], "expected at least 3 points, got 2"),
-        ([[]], "expected at least 3 points, got 0"),
+        ([[1, 1, 4, 4]], "expected at least 3 points, got 2; COCO's API reads 4 numbers as a box"),
+        ([[1, 1, 4, 4], [2, 2]], "expected at least 3 points, got 2; COCO's API reads 4 numbers as a box"),
+        ([[1, 1], [4, 1], [4, 4]], r"got a list of points \[x, y\]; write x, y, x, y, … in one list"),
+        ([[1, 1], [4, 1]], r"got a list of points \[x, y\]"),
+        ([[1, 1, 4], [1, 1, 4, 1, 4, 4]], r"expected an even count of numbers .*, got 3"),
         ([[1, 1, 4, 1, 4, float("nan")]], "got NaN or infinity"),
         ([[1, 1, 4, 1, 4, None]], "flat list of numbers .*, got null"),
         ([[1, 1, 4, 1, 4, float("inf")]], "got NaN or infinity"),
         ([[1, 1, 4, 1, 4, 1e9]], r"expected coordinates within 100000 pixels, got 1e\+09"),
         ([[1, 1, 4, 1, 4, "x"]], "flat list of numbers"),
-        ([[[1, 1], [4, 1], [4, 4]]], r"flat list of numbers .*, got \[1, 1\]"),
+        ([[[1, 1], [4, 1], [4, 4]]], r"flat list of numbers .*, got a list of points \[x, y\]; write x, y, x, y, … wi"),
+        ([[[1, 1], [4, 1], [4, 4]], [5, 5]], r"got a list of points \[x, y\]"),
         ([[1, [1], 4, 1, 4, 4]], "flat list of numbers"),
         ([[1, 1, 4, 1, 4, {}]], "flat list of numbers"),
-        ([[1, 1, 5, 1, 5, 5], {"size": [6, 8]}], "flat list of numbers"),
+        ([[1, 1, 5, 1, 5, 5], {"size": [6, 8]}], "got an RLE inside a list; take it out of the list"),
+        ([{"size": [6, 8], "counts": [0, 48]}], "got an RLE inside a list; take it out of the list"),
         ({"size": [8, 6], "counts": "0"}, "swap them"),
         ({"size": [5, 6], "counts": "0"}, r"of the image, \[6, 8\], got \[5, 6\]"),
         ({"counts": "0"}, "RLE size: .*, got null"),
@@ -168,6 +174,14 @@ def test_parse_segmentation__malformed_is_refused_with_the_reason(value: Any, me
     [
         (None, "^segmentation: expected a list of polygons or an RLE object, got null$"),
         ([], "^segmentation: expected a list of polygons or an RLE object, got an empty list$"),
+        ("", '^segmentation: expected a list of polygons or an RLE object, got ""$'),
+        ({}, "got {}$"),
+        ([[]], r"got \[\[\]\]$"),
+        ([[], []], r"got \[\[\], \[\]\]$"),
+        ([None], r"got \[null\]$"),
+        ([""], r"got \[\"\"\]$"),
+        ([[3, 3]], "^polygon of fewer than 3 points$"),
+        ([[3, 3], []], "^polygon of fewer than 3 points$"),
         ([[10, 1, 14, 1, 14, 4]], "outside the image: x 10 to 14, y 1 to 4; the image is 8 wide and 6 high"),
         ([[-4, 1, -1, 1, -1, 4]], "outside the image"),
         ([[1, 1, 4, 1, 2, 1]], "zero area"),
@@ -197,3 +211,38 @@ def test_parse_segmentation__what_passes_covers_a_pixel() -> None:
         passed += 1
         assert coco_mask.area(coco_mask.frPyObjects([part.ravel().tolist()], 20, 20)[0]) > 0
     assert min(passed, empty) > 300
+
+
+@pytest.mark.parametrize(
+    ("value", "strays"),
+    [
+        ([[1, 1, 5, 1, 5, 4]], 0),
+        ([[1, 1, 5, 1, 5, 4], [3, 3]], 1),
+        ([[3, 3], [1, 1, 5, 1, 5, 4], [0.5, 0.5, 2, 2]], 2),
+        ([[], [1, 1, 5, 1, 5, 4]], 1),
+        ([[1, 1, 5, 1, 5, 4], None, ""], 2),
+        ([["3", "3"], [1, 1, 5, 1, 5, 4]], 1),
+    ],
+)
+def test_parse_segmentation__parts_of_one_or_two_points_are_passed_over_and_counted(value: Any, strays: int) -> None:
+    shape = parse_segmentation(value, 6, 8)
+    assert isinstance(shape, list)
+    assert [part.tolist() for part in shape] == [[[1, 1], [5, 1], [5, 4]]]
+    assert count_stray_parts(value, shape) == strays
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        [4, 4, 20, 20, 20, 4, 4, 20],  # an hourglass: its halves cancel
+        [4, 4, 20, 4, 4, 20, 20, 20],
+        [2, 2, 8, 8, 8, 2, 2, 8, 2, 2, 10, 10, 10, 2, 2, 10],
+    ],
+)
+def test_parse_segmentation__outlines_that_cross_themselves_cover_pixels(outline: list[float]) -> None:
+    """Also where the shoelace formula gives no area: what counts is COCO's rasteriser."""
+    shape = parse_segmentation([outline], 24, 24)
+    assert isinstance(shape, list)
+    assert segmentation_area(shape) == pytest.approx(0)
+    expected = coco_mask.area(coco_mask.frPyObjects([outline], 24, 24)[0])
+    assert polygons_to_runs(shape, 24, 24)[1::2].sum() == expected > 20

@@ -221,13 +221,23 @@ def test_evaluate_coco__leaves_its_arguments_alone_and_prints_nothing(capsys: py
     assert capsys.readouterr() == ("", "")
 
 
-def test_evaluate_coco__shared_category_names_stay_apart() -> None:
+def test_evaluate_coco__an_unused_category_of_a_shared_name_is_left_out() -> None:
+    """As in training: Roboflow writes its project as category 0. Two used ones of a name are refused by both."""
     scene = Scene(categories=(0, 1, 2))
     scene.image(1)
-    scene.annotate(1, 1, np.ones((90, 120), bool))
+    mask = np.ones((90, 120), bool)
+    scene.annotate(1, 1, mask)
+    scene.detect(1, 1, mask, 0.5)
+    scene.detect(1, 0, mask, 0.9)
     for category in scene.truth["categories"][:2]:
         category["name"] = "cell"
-    assert list(evaluate_coco(scene.truth, [])["per_class"]) == ["cell (id 0)", "cell", "class 2"]
+    metrics = evaluate_coco(scene.truth, scene.results)
+    assert metrics["per_class"] == {"cell": pytest.approx(1), "class 2": -1}
+    assert metrics["detections"] == 1  # that of the unused category is not scored
+    assert any('category 0 "cell": left out' in note for note in metrics["notes"])
+    scene.annotate(1, 0, mask)
+    with pytest.raises(DatasetError, match='expected a name of its own for each, got 2 called "cell"'):
+        evaluate_coco(scene.truth, [])
 
 
 def test_evaluate_coco__annotations_without_a_mask_are_left_out_and_counted() -> None:
@@ -243,7 +253,7 @@ def test_evaluate_coco__annotations_without_a_mask_are_left_out_and_counted() ->
     ]
     metrics = evaluate_coco(scene.truth, scene.results)
     assert metrics["AP"] == pytest.approx(1)
-    assert metrics["notes"] == ["2 annotations of annotations have no mask and are not scored"]
+    assert metrics["notes"] == ["2 annotations of annotations without a mask, not scored"]
 
 
 def test_evaluate_coco__lists_every_result_that_cannot_be_scored() -> None:
@@ -298,7 +308,9 @@ def test_evaluate_coco__says_what_is_wrong_with_the_files(tmp_path: Path) -> Non
         evaluate_coco(broken, [])
     with pytest.raises(DatasetError, match=r"expected COCO results \(a JSON list of objects\), got a folder"):
         evaluate_coco(scene.truth, tmp_path)
-    with pytest.raises(DatasetError, match="annotations: 3 errors\n  images: expected a list, got nothing"):
+    with pytest.raises(
+        DatasetError, match=r'annotations: expected the keys images, annotations and categories, got \["pict'
+    ):
         evaluate_coco({"pictures": []}, [])
     with pytest.raises(DatasetError, match=r"predictions: expected COCO results \(a list of objects\), got an object"):
         evaluate_coco(scene.truth, scene.truth)  # type: ignore[arg-type]  # annotations instead of results

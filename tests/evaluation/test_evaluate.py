@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mask2former_dinov3.data.coco import Category, CocoData, read_coco
 from mask2former_dinov3.data.coco_types import CocoResult
 from mask2former_dinov3.data.layout import Split
+from mask2former_dinov3.data.read_rules import ReadRules
 from mask2former_dinov3.errors import CheckpointError, ConfigError, DatasetError, OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.evaluation.evaluate import evaluate_model, match_categories, predict_split
@@ -144,9 +145,34 @@ def test_match_categories__lists_both_sides(toy_dataset: Path) -> None:
     assert "annotations: disc, bar" in message
     assert "model:       disc, rod, ring" in message
     assert "not in the model: bar; not in the annotations: ring, rod" in message
+    assert match_categories({0: "rod", 1: "bar", 2: "disc"}, data) == [None, 7, 3]  # a part of the model's classes
+    accents = replace(data, categories=(Category(3, "caf\u00e9"), Category(7, "0")))
+    assert match_categories({0: "cafe\u0301", 1: "0"}, accents) == [3, 7]
+    with pytest.raises(DatasetError, match="expected the classes of the model"):
+        match_categories({0: "disc", 1: "bar", 2: "disc"}, data)
     more = replace(data, categories=(*data.categories, Category(9, "ring")))
     with pytest.raises(DatasetError, match="not in the model: ring; not in the annotations: none"):
         match_categories({0: "disc", 1: "bar"}, more)
+
+
+@pytest.mark.parametrize("kept", ["disc", "bar"])
+def test_predict_split__a_file_with_a_part_of_the_classes_scores_as_the_whole_one(
+    kept: str, make_toy_dataset: Callable[..., Path], processor: Mask2FormerDinov3ImageProcessor
+) -> None:
+    """As if the other class were listed without instances: its detections do not count."""
+    root = make_toy_dataset()
+    file = root / "valid" / "_annotations.coco.json"
+    truth = json.loads(file.read_text())
+    (category,) = [one for one in truth["categories"] if one["name"] == kept]
+    truth["annotations"] = [one for one in truth["annotations"] if one["category_id"] == category["id"]]
+    file.write_text(json.dumps(truth))
+    listed = evaluate_coco(file, predict_split(ColourModel(), processor, read_toy(root)))
+    file.write_text(json.dumps({**truth, "categories": [category]}))
+    results = predict_split(ColourModel(), processor, read_toy(root))
+    assert {result["category_id"] for result in results} == {category["id"]}
+    alone = evaluate_coco(file, results)
+    assert alone["AP"] == listed["AP"] > 0.4
+    assert alone["per_class"] == {kept: listed["per_class"][kept]}
 
 
 def test_evaluate_model__leaves_metrics_and_results_that_agree(
@@ -180,6 +206,33 @@ def test_evaluate_model__says_what_more_instances_than_queries_cost(
     file.write_text(json.dumps(truth))
     metrics = evaluate_model(model_folder, file, file.parent, tmp_path / "out", device="cpu")
     assert any("num_queries=8" in note for note in metrics["notes"])
+
+
+def test_evaluate_model__says_what_it_reads_otherwise_and_does_not_score(
+    model_folder: Path, make_toy_dataset: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = make_toy_dataset(valid=2) / "valid" / "_annotations.coco.json"
+    truth = json.loads(file.read_text())
+    truth["categories"] = [one for one in truth["categories"] if one["name"] == "bar"]
+    truth["annotations"] = [one for one in truth["annotations"] if one["category_id"] == 7]
+    truth["annotations"][0]["segmentation"].append([5, 5])
+    truth["images"][0]["file_name"] = "/elsewhere/000.png"
+    file.write_text(json.dumps(truth), encoding="utf-16")
+    (file.parent / "stray.png").write_bytes((file.parent / "000.png").read_bytes())
+    with caplog.at_level("INFO"):
+        metrics = evaluate_model(model_folder, file, file.parent, tmp_path / "out", device="cpu")
+    assert set(metrics["per_class"]) == {"bar"}
+    assert [note for note in metrics["notes"] if "1 part of fewer than 3 points" in note]
+    assert "classes of the model that the annotations lack are not scored: disc" in metrics["notes"]
+    assert "1 image file not where the name says, found in" in caplog.text
+    assert "stray.png" not in caplog.text
+    rules = ReadRules(incomplete_images="drop")
+    truth["annotations"][0]["segmentation"] = []
+    file.write_text(json.dumps(truth))
+    results = tmp_path / "results.json"
+    results.write_text("[]")
+    assert evaluate_model(None, file, None, tmp_path / "a", predictions=results)["images"] == 2
+    assert evaluate_model(None, file, None, tmp_path / "b", predictions=results, rules=rules)["images"] == 1
 
 
 def test_evaluate_model__needs_a_model_or_predictions(toy_dataset: Path, tmp_path: Path) -> None:

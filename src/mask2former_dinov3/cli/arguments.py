@@ -88,6 +88,22 @@ def add_tiles(parser: VerbParser) -> None:
     parser.memory_advice += ("predict in tiles with --tile",)
 
 
+def add_read_rules(parser: VerbParser) -> None:
+    """Add what the annotations mean where COCO's meaning may not be the right one; `train` has the same options."""
+    parser.add_argument(
+        "--crowd",
+        choices=("ignore", "instances"),
+        default="ignore",
+        help="meaning of iscrowd 1: a region that is ignored, or a single object (default: %(default)s, as in COCO)",
+    )
+    parser.add_argument(
+        "--incomplete-images",
+        choices=("keep", "drop"),
+        default="keep",
+        help="images with an object that has no usable mask: keep or leave out (default: %(default)s)",
+    )
+
+
 def add_evaluate(parser: VerbParser) -> None:
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE", required=True, help="COCO JSON file with the ground truth"
@@ -99,6 +115,7 @@ def add_evaluate(parser: VerbParser) -> None:
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE", help="score this COCO results file; no model and images then"
     )
+    add_read_rules(parser)
     add_model_options(parser, required=False)
 
 
@@ -203,6 +220,7 @@ def add_check_data(parser: VerbParser) -> None:
         default=0.1,
         help="fraction of the training images used for validation without a validation split (default: %(default)s)",
     )
+    add_read_rules(parser)
 
 
 def add_convert(parser: VerbParser) -> None:

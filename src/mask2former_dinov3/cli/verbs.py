@@ -176,6 +176,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         arguments.parser.error(f"--predictions: cannot be combined with --{of_model[0]}; give one or the other")
     if arguments.predictions is None and len(of_model) < 2:
         arguments.parser.error("expected --model and --images, or --predictions")
+    from ..data.read_rules import ReadRules
     from ..evaluation.evaluate import evaluate_model
 
     keep_freed_memory()
@@ -188,6 +189,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         device=arguments.device,
         predictions=arguments.predictions,
+        rules=ReadRules(arguments.crowd, arguments.incomplete_images),
         progress=sys.stderr.isatty(),
     )
     print_metrics(metrics)
@@ -250,8 +252,10 @@ def run_check_data(arguments: argparse.Namespace) -> int:
 
     from ..data.check import check_data
     from ..data.layout import find_splits
+    from ..data.read_rules import ReadRules
 
-    splits, notes = find_splits(arguments.dataset_name, **explicit, valid_split=arguments.valid_split)
+    rules = ReadRules(arguments.crowd, arguments.incomplete_images)
+    splits, notes = find_splits(arguments.dataset_name, **explicit, valid_split=arguments.valid_split, rules=rules)
     with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def progress(done: int, total: int) -> None:

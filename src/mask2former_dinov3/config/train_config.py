@@ -79,6 +79,16 @@ class TrainConfig(BaseModel):
         description="Fraction of the training images used for validation if the data set has no validation split; "
         "0 trains without validation.",
     )
+    crowd: Literal["ignore", "instances"] = Field(
+        "ignore",
+        description="Meaning of `iscrowd` 1. `ignore`, as in COCO: a region of many objects, no training target and "
+        "ignored in AP. `instances`: a single object like others, for files of tools that mark every mask so.",
+    )
+    incomplete_images: Literal["keep", "drop"] = Field(
+        "keep",
+        description="Images with an object that has no usable mask. `keep`: the object counts as background. `drop`: "
+        "the image is left out of training and evaluation.",
+    )
     dataloader_num_workers: NotNegativeInt = Field(
         2, description="Number of processes that read images, per training process."
     )

@@ -11,7 +11,9 @@ Read in this order:
     numbers        parse numbers and ids: 12, 12.0 and "12"
     faults         collect faults of a file and report them together
     json_stream    read a large JSON file in pieces
+    read_rules     what crowd regions and incomplete images mean
     coco_json      read a COCO file and parse its entries
+    locate         find the image files that an annotation file names
     rle            read and write run-length codes of masks
     segmentation   parse and rasterise polygons and run-length codes
     batch_parsing  parse the usual annotations many at a time

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 ProgressCallback = Callable[[int, int], None]
 """Called with the number of images that are checked, and the number of all."""
 
+UNLISTED = "file not in the annotations"
 _SEVERITIES = ("error", "warning", "note")
 _LEVELS = {"note": logging.INFO, "warning": logging.WARNING}
 _LOGGED = 5  # faults of one severity and split, before an error
@@ -81,14 +82,19 @@ class Report:
         """Raise DatasetError with the errors of all files, if there are any; log the notes and warnings before it."""
         if not self.errors:
             return
+        self.log_faults()
+        texts = [split.list_errors() for split in self.splits.values()]
+        raise DatasetError("\n".join(text for text in texts if text))
+
+    def log_faults(self, skip: str = "") -> None:
+        """Log the notes, and the first 5 notes and warnings of each split but for those of the kind `skip`."""
         for note in self.notes:
             logger.info("note: %s", note)
         for split in self.splits.values():
             for severity in ("note", "warning"):
-                for fault in split.of(severity)[:_LOGGED]:
+                faults = [fault for fault in split.of(severity) if not skip or fault.kind != skip]
+                for fault in faults[:_LOGGED]:
                     logger.log(_LEVELS[severity], "%s: %s: %s", severity, split.annotations, fault)
-        texts = [split.list_errors() for split in self.splits.values()]
-        raise DatasetError("\n".join(text for text in texts if text))
 
     def text(self, limit: int | None = _LISTED) -> str:
         """The report for people: per split the statistics, then at most `limit` faults of each severity (None: all)."""
@@ -166,11 +172,14 @@ def check_data(
         if report.data is not None:
             report.statistics = statistics_of(report.data)
             report.ceilings = mask_ceilings(report.data, canvas) if full else {}
-            report.faults += _check_content(name, report.data, report.statistics, num_queries)
+            has_errors = bool(report.of("error"))
+            report.faults += _check_content(name, report.data, report.statistics, num_queries, has_errors)
     _compare_classes(reports)
     _compare_images(reports, by_content=full)
     for name, unlisted in _find_unlisted_files(splits, reports).items():
         reports[name].faults += unlisted
+    for report in reports.values():
+        FaultReport(str(report.annotations), report.faults).group_alike()
     return Report(reports, list(notes))
 
 
@@ -199,8 +208,13 @@ def _check_image(record: ImageRecord, full: bool) -> list[Fault]:
     return faults
 
 
-def _check_content(name: str, data: CocoData, statistics: Statistics, num_queries: int | None) -> Iterable[Fault]:
-    """Faults of a split as a whole: more instances than queries, classes without instances, nothing to train on."""
+def _check_content(
+    name: str, data: CocoData, statistics: Statistics, num_queries: int | None, has_errors: bool
+) -> Iterable[Fault]:
+    """Faults of a split as a whole: more instances than queries, classes without instances, nothing to train on.
+
+    has_errors: the split has errors, which are then the reason why there is nothing.
+    """
     counts = data.images.instance_counts()
     crowded = [] if num_queries is None else np.flatnonzero(counts > num_queries).tolist()
     if crowded:
@@ -208,28 +222,50 @@ def _check_content(name: str, data: CocoData, statistics: Statistics, num_querie
             f"{count_of(len(crowded), 'image')} with more instances than num_queries ({num_queries}), up to "
             f"{counts.max()}: the model cannot find them all; raise num_queries, or set it to auto"
         )
-        first, *more = [(int(data.images.columns.image_ids[data.images.rows[place]]), None) for place in crowded]
+        first, *more = [(image_id, None) for image_id in data.images.take(crowded).ids]
         yield Fault("warning", *first, reason, "more instances than queries", tuple(more))
-    if name == "train" and not statistics.instances:
-        reason = mismatch("an instance with a mask to train on", "none (crowd regions do not count)")
-        yield Fault("error", None, None, f"train: {reason}")
+    if not statistics.instances:
+        if not has_errors:
+            yield _nothing_to_use(name, statistics)
     elif statistics.instances:
         for category, count in statistics.per_class.items():
             if not count:
                 yield Fault("note", None, None, f"class {quote(category)} has no instance")
 
 
+def _nothing_to_use(name: str, statistics: Statistics) -> Fault:
+    """The fault of a split without an instance: an error in train, a warning where AP is then undefined.
+
+    Without an image it is an error everywhere.
+    """
+    if not statistics.images:
+        return Fault("error", None, None, f"{name}: {mismatch('an image', 'none: all are left out')}", "no image")
+    crowds, advice = "none", ""
+    if statistics.crowd_regions:
+        crowds = f"none but {count_of(statistics.crowd_regions, 'crowd region')}, which do not count"
+        advice = "if they are single objects, set crowd to instances"
+    if name == "train":
+        reason = mismatch("an instance with a mask to train on", crowds, advice)
+        return Fault("error", None, None, f"train: {reason}", "nothing to train on")
+    reason = mismatch("an instance with a mask to score", f"{crowds}: AP is undefined", advice)
+    return Fault("warning", None, None, f"{name}: {reason}", "nothing to score")
+
+
 def _compare_classes(reports: Mapping[str, SplitReport]) -> None:
-    """Add an error where the classes are not those of train: they are matched by name in evaluation."""
+    """Add an error for classes that train lacks, a note for classes that only train has; they are matched by name."""
     train = reports.get("train")
     if train is None or train.data is None:
         return
     expected = {category.name for category in train.data.categories}
     for report in reports.values():
         found = set() if report.data is None else {category.name for category in report.data.categories}
-        if report.data is not None and found != expected:
+        if found - expected:
             reason = mismatch(f"the classes of train, {quote(sorted(expected))}", quote(sorted(found)))
-            report.faults.append(Fault("error", None, None, f"categories: {reason}"))
+            report.faults.append(Fault("error", None, None, f"categories: {reason}", "other classes"))
+        elif found and expected - found:
+            missing = quote(sorted(expected - found))
+            reason = f"categories: {len(found)} of the {len(expected)} classes of train; {missing} are not scored here"
+            report.faults.append(Fault("note", None, None, reason, "fewer classes"))
 
 
 def _compare_images(reports: Mapping[str, SplitReport], *, by_content: bool) -> None:
@@ -274,9 +310,10 @@ def _digest(path: str) -> str:
 def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, SplitReport]) -> dict[str, list[Fault]]:
     """Split -> warnings of image files in its folder that no split lists; a shared folder is reported once."""
     listed = {
-        os.path.abspath(record.path)
+        os.path.abspath(path)
         for report in reports.values()
-        for record in (report.data.images if report.data is not None else ())
+        if report.data is not None
+        for path in (*(record.path for record in report.data.images), *report.data.elsewhere)
     }
     faults: dict[str, list[Fault]] = {}
     seen: set[str] = set()
@@ -290,7 +327,8 @@ def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, Spli
         new = [file for file in files if file not in listed and file not in seen]
         seen.update(new)
         faults[name] = [
-            Fault("warning", None, None, f"{file}: in the image folder, not in the annotations") for file in new
+            Fault("warning", None, None, f"{file}: in the image folder, not in the annotations", UNLISTED)
+            for file in new
         ]
     return faults
 

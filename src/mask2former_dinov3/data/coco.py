@@ -7,8 +7,6 @@ errors.
 
 from __future__ import annotations
 
-import os
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,23 +17,37 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DatasetError, mismatch
+from ..errors import DatasetError
 from .batch_parsing import parse_plain
 from .coco_json import (
     SECTIONS,
     AnnotationEntry,
-    list_entries,
-    parse_annotations,
-    parse_entries,
-    parse_size,
+    AnnotationParser,
+    BrokenIds,
+    drop_placeholders,
+    list_sections,
+    parse_categories,
+    parse_images,
     read_coco_json,
+    unknown_category,
 )
-from .faults import ADVICE, Fault, FaultReport, quote
+from .faults import ADVICE, Fault, FaultReport
 from .json_stream import NotStreamableError, is_large, stream_lists
 from .layout import Split
-from .numbers import whole_number
+from .locate import locate_images
+from .read_rules import IncompleteRule, note_dropped
 from .records import Annotation, Category, CocoData, ImageRecord, TableBuilder
-from .segmentation import EmptyMaskError, NoMaskError, parse_segmentation, segmentation_area, segmentation_box
+from .segmentation import (
+    MALFORMED_MASK,
+    EmptyMaskError,
+    NoMaskError,
+    Segmentation,
+    StrayParts,
+    parse_segmentation,
+    polygons_to_runs,
+    segmentation_area,
+    segmentation_box,
+)
 
 __all__ = ["Annotation", "Category", "CocoData", "ImageRecord", "parse_coco", "parse_splits", "read_coco"]
 
@@ -101,13 +113,9 @@ def _parse(split: Split) -> tuple[CocoData, FaultReport]:
     if is_large(split.annotations):
         with suppress(NotStreamableError):
             return _SplitReader(split).read(partial(stream_lists, split.annotations))
-    content = read_coco_json(split.annotations)
     reader = _SplitReader(split)
-    lists = {key: list_entries(content, key, reader.faults) for key in SECTIONS}
-    for key in ("images", "categories"):
-        if content.get(key) == []:
-            reader.faults.add_error(f"{key}: {mismatch('at least one entry', 'an empty list')}")
-    return reader.read(lambda keys: ((key, lists[key]) for key in SECTIONS if key in keys))
+    sections = list_sections(read_coco_json(split.annotations), reader.faults)
+    return reader.read(lambda keys: ((key, sections[key]) for key in SECTIONS if key in keys))
 
 
 class _SplitReader:
@@ -120,138 +128,124 @@ class _SplitReader:
         self._rows: dict[int, int] = {}  # id -> row in the table, of all sound images of the file
         self._chosen: dict[int, int] = {}  # those of the split
         self._sizes = np.zeros((0, 2), np.int32)
+        self._elsewhere: list[Path] = []
+        self._broken = BrokenIds()
         self._position = 0  # of the next annotation in the file
-        self._seen: set[int] = set()  # ids of annotations
         self._used: set[int] = set()  # ids of categories with annotations
-        self._known: Collection[int | None] | None = None  # ids of categories; None while they are not read
+        self._names: dict[int, str] | None = None  # of the categories, by id; None while they are not read
+        self._masks, self._strays = MaskFaults(self.faults, split.rules.incomplete_images), StrayParts()
 
     def read(self, pieces: Pieces) -> tuple[CocoData, FaultReport]:
         """The records, and the faults of the file. Raises NotStreamableError if a section is missing."""
         seen: set[str] = set()
-        categories: list[object] = []
         late = False
         for key, group in groupby(pieces(SECTIONS), key=itemgetter(0)):
             seen.add(key)
             if key == "images":
                 self._add_images(entry for _, entries in group for entry in entries)
             elif key == "categories":
-                categories = [entry for _, entries in group for entry in entries]
-                self._known = {whole_number(entry.get("id")) for entry in categories if isinstance(entry, Mapping)}
+                entries = (entry for _, entries in group for entry in entries)
+                self._names = parse_categories(entries, self.faults, self._broken)
             elif "images" in seen:
-                for _, entries in group:
-                    self._add_annotations(entries)
+                self._add_annotations(group)
             else:
                 late = True  # the images come behind: the annotations are read in a second pass
         if len(seen) < len(SECTIONS):
             raise NotStreamableError(f"only {seen}")
         if late:
-            for _, entries in pieces(("annotations",)):
-                self._add_annotations(entries)
-        return self._finish(categories), self.faults
+            self._add_annotations(pieces(("annotations",)))
+        return self._finish(), self.faults
 
     def _add_images(self, entries: Iterable[object]) -> None:
-        for record in _parse_images(entries, self._split, self.faults):
-            self._rows[record.id] = len(self._rows)
-            self._table.add_image(record.id, record.file_name, str(record.path), record.height, record.width)
+        found = parse_images(entries, self.faults, self._broken)
+        names = {image_id: image.file_name for image_id, image in found.items()}
+        paths, refused = locate_images(names, self._split, self.faults)
+        self._broken.images.update(refused)
+        for image_id, path in paths.items():
+            name, height, width = found[image_id]
+            if image_id in self._broken.images:
+                self._elsewhere.append(path)
+            else:
+                self._rows[image_id] = len(self._rows)
+                self._table.add_image(image_id, name, str(path), height, width)
         wanted = self._split.image_ids
         self._chosen = self._rows if wanted is None else {k: row for k, row in self._rows.items() if k in wanted}
         self._sizes = np.array(self._table.sizes, np.int32).reshape(-1, 2)
 
-    def _add_annotations(self, entries: Sequence[object]) -> None:
-        plain, others = parse_plain(entries, self._position, self._chosen, self._sizes, self._known, self._seen)
-        self._seen.update(plain.ids.tolist())
-        self._used.update(np.unique(plain.category_ids).tolist())
-        self._table.add_plain(plain)
-        rest = [(self._position + place, entries[place]) for place in others]
-        self._position += len(entries)
-        for position, entry in parse_annotations(
-            rest, self._rows, self._known, self._split.image_ids, self._seen, self.faults
-        ):
-            self._used.add(entry.category_id)
-            row = self._chosen[entry.image_id]
-            try:
-                annotation = _complete_annotation(entry, *self._sizes[row].tolist())
-            except NoMaskError:
-                reason = "no segmentation (a box alone trains no mask); left out of training"
-                self.faults.add_warning(reason, entry.image_id, entry.id)
-            except EmptyMaskError as error:
-                self.faults.add_warning(f"{error}; left out of training", entry.image_id, entry.id)
-            except DatasetError as error:
-                self.faults.add_error(str(error), entry.image_id, entry.id)
-            else:
-                self._table.add_annotation(annotation, row, position)
+    def _add_annotations(self, pieces: Iterable[tuple[str, Sequence[object]]]) -> None:
+        rules = self._split.rules
+        parser = AnnotationParser(
+            self._rows, self._names, self._split.image_ids, self.faults, self._broken, rules.crowd
+        )
+        if not self._rows or (self._names is not None and not self._names):
+            return  # the reason is reported, and would be repeated for every annotation
+        for _, entries in pieces:
+            plain, others = parse_plain(entries, self._position, self._chosen, self._sizes, self._names, parser.seen)
+            parser.seen.update(plain.ids.tolist())
+            parser.crowds.count_plain(len(plain.ids))
+            self._used.update(np.unique(plain.category_ids).tolist())
+            self._table.add_plain(plain)
+            for position, entry in parser.parse((self._position + place, entries[place]) for place in others):
+                self._add_annotation(entry, position)
+            self._position += len(entries)
+        parser.crowds.report(self.faults)
+        self._strays.report(self.faults)
 
-    def _finish(self, entries: Sequence[object]) -> CocoData:
-        categories = _parse_categories(entries, self._used, self.faults)
-        known = {category.id for category in categories}
-        for category_id, image_row, annotation_id in self._table.instances_outside(known):
-            reason = mismatch("the id of one of the categories", category_id)
-            self.faults.add_error(f"category_id: {reason}", self._table.image_ids[image_row], annotation_id)
+    def _add_annotation(self, entry: AnnotationEntry, position: int) -> None:
+        self._used.add(entry.category_id)
+        row = self._chosen[entry.image_id]
+        try:
+            annotation = _complete_annotation(entry, *self._sizes[row].tolist())
+        except DatasetError as error:
+            self._masks.add(error, entry)
+        else:
+            self._table.add_annotation(annotation, row, position)
+            self._strays.count(annotation.segmentation, entry.segmentation, (entry.image_id, entry.id))
+
+    def _finish(self) -> CocoData:
+        names = self._names or {}
+        drop_placeholders(names, self._used, self.faults)
+        categories = tuple(Category(*pair) for pair in names.items())
+        for category_id, image_row, annotation_id in self._table.instances_outside(names):
+            if names and category_id not in self._broken.categories:
+                image_id = self._table.image_ids[image_row]
+                self.faults.add_error(*unknown_category(category_id, image_id, annotation_id))
         images = self._table.build(categories)
         if self._split.image_ids is not None:
             images = images.select(self._split.image_ids)
-        return CocoData(self._split.annotations, categories, images)
+        if self._split.rules.incomplete_images == "drop":
+            incomplete = [place for place, image_id in enumerate(images.ids) if image_id in self._masks.incomplete]
+            note_dropped([images.ids[place] for place in incomplete], self.faults)
+            self._elsewhere += [images[place].path for place in incomplete]
+            images = images.take(sorted(set(range(len(images))) - set(incomplete)))
+        self.faults.group_alike()
+        return CocoData(self._split.annotations, categories, images, tuple(self._elsewhere), self._split.rules)
 
 
-def _parse_categories(entries: Sequence[object], used: Collection[int], faults: FaultReport) -> tuple[Category, ...]:
-    """The categories in the order of their ids. used: ids of the categories that have annotations."""
-    found: dict[int, Category] = {}
-    for category_id, entry in parse_entries(entries, "categories", faults):
-        name = str(entry.get("name") or "").strip()
-        if name:
-            found[category_id] = Category(category_id, name)
+class MaskFaults:
+    """Collects what is wrong with masks while a file is read. incomplete: ids of images with an object left out."""
+
+    def __init__(self, faults: FaultReport, rule: IncompleteRule) -> None:
+        self.incomplete: set[int] = set()
+        self._faults = faults
+        self._left_out = _LEFT_OUT[rule]
+
+    def add(self, error: DatasetError, entry: AnnotationEntry) -> None:
+        """Add an error for a malformed mask, a warning for an annotation without one or without a pixel."""
+        if isinstance(error, EmptyMaskError):
+            self.incomplete.add(entry.image_id)
+            missing = isinstance(error, NoMaskError)
+            reason = "no segmentation (a box alone trains no mask)" if missing else str(error)
+            kind = "no mask" if missing else "empty mask"
+            self._faults.add_warning(f"{reason}; {self._left_out}", entry.image_id, entry.id, kind)
         else:
-            faults.add_error(f"category {category_id}: {mismatch('a name', quote(entry.get('name')))}")
-    names = Counter(category.name for category in found.values())
-    if any(count > 1 for count in names.values()):
-        # Roboflow writes its project as category 0, sometimes under the name of the one real class.
-        for category in list(found.values()):
-            if names[category.name] > 1 and category.id not in used:
-                names[category.name] -= 1
-                del found[category.id]
-                name = quote(category.name)
-                faults.add_note(f"category {category.id} {name}: left out, a name of two categories and no instances")
-        for name, count in names.items():
-            if count > 1:
-                got = f"{count} called {quote(name)}"
-                faults.add_error(f"categories: {mismatch('a name of its own for each', got, 'rename or merge them')}")
-    return tuple(found[category_id] for category_id in sorted(found))
+            self._faults.add_error(str(error), entry.image_id, entry.id, MALFORMED_MASK)
 
 
-def _parse_images(entries: Iterable[object], split: Split, faults: FaultReport) -> Iterator[ImageRecord]:
-    """All sound images of the file, without annotations yet."""
-    first_of_file: dict[str, int] = {}
-    for image_id, entry in parse_entries(entries, "images", faults):
-        name = entry.get("file_name")
-        if not isinstance(name, str) or not name:
-            faults.add_error(f"file_name: {mismatch('the name of a file', quote(name))}", image_id)
-            continue
-        try:
-            size = parse_size(entry)
-        except DatasetError as error:
-            faults.add_error(f"{name}: {error}", image_id)
-            continue
-        yield ImageRecord(image_id, name, _locate(name, split), *size, [])
-        if name in first_of_file:
-            other = first_of_file[name]
-            faults.add_warning(
-                f"{name}: the same file as image {other}; check whether its instances are split", image_id
-            )
-        first_of_file.setdefault(name, image_id)
-
-
-def _locate(file_name: str, split: Split) -> Path:
-    """The path of an image: its name under the image folder, as an absolute path, under the folder of the annotations
-    or the one above the images; or, where a tool wrote a path of its own machine, the bare name in the image folder."""
-    name = file_name.replace("\\", "/")
-    expected = split.images / name  # an absolute name stays as it is
-    bare = name.rsplit("/", 1)[-1]
-    if os.path.isfile(expected) or bare == "":
-        return expected
-    for folder, relative in ((split.annotations.parent, name), (split.images.parent, name), (split.images, bare)):
-        if os.path.isfile(folder / relative):
-            return folder / relative
-    return expected
+_LEFT_OUT: dict[IncompleteRule, str] = {
+    "keep": "left out of training, where the object is background; incomplete_images drop leaves its image out",
+    "drop": "left out of training with its image",
+}
 
 
 def _complete_annotation(entry: AnnotationEntry, height: int, width: int) -> Annotation:
@@ -267,5 +261,13 @@ def _complete_annotation(entry: AnnotationEntry, height: int, width: int) -> Ann
         segmentation=segmentation,
         iscrowd=entry.iscrowd,
         bbox=segmentation_box(segmentation) if entry.box is None else entry.box,
-        area=segmentation_area(segmentation) if entry.area is None else entry.area,
+        area=_mask_area(segmentation, height, width) if entry.area is None else entry.area,
     )
+
+
+def _mask_area(segmentation: Segmentation, height: int, width: int) -> float:
+    """Square pixels of a mask; of an outline whose halves cancel, as in an hourglass, the pixels that it covers."""
+    area = segmentation_area(segmentation)
+    if area == 0 and isinstance(segmentation, list):
+        return float(polygons_to_runs(segmentation, height, width)[1::2].sum())
+    return area

@@ -5,9 +5,13 @@ Segmentations are parsed in `segmentation.py`; the forms of numbers that are acc
 
 from __future__ import annotations
 
+import json
 import math
+import unicodedata
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -16,18 +20,37 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import DatasetError, mismatch
-from ..json_files import describe, read_json_object
+from ..json_files import describe, is_number, read_json_object
 from .faults import FaultReport, quote
 from .json_stream import NotStreamableError, is_large, stream_lists
 from .numbers import number, whole_number
-
-SECTIONS = ("images", "categories", "annotations")
+from .read_rules import CrowdCount, CrowdRule
 
 Box = tuple[float, float, float, float]
 """(left, top, width, height) in pixels, COCO's `bbox`."""
 
 
 LARGEST_IMAGE_SIDE = 1_000_000  # pixels: the COCO rasteriser allocates memory for every pixel of an edge
+
+
+SECTIONS = ("categories", "images", "annotations")
+_SHOWN = 4  # changed names in a note
+
+
+class ImageEntry(NamedTuple):
+    """An image of the file: its name, and its size in pixels."""
+
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenIds:
+    """Ids of images and categories whose entries are faulty; of an id that is no number, its text in JSON."""
+
+    images: set[object] = field(default_factory=set)
+    categories: set[object] = field(default_factory=set)
 
 
 class AnnotationEntry(NamedTuple):
@@ -43,6 +66,16 @@ class AnnotationEntry(NamedTuple):
     area: float | None
     box: Box | None
     segmentation: object
+
+
+def read_content(source: Path | Mapping[str, object]) -> tuple[Mapping[str, object], str]:
+    """The content of annotations, and what messages call them. source: a file, or content that is read already.
+
+    Raises DatasetError if the file cannot be read as a JSON object.
+    """
+    if isinstance(source, Mapping):
+        return source, "annotations"
+    return read_coco_json(source), str(source)
 
 
 def read_coco_json(path: Path) -> Mapping[str, object]:
@@ -65,83 +98,261 @@ def read_images(path: Path) -> list[object]:
     return images if isinstance(images, list) else []
 
 
-def list_entries(content: Mapping[str, object], section: str, faults: FaultReport) -> Sequence[object]:
-    """The list under a top-level key; if it is missing or not a list, an error in `faults` and an empty list."""
-    value = content.get(section)
-    if isinstance(value, list | tuple):
-        return value
-    faults.add_error(f"{section}: {mismatch('a list', describe(value) if section in content else 'nothing')}")
-    return []
+def list_sections(content: Mapping[str, object], faults: FaultReport) -> dict[str, Sequence[object]]:
+    """The lists under COCO's three keys; one that is missing, no list, or wrongly empty is an error in `faults`."""
+    sections: dict[str, Sequence[object]] = {name: [] for name in SECTIONS}
+    if not sections.keys() & content.keys():
+        expected = mismatch("the keys images, annotations and categories", quote(list(content)))
+        faults.add_error(expected, kind="section")
+        return sections
+    for name in SECTIONS:
+        value = content.get(name)
+        is_list = isinstance(value, list | tuple)
+        if not is_list:
+            got = describe(value) if name in content else "nothing"
+            faults.add_error(f"{name}: {mismatch('a list', got)}", kind="section")
+        elif not value and name != "annotations":
+            faults.add_error(f"{name}: {mismatch('at least one entry', 'an empty list')}", kind="section")
+        sections[name] = value if isinstance(value, list | tuple) else []
+    return sections
 
 
 def parse_entries(
-    entries: Iterable[object], section: str, faults: FaultReport
+    entries: Iterable[object], section: str, faults: FaultReport, broken: set[object]
 ) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """(id, entry) of every image or category. An entry without an id, or with the id of another, is an error."""
+    """(id, entry) of every image or category. An entry without an id, or with the id of another, is an error.
+
+    broken: takes the values under `id` that are no ids, so that what refers to them is not a further fault.
+    """
     names: dict[int, object] = {}
     for position, entry in enumerate(entries):
-        entry_id = whole_number(entry.get("id")) if isinstance(entry, Mapping) else None
-        if not isinstance(entry, Mapping) or entry_id is None:
-            expected = mismatch("an object with an id (a whole number)", quote(entry))
-            faults.add_error(f"{section}[{position}]: {expected}")
+        if not isinstance(entry, Mapping) or (entry_id := whole_number(entry.get("id"))) is None:
+            got = quote(entry)
+            if isinstance(entry, Mapping) and entry.get("id") is not None:
+                broken.add(quote(entry["id"]))
+                got = f"the id {quote(entry['id'])}"
+            expected = mismatch("an object with an id (a whole number)", got)
+            faults.add_error(f"{section}[{position}]: {expected}", kind="no id")
             continue
         name = entry.get("file_name", entry.get("name"))
         if entry_id in names:
             both = f"id {entry_id} for {quote(names[entry_id])} and {quote(name)}"
             own = entry_id if section == "images" else None
-            faults.add_error(f"{section}[{position}]: {mismatch('an id of its own', both)}", own)
+            reason = mismatch("an id of its own", both)
+            faults.add_error(f"{section}[{position}]: {reason}", own, kind="repeated id")
             continue
         names[entry_id] = name
         yield entry_id, entry
 
 
-def parse_annotations(
-    entries: Iterable[tuple[int, object]],
-    images: Container[int],
-    categories: Container[int | None] | None,
-    chosen: Container[int] | None,
-    seen: set[int],
-    faults: FaultReport,
-) -> Iterator[tuple[int, AnnotationEntry]]:
-    """(place, annotation) of the chosen images (None: of all images), in file order; every fault goes to `faults`.
-
-    entries: places in the file and entries. images, categories: the ids that the file defines; None: not known yet.
-    seen: ids of the annotations before these; theirs are added. Faults in annotations of images that are not chosen
-    are not reported: whoever reads the other images reports them.
-    """
-    for position, entry in entries:
-        if not isinstance(entry, Mapping):
-            faults.add_error(f"annotations[{position}]: {mismatch('an object', quote(entry))}")
-            continue
-        image_id = whole_number(entry.get("image_id"))
-        if chosen is not None and image_id in images and image_id not in chosen:
-            continue
-        annotation_id = whole_number(entry.get("id"))
-        if annotation_id is None:
-            expected = mismatch("an id (a whole number)", quote(entry.get("id")))
-            faults.add_error(f"annotations[{position}]: {expected}", image_id)
-            continue
-        if annotation_id in seen:
-            reason = mismatch("an id of its own", "that of another annotation")
-            faults.add_error(f"annotations[{position}]: {reason}", image_id, annotation_id)
-            continue
-        seen.add(annotation_id)
-        if image_id is None or image_id not in images:
-            reason = mismatch("the id of one of the images", quote(entry.get("image_id")))
-            faults.add_error(f"image_id: {reason}", None, annotation_id)
-            continue
-        category_id = whole_number(entry.get("category_id"))
-        if category_id is None or (categories is not None and category_id not in categories):
-            reason = mismatch("the id of one of the categories", quote(entry.get("category_id")))
-            faults.add_error(f"category_id: {reason}", image_id, annotation_id)
+def parse_images(entries: Iterable[object], faults: FaultReport, broken: BrokenIds) -> dict[int, ImageEntry]:
+    """All images of the file by id; one without a usable size has the size (0, 0), and is among the broken ids."""
+    images: dict[int, ImageEntry] = {}
+    for image_id, entry in parse_entries(entries, "images", faults, broken.images):
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not name:
+            reason = f"file_name: {mismatch('the name of a file', quote(name))}"
+            faults.add_error(reason, image_id, kind="file name")
+            broken.images.add(image_id)
             continue
         try:
-            flag, area, box = parse_iscrowd(entry), parse_area(entry), parse_box(entry)
+            images[image_id] = ImageEntry(name, *parse_size(entry))
         except DatasetError as error:
-            faults.add_error(str(error), image_id, annotation_id)
+            faults.add_error(f"{name}: {error}", image_id, kind="image size")
+            broken.images.add(image_id)
+            images[image_id] = ImageEntry(name, 0, 0)
+    return images
+
+
+def parse_categories(entries: Iterable[object], faults: FaultReport, broken: BrokenIds) -> dict[int, str]:
+    """Names of the categories in the order of their ids; id -> name. Broken ids are added to `broken`.
+
+    A name that is a number is its text, such as "0"; spaces around it go, and Unicode is composed (form NFC).
+    """
+    found: dict[int, str] = {}
+    changed: list[str] = []
+    for category_id, entry in parse_entries(entries, "categories", faults, broken.categories):
+        name = class_name(entry.get("name"))
+        if name is None:
+            reason = f"category {category_id}: {mismatch('a name', quote(entry.get('name')))}"
+            faults.add_error(reason, kind="category name")
+            broken.categories.add(category_id)
             continue
-        mask = entry.get("segmentation")
-        yield position, AnnotationEntry(annotation_id, image_id, category_id, flag, area, box, mask)
+        found[category_id] = name
+        if name != entry["name"]:
+            changed.append(f"{_quote_ascii(entry['name'])} as {_quote_ascii(name)}")
+    if changed:
+        shown = ", ".join(changed[:_SHOWN]) + ", …" * (len(changed) > _SHOWN)
+        count = f"{len(changed)} of {len(found)} category names"
+        faults.add_note(f"{count} read as text, without spaces around it, in one Unicode form: {shown}", "class name")
+    return {category_id: found[category_id] for category_id in sorted(found)}
+
+
+def used_categories(annotations: Iterable[object]) -> set[int]:
+    """The ids of the categories that have annotations."""
+    ids = (whole_number(entry.get("category_id")) for entry in annotations if isinstance(entry, Mapping))
+    return {one for one in ids if one is not None}
+
+
+def drop_placeholders(found: dict[int, str], used: Container[int], faults: FaultReport) -> None:
+    """Take out categories without instances that have another's name; other shared names are errors.
+
+    found: id -> name. used: ids of the categories that have annotations.
+
+    Roboflow writes its project as category 0, sometimes under the name of the one real class.
+    """
+    names = Counter(found.values())
+    if all(count == 1 for count in names.values()):
+        return
+    for category_id, name in list(found.items()):
+        if names[name] > 1 and category_id not in used:
+            names[name] -= 1
+            del found[category_id]
+            both = f"category {category_id} {quote(name)}"
+            faults.add_note(f"{both}: left out, a name of two categories and no instances", "unused category")
+    for name, count in names.items():
+        if count > 1:
+            got = f"{count} called {quote(name)}"
+            reason = f"categories: {mismatch('a name of its own for each', got, 'rename or merge them')}"
+            faults.add_error(reason, kind="category name")
+
+
+def class_name(value: object) -> str | None:
+    """The name of a class as text in Unicode's form NFC, without spaces around it; None if it is no name."""
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value.strip()) or None
+    return quote(value) if is_number(value) and math.isfinite(value) else None
+
+
+def _quote_ascii(value: object) -> str:
+    """A value as JSON in ASCII: two Unicode forms of a name look the same."""
+    return json.dumps(value)
+
+
+class _EntryFault(Exception):
+    """An annotation is faulty. what: the arguments of `FaultReport.add_error`."""
+
+    def __init__(
+        self, reason: str, image_id: int | None = None, annotation_id: int | None = None, kind: str = ""
+    ) -> None:
+        super().__init__(reason)
+        self.what = reason, image_id, annotation_id, kind
+
+
+class AnnotationParser:
+    """Parses the annotations of one file, which may come in pieces; every fault goes to a report.
+
+    seen: ids of the annotations so far. crowds: counts their crowd regions.
+    """
+
+    def __init__(
+        self,
+        images: Container[int],
+        categories: Container[int | None] | None,
+        chosen: Container[int] | None,
+        faults: FaultReport,
+        broken: BrokenIds | None = None,
+        crowd: CrowdRule = "ignore",
+    ) -> None:
+        """images, categories: the ids that the file defines; categories None: they are not known yet.
+
+        chosen: images whose annotations are wanted (None: of all); faults in annotations of others are not reported:
+        whoever reads the other images reports them. broken: ids whose own fault is reported; annotations that refer to
+        them are passed over. crowd: what crowd flags mean, see `ReadRules`.
+        """
+        self.seen: set[int] = set()
+        self.crowds = CrowdCount(crowd)
+        self._images, self._categories, self._chosen = images, categories, chosen
+        self._faults = faults
+        self._broken = BrokenIds() if broken is None else broken
+
+    def parse(self, entries: Iterable[tuple[int, object]]) -> Iterator[tuple[int, AnnotationEntry]]:
+        """(place, annotation) of the wanted images. entries: places in the file and entries, in the file's order."""
+        for position, entry in entries:
+            try:
+                parsed = self._parse_one(position, entry)
+            except _EntryFault as fault:
+                self._faults.add_error(*fault.what)
+            else:
+                if parsed is not None:
+                    yield position, parsed
+
+    def _parse_one(self, position: int, entry: object) -> AnnotationEntry | None:
+        """An annotation; None where it is not wanted. Raises _EntryFault."""
+        broken, where = self._broken, f"annotations[{position}]"
+        if not isinstance(entry, Mapping):
+            raise _EntryFault(f"{where}: {mismatch('an object', quote(entry))}", kind="no object")
+        image_id = whole_number(entry.get("image_id"))
+        if self._chosen is not None and image_id in self._images and image_id not in self._chosen:
+            return None
+        annotation_id = whole_number(entry.get("id"))
+        if annotation_id is None:
+            expected = mismatch("an id (a whole number)", _quote_ascii(entry.get("id")))
+            raise _EntryFault(f"{where}: {expected}", image_id, kind="no id")
+        if annotation_id in self.seen:
+            reason = mismatch("an id of its own", "that of another annotation")
+            raise _EntryFault(f"{where}: {reason}", image_id, annotation_id, kind="repeated id")
+        self.seen.add(annotation_id)
+        if broken.images and _is_broken(image_id, entry.get("image_id"), broken.images):
+            return None
+        if image_id is None or image_id not in self._images:
+            reason = mismatch("the id of one of the images", _quote_ascii(entry.get("image_id")))
+            raise _EntryFault(f"image_id: {reason}", None, annotation_id, kind="unknown image")
+        category_id = whole_number(entry.get("category_id"))
+        if broken.categories and _is_broken(category_id, entry.get("category_id"), broken.categories):
+            return None
+        if category_id is None or (self._categories is not None and category_id not in self._categories):
+            raise _EntryFault(*unknown_category(entry.get("category_id"), image_id, annotation_id))
+        try:
+            flag = parse_iscrowd(entry)
+        except DatasetError as error:
+            raise _EntryFault(str(error), image_id, annotation_id, kind="crowd flag") from None
+        flag = self.crowds.count(flag, image_id, category_id, annotation_id)
+        area, box = _measures(entry, image_id, annotation_id, self._faults)
+        return AnnotationEntry(annotation_id, image_id, category_id, flag, area, box, entry.get("segmentation"))
+
+
+def parse_annotations(
+    entries: Iterable[object],
+    images: Mapping[int, object],
+    categories: Mapping[int, object],
+    chosen: Container[int] | None,
+    faults: FaultReport,
+    broken: BrokenIds | None = None,
+    crowd: CrowdRule = "ignore",
+) -> Iterator[AnnotationEntry]:
+    """The annotations of the chosen images (None: of all), in file order; see `AnnotationParser`."""
+    if images and categories:  # otherwise the reason is reported, and would be repeated for every annotation
+        parser = AnnotationParser(images, categories, chosen, faults, broken, crowd)
+        for _, entry in parser.parse(enumerate(entries)):
+            yield entry
+        parser.crowds.report(faults)
+
+
+def unknown_category(category_id: object, image_id: int | None, annotation_id: int) -> tuple[str, int | None, int, str]:
+    """The arguments of `add_error` for an annotation whose category the file does not define."""
+    reason = mismatch("the id of one of the categories", _quote_ascii(category_id))
+    return f"category_id: {reason}", image_id, annotation_id, "unknown category"
+
+
+def _is_broken(parsed: int | None, value: object, broken: Container[object]) -> bool:
+    return (quote(value) if parsed is None else parsed) in broken
+
+
+def _measures(
+    entry: Mapping[str, object], image_id: int, annotation_id: int, faults: FaultReport
+) -> tuple[float | None, Box | None]:
+    """Area and box of an annotation; where one is malformed, that of the mask counts, with a warning."""
+    area = box = None
+    try:
+        area = parse_area(entry)
+    except DatasetError as error:
+        faults.add_warning(f"{error}; that of the mask is used", image_id, annotation_id, kind="malformed area")
+    try:
+        box = parse_box(entry)
+    except DatasetError as error:
+        faults.add_warning(f"{error}; that of the mask is used", image_id, annotation_id, kind="malformed box")
+    return area, box
 
 
 def parse_size(entry: Mapping[str, object]) -> tuple[int, int]:
@@ -159,6 +370,8 @@ def parse_size(entry: Mapping[str, object]) -> tuple[int, int]:
 def parse_iscrowd(entry: Mapping[str, object]) -> bool:
     """Whether an annotation is a crowd region; null or missing: it is not. Raises DatasetError."""
     value = entry.get("iscrowd")
+    if isinstance(value, str):
+        value = {"": None, "true": True, "false": False}.get(value.lower(), value)
     flag = 0.0 if value is None else float(value) if isinstance(value, bool) else number(value)
     if flag not in (0, 1):
         raise DatasetError(f"iscrowd: {mismatch('0 or 1', quote(value))}")
@@ -168,7 +381,7 @@ def parse_iscrowd(entry: Mapping[str, object]) -> bool:
 def parse_area(entry: Mapping[str, object]) -> float | None:
     """The `area` of an annotation in square pixels; None where it is null or missing. Raises DatasetError."""
     value = entry.get("area")
-    if value is None:
+    if value is None or value == "":
         return None
     area = number(value)
     if area is None or not 0 <= area < math.inf:
@@ -182,7 +395,7 @@ def parse_box(entry: Mapping[str, object]) -> Box | None:
     Raises DatasetError for anything else that is not four finite numbers.
     """
     value = entry.get("bbox")
-    if value is None:
+    if value is None or (isinstance(value, str) and not value):
         return None
     if isinstance(value, list | tuple | np.ndarray):
         if all(side is None for side in value):

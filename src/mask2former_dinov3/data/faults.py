@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -42,7 +43,8 @@ class Fault:
 
     def __str__(self) -> str:
         if self.more:
-            return f"{self.reason} ({_list_places(self.places)})"
+            places = _list_places(self.places)
+            return f"{self.reason} ({places})" if places else self.reason
         where = [] if self.image_id is None else [f"image {self.image_id}"]
         where += [] if self.annotation_id is None else [f"annotation {self.annotation_id}"]
         return f"{', '.join(where)}: {self.reason}" if where else self.reason
@@ -74,6 +76,15 @@ class FaultReport:
             (image_id, annotation_id), *more = places
             self.faults.append(Fault(severity, image_id, annotation_id, reason, kind, tuple(more)))
 
+    def group_alike(self) -> None:
+        """Make one line of all faults with one cause: the same severity, kind and words, but for values and names."""
+        groups: dict[object, list[Fault]] = {}
+        for number, fault in enumerate(self.faults):
+            template = _template(fault)
+            key = number if template is None else (fault.severity, fault.kind, template)
+            groups.setdefault(key, []).append(fault)
+        self.faults[:] = [_merge(group) for group in groups.values()]
+
     def raise_errors(self, advice: str = "") -> None:
         """Raise DatasetError with the first 20 errors and their number, if there are any.
 
@@ -93,6 +104,31 @@ class FaultReport:
         if len(errors) > _LISTED_ERRORS:
             lines.append(f"  … and {len(errors) - _LISTED_ERRORS} more" + (f"; {advice}" if advice else ""))
         return "\n".join(lines)
+
+
+_FILE_NAME = re.compile(r"^.*?\.\w{1,5}: ")
+_NUMBER = re.compile(r"-?\d[\d.,]*")
+
+
+def _template(fault: Fault) -> str | None:
+    """The words of a reason without file name, values, and what was got; None for a fault that stays a line."""
+    if fault.more or (fault.image_id is None and fault.annotation_id is None and "[" not in fault.reason[:16]):
+        return None
+    return _NUMBER.sub("#", _FILE_NAME.sub("", fault.reason).partition(", got ")[0].partition("; ")[0])
+
+
+def _merge(group: Sequence[Fault]) -> Fault:
+    """One fault for all of a group."""
+    first = group[0]
+    if len(group) == 1:
+        return first
+    kinds = ("entry", "image") if first.annotation_id is None else ("annotation",) * 2
+    noun = kinds[first.image_id is not None]
+    count = f"{len(group)} entries" if noun == "entry" else count_of(len(group), noun)
+    alike = all(fault.reason == first.reason for fault in group)
+    reason = f"{count}: {first.reason}" if alike else f"{count}, for example: {first.reason}"
+    more = tuple((fault.image_id, fault.annotation_id) for fault in group[1:])
+    return Fault(first.severity, first.image_id, first.annotation_id, reason, first.kind, more)
 
 
 def _list_places(places: Sequence[Place]) -> str:

@@ -12,13 +12,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import DatasetError, OptionError, mismatch
 from .coco_json import read_images
 from .faults import count_of
 from .numbers import whole_number
+from .read_rules import ReadRules
 
 SPLIT_NAMES = ("train", "valid", "test")
 _FOLDERS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
@@ -29,13 +31,16 @@ _ROBOFLOW_FILE = "_annotations.coco.json"
 class Split:
     """One part of a data set: its name (train, valid or test), its annotation file, the folder of its images.
 
-    image_ids: the images of the file that belong to this part; None means all of them.
+    image_ids: the images of the file that belong to this part; None means all of them. only_images: the user named the
+    folder of the images, so files elsewhere are never taken. rules: how the annotations are read.
     """
 
     name: str
     annotations: Path
     images: Path
     image_ids: frozenset[int] | None = None
+    only_images: bool = False
+    rules: ReadRules = field(default_factory=ReadRules)
 
 
 def find_splits(
@@ -48,12 +53,13 @@ def find_splits(
     test_annotations: Path | str | None = None,
     test_images: Path | str | None = None,
     valid_split: float = 0.1,
+    rules: ReadRules | None = None,
 ) -> tuple[dict[str, Split], list[str]]:
     """The splits of a data set by name (some of train, valid, test), and notes on what was decided, to be logged.
 
     A path given by option replaces what the folder `dataset` holds for that split; paths that do not exist under the
     current folder are looked for under `dataset`. Without validation annotations, a fraction `valid_split` of the
-    training images is held out (0: none), the same images in every run and on every machine.
+    training images is held out (0: none), the same images in every run and on every machine. rules: for all splits.
     Raises DatasetError if nothing is found or more than one file fits; OptionError for a path that does not exist, and
     for options that do not fit together.
     """
@@ -77,7 +83,10 @@ def find_splits(
         elif images is not None:
             if name not in splits:
                 raise OptionError(f"{name}_images", f"--{name}-annotations beside it", "none")
-            splits[name] = replace(splits[name], images=_find_path(images, root, f"{name}_images", folder=True))
+            folder = _find_path(images, root, f"{name}_images", folder=True)
+            splits[name] = replace(splits[name], images=folder, only_images=True)
+    if rules is not None:
+        splits = {name: replace(split, rules=rules) for name, split in splits.items()}
     return _hold_out_valid(splits, valid_split)
 
 
@@ -85,7 +94,7 @@ def _split_of_options(name: str, annotations: Path | str, images: Path | str | N
     """The split that the options name; without the option for images, they lie beside the annotations."""
     file = _find_path(annotations, root, f"{name}_annotations", folder=False)
     folder = _images_beside(file) if images is None else _find_path(images, root, f"{name}_images", folder=True)
-    return Split(name, file, folder)
+    return Split(name, file, folder, only_images=images is not None)
 
 
 def _find_path(path: Path | str, root: Path | None, option: str, *, folder: bool) -> Path:
@@ -95,7 +104,15 @@ def _find_path(path: Path | str, root: Path | None, option: str, *, folder: bool
         if candidate.is_dir() if folder else candidate.is_file():
             return candidate
     kind = "folder" if folder else "file"
-    raise OptionError(option, f"a {kind} that exists", f"none at {' or '.join(map(str, candidates))}")
+    raise missing_path(option, candidates, kind)
+
+
+def missing_path(option: str, candidates: Sequence[Path], kind: str) -> OptionError:
+    """The error for an option that names a file or folder, its `kind`, which is at none of the candidates."""
+    other = "file" if kind == "folder" else "folder"
+    is_other = any(candidate.exists() for candidate in candidates)
+    got = f"{' and '.join(map(str, candidates))}: " + (f"a {other}" if is_other else f"no such {kind}")
+    return OptionError(option, f"a {kind} that exists", got)
 
 
 def _find_layout(root: Path, *, required: bool) -> dict[str, Split]:
@@ -202,7 +219,7 @@ def _hold_out_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[
     )
     held_out = {
         "train": replace(train, image_ids=train_ids),
-        "valid": Split("valid", train.annotations, train.images, valid_ids),
+        "valid": replace(train, name="valid", image_ids=valid_ids),
     }
     return held_out | {name: split for name, split in ordered.items() if name == "test"}, [note]
 

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 
 # Python's int() and float() also take spaces, underscores and digits of other scripts: those are typing errors here.
 _WHOLE = re.compile(r"[+-]?\d{1,100}", re.ASCII)  # int() refuses thousands of digits
+_EXACT = 2.0**53  # above it a float is not one whole number: two ids of a file may have become the same
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -19,7 +20,7 @@ def whole_number(value: object) -> int | None:
     if isinstance(value, str) and _WHOLE.fullmatch(value):
         return int(value)
     found = number(value)
-    return int(found) if found is not None and found.is_integer() else None
+    return int(found) if found is not None and found.is_integer() and abs(found) <= _EXACT else None
 
 
 def number(value: object) -> float | None:

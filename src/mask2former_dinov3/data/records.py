@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from .batch_parsing import Floats, Ints, PlainAnnotations
 from .coco_json import Box
+from .read_rules import ReadRules
 from .segmentation import CompressedRle, Segmentation
 
 
@@ -128,6 +129,12 @@ class ImageTable(Sequence[ImageRecord]):
             return load_table, (self._folder, self.rows)
         return ImageTable, (self.columns, self.rows)
 
+    @property
+    def ids(self) -> list[int]:
+        """The ids of the images."""
+        found: list[int] = self.columns.image_ids[self.rows].tolist()
+        return found
+
     def select(self, image_ids: frozenset[int]) -> ImageTable:
         """The images with these ids, in their order here."""
         wanted = np.isin(self.columns.image_ids[self.rows], np.fromiter(image_ids, np.int64, len(image_ids)))
@@ -218,11 +225,17 @@ class _Annotations(Sequence[Annotation]):
 
 @dataclass(frozen=True, slots=True)
 class CocoData:
-    """The records of a split: its annotation file, K categories in the order of their ids, images in file order."""
+    """The records of a split: its annotation file, K categories in the order of their ids, images in file order.
+
+    elsewhere: files of images of the file that are not in `images`: with a faulty entry, or left out by `rules`. rules:
+    how the annotations were read; evaluation reads them in the same way.
+    """
 
     annotations: Path
     categories: tuple[Category, ...]
     images: ImageTable
+    elsewhere: tuple[Path, ...] = ()
+    rules: ReadRules = field(default_factory=ReadRules)
 
 
 class TableBuilder:

@@ -5,7 +5,7 @@ What the runs of an RLE mean and how they are stored: `rle.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import faster_coco_eval.core.mask as mask_api
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import DatasetError, mismatch
 from ..json_files import describe
-from .faults import quote
+from .faults import FaultReport, Place, count_of, quote
 from .numbers import number, whole_number
 from .rle import Window, check_runs, compress, run_lengths, runs_window
 
@@ -72,6 +72,8 @@ class NoMaskError(EmptyMaskError):
     """An annotation has no segmentation."""
 
 
+MALFORMED_MASK = "malformed mask"  # the kind of such a fault
+_SHAPE = "a list of polygons or an RLE object"
 FARTHEST_VERTEX = 100_000.0
 """Largest coordinate of a vertex in pixels: COCO's rasteriser walks along every edge in steps."""
 
@@ -79,21 +81,76 @@ FARTHEST_VERTEX = 100_000.0
 def parse_shape(value: object, height: int, width: int) -> Segmentation:
     """Parse the `segmentation` of an annotation or result: polygons, uncompressed or compressed RLE.
 
+    Empty parts, and parts of one or two points beside a polygon, are passed over: see `count_stray_parts`.
     What it covers is not checked, nor are compressed counts decoded: for many masks, see `rle.whole_mask_areas`.
-    Raises NoMaskError if there is none, DatasetError if it is malformed.
+    Raises NoMaskError if there is none, EmptyMaskError for single points, DatasetError if it is malformed.
     """
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         return _parse_rle(value, height, width)
-    if value is None or (isinstance(value, list | tuple) and not value):
-        got = "null" if value is None else "an empty list"
-        raise NoMaskError(f"segmentation: {mismatch('a list of polygons or an RLE object', got)}")
+    if _is_empty(value):
+        got = "an empty list" if isinstance(value, list) and not value else quote(value)
+        raise NoMaskError(f"segmentation: {mismatch(_SHAPE, got)}")
     if not isinstance(value, list | tuple):
-        raise DatasetError(f"segmentation: {mismatch('a list of polygons or an RLE object', describe(value))}")
+        raise DatasetError(f"segmentation: {mismatch(_SHAPE, describe(value))}")
     if number(value[0]) is not None:
         raise DatasetError(
             f"segmentation: {mismatch('a list of polygons', 'a list of numbers', 'put the polygon into a list')}"
         )
-    return [_parse_polygon(part) for part in value]
+    if any(isinstance(part, Mapping) for part in value):
+        raise DatasetError(f"segmentation: {mismatch(_SHAPE, 'an RLE inside a list', 'take it out of the list')}")
+    parts = [part for part in value if not _is_stray(part)]
+    return [_parse_polygon(part) for part in parts] if parts else _refuse_strays(value)
+
+
+def count_stray_parts(value: object, shape: Segmentation) -> int:
+    """How many parts of a `segmentation` were passed over when it was parsed to `shape`: of fewer than 3 points."""
+    return len(value) - len(shape) if isinstance(value, list | tuple) and isinstance(shape, list) else 0
+
+
+class StrayParts:
+    """Counts the parts of polygons that are passed over while a file is read."""
+
+    def __init__(self) -> None:
+        self._places: list[Place] = []
+        self._number = 0
+
+    def count(self, shape: Segmentation, value: object, place: Place) -> None:
+        """Count those of one annotation, (image id, annotation id); shape: `value` as it was parsed."""
+        if number := count_stray_parts(value, shape):
+            self._number += number
+            self._places.append(place)
+
+    def report(self, faults: FaultReport) -> None:
+        """Add one line for all of them."""
+        parts, polygons = count_of(self._number, "part"), count_of(len(self._places), "annotation")
+        reason = f"{parts} of fewer than 3 points left out of the polygons of {polygons}"
+        faults.add_group("note", "stray parts", self._places, reason)
+
+
+def _is_empty(value: object) -> bool:
+    """Whether a segmentation or a part holds nothing: null, "", [], {}, or a list of such."""
+    if isinstance(value, list | tuple):
+        return all(part is None or (isinstance(part, list | tuple | str | Mapping) and not part) for part in value)
+    return value is None or (isinstance(value, str | Mapping) and not value)
+
+
+def _is_stray(part: object) -> bool:
+    """Whether a part has fewer than 3 points, as an accidental click leaves them."""
+    if isinstance(part, list | tuple | np.ndarray) and len(part) in (0, 2, 4):
+        return all(number(side) is not None for side in part)
+    return part is None or (isinstance(part, str) and not part)
+
+
+def _refuse_strays(parts: Sequence[object]) -> list[Polygon]:
+    """Raise the error for a segmentation all of whose parts have fewer than 3 points: no mask, or another format."""
+    filled = [part for part in parts if isinstance(part, Sequence | np.ndarray) and len(part)]
+    if len(filled) > 1 and all(len(part) == 2 for part in filled):
+        advice = "write x, y, x, y, … in one list inside the list"
+        raise DatasetError(f"segmentation: {mismatch(_SHAPE, 'a list of points [x, y]', advice)}")
+    if any(len(part) == 4 for part in filled):
+        advice = "COCO's API reads 4 numbers as a box; write the four corners of a box"
+        raise DatasetError(f"polygon: {mismatch('at least 3 points', 2, advice)}")
+    raise EmptyMaskError("polygon of fewer than 3 points")
 
 
 def parse_segmentation(value: object, height: int, width: int) -> Segmentation:
@@ -118,7 +175,10 @@ def check_rle(rle: CompressedRle) -> int:
 
 
 def segmentation_area(segmentation: Segmentation) -> float:
-    """Area in square pixels: of an RLE its pixels, of polygons the sum over the parts (as COCO's own `area`)."""
+    """Area in square pixels: of an RLE its pixels, of polygons the sum over the parts (as COCO's own `area`).
+
+    It is too small, down to 0, for an outline that crosses itself.
+    """
     if isinstance(segmentation, list):
         return sum(_polygon_area(part) for part in segmentation)
     return float(run_lengths(segmentation["counts"])[1::2].sum())
@@ -143,6 +203,9 @@ def _parse_polygon(value: object) -> Polygon:
     plain = set(map(type, value)) <= {int, float}  # the usual case, fast
     sides = value if plain else [number(side) for side in value]
     if not plain and None in sides:
+        if any(isinstance(side, list | tuple) for side in value):
+            advice = "write x, y, x, y, … without inner lists"
+            raise DatasetError(f"polygon: {mismatch(_FLAT_LIST, 'a list of points [x, y]', advice)}")
         wrong = next(side for side in value if number(side) is None)
         raise DatasetError(f"polygon: {mismatch(_FLAT_LIST, quote(wrong))}")
     try:
@@ -178,13 +241,13 @@ def _check_coverage(parts: list[Polygon], height: int, width: int) -> None:
             f"polygon outside the image: x {left:g} to {left + box_width:g}, y {top:g} to {top + box_height:g}; "
             f"the image is {width} wide and {height} high"
         )
-    area = sum(_polygon_area(part) for part in parts)
-    if area == 0:
-        raise EmptyMaskError("polygon of zero area")
+    area = sum(_polygon_area(part) for part in parts)  # too small where an outline crosses itself
     inside = left >= 0 and top >= 0 and left + box_width <= width and top + box_height <= height
     # A shape wider than a pixel everywhere holds a pixel; only thin, tiny and clipped shapes have to be rasterised.
     doubtful = area < box_width + box_height + 1 or not inside
     if doubtful and polygons_to_runs(parts, height, width)[1::2].sum() == 0:
+        if area == 0:
+            raise EmptyMaskError("polygon of zero area")
         raise EmptyMaskError(f"polygon covers no pixel of the image (area {area:.3g})")
 
 

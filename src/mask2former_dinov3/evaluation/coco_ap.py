@@ -16,6 +16,7 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 
 from ..data.coco_types import Metrics
+from ..data.read_rules import ReadRules
 from ..inference.settings import InferenceSettings
 from .coco_files import GroundTruth, ScoredMask, Source, read_ground_truth, read_results
 
@@ -28,12 +29,13 @@ def evaluate_coco(
     *,
     max_detections: int = 100,
     image_ids: Collection[int] | None = None,
+    rules: ReadRules | None = None,
 ) -> Metrics:
     """COCO's metrics of a results file (or list) on an annotation file (or its content).
 
     max_detections: number of results per image and category that count, best first. COCO's own is 100; AP, AP50 ... and
     AR100 are all at this number (AR100 keeps its name; `max_detections` in the result says what it was).
-    image_ids: score only these images.
+    image_ids: score only these images. rules: what crowd flags and incomplete images mean (None: as in COCO).
     Returns AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 of masks, boundary_AP, box_AP, per_class (name -> AP), each
     in 0..1 or -1 where there is nothing to find; images, detections, max_detections, seconds; notes (sentences that a
     reader of the metrics should see). Raises DatasetError listing everything in either file that cannot be scored,
@@ -41,7 +43,7 @@ def evaluate_coco(
     """
     InferenceSettings(max_detections=max_detections)  # checks the value
     start = time.perf_counter()
-    truth = read_ground_truth(annotations, image_ids)
+    truth = read_ground_truth(annotations, image_ids, rules)
     metrics = score_results(truth, read_results(predictions, truth), max_detections)
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -20,19 +20,34 @@ import numpy.typing as npt
 from faster_coco_eval.core import mask as rle_codec
 
 from ..data.coco_json import (
+    AnnotationEntry,
     Box,
-    list_entries,
+    BrokenIds,
+    ImageEntry,
+    drop_placeholders,
+    list_sections,
     parse_annotations,
     parse_area,
     parse_box,
-    parse_entries,
-    parse_size,
-    read_coco_json,
+    parse_categories,
+    parse_images,
+    read_content,
+    used_categories,
 )
-from ..data.faults import FaultReport, quote
+from ..data.faults import FaultReport, Place, count_of, quote
 from ..data.numbers import number, whole_number
+from ..data.read_rules import ReadRules, note_dropped
 from ..data.rle import whole_mask_areas
-from ..data.segmentation import CompressedRle, NoMaskError, check_rle, parse_shape, polygons_to_counts
+from ..data.segmentation import (
+    MALFORMED_MASK,
+    CompressedRle,
+    EmptyMaskError,
+    Segmentation,
+    StrayParts,
+    check_rle,
+    parse_shape,
+    polygons_to_counts,
+)
 from ..errors import DatasetError, mismatch
 from ..json_files import describe, read_json
 
@@ -60,14 +75,15 @@ class GroundTruth:
     """Annotations ready to be scored against.
 
     name: what messages call the file. images, categories: id in the file -> our number, counted from 1 in the order of
-    the ids. skipped: ids of images in the file that `image_ids` left out. sizes: our image number -> (height, width).
-    names: category names in the order of our numbers. annotations: with our numbers. notes: what the reader of the
-    score should know.
+    the ids. skipped: ids of images in the file that are left out, by `image_ids` or by `rules`. skipped_categories: ids
+    of unused categories under another's name. sizes: our image number -> (height, width). names: category names in the
+    order of our numbers. annotations: with our numbers. notes: what the reader of the score should know.
     """
 
     name: str
     images: dict[int, int]
     skipped: frozenset[int]
+    skipped_categories: frozenset[int]
     sizes: dict[int, tuple[int, int]]
     categories: dict[int, int]
     names: list[str]
@@ -86,58 +102,98 @@ class GroundTruth:
 
 
 def read_ground_truth(
-    annotations: Source | Mapping[str, object], image_ids: Collection[int] | None = None
+    annotations: Source | Mapping[str, object], image_ids: Collection[int] | None = None, rules: ReadRules | None = None
 ) -> GroundTruth:
-    """A COCO annotation file, or its content, as it is; with `image_ids` only these images of it.
+    """A COCO annotation file, or its content, read as for training; with `image_ids` only these images of it.
 
     Areas and boxes are the file's own where it has them (COCO bins by the annotated area), else the mask's. Annotations
-    without a mask are left out, with a note. Raises DatasetError listing every annotation that cannot be scored.
+    without a mask are left out, with a note; those whose mask covers no pixel are objects that nothing can match, as in
+    pycocotools. rules: what crowd flags and incomplete images mean. Raises DatasetError listing every annotation that
+    cannot be scored.
     """
-    if isinstance(annotations, Mapping):
-        content, name = annotations, "annotations"
-    else:
-        content, name = read_coco_json(Path(annotations)), str(annotations)
+    rules = ReadRules() if rules is None else rules
+    content, name = read_content(annotations if isinstance(annotations, Mapping) else Path(annotations))
     faults = FaultReport(name)
-    lists = {key: list_entries(content, key, faults) for key in ("images", "categories", "annotations")}
-    entries = dict(parse_entries(lists["images"], "images", faults))
+    broken = BrokenIds()
+    sections = list_sections(content, faults)
+    names = parse_categories(sections["categories"], faults, broken)
+    drop_placeholders(names, used_categories(sections["annotations"]), faults)
+    entries = parse_images(sections["images"], faults, broken)
     wanted = frozenset(entries if image_ids is None else image_ids)
     for unknown in sorted(wanted - entries.keys()):
         faults.add_error(f"image_ids: {mismatch('ids of images in the file', unknown)}")
-    size_of: dict[int, tuple[int, int]] = {}
-    for image_id, entry in entries.items():
-        try:
-            size_of[image_id] = parse_size(entry)
-        except DatasetError as error:
-            faults.add_error(str(error), image_id)
-    images = _number_ids(size_of)
-    names = {
-        key: str(entry.get("name", key)) for key, entry in parse_entries(lists["categories"], "categories", faults)
-    }
-    categories = _number_ids(names)
+    images, categories = _number_ids(entries), _number_ids(names)
+    parsed = parse_annotations(sections["annotations"], images, categories, wanted, faults, broken, rules.crowd)
     found: list[_Candidate] = []
-    without_mask = 0
-    annotations_of_file = enumerate(lists["annotations"])
-    for _, one in parse_annotations(annotations_of_file, images, categories, wanted, set(), faults):
-        try:
-            mask = _parse_mask(one.segmentation, size_of[one.image_id])
-        except NoMaskError:
-            without_mask += 1
-        except DatasetError as error:
-            faults.add_error(str(error), one.image_id, one.id)
-        else:
-            where = images[one.image_id], categories[one.category_id]
-            found.append(_Candidate((one.image_id, one.id, ""), *where, mask, one.area, one.box, one.iscrowd))
-    kept = _measure(found, faults)
-    return GroundTruth(
+    without_mask: list[Place] = []
+    for one, mask in _parse_masks(parsed, entries, faults):
+        if mask is None:
+            without_mask.append((one.image_id, one.id))
+            continue
+        where = images[one.image_id], categories[one.category_id]
+        found.append(_Candidate((one.image_id, one.id, ""), *where, mask, one.area, one.box, one.iscrowd))
+    areas = _measure_areas(found, faults)
+    faults.group_alike()
+    faults.raise_errors()
+    empty = [one.where[:2] for one, area in zip(found, areas.tolist(), strict=True) if not area]
+    dropped: set[int | None] = set()
+    if rules.incomplete_images == "drop":
+        dropped = {image_id for image_id, _ in (*without_mask, *empty)}
+        note_dropped([image_id for image_id in entries if image_id in dropped], faults)
+    kept = [row for row, one in enumerate(found) if one.where[0] not in dropped]
+    scored = wanted - dropped
+    truth = GroundTruth(
         name=name,
-        images={key: number for key, number in images.items() if key in wanted},
-        skipped=frozenset(images) - wanted,
-        sizes={images[key]: size for key, size in size_of.items() if key in wanted},
+        images={key: number for key, number in images.items() if key in scored},
+        skipped=frozenset(images) - scored,
+        sizes={images[key]: (height, width) for key, (_, height, width) in entries.items() if key in scored},
         categories=categories,
-        names=_make_names_unique(names, categories, {entry["category_id"] for entry in kept}),
-        annotations=kept,
-        notes=[f"{without_mask} annotations of {name} have no mask and are not scored"] if without_mask else [],
+        skipped_categories=_ids_of(sections["categories"]) - categories.keys(),
+        names=[names[key] for key in categories],
+        annotations=_measure([found[row] for row in kept], areas[kept]),
+        notes=[],
     )
+    truth.notes.extend(_describe_reading(truth, faults, () if dropped else without_mask, () if dropped else empty))
+    return truth
+
+
+def _parse_masks(
+    entries: Iterable[AnnotationEntry], images: Mapping[int, ImageEntry], faults: FaultReport
+) -> Iterator[tuple[AnnotationEntry, CompressedRle | None]]:
+    """The annotations with their masks, None for one without; a malformed mask is an error in `faults`."""
+    strays = StrayParts()
+    for one in entries:
+        _, height, width = images[one.image_id]
+        try:
+            shape = parse_shape(one.segmentation, height, width)
+        except EmptyMaskError:
+            yield one, None
+        except DatasetError as error:
+            faults.add_error(str(error), one.image_id, one.id, MALFORMED_MASK)
+        else:
+            strays.count(shape, one.segmentation, (one.image_id, one.id))
+            yield one, _compress_shape(shape, height, width)
+    strays.report(faults)
+
+
+def _describe_reading(
+    truth: GroundTruth, faults: FaultReport, without_mask: Sequence[Place], empty: Sequence[Place]
+) -> Iterator[str]:
+    """What was read otherwise than written, as notes on the score."""
+    yield from (str(fault) for fault in faults.faults)
+    if without_mask:
+        yield f"{count_of(len(without_mask), 'annotation')} of {truth.name} without a mask, not scored"
+    if empty:
+        yield f"{count_of(len(empty), 'mask')} of {truth.name} without a pixel, scored as objects that nothing matches"
+    if all(annotation["iscrowd"] for annotation in truth.annotations):
+        crowds = count_of(len(truth.annotations), "crowd region")
+        yield f"{truth.name}: nothing to score, no object with a mask ({crowds}): AP is undefined"
+
+
+def _ids_of(entries: Sequence[object]) -> frozenset[int]:
+    """The ids of entries that have one."""
+    ids = (whole_number(entry.get("id")) for entry in entries if isinstance(entry, Mapping))
+    return frozenset(one for one in ids if one is not None)
 
 
 def read_results(predictions: Source | Iterable[Mapping[str, object]], truth: GroundTruth) -> list[ScoredMask]:
@@ -145,8 +201,9 @@ def read_results(predictions: Source | Iterable[Mapping[str, object]], truth: Gr
 
     Needed keys: image_id, category_id, segmentation (polygons or either kind of RLE), score. Boxes are taken from the
     masks; as in pycocotools, a file whose first entry has a "bbox" is binned into small, medium and large by the
-    boxes' area, others by the masks'. Results for images that `truth` leaves out are ignored. Raises DatasetError
-    listing every entry that cannot be scored.
+    boxes' area, others by the masks'. Results for images that `truth` leaves out are ignored. Parts of polygons with
+    fewer than 3 points are passed over, with a note in `truth.notes`. Raises DatasetError listing every entry that
+    cannot be scored.
     """
     if isinstance(predictions, str | PathLike):
         path = Path(predictions)
@@ -156,17 +213,21 @@ def read_results(predictions: Source | Iterable[Mapping[str, object]], truth: Gr
     if isinstance(content, Mapping | str) or not isinstance(content, Iterable):
         raise DatasetError(f"{name}: {mismatch('COCO results (a list of objects)', describe(content))}")
     entries: list[object] = list(content)
-    faults = FaultReport(name)
+    faults, strays = FaultReport(name), StrayParts()
     with_boxes = bool(entries) and isinstance(entries[0], Mapping) and _has_box(entries[0])
     found: list[_Candidate] = []
     for index, entry in enumerate(entries):
         try:
-            candidate = _parse_result(entry, f"entry {index}: ", truth, with_boxes)
+            candidate = _parse_result(entry, f"entry {index}: ", truth, with_boxes, strays)
         except DatasetError as error:
             faults.add_error(f"entry {index}: {error}")
         else:
             found += [] if candidate is None else [candidate]
-    return _measure(found, faults)
+    areas = _measure_areas(found, faults)
+    faults.raise_errors()
+    strays.report(faults)
+    truth.notes.extend(f"{name}: {fault}" for fault in faults.faults)
+    return _measure(found, areas)
 
 
 class _Candidate(NamedTuple):
@@ -185,7 +246,9 @@ class _Candidate(NamedTuple):
     score: float | None = None
 
 
-def _parse_result(entry: object, where: str, truth: GroundTruth, with_boxes: bool) -> _Candidate | None:
+def _parse_result(
+    entry: object, where: str, truth: GroundTruth, with_boxes: bool, strays: StrayParts
+) -> _Candidate | None:
     """An entry of a results file; None for a result of an image that is left out. Raises DatasetError."""
     if not isinstance(entry, Mapping):
         raise DatasetError(mismatch("an object", quote(entry)))
@@ -196,7 +259,7 @@ def _parse_result(entry: object, where: str, truth: GroundTruth, with_boxes: boo
             mismatch("image_id, category_id, segmentation and score", f"no {', '.join(missing)}", advice)
         )
     image_id, category_id = whole_number(entry["image_id"]), whole_number(entry["category_id"])
-    if image_id in truth.skipped:
+    if image_id in truth.skipped or category_id in truth.skipped_categories:
         return None
     if image_id is None or image_id not in truth.images:
         raise DatasetError(f"image_id: {mismatch(f'the id of an image in {truth.name}', quote(entry['image_id']))}")
@@ -207,7 +270,9 @@ def _parse_result(entry: object, where: str, truth: GroundTruth, with_boxes: boo
     if score is None or not math.isfinite(score):
         raise DatasetError(f"score: {mismatch('a finite number', quote(entry['score']))}")
     image, category = truth.images[image_id], truth.categories[category_id]
-    mask = _parse_mask(entry["segmentation"], truth.sizes[image])
+    shape = parse_shape(entry["segmentation"], *truth.sizes[image])
+    strays.count(shape, entry["segmentation"], (image_id, None))
+    mask = _compress_shape(shape, *truth.sizes[image])
     box = parse_box(entry) if with_boxes else None
     area = None if box is None else box[2] * box[3]
     if with_boxes and entry.keys() >= {"area", "id", "iscrowd"}:
@@ -223,18 +288,15 @@ def _has_box(entry: Mapping[str, object]) -> bool:
         return True
 
 
-def _parse_mask(value: object, size: tuple[int, int]) -> CompressedRle:
-    """A segmentation as compressed RLE of `size` (height, width); compressed counts are not looked into."""
-    shape = parse_shape(value, *size)
+def _compress_shape(shape: Segmentation, height: int, width: int) -> CompressedRle:
+    """A parsed segmentation as compressed RLE of height x width pixels; compressed counts are not looked into."""
     if isinstance(shape, list):
-        return CompressedRle(size=list(size), counts=polygons_to_counts(shape, *size))
+        return CompressedRle(size=[height, width], counts=polygons_to_counts(shape, height, width))
     return shape
 
 
-def _measure(candidates: Sequence[_Candidate], faults: FaultReport) -> list[ScoredMask]:
-    """The candidates with ids from 1, area, box and crowd flag. Raises DatasetError with all faults of the file."""
-    areas = _measure_areas(candidates, faults)
-    faults.raise_errors()
+def _measure(candidates: Sequence[_Candidate], areas: npt.NDArray[np.int64]) -> list[ScoredMask]:
+    """The candidates with ids from 1, area, box and crowd flag. areas (N,): the pixels of their masks."""
     masks = [one.mask for one in candidates]
     boxes = np.asarray(rle_codec.toBbox(masks) if masks else []).reshape(-1, 4).tolist()  # (N, 4)
     measured: list[ScoredMask] = []
@@ -266,7 +328,7 @@ def _measure_areas(candidates: Sequence[_Candidate], faults: FaultReport) -> npt
                 check_rle(one.mask)
             except DatasetError as error:
                 image_id, annotation_id, where = one.where
-                faults.add_error(f"{where}{error}", image_id, annotation_id)
+                faults.add_error(f"{where}{error}", image_id, annotation_id, "" if where else MALFORMED_MASK)
         assert faults.faults
         return np.zeros(len(candidates), dtype=np.int64)
 
@@ -274,18 +336,3 @@ def _measure_areas(candidates: Sequence[_Candidate], faults: FaultReport) -> npt
 def _number_ids(ids: Iterable[int]) -> dict[int, int]:
     """Id -> number from 1, in the order of the ids: pycocotools breaks ties of score by the order of image ids."""
     return {key: number for number, key in enumerate(sorted(ids), start=1)}
-
-
-def _make_names_unique(names: dict[int, str], categories: dict[int, int], used: set[int]) -> list[str]:
-    """Category names in the order of our numbers, different from each other: they become keys.
-
-    A shared name stays with the only class that has instances (Roboflow writes its project as category 0, sometimes
-    under the name of the real class); the others get their id behind it.
-    """
-    shared = Counter(names.values())
-    shared_and_used = Counter(names[key] for key, number in categories.items() if number in used)
-    return [
-        name if shared[name] == 1 or (number in used and shared_and_used[name] == 1) else f"{name} (id {key})"
-        for key, number in categories.items()
-        for name in [names[key]]
-    ]

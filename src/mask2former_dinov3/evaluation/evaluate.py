@@ -20,10 +20,13 @@ from torch import nn
 from tqdm import tqdm
 
 from ..atomic_files import check_writable, write_text
-from ..data.coco import CocoData, ImageRecord, read_coco
+from ..data.check import UNLISTED, check_data
+from ..data.coco import CocoData, ImageRecord
+from ..data.coco_json import class_name
 from ..data.coco_types import CocoResult, Metrics
 from ..data.images import check_image_size, read_image
-from ..data.layout import Split
+from ..data.layout import Split, missing_path
+from ..data.read_rules import ReadRules
 from ..errors import ConfigError, DatasetError
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from ..inference.network import Network
@@ -34,15 +37,17 @@ from .coco_ap import ceiling_notes, evaluate_coco, score_results
 from .coco_files import read_ground_truth, read_results
 
 
-def match_categories(id2label: Mapping[int, str], data: CocoData) -> list[int]:
+def match_categories(id2label: Mapping[int, str], data: CocoData) -> list[int | None]:
     """For each label 0..K-1 of the model, the category id that the data set has for the class of the same name.
 
-    id2label: label -> class name, from the model's configuration. Raises DatasetError listing both sides unless model
-    and data set have the same names. (A data set in which two classes share a name is refused when it is read.)
+    None for a class that the data set does not have: its detections are not scored. id2label: label -> class name, from
+    the model's configuration; names are compared as `class_name` makes them. Raises DatasetError listing both sides if
+    the data set has a class that the model does not, or the model two classes of one name. (A data set in which two
+    classes share a name is refused when it is read.)
     """
-    of_model = [str(id2label[label]) for label in range(len(id2label))]
+    of_model = [class_name(str(id2label[label])) or str(id2label[label]) for label in range(len(id2label))]
     of_data = [category.name for category in data.categories]
-    if Counter(of_model) != Counter(of_data):
+    if not set(of_data) <= set(of_model) or len(set(of_model)) < len(of_model):
         missing = sorted((Counter(of_data) - Counter(of_model)).elements())
         extra = sorted((Counter(of_model) - Counter(of_data)).elements())
         raise DatasetError(
@@ -52,7 +57,7 @@ def match_categories(id2label: Mapping[int, str], data: CocoData) -> list[int]:
             "  classes are matched by name: rename the categories, or use the model trained on this data set"
         )
     by_name = {category.name: category.id for category in data.categories}
-    return [by_name[name] for name in of_model]
+    return [by_name.get(name) for name in of_model]
 
 
 def predict_split(
@@ -77,7 +82,11 @@ def predict_split(
     """
     settings = InferenceSettings(batch_size=batch_size, max_detections=max_detections)
     ids = match_categories(model.config.id2label, data)
-    categories = tuple((category, str(model.config.id2label[label])) for label, category in enumerate(ids))
+    absent = min((category for category in ids if category is not None), default=0) - 1  # no id of the file
+    categories = tuple(
+        (absent if category is None else category, str(model.config.id2label[label]))
+        for label, category in enumerate(ids)
+    )
     device = torch.device(device) if device is not None else model.device
     records = data.images[rank::world]
     results: list[CocoResult] = []
@@ -95,7 +104,8 @@ def predict_split(
                 outputs, sizes, inputs["pixel_mask"], max_detections=settings.max_detections, categories=categories
             )
             for (record, _), instances in zip(batch, found, strict=True):
-                results.extend(cast("list[CocoResult]", instances.to_coco(record.id)))  # the image id is an int
+                own = cast("list[CocoResult]", instances.to_coco(record.id))  # the image id is an int
+                results.extend(result for result in own if result["category_id"] != absent)
             bar.update(len(batch))
     return results
 
@@ -110,10 +120,13 @@ def evaluate_model(
     batch_size: int = 1,
     device: str | None = None,
     predictions: Path | None = None,
+    rules: ReadRules | None = None,
     progress: bool = False,
 ) -> Metrics:
     """Score a model (as `load_model` takes it) on a COCO file with its images, or the results file `predictions`.
 
+    images: the only folder in which images are looked for; all are checked before the model is loaded. rules: what
+    crowd flags and incomplete images mean.
     Writes metrics.json and predictions.json into `output`, each atomically, and returns the metrics.
     Raises ConfigError if neither a model with images nor predictions are given, OptionError for batch_size or
     max_detections below 1, DatasetError and CheckpointError for what cannot be read.
@@ -121,13 +134,14 @@ def evaluate_model(
     InferenceSettings(max_detections=max_detections, batch_size=batch_size)  # checks the values before any work
     if predictions is not None:
         check_writable(output)
-        metrics = evaluate_coco(annotations, predictions, max_detections=max_detections)
+        metrics = evaluate_coco(annotations, predictions, max_detections=max_detections, rules=rules)
         if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
             shutil.copyfile(predictions, output / "predictions.json")
     else:
         if model is None or images is None:
             raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
-        data = read_coco(Split("evaluate", Path(annotations), Path(images)))
+        data = _read_checked(Path(annotations), Path(images), ReadRules() if rules is None else rules)
+        truth = read_ground_truth(annotations, rules=rules)
         network, processor = load_model(model, device)
         check_writable(output)
         start = time.perf_counter()
@@ -135,13 +149,27 @@ def evaluate_model(
             network, processor, data, batch_size=batch_size, max_detections=max_detections, progress=progress
         )
         write_text(output / "predictions.json", json.dumps(results) + "\n")
-        truth = read_ground_truth(annotations)
         metrics = score_results(truth, read_results(results, truth), max_detections)
         if network.config.num_queries < max_detections:
             metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")
+        ids = match_categories(network.config.id2label, data)
+        unscored = [str(network.config.id2label[label]) for label, category in enumerate(ids) if category is None]
+        if unscored:
+            metrics["notes"].append(f"classes of the model that the annotations lack are not scored: {_join(unscored)}")
         metrics["seconds"] = round(time.perf_counter() - start, 3)
     write_text(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     return metrics
+
+
+def _read_checked(annotations: Path, images: Path, rules: ReadRules) -> CocoData:
+    """The records of a file whose images are all there; warnings and notes are logged. Raises the errors of both."""
+    if not images.is_dir():
+        raise missing_path("images", [images], "folder")
+    split = Split("evaluate", annotations, images, only_images=True, rules=rules)
+    report = check_data({split.name: split}, num_queries=None, full=False)
+    report.raise_errors()
+    report.log_faults(skip=UNLISTED)
+    return report.data[split.name]
 
 
 def _join(names: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ from ..data.coco import CocoData
 from ..data.coco_types import Metrics
 from ..data.dataset import Batch, CocoInstanceDataset, collate
 from ..data.layout import find_splits
+from ..data.read_rules import ReadRules
 from ..data.sampler import TrainingOrder
 from ..data.transforms import Augmentation
 from ..errors import ConfigError, DatasetError, OptionError, UserError
@@ -156,6 +157,7 @@ def load_data(config: TrainConfig) -> dict[str, CocoData]:
         test_annotations=config.test_annotations,
         test_images=config.test_images,
         valid_split=config.valid_split,
+        rules=ReadRules(config.crowd, config.incomplete_images),
     )
     if "train" not in splits:
         raise DatasetError(f"{config.dataset_name}: expected training data, got only {', '.join(splits)}")
