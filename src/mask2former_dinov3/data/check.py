@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 ProgressCallback = Callable[[int, int], None]
 """Called with the number of images that are checked, and the number of all."""
 
-_NAMED = 5  # files in one line
+_NAMED = 10  # files in one line
 UNLISTED = "file not in the annotations"
 _SEVERITIES = ("error", "warning", "note")
 _LEVELS = {"note": logging.INFO, "warning": logging.WARNING}
@@ -337,8 +337,11 @@ def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, Spli
         new = [file for file in files if file not in listed and file not in seen]
         seen.update(new)
         if new:
-            files_in_words = new[0] if len(new) == 1 else f"{len(new)} files, {', '.join(new[:_NAMED])}"
-            reason = f"{files_in_words}{', …' * (len(new) > _NAMED)}: in the image folder, not in the annotations"
+            shown = ", ".join(os.path.relpath(file, split.images) for file in new[:_NAMED]) + ", …" * (
+                len(new) > _NAMED
+            )
+            where = new[0] if len(new) == 1 else f"{len(new)} files of {split.images}, {shown}"
+            reason = f"{where}: in the image folder, not in the annotations"
             faults[name] = [Fault("warning", None, None, reason, UNLISTED)]
     return faults
 
