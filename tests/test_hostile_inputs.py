@@ -324,22 +324,28 @@ def test_write_text__does_not_follow_a_link_left_in_its_way(tmp_path: Path) -> N
 
 
 def test_evaluate_model__writes_nothing_by_the_names_of_a_coco_file(model_folder: Path, tmp_path: Path) -> None:
-    """`..` leads to an image that is read; results go by ids."""
+    """`..` may stay in the folder of the images but not lead out of it; results go by ids."""
     images_in(tmp_path / "elsewhere", "a.png")
     folder = images_in(tmp_path / "images", "b.png")
-    names = ["../elsewhere/a.png", "b.png"]
+    images_in(tmp_path / "images" / "sub", "a.png")
     annotations = tmp_path / "truth.json"
-    annotations.write_text(
-        json.dumps(
-            {
-                "images": [
-                    {"id": index, "file_name": name, "height": 60, "width": 80} for index, name in enumerate(names)
-                ],
-                "annotations": [{"id": 1, "image_id": 0, "category_id": 3, "segmentation": [[0, 0, 9, 0, 9, 9]]}],
-                "categories": [{"id": 3, "name": "disc"}, {"id": 7, "name": "bar"}],
-            }
-        )
-    )
+
+    def name_images(*names: str) -> None:
+        content = {
+            "images": [{"id": index, "file_name": name, "height": 60, "width": 80} for index, name in enumerate(names)],
+            "annotations": [{"id": 1, "image_id": 0, "category_id": 3, "segmentation": [[0, 0, 9, 0, 9, 9]]}],
+            "categories": [{"id": 3, "name": "disc"}, {"id": 7, "name": "bar"}],
+        }
+        annotations.write_text(json.dumps(content))
+
+    name_images("../elsewhere/a.png", "b.png")
+    before = everything_in(tmp_path)
+    with pytest.raises(
+        DatasetError, match=r"image 0: \.\./elsewhere/a\.png: expected an image file below .*images, got a"
+    ):
+        evaluate_model(model_folder, annotations, folder, tmp_path / "out", device="cpu")
+    assert everything_in(tmp_path) == before
+    name_images("sub/../sub/../../images/sub/a.png", "b.png")
     before = everything_in(tmp_path)
     evaluate_model(model_folder, annotations, folder, tmp_path / "out", device="cpu")
     after = everything_in(tmp_path)
@@ -372,5 +378,5 @@ def test_check_data__refuses_sizes_that_no_image_has(tmp_path: Path, capsys: pyt
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     assert main(["check-data", str(tmp_path / "a.json"), "--valid-split", "0"]) == 1
-    expected = "a.png: height and width: expected at most 1,000,000 pixels, got 200000000000000000000 and 80"
+    expected = "a.png: height and width: expected at most 1,000,000 pixels, got 2e+20 and 80"
     assert expected in capsys.readouterr().out

@@ -193,6 +193,24 @@ def test_check_data__a_split_all_of_whose_images_are_left_out(make_toy_dataset: 
     assert not [one for one in found(report, "warning", "valid") if "not in the annotations" in one]
 
 
+def test_check_data__files_that_are_not_listed_are_one_line(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    (root / "train" / "more").mkdir()
+    for number in range(12):
+        Image.new("RGB", (8, 8)).save(root / "train" / "more" / f"{number:02}.png")
+    assert found(check(root, full=False), "warning") == [
+        f"12 files of {root / 'train'}, {', '.join(f'more/{number:02}.png' for number in range(10))}, …: "
+        "in the image folder, not in the annotations"
+    ]
+    edit(root, lambda content: content["images"][0].update(id="\uff11\uff10"))
+    edit(root, lambda content: content.update(annotations=content["annotations"][2:]))
+    report = check(root, full=False)
+    assert found(report, "error") == [
+        'images[0]: expected an object with an id (a whole number), got the id "\\uff11\\uff10"'
+    ]
+    assert found(report, "warning") == []  # the file of that image would seem to be unlisted
+
+
 def test_check_data__sizes_of_zero_are_one_line(make_toy_dataset: Callable[..., Path]) -> None:
     """Not also a line for each annotation, each file that seems unlisted, and for nothing to train on."""
     root = make_toy_dataset()

@@ -74,6 +74,19 @@ def test_locate_images__a_named_folder_is_the_only_one(
         assert "expected an image file below" in faults[0].reason
         return
     assert found(data) == [expected]
+    outside = not expected.startswith(("images/", "-"))
+    assert [fault.kind for fault in faults] == ["file outside the image folder"] * outside
+    if outside:
+        path = tmp_path / "data" / file
+        assert faults[0].reason.endswith(f"found elsewhere: {path}")
+
+
+def test_locate_images__a_bare_name_is_not_looked_for_above_the_image_folder(tmp_path: Path) -> None:
+    """There it is another picture, perhaps of another split."""
+    (tmp_path / "a.png").touch()
+    (tmp_path / "train").mkdir()
+    data, faults = parse_coco(Split("train", write(tmp_path / "train" / "a.json", ["a.png"]), tmp_path / "train"))
+    assert data.images[0].path == tmp_path / "train" / "a.png"
     assert faults == []
 
 

@@ -78,6 +78,8 @@ ID_FORMS: list[Any] = [
     ({}, "refused"),
     (math.nan, "refused"),
     (math.inf, "refused"),
+    (2.0**53 + 2, "refused"),  # a float that stands for several whole numbers
+    (1e30, "refused"),
     (ABSENT, "refused"),
 ]
 SEGMENTATION_FORMS: list[Any] = [

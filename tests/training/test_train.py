@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from mask2former_dinov3.atomic_files import write_folder
 from mask2former_dinov3.config.train_config import TrainConfig, load_config
+from mask2former_dinov3.data.read_rules import ReadRules
 from mask2former_dinov3.errors import (
     CheckpointError,
     ConfigError,
@@ -105,6 +106,50 @@ def test_train__without_validation_data(make_toy_dataset: Callable[..., Path], t
 def test_train__holds_images_out_when_there_is_one_file(make_toy_dataset: Callable[..., Path], tmp_path: Path) -> None:
     metrics = train(make_config(make_toy_dataset(train=12, valid=0), tmp_path / "run", valid_split=0.3))
     assert 1 <= metrics["images"] <= 8
+
+
+def test_train__reaches_its_first_evaluation_with_what_check_data_accepts(
+    make_toy_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    """UTF-16, ids as text, a class named 0, fewer classes in valid, stray points, and a Unicode form of a file name."""
+    root = make_toy_dataset(valid=2)
+    for split in ("train", "valid"):
+        file = root / split / "_annotations.coco.json"
+        content = json.loads(file.read_text())
+        content["categories"][1]["name"] = 0
+        for image in content["images"]:
+            image["id"] = f"{image['id']}.0"
+        for annotation in content["annotations"]:
+            annotation |= {"iscrowd": bool(annotation["iscrowd"]), "bbox": [1, None, 2, 3], "area": "?"}
+        content["annotations"][1]["segmentation"].append([5.0, 5.0])
+        content["annotations"].append({**content["annotations"][0], "id": 99, "segmentation": [[]]})
+        if split == "valid":
+            content["categories"] = content["categories"][1:]
+            content["annotations"] = [one for one in content["annotations"] if one["category_id"] == 7]
+            content["images"][0]["file_name"] = "caf\u00e9.png"
+            (root / "valid" / "000.png").rename(root / "valid" / "cafe\u0301.png")
+        file.write_text(json.dumps(content), encoding="utf-16")
+    metrics = train(make_config(root, tmp_path / "run", max_train_steps=1))
+    assert set(metrics["per_class"]) == {"0"}
+    assert any("1 part of fewer than 3 points" in note for note in metrics["notes"])
+    assert json.loads((tmp_path / "run" / "best" / "config.json").read_text())["id2label"] == {"0": "disc", "1": "0"}
+
+
+def test_load_data__reads_crowd_regions_and_incomplete_images_as_configured(
+    make_toy_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_toy_dataset()
+    file = root / "train" / "_annotations.coco.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentation"] = None  # of image 10
+    file.write_text(json.dumps(content))
+    data = load_data(make_config(root, tmp_path))
+    assert [one.iscrowd for one in data["train"].images[2].annotations] == [False, False, True]
+    assert data["train"].images[0].id == 10
+    data = load_data(make_config(root, tmp_path, crowd="instances", incomplete_images="drop"))
+    assert [image.id for image in data["train"].images] == [11, 12, 13, 14, 15]
+    assert [one.iscrowd for one in data["train"].images[1].annotations] == [False] * 3
+    assert data["valid"].rules == data["train"].rules == ReadRules("instances", "drop")
 
 
 def test_train__overfits_the_toy_set_to_a_high_ap(toy_dataset: Path, tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def add_evaluate(parser: VerbParser) -> None:
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE", required=True, help="COCO JSON file with the ground truth"
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder with the images of the annotations")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder with the images of the annotations; only it is searched"
+    )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", required=True, help="folder for metrics.json and predictions.json"
     )

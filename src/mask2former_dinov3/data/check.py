@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import DatasetError, mismatch
 from .achievable_ap import mask_ceilings
 from .coco import CocoData, ImageRecord, parse_splits
+from .coco_json import ENTRY_FAULTS
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
 from .images import IMAGE_SUFFIXES, check_image_size, decode_image, read_header
 from .layout import Split
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 ProgressCallback = Callable[[int, int], None]
 """Called with the number of images that are checked, and the number of all."""
 
+_NAMED = 10  # files in one line
 UNLISTED = "file not in the annotations"
 _SEVERITIES = ("error", "warning", "note")
 _LEVELS = {"note": logging.INFO, "warning": logging.WARNING}
@@ -227,7 +229,7 @@ def _check_content(
     if not statistics.instances:
         if not has_errors:
             yield _nothing_to_use(name, statistics)
-    elif statistics.instances:
+    elif not has_errors:
         for category, count in statistics.per_class.items():
             if not count:
                 yield Fault("note", None, None, f"class {quote(category)} has no instance")
@@ -318,18 +320,21 @@ def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, Spli
     faults: dict[str, list[Fault]] = {}
     seen: set[str] = set()
     for name, split in splits.items():
-        if reports[name].data is None:
-            continue  # its annotations are unreadable: every file would be unlisted
+        if reports[name].data is None or any(fault.kind in ENTRY_FAULTS for fault in reports[name].of("error")):
+            continue  # its annotations, or some images in them, are unreadable: their files would be unlisted
         files = []
         for folder, inside, names in os.walk(os.path.abspath(split.images)):
             inside[:] = sorted(entry for entry in inside if not entry.startswith("."))
             files += [os.path.join(folder, file) for file in sorted(names) if _is_image(file)]
         new = [file for file in files if file not in listed and file not in seen]
         seen.update(new)
-        faults[name] = [
-            Fault("warning", None, None, f"{file}: in the image folder, not in the annotations", UNLISTED)
-            for file in new
-        ]
+        if new:
+            shown = ", ".join(os.path.relpath(file, split.images) for file in new[:_NAMED]) + ", …" * (
+                len(new) > _NAMED
+            )
+            where = new[0] if len(new) == 1 else f"{len(new)} files of {split.images}, {shown}"
+            reason = f"{where}: in the image folder, not in the annotations"
+            faults[name] = [Fault("warning", None, None, reason, UNLISTED)]
     return faults
 
 

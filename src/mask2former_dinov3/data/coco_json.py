@@ -33,6 +33,8 @@ Box = tuple[float, float, float, float]
 LARGEST_IMAGE_SIDE = 1_000_000  # pixels: the COCO rasteriser allocates memory for every pixel of an edge
 
 
+ENTRY_FAULTS = frozenset({"section", "no id", "repeated id", "file name"})
+"""Kinds of faults after which an image of the file is not known."""
 SECTIONS = ("categories", "images", "annotations")
 _SHOWN = 4  # changed names in a note
 
@@ -130,7 +132,7 @@ def parse_entries(
             got = quote(entry)
             if isinstance(entry, Mapping) and entry.get("id") is not None:
                 broken.add(quote(entry["id"]))
-                got = f"the id {quote(entry['id'])}"
+                got = f"the id {_quote_ascii(entry['id'])}"
             expected = mismatch("an object with an id (a whole number)", got)
             faults.add_error(f"{section}[{position}]: {expected}", kind="no id")
             continue
@@ -225,8 +227,9 @@ def class_name(value: object) -> str | None:
 
 
 def _quote_ascii(value: object) -> str:
-    """A value as JSON in ASCII: two Unicode forms of a name look the same."""
-    return json.dumps(value)
+    """A value as JSON in ASCII, shortened: two Unicode forms of a name look the same, and wide digits like others."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 class _EntryFault(Exception):
@@ -357,13 +360,14 @@ def _measures(
 
 def parse_size(entry: Mapping[str, object]) -> tuple[int, int]:
     """(height, width) of an image in pixels. Raises DatasetError, also for sizes that no image has."""
+    sides = number(entry.get("height")), number(entry.get("width"))
+    if None not in sides and max(side or 0 for side in sides) > LARGEST_IMAGE_SIDE:
+        expected, got = f"at most {LARGEST_IMAGE_SIDE:,} pixels", " and ".join(f"{side:.15g}" for side in sides)
+        raise DatasetError(f"height and width: {mismatch(expected, got)}")
     height, width = whole_number(entry.get("height")), whole_number(entry.get("width"))
     if height is None or width is None or min(height, width) < 1:
         got = f"{quote(entry.get('height'))} and {quote(entry.get('width'))}"
         raise DatasetError(f"height and width: {mismatch('whole numbers of pixels above 0', got)}")
-    if max(height, width) > LARGEST_IMAGE_SIDE:
-        expected = f"at most {LARGEST_IMAGE_SIDE:,} pixels"
-        raise DatasetError(f"height and width: {mismatch(expected, f'{height} and {width}')}")
     return height, width
 
 

@@ -2,7 +2,8 @@
 
 | the name | is looked for |
 |---|---|
-| `a.png`, `day1/a.png` | in the image folder, in that of the annotations, and in the one above the image folder |
+| `a.png` | in the image folder, and in that of the annotations, which is reported as a note |
+| `day1/a.png` | the same, and in the folder above the image folder, for names that repeat the image folder |
 | in another Unicode form, or with `%20` | the same places, one file may fit; reported as a note |
 | an absolute path, a URL, or one with `..`, that is not there | by its last parts in the image folder, as a note |
 
@@ -19,7 +20,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -50,6 +51,7 @@ def locate_images(names: Mapping[int, str], split: Split, faults: FaultReport) -
             if not exact:
                 respelled.append(image_id)
     missing = [image_id for image_id in names if image_id not in found]
+    _note_outside(found, search, names, split, faults)
     _note_spellings({image_id: (names[image_id], found[image_id]) for image_id in respelled}, faults)
     _warn_of_shared_files({image_id: search.resolve(path) for image_id, path in found.items()}, names, faults)
     shortened = {}
@@ -117,9 +119,10 @@ class _Search:
 
     def __init__(self, split: Split) -> None:
         self._images = str(split.images)
-        roots = (self._images, str(split.annotations.parent), str(split.images.parent))
-        self._roots = tuple({os.path.abspath(root): root for root in reversed(roots)}.values())[::-1]
-        self._only = os.path.abspath(self._images) if split.only_images else None
+        near = (self._images, str(split.annotations.parent))
+        self._roots_of_bare_names = _drop_repeated_folders(near)
+        self._roots = _drop_repeated_folders((*near, str(split.images.parent)))
+        self._top, self._is_only = os.path.abspath(self._images), split.only_images
         self._listings: dict[str, _Listing] = {}
         self._folders: dict[tuple[str, str, bool], str | None] = {}
         self._real: dict[str, str] = {}
@@ -130,9 +133,10 @@ class _Search:
         parent, slash, base = _slashes(name).rpartition("/")
         if not base:
             return None
+        roots = self._roots if parent else self._roots_of_bare_names
         parent = slash if slash and not parent else parent  # a file of the root folder
         for exact in (True, False):
-            for root in self._roots:
+            for root in roots:
                 path = self._find_below(root, parent, base, exact)
                 if path is not None:
                     return path, exact
@@ -159,8 +163,12 @@ class _Search:
 
     def may_take(self, path: str) -> bool:
         """Whether a path is not outside the only folder to search, if there is only one."""
+        return not self._is_only or self.is_inside(path)
+
+    def is_inside(self, path: str) -> bool:
+        """Whether a path is that of the image folder or below it."""
         place = os.path.abspath(path)
-        return self._only is None or place == self._only or place.startswith(self._only.rstrip(os.sep) + os.sep)
+        return place == self._top or place.startswith(self._top.rstrip(os.sep) + os.sep)
 
     def is_bare(self, path: str) -> bool:
         """Whether a path that was found lies directly in the image folder."""
@@ -212,6 +220,13 @@ class _Search:
         if folder not in self._listings:
             self._listings[folder] = _Listing(folder)
         return self._listings[folder]
+
+
+def _drop_repeated_folders(folders: Sequence[str]) -> tuple[str, ...]:
+    found: dict[str, str] = {}
+    for folder in folders:
+        found.setdefault(os.path.abspath(folder), folder)
+    return tuple(found.values())
 
 
 def _slashes(name: str) -> str:
@@ -268,6 +283,19 @@ def _note_spellings(respelled: Mapping[int, tuple[str, str]], faults: FaultRepor
         example = f"{name!a} is the file {os.path.basename(path)!a}"
         reason = f"{count} found under another spelling of the name (Unicode form or %20): {example}"
         faults.add_group("note", "file name spelled otherwise", places, reason)
+
+
+def _note_outside(
+    found: Mapping[int, str], search: _Search, names: Mapping[int, str], split: Split, faults: FaultReport
+) -> None:
+    """A note for files that lie elsewhere, other than by an absolute path in the annotations."""
+    folders = {folder: search.is_inside(folder) for folder in {os.path.dirname(path) for path in found.values()}}
+    outside = {key: path for key, path in found.items() if not folders[os.path.dirname(path)]}
+    places: list[Place] = [(key, None) for key, path in outside.items() if _slashes(names[key]) != path]
+    if places:
+        count, example = count_of(len(places), "image file"), outside[places[0][0] or 0]
+        reason = f"{count} not in the image folder {split.images}, found elsewhere: {example}"
+        faults.add_group("note", "file outside the image folder", places, reason)
 
 
 def _note_shortened(shortened: Mapping[int, tuple[str, str]], split: Split, faults: FaultReport) -> None:

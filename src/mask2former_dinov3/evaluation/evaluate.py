@@ -163,7 +163,7 @@ def evaluate_model(
 
 def _read_checked(annotations: Path, images: Path, rules: ReadRules) -> CocoData:
     """The records of a file whose images are all there; warnings and notes are logged. Raises the errors of both."""
-    if not images.is_dir():
+    if annotations.is_file() and not images.is_dir():
         raise missing_path("images", [images], "folder")
     split = Split("evaluate", annotations, images, only_images=True, rules=rules)
     report = check_data({split.name: split}, num_queries=None, full=False)
