@@ -18,9 +18,12 @@ from pathlib import Path
 from ..errors import DatasetError, mismatch
 from .achievable_ap import mask_ceilings
 from .coco import CocoData, ImageRecord, parse_coco
+from .duplicates import compare_pictures, find_repeated_objects, find_split_siblings
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
 from .images import IMAGE_SUFFIXES, check_image_size, decode_image, read_header
 from .layout import Split
+from .mask_arrays import collect_masks
+from .mask_checks import compare_masks
 from .statistics import Statistics, statistics_of
 
 logger = logging.getLogger(__name__)
@@ -161,8 +164,10 @@ def check_data(
     images = [(report, record) for report in reports.values() if report.data for record in report.data.images]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         found = threads.map(lambda pair: _check_image(pair[1], full), images)
-        for done, ((report, _), faults) in enumerate(zip(images, found, strict=True), start=1):
+        digests: dict[str, str] = {}  # absolute path -> of the pixels
+        for done, ((report, record), (faults, digest)) in enumerate(zip(images, found, strict=True), start=1):
             report.faults += faults
+            digests |= {os.path.abspath(record.path): digest} if digest else {}
             if progress is not None:
                 progress(done, len(images))
     for name, report in reports.items():
@@ -170,8 +175,13 @@ def check_data(
             report.statistics = statistics_of(report.data)
             report.ceilings = mask_ceilings(report.data, canvas) if full else {}
             report.faults += _check_content(name, report.data, report.statistics, num_queries)
+            masks = collect_masks(report.data)
+            report.faults += [*compare_masks(masks), *find_repeated_objects(masks)]
     _compare_classes(reports)
-    _compare_images(reports, by_content=full)
+    records = {name: report.data for name, report in reports.items()}
+    for faults_of_split in (compare_pictures(records, digests), find_split_siblings(records)):
+        for name, faults in faults_of_split.items():
+            reports[name].faults += faults
     for name, unlisted in _find_unlisted_files(splits, reports).items():
         reports[name].faults += unlisted
     return Report(reports, list(notes))
@@ -186,14 +196,20 @@ def _drop_repeated(splits: Mapping[str, Split], reports: Mapping[str, SplitRepor
         earlier.update(report.faults)
 
 
-def _check_image(record: ImageRecord, full: bool) -> list[Fault]:
-    """Faults of one image file: unreadable, of another size than the annotations state, rotated by EXIF."""
+def _check_image(record: ImageRecord, full: bool) -> tuple[list[Fault], str]:
+    """Faults of one image file: unreadable, of another size than the annotations state, rotated by EXIF.
+
+    With them a digest of its pixels, if it is decoded (full) and has more than one colour.
+    """
+    digest = ""
     try:
         header = read_header(record.path)
         if full:
-            decode_image(record.path.read_bytes(), record.path)
+            pixels = decode_image(record.path.read_bytes(), record.path)
+            if (pixels != pixels[0, 0]).any():
+                digest = hashlib.blake2b(pixels.data, digest_size=16).hexdigest() + str(pixels.shape)
     except (DatasetError, OSError) as error:
-        return [Fault("error", record.id, None, str(error))]
+        return [Fault("error", record.id, None, str(error))], ""
     faults = []
     stated, stored = (record.height, record.width), (header.height, header.width)
     try:
@@ -208,7 +224,7 @@ def _check_image(record: ImageRecord, full: bool) -> list[Fault]:
             "COCO annotations count them"
         )
         faults.append(Fault("note", record.id, None, reason))
-    return faults
+    return faults, digest
 
 
 def _check_content(name: str, data: CocoData, statistics: Statistics, num_queries: int | None) -> Iterable[Fault]:
@@ -238,45 +254,6 @@ def _compare_classes(reports: Mapping[str, SplitReport]) -> None:
         if report.data is not None and found != expected:
             reason = mismatch(f"the classes of train, {quote(sorted(expected))}", quote(sorted(found)))
             report.faults.append(Fault("error", None, None, f"categories: {reason}"))
-
-
-def _compare_images(reports: Mapping[str, SplitReport], *, by_content: bool) -> None:
-    """Add a warning for each image that an earlier split has as well: the same file, or the same bytes."""
-    earlier: dict[str, tuple[str, int]] = {}  # path or digest -> split, image id
-    keys = _content_keys(reports) if by_content else {}
-    for name, report in reports.items():
-        own: dict[str, tuple[str, int]] = {}
-        for record in report.data.images if report.data is not None else ():
-            path = os.path.abspath(record.path)
-            key = keys.get(path, path)
-            if key in earlier:
-                other, other_id = earlier[key]
-                reason = f"{record.file_name}: the same image as image {other_id} of {other}; scores will be too high"
-                report.faults.append(Fault("warning", record.id, None, reason))
-            own.setdefault(key, (name, record.id))
-        earlier = own | earlier
-
-
-def _content_keys(reports: Mapping[str, SplitReport]) -> dict[str, str]:
-    """Absolute path -> digest of the content, of the image files that have the same length as another."""
-    by_length: dict[int, set[str]] = defaultdict(set)
-    for report in reports.values():
-        for record in report.data.images if report.data is not None else ():
-            path = os.path.abspath(record.path)
-            if os.path.isfile(path):
-                by_length[os.path.getsize(path)].add(path)
-    alike = [path for paths in by_length.values() if len(paths) > 1 for path in sorted(paths)]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        return dict(zip(alike, threads.map(_digest, alike), strict=True))
-
-
-def _digest(path: str) -> str:
-    """A digest of a file's content; the path of an unreadable file, which is reported elsewhere."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
-    except OSError:
-        return path
 
 
 def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, SplitReport]) -> dict[str, list[Fault]]:

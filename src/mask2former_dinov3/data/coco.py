@@ -21,6 +21,7 @@ from .numbers import whole_number
 from .segmentation import (
     EmptyMaskError,
     NoMaskError,
+    Polygon,
     Segmentation,
     parse_segmentation,
     segmentation_area,
@@ -68,12 +69,26 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An annotation that training leaves out: its polygons cover no pixel. box: the file's own, None if it has none."""
+
+    id: int
+    image_id: int
+    parts: list[Polygon]
+    box: Box | None
+
+
+@dataclass(frozen=True, slots=True)
 class CocoData:
-    """The records of a split: its annotation file, K categories in the order of their ids, images in file order."""
+    """The records of a split: its annotation file, K categories in the order of their ids, images in file order.
+
+    left_out: polygons that cover no pixel, for checks that look for the cause.
+    """
 
     annotations: Path
     categories: tuple[Category, ...]
     images: list[ImageRecord]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def read_coco(split: Split) -> CocoData:
@@ -103,6 +118,7 @@ def _parse(split: Split) -> tuple[CocoData, FaultReport]:
     categories = _parse_categories(sections["categories"], sections["annotations"], faults)
     images = _parse_images(sections["images"], split, faults)
     labels = {category.id: label for label, category in enumerate(categories)}
+    left_out: list[LeftOut] = []
     for entry in parse_annotations(sections["annotations"], images, labels, split.image_ids, faults):
         image = images[entry.image_id]
         try:
@@ -112,10 +128,11 @@ def _parse(split: Split) -> tuple[CocoData, FaultReport]:
             faults.add_warning(reason, image.id, entry.id)
         except EmptyMaskError as error:
             faults.add_warning(f"{error}; left out of training", image.id, entry.id)
+            left_out += [LeftOut(entry.id, image.id, error.parts, entry.box)] if error.parts else []
         except DatasetError as error:
             faults.add_error(str(error), image.id, entry.id)
     chosen = [image for image in images.values() if split.image_ids is None or image.id in split.image_ids]
-    return CocoData(split.annotations, categories, chosen), faults
+    return CocoData(split.annotations, categories, chosen, tuple(left_out)), faults
 
 
 def _parse_categories(

@@ -1,0 +1,164 @@
+"""Measure all masks of a split as arrays: boxes, areas and picture sizes, beside what the file states of them.
+
+N masks, P parts of polygons, V vertices; a few thousand masks at a time, so that memory does not grow with the split.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .coco import CocoData
+from .faults import Place
+from .rle import boxes as rle_boxes
+from .rle import whole_mask_areas
+from .segmentation import Polygon, Segmentation, polygons_to_runs
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Chosen: TypeAlias = npt.NDArray[np.intp]
+"""Positions of masks among the N, (n,)."""
+
+_AT_ONCE = 20_000  # masks whose vertices are in memory together
+
+
+@dataclass(frozen=True)
+class MaskArrays:
+    """N masks, in the order of the file's images.
+
+    ids: (N,) of the annotations; image_ids: of the pictures, by their position (`image_of`). sizes: (N, 2) height and width of its picture. stated: (N, 4) the file's
+    `bbox` as it is; stated_areas: (N,) its `area`; both NaN where it has none. boxes: (N, 4) left, top, right, bottom
+    of the mask; areas: (N,) in square pixels, of polygons the sum over the parts. labels: (N,), -1 where unknown.
+    is_polygon: (N,). image_of: (N,) position of the picture. paths: of the pictures, by that position. segmentation_at:
+    the segmentation of one mask.
+    """
+
+    ids: Sequence[int]
+    image_ids: Sequence[int]
+    sizes: Floats
+    stated: Floats
+    stated_areas: Floats
+    boxes: Floats
+    areas: Floats
+    labels: npt.NDArray[np.int64]
+    is_polygon: npt.NDArray[np.bool_]
+    image_of: Chosen
+    paths: Sequence[Path]
+    segmentation_at: Callable[[int], Segmentation]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def places_of(self, chosen: Chosen) -> list[Place]:
+        """(image id, annotation id) of the chosen masks."""
+        return [(self.image_ids[self.image_of[index]], self.ids[index]) for index in chosen.tolist()]
+
+    def row_major_boxes(self, chosen: Chosen) -> Floats:
+        """(n, 4) boxes that the run-length codes have if their runs go along the rows; NaN for polygons.
+
+        Runs along the rows of a picture are runs down the columns of the transposed picture.
+        """
+        found = np.full((len(chosen), 4), np.nan)
+        for place, values in self._rle_boxes(chosen, side=1):
+            found[place] = values[:, [1, 0, 3, 2]]
+        return found
+
+    def pixel_areas(self, chosen: Chosen) -> Floats:
+        """(n,) pixels of the chosen masks as they are rasterised, parts united."""
+        found = self.areas[chosen]
+        for place, index in enumerate(chosen.tolist()):
+            shape = self.segmentation_at(index)
+            if isinstance(shape, list):
+                height, width = map(int, self.sizes[index])
+                found[place] = polygons_to_runs(shape, height, width)[1::2].sum()
+        return found
+
+    def _rle_boxes(self, chosen: Chosen, side: int) -> Iterator[tuple[list[int], Floats]]:
+        """(positions in `chosen`, boxes), by the length of a column: the height (side 0) or the width (side 1)."""
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for place, index in enumerate(chosen.tolist()):
+            if not self.is_polygon[index]:
+                by_length[int(self.sizes[index, side])].append(place)
+        for length, members in by_length.items():
+            codes = [self.segmentation_at(int(chosen[place])) for place in members]
+            counts = [code["counts"] for code in codes if not isinstance(code, list)]
+            yield members, rle_boxes(counts, length).astype(np.float64)
+
+
+def collect_masks(data: CocoData) -> MaskArrays:
+    """Measure the masks of a split's records, and those that were left out because they cover no pixel."""
+    kept = list(chain.from_iterable(record.annotations for record in data.images))
+    position = {record.id: place for place, record in enumerate(data.images)}
+    left = [one for one in data.left_out if one.image_id in position]
+    shapes: list[Segmentation] = [*(annotation.segmentation for annotation in kept), *(one.parts for one in left)]
+    missing = (np.nan,) * 4
+    boxes = chain((annotation.bbox for annotation in kept), (one.box or missing for one in left))
+    number = len(shapes)
+    undefined = np.full(len(left), np.nan)
+    pictures = np.repeat(np.arange(len(data.images)), [len(record.annotations) for record in data.images])
+    image_of = np.concatenate([pictures, np.array([position[one.image_id] for one in left], dtype=np.intp)])
+    sizes = np.array([(record.height, record.width) for record in data.images], dtype=np.float64).reshape(-1, 2)
+    arrays = MaskArrays(
+        image_ids=[record.id for record in data.images],
+        ids=[*(annotation.id for annotation in kept), *(one.id for one in left)],
+        sizes=sizes[image_of],
+        stated=np.fromiter(chain.from_iterable(boxes), dtype=np.float64, count=4 * number).reshape(-1, 4),
+        stated_areas=np.concatenate([np.fromiter((one.area for one in kept), np.float64, len(kept)), undefined]),
+        boxes=np.zeros((number, 4)),
+        areas=np.zeros(number),
+        labels=np.concatenate(
+            [np.fromiter((one.label for one in kept), np.int64, len(kept)), np.full(len(left), -1)]
+        ),
+        is_polygon=np.fromiter((isinstance(shape, list) for shape in shapes), dtype=bool, count=number),
+        image_of=image_of,
+        paths=[record.path for record in data.images],
+        segmentation_at=shapes.__getitem__,
+    )
+    _measure_polygons(arrays, shapes)
+    _measure_codes(arrays, shapes)
+    return arrays
+
+
+def _measure_polygons(arrays: MaskArrays, shapes: Sequence[Segmentation]) -> None:
+    """Fill in boxes and areas of the polygons."""
+    polygons = np.flatnonzero(arrays.is_polygon)
+    for start in range(0, len(polygons), _AT_ONCE):
+        some = polygons[start : start + _AT_ONCE]
+        parts: list[Polygon] = []
+        number: list[int] = []  # of parts, (n,)
+        for index in some.tolist():
+            parts += shapes[index]
+            number.append(len(shapes[index]))
+        arrays.boxes[some], arrays.areas[some] = _boxes_and_areas(parts, np.array(number))
+
+
+def _boxes_and_areas(parts: Sequence[Polygon], number: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Boxes (n, 4) and areas (n,) of polygons with `number` (n,) parts each; the area is summed over the parts."""
+    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+    points = np.concatenate(parts)  # (V, 2)
+    x, y = np.ascontiguousarray(points[:, 0]), np.ascontiguousarray(points[:, 1])
+    first = np.cumsum(lengths) - lengths  # (P,)
+    following = np.arange(1, len(points) + 1)
+    following[first + lengths - 1] = first
+    doubled = np.abs(np.add.reduceat(x * y[following] - x[following] * y, first))
+    first_part = np.cumsum(number) - number
+    starts = first[first_part]
+    edges = [reduce.reduceat(side, starts) for reduce in (np.minimum, np.maximum) for side in (x, y)]
+    return np.stack(edges, axis=1), np.add.reduceat(doubled, first_part) / 2
+
+
+def _measure_codes(arrays: MaskArrays, shapes: Sequence[Segmentation]) -> None:
+    """Fill in boxes and areas of the run-length codes."""
+    codes = np.flatnonzero(~arrays.is_polygon)
+    for start in range(0, len(codes), _AT_ONCE):
+        some = codes[start : start + _AT_ONCE]
+        for place, values in arrays._rle_boxes(some, side=0):
+            arrays.boxes[some[place]] = values
+        counts = [shape["counts"] for index in some.tolist() if not isinstance(shape := shapes[index], list)]
+        arrays.areas[some] = whole_mask_areas(counts, arrays.sizes[some].prod(axis=1).astype(np.int64).tolist())
