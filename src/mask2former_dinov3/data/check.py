@@ -20,7 +20,8 @@ from .achievable_ap import mask_ceilings
 from .coco import CocoData, ImageRecord, parse_coco
 from .duplicates import compare_pictures, find_repeated_objects, find_split_siblings
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
-from .images import IMAGE_SUFFIXES, check_image_size, decode_image, read_header
+from .image_folders import PassedOver, images_in
+from .images import check_image_size, decode_image, read_header
 from .layout import Split
 from .mask_arrays import collect_masks
 from .mask_checks import compare_masks
@@ -268,17 +269,15 @@ def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, Spli
     for name, split in splits.items():
         if reports[name].data is None:
             continue  # its annotations are unreadable: every file would be unlisted
-        files = []
-        for folder, inside, names in os.walk(os.path.abspath(split.images)):
-            inside[:] = sorted(entry for entry in inside if not entry.startswith("."))
-            files += [os.path.join(folder, file) for file in sorted(names) if _is_image(file)]
+        passed_over = PassedOver()
+        files = list(map(str, images_in(Path(os.path.abspath(split.images)), passed_over)))
         new = [file for file in files if file not in listed and file not in seen]
         seen.update(new)
         faults[name] = [
             Fault("warning", None, None, f"{file}: in the image folder, not in the annotations") for file in new
         ]
+        passed_over.endings.pop(".json", None)  # annotations
+        if passed_over.endings:
+            faults[name].append(Fault("note", None, None, f"{split.images}: {passed_over.text()}", "files passed over"))
     return faults
 
-
-def _is_image(file_name: str) -> bool:
-    return os.path.splitext(file_name)[1].lower() in IMAGE_SUFFIXES and not file_name.startswith(".")

@@ -9,15 +9,20 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 
+from ..data.coco_json import read_coco_json
 from ..data.coco_types import Metrics
 from ..inference.settings import InferenceSettings
 from .coco_files import GroundTruth, ScoredMask, Source, read_ground_truth, read_results
+from .result_ids import IMAGES_FILE, translate_results
+from .truth_notes import duplicate_notes, overlap_notes
 
 AREAS = ("all", "small", "medium", "large")  # COCO's bounds: 32 x 32 and 96 x 96 pixels
 
@@ -41,8 +46,15 @@ def evaluate_coco(
     """
     InferenceSettings(max_detections=max_detections)  # checks the value
     start = time.perf_counter()
+    notes: list[str] = []
+    if isinstance(predictions, str | PathLike) and (Path(predictions).parent / IMAGES_FILE).is_file():
+        is_content = isinstance(annotations, Mapping)
+        content = annotations if is_content else read_coco_json(Path(annotations))
+        name = "annotations" if is_content else str(annotations)
+        predictions, notes = translate_results(Path(predictions), content, name)
     truth = read_ground_truth(annotations, image_ids)
     metrics = score_results(truth, read_results(predictions, truth), max_detections)
+    metrics["notes"] = [*notes, *metrics["notes"]]
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics
 
@@ -70,7 +82,13 @@ def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections:
         images=len(truth.images),
         detections=len(results),
         max_detections=max_detections,
-        notes=[*truth.notes, *coverage_notes(truth, results), *ceiling_notes(truth, max_detections)],
+        notes=[
+            *truth.notes,
+            *duplicate_notes(truth),
+            *coverage_notes(truth, results),
+            *overlap_notes(truth, results),
+            *ceiling_notes(truth, max_detections),
+        ],
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -35,8 +35,10 @@ from ..data.rle import whole_mask_areas
 from ..data.segmentation import CompressedRle, NoMaskError, check_rle, parse_shape, polygons_to_counts
 from ..errors import DatasetError, mismatch
 from ..json_files import describe, read_json
+from .result_ids import describe_wrong_ids
 
 Source: TypeAlias = str | PathLike[str]
+_WRONG_IDS_LISTED = 5  # results with ids that the annotations do not have; more of them are one error
 
 
 class ScoredMask(TypedDict):
@@ -158,6 +160,10 @@ def read_results(predictions: Source | Iterable[Mapping[str, object]], truth: Gr
     faults = FaultReport(name)
     with_boxes = bool(entries) and isinstance(entries[0], Mapping) and _has_box(entries[0])
     found: list[_Candidate] = []
+    wrong = list(_wrong_image_ids(entries, truth))
+    if len(wrong) > _WRONG_IDS_LISTED:
+        faults.add_error(describe_wrong_ids(wrong, len(entries), truth.images, truth.name))
+        faults.raise_errors()
     for index, entry in enumerate(entries):
         try:
             candidate = _parse_result(entry, f"entry {index}: ", truth, with_boxes)
@@ -166,6 +172,15 @@ def read_results(predictions: Source | Iterable[Mapping[str, object]], truth: Gr
         else:
             found += [] if candidate is None else [candidate]
     return _measure(found, faults)
+
+
+def _wrong_image_ids(entries: Iterable[object], truth: GroundTruth) -> Iterator[object]:
+    """The image ids in results that the annotation file does not have."""
+    for entry in entries:
+        if isinstance(entry, Mapping) and "image_id" in entry:
+            image_id = whole_number(entry["image_id"])
+            if image_id not in truth.images and image_id not in truth.skipped:
+                yield entry["image_id"]
 
 
 class _Candidate(NamedTuple):

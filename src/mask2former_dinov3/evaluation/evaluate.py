@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..atomic_files import check_writable, write_text
 from ..data.coco import CocoData, ImageRecord, read_coco
+from ..data.coco_json import read_coco_json
 from ..data.coco_types import CocoResult, Metrics
 from ..data.images import check_image_size, read_image
 from ..data.layout import Split
@@ -32,6 +33,7 @@ from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
 from .coco_ap import ceiling_notes, evaluate_coco, score_results
 from .coco_files import read_ground_truth, read_results
+from .result_ids import IMAGES_FILE, write_names
 
 
 def match_categories(id2label: Mapping[int, str], data: CocoData) -> list[int]:
@@ -114,7 +116,8 @@ def evaluate_model(
 ) -> Metrics:
     """Score a model (as `load_model` takes it) on a COCO file with its images, or the results file `predictions`.
 
-    Writes metrics.json and predictions.json into `output`, each atomically, and returns the metrics.
+    Writes metrics.json, predictions.json and images.json, which names the images and classes of its ids, into `output`,
+    each atomically, and returns the metrics.
     Raises ConfigError if neither a model with images nor predictions are given, OptionError for batch_size or
     max_detections below 1, DatasetError and CheckpointError for what cannot be read.
     """
@@ -124,6 +127,11 @@ def evaluate_model(
         metrics = evaluate_coco(annotations, predictions, max_detections=max_detections)
         if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
             shutil.copyfile(predictions, output / "predictions.json")
+            beside = predictions.parent / IMAGES_FILE
+            if beside.is_file():
+                shutil.copyfile(beside, output / IMAGES_FILE)
+            else:
+                write_names(output, read_coco_json(annotations))
     else:
         if model is None or images is None:
             raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
@@ -135,6 +143,7 @@ def evaluate_model(
             network, processor, data, batch_size=batch_size, max_detections=max_detections, progress=progress
         )
         write_text(output / "predictions.json", json.dumps(results) + "\n")
+        write_names(output, read_coco_json(annotations))
         truth = read_ground_truth(annotations)
         metrics = score_results(truth, read_results(results, truth), max_detections)
         if network.config.num_queries < max_detections:
