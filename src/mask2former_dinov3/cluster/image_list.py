@@ -87,7 +87,9 @@ def _images_of(given: str, column: str | None) -> Iterator[str]:
                 names = _read_lines(filesystem, match) if suffix == ".txt" else _read_cells(filesystem, match, column)
                 yield from (_resolve(parent, name) for name in names)
             elif suffix not in IMAGE_SUFFIXES and filesystem.isdir(match):
-                yield from (_uri_of(filesystem, f"{match.rstrip('/')}/{name}") for name in _images_below(filesystem, match))
+                yield from (
+                    _uri_of(filesystem, f"{match.rstrip('/')}/{name}") for name in _images_below(filesystem, match)
+                )
             else:
                 yield _uri_of(filesystem, match)
     except (DatasetError, MemoryError):

@@ -24,7 +24,7 @@ from .image_folders import PassedOver, images_in
 from .images import check_image_size, decode_image, read_header
 from .layout import Split
 from .mask_arrays import collect_masks
-from .mask_checks import compare_masks
+from .mask_checks import compare_masks, find_filled_holes
 from .statistics import Statistics, statistics_of
 
 logger = logging.getLogger(__name__)
@@ -151,8 +151,8 @@ def check_data(
     """Check annotations and images of all splits. Faults of the data are in the report; none is raised.
 
     num_queries: more instances than this in an image are a warning; None: no limit. canvas: (height, width) of
-    training, for `mask_ceilings`. full: decode every image, compare the splits' images by content, measure the
-    ceilings; otherwise (at the start of training) only the headers of the image files are read.
+    training, for `mask_ceilings`. full: decode every image, compare images by their pixels, look for filled holes,
+    measure the ceilings; otherwise (at the start of training) only the headers of the image files are read.
     """
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
     for name, split in splits.items():
@@ -178,6 +178,7 @@ def check_data(
             report.faults += _check_content(name, report.data, report.statistics, num_queries)
             masks = collect_masks(report.data)
             report.faults += [*compare_masks(masks), *find_repeated_objects(masks)]
+            report.faults += find_filled_holes(masks) if full else []
     _compare_classes(reports)
     records = {name: report.data for name, report in reports.items()}
     for faults_of_split in (compare_pictures(records, digests), find_split_siblings(records)):
@@ -280,4 +281,3 @@ def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, Spli
         if passed_over.endings:
             faults[name].append(Fault("note", None, None, f"{split.images}: {passed_over.text()}", "files passed over"))
     return faults
-

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .coco import CocoData
-from .faults import Fault, FaultReport, Place
+from .faults import Fault, FaultReport, Place, Severity
 from .mask_arrays import Floats, MaskArrays
 from .segmentation import CompressedRle, Segmentation, polygons_to_counts
 from .siblings import sibling_keys
@@ -85,7 +85,7 @@ def _as_rle(mask: Segmentation, height: int, width: int) -> CompressedRle:
 
 
 def find_repeated_objects(masks: MaskArrays) -> list[Fault]:
-    """A warning with all masks that are the same as an earlier one of their picture and class; a note for two classes."""
+    """A warning with all masks that are those of an earlier object of their picture and class; a note for two classes."""
     report = FaultReport("")
     whole = np.flatnonzero(masks.labels >= 0)  # not what was left out
     pairs = near_pairs(masks.boxes[whole], masks.image_of[whole])
@@ -96,19 +96,19 @@ def find_repeated_objects(masks: MaskArrays) -> list[Fault]:
         lambda index: (int(masks.sizes[index, 0]), int(masks.sizes[index, 1])),
     )
     same_class = masks.labels[pairs[:, 0]] == masks.labels[pairs[:, 1]]
-    for severity, kind, chosen, what, advice in (
-        ("warning", OBJECT_TWICE, pairs[same_class], "class", "remove one of each: training counts both, and AP falls"),
-        ("note", TWO_CLASSES, pairs[~same_class], "picture, with another class", "check that both classes are meant"),
-    ):
-        repeated, first = np.unique(chosen[:, 1], return_index=True)
-        if len(repeated):
-            examples = f"annotation {masks.ids[chosen[first[0], 1]]} is annotation {masks.ids[chosen[first[0], 0]]} again"
-            same = "picture and class" if what == "class" else what
+    cases: tuple[tuple[Severity, str, npt.NDArray[np.bool_], str, str], ...] = (
+        ("warning", OBJECT_TWICE, same_class, "picture and class", "training counts both, and AP falls: remove one"),
+        ("note", TWO_CLASSES, ~same_class, "picture, in another class", "check that both classes are meant"),
+    )
+    for severity, kind, chosen, where, advice in cases:
+        later, first = np.unique(pairs[chosen][:, 1], return_index=True)
+        if len(later):
+            example = [masks.ids[index] for index in pairs[chosen][first[0]].tolist()]
             reason = (
-                f"{len(repeated)} of {len(whole)} objects have the same mask as an earlier one of the same {same} (IoU of "
-                f"at least {SAME_MASK}; {examples}): {advice}"
+                f"{len(later)} of {len(whole)} objects have the mask of an earlier one of the same {where} (IoU of at "
+                f"least {SAME_MASK}; annotation {example[1]} that of {example[0]}); {advice}"
             )
-            report.add_group("warning" if severity == "warning" else "note", kind, masks.places_of(repeated), reason)
+            report.add_group(severity, kind, masks.places_of(later), reason)
     return report.faults
 
 
@@ -137,9 +137,17 @@ def compare_pictures(splits: Mapping[str, CocoData | None], keys: Mapping[str, s
             own.setdefault(key, (name, record.id, record.file_name))
             paths.add(path)
         report = FaultReport(name)
-        _add(report, PICTURE_TWICE, twice, "pictures are in this split under another name as well", "remove one of each")
+        _add(
+            report, PICTURE_TWICE, twice, "pictures are in this split under another name as well", "remove one of each"
+        )
         for other, found in leaked.items():
-            _add(report, PICTURE_IN_TWO_SPLITS, found, f"images are the same as images of {other}", "scores will be too high")
+            _add(
+                report,
+                PICTURE_IN_TWO_SPLITS,
+                found,
+                f"images are the same as images of {other}",
+                "scores will be too high",
+            )
         faults[name] = report.faults
         earlier = own | earlier
     return faults

@@ -40,12 +40,12 @@ class PassedOver:
             listed = ", ".join(f"{ending or 'no ending'} {count}" for ending, count in self.endings.most_common())
             parts.append(f"{count_of(number, 'file')} ({listed})")
         if self.hidden:
-            parts.append(f"{self.hidden} hidden" + (" files" if not number and self.hidden > 1 else ""))
+            parts.append(f"{self.hidden} hidden" if number else count_of(self.hidden, "hidden file"))
         return f"passed over: {' and '.join(parts)}" if parts else ""
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path below a folder (with "/") is hidden, or lies in a folder that is: `._a.png`, `.cache/`, `@eaDir/`."""
+    """Whether a path below a folder (with "/") is hidden, or in a hidden folder: `._a.png`, `.cache/`, `@eaDir/`."""
     return any(part.startswith(".") or part.lower() in _KEPT_BY_SYSTEMS for part in name.split("/") if part)
 
 
@@ -59,9 +59,7 @@ def choose_images(names: Iterable[str], read_head: Callable[[str], bytes], passe
         ending = PurePosixPath(name).suffix.lower()
         if is_hidden(name):
             passed_over.hidden += 1
-        elif ending in IMAGE_SUFFIXES:
-            yield name
-        elif (not ending or ending[1:].isdecimal()) and _has_image_head(name, read_head):
+        elif ending in IMAGE_SUFFIXES or ((not ending or ending[1:].isdecimal()) and _has_image_head(name, read_head)):
             yield name
         else:
             passed_over.endings[ending] += 1

@@ -203,9 +203,10 @@ def _hold_out_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[
         valid_ids = choose_groups({image_id: f"{name}\n{image_id}" for image_id, name in names.items()}, number)
         together = f"; all of them come from one picture by their names or content ({files[0]}): expect too high scores"
     train_ids = frozenset(names) - valid_ids
+    chosen = f"{len(valid_ids)} of its {len(names)} images, chosen by a hash of the file name"
     note = (
-        f"{train.annotations} has no validation split: {len(valid_ids)} of its {len(names)} images, chosen by a hash of "
-        f"the file name, are held out as valid (valid_split={valid_split:g}){together}"
+        f"{train.annotations} has no validation split: {chosen}, are held out as valid (valid_split={valid_split:g})"
+        f"{together}"
     )
     held_out = {
         "train": replace(train, image_ids=train_ids),

@@ -32,11 +32,11 @@ _AT_ONCE = 20_000  # masks whose vertices are in memory together
 class MaskArrays:
     """N masks, in the order of the file's images.
 
-    ids: (N,) of the annotations; image_ids: of the pictures, by their position (`image_of`). sizes: (N, 2) height and width of its picture. stated: (N, 4) the file's
-    `bbox` as it is; stated_areas: (N,) its `area`; both NaN where it has none. boxes: (N, 4) left, top, right, bottom
-    of the mask; areas: (N,) in square pixels, of polygons the sum over the parts. labels: (N,), -1 where unknown.
-    is_polygon: (N,). image_of: (N,) position of the picture. paths: of the pictures, by that position. segmentation_at:
-    the segmentation of one mask.
+    ids: (N,) of the annotations. image_ids, paths: of the pictures, by their position; image_of: (N,) the position of
+    each mask's picture; sizes: (N, 2) its height and width. stated: (N, 4) the file's `bbox` as it is; stated_areas:
+    (N,) its `area`; both NaN where it has none. boxes: (N, 4) left, top, right, bottom of the mask; areas: (N,) in
+    square pixels, of polygons the sum over the parts. labels: (N,), -1 where it was left out. is_polygon: (N,).
+    segmentation_at: the segmentation of one mask.
     """
 
     ids: Sequence[int]
@@ -56,7 +56,8 @@ class MaskArrays:
         return len(self.ids)
 
     def places_of(self, chosen: Chosen) -> list[Place]:
-        """(image id, annotation id) of the chosen masks."""
+        """(image id, annotation id) of the chosen masks, picture by picture."""
+        chosen = chosen[np.argsort(self.image_of[chosen], kind="stable")]
         return [(self.image_ids[self.image_of[index]], self.ids[index]) for index in chosen.tolist()]
 
     def row_major_boxes(self, chosen: Chosen) -> Floats:
@@ -112,9 +113,7 @@ def collect_masks(data: CocoData) -> MaskArrays:
         stated_areas=np.concatenate([np.fromiter((one.area for one in kept), np.float64, len(kept)), undefined]),
         boxes=np.zeros((number, 4)),
         areas=np.zeros(number),
-        labels=np.concatenate(
-            [np.fromiter((one.label for one in kept), np.int64, len(kept)), np.full(len(left), -1)]
-        ),
+        labels=np.concatenate([np.fromiter((one.label for one in kept), np.int64, len(kept)), np.full(len(left), -1)]),
         is_polygon=np.fromiter((isinstance(shape, list) for shape in shapes), dtype=bool, count=number),
         image_of=image_of,
         paths=[record.path for record in data.images],

@@ -19,9 +19,9 @@ from .mask_arrays import Chosen, Floats, MaskArrays
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 SLACK = 2.0
-"""Pixels by which boxes may differ at an edge: a polygon and its pixels differ by 1, boxes of other conventions by 2."""
+"""Pixels by which boxes may differ at an edge: a polygon and its pixels differ by 1, other conventions by 2."""
 OVERLAP = 0.8
-"""IoU from which two boxes agree: drawn by hand twice, they reach more; of a mask moved by a tenth of its size, less."""
+"""IoU from which two boxes agree: drawn by hand twice, they reach more; moved by a tenth of their size, less."""
 
 _UNITS = {"percent of the picture's size": 100.0, "shares of the picture's size (0 to 1)": 1.0, "thousandths": 1000.0}
 _FEWEST = 3  # masks that a fitted number (a factor, an offset) has to explain
@@ -29,11 +29,10 @@ _LEAST_SHARE = 0.2  # of the masks that are not explained yet
 
 
 class Cause(NamedTuple):
-    """What may be wrong, as a sentence, and the masks that it explains. of_masks: the masks are wrong, not the boxes."""
+    """What may be wrong, as a sentence, and the masks that it explains."""
 
     sentence: str
     explains: Chosen
-    of_masks: bool
 
 
 def boxes_agree(one: Floats, other: Floats) -> Flags:
@@ -57,17 +56,17 @@ def find_causes(masks: MaskArrays, wrong: Chosen) -> tuple[list[Cause], Chosen]:
     causes: list[Cause] = []
     remaining = np.ones(len(wrong), dtype=bool)
     while remaining.any():
-        counts = [int((flags & remaining).sum()) for _, flags, _, _ in fits]
+        counts = [int((flags & remaining).sum()) for _, flags, _ in fits]
         best = next(index for index, count in enumerate(counts) if count >= 0.98 * max(counts))
-        sentence, flags, of_masks, fewest = fits[best]
+        sentence, flags, fewest = fits[best]
         if counts[best] < max(fewest, _LEAST_SHARE * remaining.sum(), 1):
             break
-        causes.append(Cause(sentence, wrong[flags & remaining], of_masks))
+        causes.append(Cause(sentence, wrong[flags & remaining]))
         remaining &= ~flags
     return causes, wrong[remaining]
 
 
-_Tried: TypeAlias = tuple[str, Flags, bool, int]  # sentence, what it fits (n,), of the masks, fewest that it must fit
+_Tried: TypeAlias = tuple[str, Flags, int]  # sentence, what it fits (n,), fewest that it must fit
 
 
 def _try_all(masks: MaskArrays, wrong: Chosen) -> Iterator[_Tried]:
@@ -75,19 +74,22 @@ def _try_all(masks: MaskArrays, wrong: Chosen) -> Iterator[_Tried]:
     size = masks.sizes[wrong]
     box, stated = masks.boxes[wrong], edges_of(masks.stated[wrong])
     whole = size[:, [1, 0, 1, 0]]  # width, height, width, height
+    sized = (stated[:, 2:] != stated[:, :2]).any(axis=1)
+    yield "the boxes have no size: leave `bbox` out, and it follows from the mask", ~sized, 1
     rows = masks.row_major_boxes(wrong)
-    yield "the runs of the RLE go along the rows; COCO's go down the columns", boxes_agree(rows, stated), True, 1
+    yield "the runs of the RLE go along the rows; COCO's go down the columns", boxes_agree(rows, stated), 1
     with np.errstate(invalid="ignore"):
         area = masks.stated_areas[wrong]
-        inverted = np.abs(size.prod(axis=1) - masks.areas[wrong] - area) <= 0.02 * area
-    yield "the runs of the RLE begin with the object; COCO's begin with the background", inverted, True, 1
+        inverted = np.abs(size.prod(axis=1) - masks.areas[wrong] - area) <= 0.1 * area
+    yield "the runs of the RLE begin with the object; COCO's begin with the background", inverted, 1
     for unit, full in _UNITS.items():
-        advice = f"multiply x by width / {full:g} and y by height / {full:g}"
-        yield f"the polygons hold {unit}: {advice}", boxes_agree(box * whole / full, stated), True, 1
-    yield from _try_forms_of_box(masks.stated[wrong], box, whole)
+        part = f" / {full:g}" * (full > 1)
+        advice = f"multiply x by width{part} and y by height{part}"
+        yield f"the polygons hold {unit}: {advice}", boxes_agree(box * whole / full, stated), 1
     yield from _try_turns(masks, wrong, stated)
+    yield from _try_forms_of_box(masks.stated[wrong], box, whole)
     yield from _try_fitted(box, stated, masks.image_of[wrong])
-    yield "the boxes are those of other annotations of the same picture", _fits_another(masks, wrong), False, 1
+    yield "the boxes are those of other annotations of the same picture", _fits_another(masks, wrong), 1
 
 
 def _try_forms_of_box(bbox: Floats, box: Floats, whole: Floats) -> Iterator[_Tried]:
@@ -105,7 +107,7 @@ def _try_forms_of_box(bbox: Floats, box: Floats, whole: Floats) -> Iterator[_Tri
         for form, edges in forms.items():
             if (unit, form) != ("pixels", "left, top, width, height"):
                 fits = boxes_agree(np.stack(edges, axis=1) * scale, box)
-                yield f"`bbox` holds {form} in {unit}; COCO's is left, top, width, height in pixels", fits, False, 1
+                yield f"`bbox` holds {form} in {unit}; COCO's is left, top, width, height in pixels", fits, 1
 
 
 def turn_back(boxes: Floats, sizes: Floats, orientation: int) -> Floats:
@@ -122,8 +124,8 @@ def turn_back(boxes: Floats, sizes: Floats, orientation: int) -> Floats:
 
 
 _TURNS = {
-    5: "x and y are exchanged in the polygons or in the boxes",
-    4: "y is counted from the bottom edge in the masks or in the boxes; COCO counts from the top",
+    5: "x and y are exchanged in masks or boxes",
+    4: "y is counted from the bottom edge in the masks or in the boxes (COCO counts from the top)",
     3: "masks or boxes are those of the picture turned by 180 degrees",
     2: "masks or boxes are those of the mirrored picture",
     6: "masks or boxes are those of the picture turned by 90 degrees",
@@ -143,9 +145,13 @@ def _try_turns(masks: MaskArrays, wrong: Chosen, stated: Floats) -> Iterator[_Tr
     if any(fits.any() for fits in turned.values()):
         orientation_of = orientations(masks, wrong)
         by_header = [fits & (orientation_of == orientation) for orientation, fits in turned.items()]
-        yield EXIF_SENTENCE, np.any(by_header, axis=0), True, 1
+        yield EXIF_SENTENCE, np.any(by_header, axis=0), 1
+    beyond = [int((edges[:, 2:] > size[:, [1, 0]] + SLACK).any(axis=1).sum()) for edges in (box, stated)]
+    wrong_side = "" if beyond[0] == beyond[1] else "; of both, the masks go beyond the pictures"
+    if beyond[1] > beyond[0]:
+        wrong_side = "; of both, the boxes go beyond the pictures"
     for orientation, sentence in _TURNS.items():
-        yield sentence, turned[orientation], False, 1
+        yield sentence + wrong_side, turned[orientation], 1
 
 
 def orientations(masks: MaskArrays, chosen: Chosen) -> npt.NDArray[np.int64]:
@@ -170,18 +176,18 @@ def _try_fitted(box: Floats, stated: Floats, image_of: Chosen) -> Iterator[_Trie
         factor = np.where(size > 0, stated_size / size, np.nan)  # (n, 2)
         shift = (stated[:, :2] + stated[:, 2:] - box[:, :2] - box[:, 2:]) / 2  # (n, 2)
     scale, offset = _median(factor), _median(shift)
-    text = f"the boxes are {_both(scale)} times as large as the masks and as far from the top left corner"
-    advice = "masks or boxes are of the picture before it was made smaller or larger"
-    yield f"{text}: {advice}", boxes_agree(box * np.tile(scale, 2), stated), False, _FEWEST
-    moved = f"the boxes are {_both(offset)} pixels (x, y) from the masks: masks or boxes are shifted"
-    yield moved, boxes_agree(box + np.tile(offset, 2), stated), False, _FEWEST
+    text = f"the boxes are {_both(scale)} times as large and as far from the top left corner as the masks"
+    advice = "one of them was not scaled with the picture"
+    yield f"{text}: {advice}", boxes_agree(box * np.tile(scale, 2), stated), _FEWEST
+    x, y = offset.tolist()
+    moved = f"one of them is shifted: the boxes are {x:.3g} pixels to the right of the masks and {y:.3g} below them"
+    yield moved, boxes_agree(box + np.tile(offset, 2), stated), _FEWEST
     scales, offsets = _median_of_each(factor, image_of), _median_of_each(shift, image_of)
     fits = _at_least_two(boxes_agree(box * np.tile(scales, 2), stated), image_of)
-    yield f"boxes and masks differ by a factor of each picture's own: {advice}", fits, False, _FEWEST
+    yield f"boxes and masks differ by a factor of each picture's own: {advice}", fits, _FEWEST
     fits = _at_least_two(boxes_agree(box + np.tile(offsets, 2), stated), image_of)
-    yield "boxes and masks differ by a shift of each picture's own: one of them is of the picture before it was cut", (
-        fits
-    ), False, _FEWEST
+    text = "boxes and masks differ by a shift of each picture's own: one of them is of the picture before it was cut"
+    yield text, fits, _FEWEST
 
 
 def _median(values: Floats) -> Floats:
@@ -221,5 +227,3 @@ def _fits_another(masks: MaskArrays, wrong: Chosen) -> Flags:
         others = masks.boxes[order[start:end]]
         fits[place] = boxes_agree(np.broadcast_to(stated[place], others.shape), others).any()
     return fits
-
-

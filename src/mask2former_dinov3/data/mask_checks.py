@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from .coco import CocoData
@@ -23,12 +24,15 @@ from .mask_causes import (
     orientations,
     turn_back,
 )
-from .segmentation import segmentation_area
+from .segmentation import Polygon, segmentation_area
 
 BOX_DIFFERS = "box differs from mask"
+LOOSE_BOX = "box larger than mask"
 AREA_DIFFERS = "area differs from mask"
 AREA_OF_BOX = "area of the box"
+FILLED_HOLE = "filled hole"
 OUTSIDE = "mask outside the picture"
+TOP_LEFT = "masks at the top left alone"
 UNIT = "coordinates in another unit"
 ROW_MAJOR = "runs along the rows"
 
@@ -37,6 +41,7 @@ _OUTSIDE_SHARE = 0.1  # of a mask's box; polygons drawn by hand go a pixel or tw
 _SMALL_PICTURE = 16  # pixels; in smaller ones, masks within the first pixel are no sign
 _UNIT_SHARE = 0.05  # of the file's masks in 0..1: a stray sub-pixel part at the corner is no sign
 _CHANCE = 1e-4  # that all masks of all pictures lie within 0..100 although they are in pixels, taken as independent
+_TOP_LEFT = 0.75  # of the width and the height
 _REACH = 85.0  # percent coordinates of a whole file go as far as this; objects of one corner rarely do
 _RASTERISED = 5000  # masks whose area is counted in pixels before it is said to differ
 
@@ -58,6 +63,7 @@ def compare_masks(masks: MaskArrays) -> list[Fault]:
     explained |= _check_units(masks, ~explained, report)
     explained |= _check_codes(masks, ~explained, report)
     explained |= _check_edges(masks, ~explained, report)
+    _check_reach(masks, ~explained, report)
     _check_areas(masks, ~explained, report)
     return report.faults
 
@@ -75,6 +81,14 @@ def _check_boxes(masks: MaskArrays, report: FaultReport) -> Flags:
     for cause in causes:
         reason = f"bbox: {len(cause.explains)} {what} lie elsewhere than their masks; likeliest cause: {cause.sentence}"
         report.add_group("warning", BOX_DIFFERS, masks.places_of(cause.explains), reason)
+    loose = _are_loose(stated[unexplained], masks.boxes[unexplained])
+    if loose.any():
+        reason = (
+            f"bbox: {int(loose.sum())} {what} are larger than their masks: usual for boxes of whole objects whose mask "
+            "is the visible part, and for boxes turned with the picture; training takes the masks"
+        )
+        report.add_group("note", LOOSE_BOX, masks.places_of(unexplained[loose]), reason)
+        unexplained = unexplained[~loose]
     if len(unexplained):
         overlap = float(np.median(_overlap(stated[unexplained], masks.boxes[unexplained])))
         reason = (
@@ -84,6 +98,12 @@ def _check_boxes(masks: MaskArrays, report: FaultReport) -> Flags:
         )
         report.add_group("warning", BOX_DIFFERS, masks.places_of(unexplained), reason)
     return differs
+
+
+def _are_loose(stated: Floats, boxes: Floats) -> Flags:
+    """(n,) whether a box holds the whole mask and is at most about twice as wide and high."""
+    inside = (stated[:, :2] <= boxes[:, :2] + SLACK).all(axis=1) & (stated[:, 2:] >= boxes[:, 2:] - SLACK).all(axis=1)
+    return np.asarray(inside & (_overlap(stated, boxes) >= 0.25))
 
 
 def _overlap(one: Floats, other: Floats) -> Floats:
@@ -109,7 +129,7 @@ def _check_units(masks: MaskArrays, rest: Flags, report: FaultReport) -> Flags:
             "they look like shares of the picture's size; multiply x by its width and y by its height"
         )
         report.add_group("warning", UNIT, masks.places_of(np.flatnonzero(small)), reason)
-        return small
+        return np.asarray(small)
     if _look_like_percent(masks, polygons):
         reason = (
             f"segmentation: all coordinates of {int(polygons.sum())} polygons lie within 0..100, in pictures up to "
@@ -174,6 +194,20 @@ def _check_edges(masks: MaskArrays, rest: Flags, report: FaultReport) -> Flags:
         )
         report.add_group("warning", OUTSIDE, masks.places_of(chosen), reason)
     return np.asarray(outside)
+
+
+def _check_reach(masks: MaskArrays, rest: Flags, report: FaultReport) -> None:
+    """Add a note where all masks keep to the top left of all pictures, as if they were of smaller ones."""
+    if not rest.any():
+        return
+    pictures = len(np.unique(masks.image_of[rest]))
+    reach = np.clip((masks.boxes[rest, 2:] / masks.sizes[rest][:, [1, 0]]).max(axis=0), 1e-9, 1)
+    if (reach <= _TOP_LEFT).all() and pictures * np.log(reach.prod()) <= np.log(_CHANCE):
+        report.add_note(
+            f"segmentation: no mask goes beyond {reach[0]:.0%} of the width and {reach[1]:.0%} of the height, in any "
+            f"of {pictures} pictures; if objects lie elsewhere too, the masks are of smaller pictures than these",
+            TOP_LEFT,
+        )
 
 
 def _why_outside(masks: MaskArrays, outside: Flags, rest: Flags) -> str:
@@ -259,8 +293,6 @@ def _why_area(masks: MaskArrays, wrong: Chosen, pixels: Floats) -> str:
     for full, unit in ((1, "shares"), (100, "percent")):
         if fits(np.abs(stated * picture / full - pixels) <= _AREA_SLACK * pixels + 4):
             return f"likeliest cause: they are {unit} of the picture's area; COCO's are square pixels"
-    if len(wrong) >= 3 and fits(np.abs(ratio / middle - 1) <= 0.05):
-        return f"likeliest cause: another unit, or a picture scaled by {middle**0.5:.3g} along each side"
     holes = [_with_holes(masks, index) for index in wrong[:_RASTERISED].tolist()]
     known: Sequence[bool] = [
         hole > 0 and abs(outer - hole - value) <= _AREA_SLACK * value + 4
@@ -271,6 +303,8 @@ def _why_area(masks: MaskArrays, wrong: Chosen, pixels: Floats) -> str:
             "likeliest cause: some parts of these polygons are holes, and COCO's polygons have none: they are filled; "
             "write masks with holes as RLE"
         )
+    if len(wrong) >= 3 and fits(np.abs(ratio / middle - 1) <= 0.05):
+        return f"likeliest cause: another unit, or a picture scaled by {middle**0.5:.3g} along each side"
     if fits((ratio < 1) & (ratio > 0)):
         return "likeliest cause: holes were lost: polygons keep the outline alone; write masks with holes as RLE"
     if fits(ratio > 1):
@@ -279,17 +313,37 @@ def _why_area(masks: MaskArrays, wrong: Chosen, pixels: Floats) -> str:
 
 
 def _with_holes(masks: MaskArrays, index: int) -> tuple[float, float]:
-    """Area of the parts of a polygon that lie in no other part's box, and of those that do, which may be holes."""
+    """Area of the parts of a polygon that lie in no other part, and of those that do, which may be holes."""
     shape = masks.segmentation_at(index)
     if not isinstance(shape, list) or len(shape) < 2:
         return 0.0, 0.0
-    low, high = np.array([part.min(0) for part in shape]), np.array([part.max(0) for part in shape])
-    areas = np.array([segmentation_area([part]) for part in shape])
-    inside = [
-        bool(
-            ((low[i] >= low).all(axis=1) & (high[i] <= high).all(axis=1) & (areas > areas[i])).any()
-        )
-        for i in range(len(shape))
-    ]
-    return float(areas[~np.array(inside)].sum()), float(areas[np.array(inside)].sum())
+    areas, inside = np.array([segmentation_area([part]) for part in shape]), _inner_parts(shape)
+    return float(areas[~inside].sum()), float(areas[inside].sum())
 
+
+def find_filled_holes(masks: MaskArrays) -> list[Fault]:
+    """A warning with all polygons of which a part lies inside another: COCO's parts are united, so a hole is filled."""
+    report = FaultReport("")
+    chosen = [
+        index
+        for index in np.flatnonzero(masks.is_polygon & (masks.labels >= 0)).tolist()
+        if len(shape := masks.segmentation_at(index)) > 1 and isinstance(shape, list) and _inner_parts(shape).any()
+    ]
+    reason = (
+        f"segmentation: {count_of(len(chosen), 'polygon')} with a part inside another part: COCO unites parts, so "
+        "a hole is filled; write masks with holes as RLE"
+    )
+    report.add_group("warning", FILLED_HOLE, masks.places_of(np.array(chosen, dtype=np.intp)), reason)
+    return report.faults
+
+
+def _inner_parts(shape: Sequence[Polygon]) -> Flags:
+    """(P,) which parts of a polygon lie inside a larger one: their boxes do, and their first vertices."""
+    low, high = np.array([part.min(0) for part in shape]), np.array([part.max(0) for part in shape])
+    holds = (low[:, None] <= low).all(axis=2) & (high[:, None] >= high).all(axis=2)  # (P, P) [outer, inner]
+    holds &= (high - low).prod(axis=1)[:, None] > (high - low).prod(axis=1)
+    inside = np.zeros(len(shape), dtype=bool)
+    for outer, inner in np.argwhere(holds).tolist():
+        outline = shape[outer].astype(np.float32)[:, None]
+        inside[inner] |= cv2.pointPolygonTest(outline, tuple(map(float, shape[inner][0])), False) > 0
+    return inside

@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 _SPLIT_FOLDERS = frozenset({"train", "training", "valid", "val", "validation", "test", "images"})
@@ -46,8 +47,8 @@ _CHUNK = 4096  # bytes at either end of a file that are compared before the whol
 def sibling_keys(names: Sequence[str]) -> list[str]:
     """A key for each file name (N,): names of one picture have the same; a name without siblings is its own key.
 
-    Found by name: `.rf.<hash>` of Roboflow's exports, `_x512_y0`, `_r0_c1`, `_0_0` where the numbers form a grid, SAHI's
-    and DOTA's coordinates, `_tile_3`, `_flip`, `_aug_2`, ` - Copy` and the like.
+    Found by name: `.rf.<hash>` of Roboflow's exports, `_x512_y0`, `_r0_c1`, `_0_0` where the numbers form a grid,
+    SAHI's and DOTA's coordinates, `_tile_3`, `_flip`, `_aug_2`, ` - Copy` and the like.
     """
     stems = [_stem_of(name) for name in names]
     keys = _limit(stems, [_sure_base(key) for key in stems], _SURE_SHARE)
@@ -98,7 +99,7 @@ def _grid_bases(stems: Sequence[str]) -> dict[str, str]:
     for base, numbers in pairs.items():
         rows, columns = (sorted({pair[side] for pair in numbers.values()}) for side in (0, 1))
         even = all(
-            len(side) > 1 and side[0] in (0, 1) and len({b - a for a, b in zip(side, side[1:], strict=False)}) == 1
+            len(side) > 1 and side[0] in (0, 1) and len({b - a for a, b in pairwise(side)}) == 1
             for side in (rows, columns)
         )
         if even and len(numbers) >= 0.75 * len(rows) * len(columns):
@@ -135,18 +136,18 @@ def equal_files(paths: Sequence[Path]) -> list[list[int]]:
 
     Only files of the same length are opened, and only those with equal ends are read whole.
     """
-    groups = _divide(range(len(paths)), lambda index: os.path.getsize(paths[index]))
-    for digest in (_digest_of_ends, _digest):
-        groups = [part for group in groups for part in _divide(group, lambda index, of=digest: of(paths[index]))]
+    groups = [list(range(len(paths)))]
+    for property_of in (os.path.getsize, _digest_of_ends, _digest):
+        groups = [part for group in groups for part in _divide(group, paths, property_of)]
     return groups
 
 
-def _divide(members: Iterable[int], property_of: Callable[[int], object]) -> list[list[int]]:
+def _divide(members: Iterable[int], paths: Sequence[Path], property_of: Callable[[Path], object]) -> list[list[int]]:
     """The groups of two and more members with the same property; those whose file cannot be read are in none."""
     found: dict[object, list[int]] = defaultdict(list)
     for member in members:
         try:
-            found[property_of(member)].append(member)
+            found[property_of(paths[member])].append(member)
         except OSError:
             continue
     return [group for group in found.values() if len(group) > 1]
@@ -181,7 +182,7 @@ def choose_groups(keys: Mapping[int, str], number: int) -> frozenset[int]:
         own = members[key]
         if len(own) < 2 * (number - len(chosen)) and len(chosen) + len(own) < len(keys):  # nearer to it than without
             chosen += own
-    return frozenset(chosen or min((members[key] for key in by_hash), key=len))
+    return frozenset(chosen or members[min(by_hash, key=lambda key: len(members[key]))])
 
 
 def describe_groups(names: Mapping[int, str], keys: Mapping[int, str]) -> str:
@@ -193,6 +194,6 @@ def describe_groups(names: Mapping[int, str], keys: Mapping[int, str]) -> str:
     example = [names[image_id] for image_id in together if keys[image_id] == keys[together[0]]][:2]
     groups = len({keys[image_id] for image_id in together})
     return (
-        f"; {len(together)} images in {groups} groups stay together: copies by an exporter or augmentation, tiles of one "
-        f"picture, or files of equal content ({' and '.join(example)})"
+        f"; {len(together)} images in {groups} groups stay together: copies by an exporter or augmentation, tiles of "
+        f"one picture, or files of equal content ({' and '.join(example)})"
     )

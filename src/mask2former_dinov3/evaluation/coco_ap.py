@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from faster_coco_eval.core.coco import COCO
@@ -38,7 +39,8 @@ def evaluate_coco(
 
     max_detections: number of results per image and category that count, best first. COCO's own is 100; AP, AP50 ... and
     AR100 are all at this number (AR100 keeps its name; `max_detections` in the result says what it was).
-    image_ids: score only these images.
+    image_ids: score only these images. An images.json beside the results file, as `predict` writes it, says what its
+    ids mean: images and classes are then matched by name.
     Returns AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 of masks, boundary_AP, box_AP, per_class (name -> AP), each
     in 0..1 or -1 where there is nothing to find; images, detections, max_detections, seconds; notes (sentences that a
     reader of the metrics should see). Raises DatasetError listing everything in either file that cannot be scored,
@@ -48,12 +50,17 @@ def evaluate_coco(
     start = time.perf_counter()
     notes: list[str] = []
     if isinstance(predictions, str | PathLike) and (Path(predictions).parent / IMAGES_FILE).is_file():
-        is_content = isinstance(annotations, Mapping)
-        content = annotations if is_content else read_coco_json(Path(annotations))
-        name = "annotations" if is_content else str(annotations)
-        predictions, notes = translate_results(Path(predictions), content, name)
-    truth = read_ground_truth(annotations, image_ids)
-    metrics = score_results(truth, read_results(predictions, truth), max_detections)
+        if isinstance(annotations, Mapping):
+            content, name = annotations, "annotations"
+        else:
+            content, name = read_coco_json(Path(annotations)), str(annotations)
+        entries, notes = translate_results(Path(predictions), content, name)
+        truth = read_ground_truth(annotations, image_ids)
+        results = read_results(cast("list[Mapping[str, object]]", entries), truth)
+    else:
+        truth = read_ground_truth(annotations, image_ids)
+        results = read_results(predictions, truth)
+    metrics = score_results(truth, results, max_detections)
     metrics["notes"] = [*notes, *metrics["notes"]]
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics

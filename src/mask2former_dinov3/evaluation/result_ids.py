@@ -16,7 +16,7 @@ from ..atomic_files import write_text
 from ..data.faults import count_of, quote
 from ..data.numbers import whole_number
 from ..errors import DatasetError, mismatch
-from ..json_files import read_json, read_json_object
+from ..json_files import describe, read_json, read_json_object
 
 IMAGES_FILE = "images.json"
 _SHOWN = 3  # names in a message
@@ -29,46 +29,45 @@ class NamedImages(NamedTuple):
     categories: dict[int, str]
 
 
-def translate_results(predictions: Path, content: Mapping[str, object], name: str) -> tuple[object, list[str]]:
+def translate_results(predictions: Path, content: Mapping[str, object], name: str) -> tuple[list[object], list[str]]:
     """The entries of a results file with the ids of an annotation file (`content`, called `name`), and notes on that.
 
-    By the `images.json` beside `predictions`: of `predict`, or of `evaluate`. Without one, or if its ids are the annotation file's already, entries stay
-    as they are. Results of images that the annotation file does not have are left out and counted. Raises DatasetError
-    if no image has the name of one of the annotation file.
+    By the `images.json` beside `predictions`, of `predict` or `evaluate`; where its ids are the annotation file's
+    already, entries stay as they are. Results of images that the annotation file does not have are left out, counted.
+    Raises DatasetError if no image has the name of one of the annotation file.
     """
     entries = read_json(predictions, "COCO results (a JSON list of objects)", raises=DatasetError)
+    if not isinstance(entries, list):
+        raise DatasetError(f"{predictions}: {mismatch('COCO results (a list of objects)', describe(entries))}")
     beside = predictions.parent / IMAGES_FILE
-    if not isinstance(entries, list) or not beside.is_file():
-        return entries, []
     described = "images.json of predict (a JSON object with images and categories)"
     of_results = _names_of(read_json_object(beside, described, raises=DatasetError))
     of_truth = _names_of(content)
-    used = {
-        image_id for entry in entries if isinstance(entry, Mapping) for image_id in [whole_number(entry.get("image_id"))]
-    }
-    if not of_results.images or not used - {None} <= of_results.images.keys():
-        return entries, [f"{beside} does not name all images of {predictions.name}, and was not used: ids are taken as they are"]
+    used = {whole_number(entry.get("image_id")) for entry in entries if isinstance(entry, Mapping)}
+    if not used <= of_results.images.keys():
+        note = f"{beside} does not name all images of {predictions.name} and was not used: ids are taken as they are"
+        return entries, [note]
     images = match_names(of_results.images, of_truth.images)
     if not images and of_results.images:
+        expected, got = f"names of images in {name} ({_list_names(of_truth)})", _list_names(of_results)
         raise DatasetError(
-            f"{beside}: {mismatch(f'names of images in {name}', _list_names(of_results), f'that has {_list_names(of_truth)}')}"
+            f"{beside}: {mismatch(expected, got, 'score the results on the annotations of their images')}"
         )
     categories = _match_categories(of_results.categories, of_truth.categories)
-    if images == {key: key for key in of_results.images} and categories == {key: key for key in of_results.categories}:
+    if all(key == other for one in (images, categories) for key, other in one.items()) and used <= images.keys():
         return entries, []
     kept: list[object] = []
     left_out: set[int] = set()
     for entry in entries:
-        if not isinstance(entry, Mapping):
-            kept.append(entry)
-            continue
-        image_id, category_id = whole_number(entry.get("image_id")), whole_number(entry.get("category_id"))
-        if image_id is not None and image_id not in images:
+        image_id = whole_number(entry.get("image_id")) if isinstance(entry, Mapping) else None
+        if image_id is None:
+            kept.append(entry)  # whoever reads it reports it
+        elif image_id in images:
+            category_id = whole_number(entry.get("category_id"))
+            changed = {"category_id": categories[category_id]} if category_id in categories else {}
+            kept.append({**entry, **changed, "image_id": images[image_id]})
+        else:
             left_out.add(image_id)
-            continue
-        changed = {"image_id": images[image_id]} if image_id is not None else {}
-        changed |= {"category_id": categories[category_id]} if category_id in categories else {}
-        kept.append({**entry, **changed})
     return kept, list(_describe(beside, name, len(images), of_results, left_out))
 
 
@@ -83,11 +82,11 @@ def _names_of(content: Mapping[str, object]) -> NamedImages:
     """The names in `images` and `categories`; entries without an id or a name are passed over."""
     found: dict[str, dict[int, Mapping[str, object]]] = {}
     for section, key in (("images", "file_name"), ("categories", "name")):
-        entries = content.get(section)
         found[section] = {}
-        for entry in entries if isinstance(entries, list) else ():
-            entry_id = whole_number(entry.get("id")) if isinstance(entry, Mapping) else None
-            if entry_id is not None and isinstance(entry.get(key), str):
+        for entry in _list_of(content, section):
+            if not isinstance(entry, Mapping) or not isinstance(entry.get(key), str):
+                continue
+            if (entry_id := whole_number(entry.get("id"))) is not None:
                 found[section].setdefault(entry_id, entry)
     return NamedImages(
         {key: (str(one["file_name"]), one.get("height"), one.get("width")) for key, one in found["images"].items()},
@@ -100,9 +99,8 @@ def match_names(
 ) -> dict[int, int]:
     """Id in the results -> id in the annotation file, of the images with the same name.
 
-    Names are the same if they are equal, or if one of them is the end of the other, folder by folder, and no other image
-    of either file fits. Raises DatasetError if two images of one size do not have the same one, and for names that fit
-    several.
+    Names are the same if they are equal, or if one of them is the end of the other, folder by folder. Raises
+    DatasetError for images of different sizes, and where a name fits several images of either file.
     """
     by_end: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for image_id, (name, _, _) in truth.items():
@@ -129,7 +127,9 @@ def match_names(
     if twice:
         names = ", ".join(results[key][0] for key, one in matched.items() if one == twice[0])
         expected = f"one image with results for {truth[twice[0]][0]} of the annotations"
-        raise DatasetError(f"images.json: {mismatch(expected, names, 'predict on the folder of the annotations alone')}")
+        raise DatasetError(
+            f"images.json: {mismatch(expected, names, 'predict on the folder of the annotations alone')}"
+        )
     return matched
 
 
@@ -173,13 +173,16 @@ def describe_wrong_ids(wrong: Sequence[object], number: int, known: Iterable[int
 
 
 def write_names(folder: Path, content: Mapping[str, object]) -> None:
-    """Write images.json beside a results file with the annotation file's own ids, so that none of an earlier run stays."""
-    sections = {key: content[key] for key in ("images", "categories") if isinstance(content.get(key), list)}
+    """Write images.json beside a results file with the annotation file's own ids; one of an earlier run goes."""
     images = [
         {key: one[key] for key in ("id", "file_name", "height", "width") if key in one}
-        for one in sections.get("images", [])
+        for one in _list_of(content, "images")
         if isinstance(one, Mapping)
     ]
-    text = json.dumps({"images": images, "categories": sections.get("categories", [])}, indent=2, ensure_ascii=False)
-    write_text(folder / IMAGES_FILE, text + "\n")
+    named = {"images": images, "categories": _list_of(content, "categories")}
+    write_text(folder / IMAGES_FILE, json.dumps(named, indent=2, ensure_ascii=False) + "\n")
 
+
+def _list_of(content: Mapping[str, object], section: str) -> list[object]:
+    value = content.get(section)
+    return value if isinstance(value, list) else []
