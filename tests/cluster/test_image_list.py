@@ -55,7 +55,7 @@ def test_list_images__leaves_hidden_names_alone_and_logs_what_it_passes_over(
     (folder / "plain").write_bytes(b"\x89PNG\r\n\x1a\n")
     names = ["a.JPG", "b.png", "deeper/c.tif", "plain"]
     assert list_images([str(folder)]).to_pylist() == [str(folder / name) for name in names]
-    assert caplog.messages == [f"{folder}: passed over: 2 files (.csv 1, .md 1) and 3 hidden"]
+    assert caplog.messages == [f"{folder}: passed over: 2 files (.md 1, .csv 1) and 3 hidden"]
 
 
 def test_list_images__takes_uris(bucket: str) -> None:
