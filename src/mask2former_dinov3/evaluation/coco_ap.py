@@ -23,8 +23,9 @@ from ..data.coco_types import Metrics
 from ..inference.settings import InferenceSettings
 from .coco_files import GroundTruth, ScoredMask, Source, read_ground_truth, read_results
 from .result_ids import IMAGES_FILE, translate_results
-from .truth_notes import duplicate_notes, overlap_notes
+from .truth_notes import duplicate_notes, misplaced_notes, overlap_notes
 
+_NEAR_ZERO = 0.1  # AP50 below which results may belong to other images
 AREAS = ("all", "small", "medium", "large")  # COCO's bounds: 32 x 32 and 96 x 96 pixels
 
 
@@ -61,7 +62,8 @@ def evaluate_coco(
         truth = read_ground_truth(annotations, image_ids)
         results = read_results(predictions, truth)
     metrics = score_results(truth, results, max_detections)
-    metrics["notes"] = [*notes, *metrics["notes"]]
+    misplaced = misplaced_notes(truth, results) if 0 <= metrics["AP50"] < _NEAR_ZERO else []
+    metrics["notes"] = [*notes, *metrics["notes"], *misplaced]
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics
 

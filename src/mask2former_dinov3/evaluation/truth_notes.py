@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from ..data.duplicates import near_pairs, same_masks
 from .coco_files import GroundTruth, ScoredMask
 
+_COMPARED = 20  # images, and results of each, that are compared with other images
+
 
 def _edges(masks: Sequence[ScoredMask]) -> NDArray[np.float64]:
     """(N, 4) left, top, right, bottom of the masks."""
@@ -54,6 +56,38 @@ def overlap_notes(truth: GroundTruth, results: Sequence[ScoredMask]) -> list[str
         f"no result overlaps an object of its image, in any of {len(both)} images: the image ids of the results may be "
         "those of other images, or the masks those of pictures of another size"
     ]
+
+
+def misplaced_notes(truth: GroundTruth, results: Sequence[ScoredMask]) -> list[str]:
+    """One sentence if the results of most images fit the objects of another image much better than their own.
+
+    For a score near 0. Of some images with results, the best results are compared with the objects of some images of
+    the same size.
+    """
+    objects, found = _by_image(truth.annotations), _by_image(results)
+    chosen = sorted(objects.keys() & found.keys())[:_COMPARED]
+    ids = {number: image_id for image_id, number in truth.images.items()}
+    better: list[tuple[int, int]] = []
+    for image in chosen:
+        best = sorted(found[image], key=lambda one: -one.get("score", 0.0))[:_COMPARED]
+        others = [other for other in chosen if truth.sizes[other] == truth.sizes[image]]
+        fits = {other: _mean_overlap(objects[other], best) for other in others}
+        other = max(others, key=lambda one: fits[one])
+        if fits[other] >= 0.5 and fits[image] < fits[other] / 2:
+            better.append((image, other))
+    if len(better) < max(0.8 * len(chosen), 2):
+        return []
+    image, other = better[0]
+    return [
+        f"the results of {len(better)} of {len(chosen)} images fit the objects of other images better, such as those of "
+        f"image {ids[image]} image {ids[other]}: the image ids of the results may be those of other images"
+    ]
+
+
+def _mean_overlap(objects: Sequence[ScoredMask], results: Sequence[ScoredMask]) -> float:
+    """Mean over the results of the highest IoU with an object."""
+    codes = [[one["segmentation"] for one in side] for side in (results, objects)]
+    return float(np.asarray(rle_codec.iou(*codes, [0] * len(objects))).max(axis=1).mean())
 
 
 def _by_image(masks: Iterable[ScoredMask]) -> dict[int, list[ScoredMask]]:
