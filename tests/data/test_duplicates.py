@@ -30,7 +30,8 @@ def write(root: Path, splits: dict[str, list[str]], seed: int = 0) -> Path:
     for split, names in splits.items():
         folder = root / split
         folder.mkdir(parents=True)
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for image_id, name in enumerate(names, start=1):
             Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / name, "PNG")
             images.append({"id": image_id, "file_name": name, "height": 64, "width": 64})

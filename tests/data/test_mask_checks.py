@@ -27,13 +27,14 @@ Change = Callable[[dict[str, Any], int, int], None]  # of an annotation, with th
 
 def ellipse(center: Points, radii: Points) -> Points:
     angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    return center + radii * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return np.asarray(center + radii * np.stack([np.cos(angle), np.sin(angle)], axis=1))
 
 
 def make(height: int = 96, width: int = 160, pictures: int = 5, each: int = 4) -> dict[str, Any]:
     """Pictures of ellipses: polygons with their own boxes and areas."""
     rng = np.random.default_rng(1)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id in range(1, pictures + 1):
         images.append({"id": image_id, "file_name": f"{image_id}.png", "height": height, "width": width})
         for _ in range(each):
@@ -61,8 +62,8 @@ def find(content: dict[str, Any], folder: Path) -> list[Fault]:
     return check_masks(data)
 
 
-def changed(change: Change, *, boxes: bool = True, **size: int) -> dict[str, Any]:
-    content = make(**size)
+def changed(change: Change, *, boxes: bool = True, size: dict[str, int] | None = None) -> dict[str, Any]:
+    content = make(**(size or {}))
     for annotation in content["annotations"]:
         change(annotation, content["images"][0]["height"], content["images"][0]["width"])
         for key in () if boxes else ("bbox", "area"):
@@ -93,7 +94,7 @@ def as_rle(order: str, invert: bool = False) -> Change:
     return apply
 
 
-def new_box(change: Callable[[float, float, float, float, int, int], list[float]]) -> Change:
+def new_box(change: Callable[..., list[float]]) -> Change:
     def apply(annotation: dict[str, Any], height: int, width: int) -> None:
         annotation["bbox"] = change(*annotation["bbox"], height, width)
 
@@ -165,7 +166,7 @@ CONTRADICTIONS: list[tuple[str, Change, dict[str, int], str]] = [
 def test_check_masks__names_the_cause_of_boxes_elsewhere(
     change: Change, size: dict[str, int], cause: str, tmp_path: Path
 ) -> None:
-    (fault,) = find(changed(change, **size), tmp_path)
+    (fault,) = find(changed(change, size=size), tmp_path)
     assert (fault.severity, fault.kind) == ("warning", "box differs from mask")
     assert cause in fault.reason
     assert len(fault.places) >= 19  # of 20; a mask in the middle may stay where it was
@@ -254,7 +255,7 @@ def test_turn_back__is_pillows_turn_undone(orientation: int) -> None:
 def test_check_masks__needs_no_boxes(
     change: Change, size: dict[str, int], kind: str, cause: str, number: int | None, tmp_path: Path
 ) -> None:
-    (fault,) = find(changed(change, boxes=False, **size), tmp_path)
+    (fault,) = find(changed(change, boxes=False, size=size), tmp_path)
     assert fault.kind == kind
     assert cause in fault.reason
     assert number is None or abs(len(fault.places) - number) <= 2
@@ -293,7 +294,7 @@ def smaller_inside(annotation: dict[str, Any], height: int, width: int) -> None:
 def test_check_masks__names_the_cause_of_areas_that_differ(
     change: Change, severity: str, cause: str, tmp_path: Path
 ) -> None:
-    (fault,) = find(changed(change, height=200, width=200), tmp_path)
+    (fault,) = find(changed(change, size={"height": 200, "width": 200}), tmp_path)
     assert fault.severity == severity
     assert fault.reason.startswith("area: ")
     assert cause in fault.reason

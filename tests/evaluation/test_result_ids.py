@@ -167,8 +167,8 @@ def test_evaluate_coco__says_that_no_result_overlaps_anything() -> None:
     assert metrics["notes"] == [
         "no result overlaps an object of its image, in any of 3 images: the image ids of the results may be those of "
         "other images, or the masks those of pictures of another size",
-        "the results of 3 of 3 images fit the objects of other images better, such as those of image 5 image 7: the image "
-        "ids of the results may be those of other images",
+        "the results of 3 of 3 images fit the objects of other images better (those of image 5 the objects of image 7): "
+        "the image ids of the results may be those of other images",
     ]
     results[0] = {**content["annotations"][0], "score": 0.9}
     assert evaluate_coco(content, results)["notes"] == []
@@ -185,8 +185,8 @@ def test_evaluate_coco__says_that_results_fit_other_images(tmp_path: Path) -> No
     results = [{**one, "image_id": 5 + (one["image_id"] - 4) % 3, "score": 0.9} for one in content["annotations"]]
     notes = evaluate_coco(content, results)["notes"]
     assert notes == [
-        "the results of 3 of 3 images fit the objects of other images better, such as those of image 5 image 7: the image "
-        "ids of the results may be those of other images"
+        "the results of 3 of 3 images fit the objects of other images better (those of image 5 the objects of image 7): "
+        "the image ids of the results may be those of other images"
     ]
     assert evaluate_coco(content, [{**one, "score": 0.9} for one in content["annotations"]])["notes"] == []
 

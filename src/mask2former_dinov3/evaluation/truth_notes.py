@@ -73,14 +73,14 @@ def misplaced_notes(truth: GroundTruth, results: Sequence[ScoredMask]) -> list[s
         others = [other for other in chosen if truth.sizes[other] == truth.sizes[image]]
         fits = {other: _mean_overlap(objects[other], best) for other in others}
         other = max(others, key=lambda one: fits[one])
-        if fits[other] >= 0.5 and fits[image] < fits[other] / 2:
+        if fits[other] >= 0.3 and fits[image] < fits[other] / 2:
             better.append((image, other))
     if len(better) < max(0.8 * len(chosen), 2):
         return []
     image, other = better[0]
     return [
-        f"the results of {len(better)} of {len(chosen)} images fit the objects of other images better, such as those of "
-        f"image {ids[image]} image {ids[other]}: the image ids of the results may be those of other images"
+        f"the results of {len(better)} of {len(chosen)} images fit the objects of other images better (those of image "
+        f"{ids[image]} the objects of image {ids[other]}): the image ids of the results may be those of other images"
     ]
 
 

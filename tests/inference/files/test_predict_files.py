@@ -167,7 +167,7 @@ def test_predict_files__leaves_hidden_names_alone_and_counts_what_it_passes_over
 def test_predict_files__an_output_that_cannot_be_written_is_a_fault_of_its_file(
     predictor: Predictor, tmp_path: Path
 ) -> None:
-    """A folder stands where the overlay of b.png goes; a name of dots alone, named by the user, is saved under another."""
+    """A folder stands where the overlay of b.png goes; `...png`, which the user names, is saved under another name."""
     for name in ("a.png", "b.png", "c.png", "...png"):
         Image.fromarray(picture()).save(tmp_path / name, "PNG")
     (tmp_path / "out" / "overlays" / "b.png").mkdir(parents=True)
