@@ -183,8 +183,8 @@ def test_check_data__the_same_file_for_train_and_valid_is_an_overlap(toy_dataset
     splits, notes = find_splits(None, train_annotations=file, valid_annotations=file)
     (fault,) = check_data(splits, notes, full=False).splits["valid"].of("warning")
     assert str(fault) == (
-        "6 images are the same as images of train, such as 000.png: the same image as image 10 of train; scores will be "
-        "too high (images 10, 11, 12, 13, 14, …)"
+        "6 images are the same as images of train, such as 000.png: the same image as image 10 of train; scores will "
+        "be too high (images 10, 11, 12, 13, 14, …)"
     )
 
 

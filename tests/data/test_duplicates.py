@@ -89,8 +89,8 @@ def test_check_data__counts_objects_that_are_there_twice(segmentation: Any, same
         assert (
             found
             == [
-                "image 2, annotation 5: 1 of 7 objects have the mask of an earlier one of the same picture and class (IoU of "
-                "at least 0.95; annotation 5 that of 100); training counts both, and AP falls: remove one"
+                "image 2, annotation 5: 1 of 7 objects have the mask of an earlier one of the same picture and "
+                "class (IoU of at least 0.95; annotation 5 that of 100); training counts both, and AP falls: remove one"
             ]
             * same
         )

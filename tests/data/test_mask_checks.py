@@ -129,7 +129,7 @@ CONTRADICTIONS: list[tuple[str, Change, dict[str, int], str]] = [
     ("smaller", moved(lambda p, h, w: p / 2), {}, "the boxes are 2 times as large and as far from the top left corner"),
     (
         "shifted",
-        moved(lambda p, h, w: p + (13, -9)),
+        moved(lambda p, h, w: np.add(p, (13, -9))),
         {},
         "the boxes are -13 pixels to the right of the masks and 9 below",
     ),
@@ -240,7 +240,13 @@ def test_turn_back__is_pillows_turn_undone(orientation: int) -> None:
             "1.81 times the width and 1.97 times the height",
             17,
         ),
-        (moved(lambda p, h, w: p + (40, 0)), {}, "mask outside the picture", "training cuts them at its edge", None),
+        (
+            moved(lambda p, h, w: np.add(p, (40, 0))),
+            {},
+            "mask outside the picture",
+            "training cuts them at its edge",
+            None,
+        ),
         (as_rle("C"), {}, "runs along the rows", "write them in Fortran order", 20),
         (
             moved(lambda p, h, w: p / 2),
@@ -328,7 +334,7 @@ def test_check_masks__separates_causes_in_one_file(tmp_path: Path) -> None:
     for annotation in content["annotations"][:8]:
         moved(lambda p, h, w: p / (w, h) * 100)(annotation, 96, 160)
     for annotation in content["annotations"][8:12]:
-        moved(lambda p, h, w: p + (20, 10))(annotation, 96, 160)
+        moved(lambda p, h, w: np.add(p, (20, 10)))(annotation, 96, 160)
     for annotation in content["annotations"][12:14]:
         annotation["bbox"] = [1.0, 1.0, 150.0, 3.0]
     faults = find(content, tmp_path)

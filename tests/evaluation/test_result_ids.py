@@ -101,7 +101,8 @@ def test_evaluate_coco__keeps_ids_that_are_the_annotations_own(tmp_path: Path) -
     metrics = evaluate_coco(content, file)
     assert metrics["AP"] == 1.0
     assert metrics["notes"] == [
-        f"{tmp_path}/o/images.json does not name all images of predictions.json and was not used: ids are taken as they are"
+        f"{tmp_path}/o/images.json does not name all images of predictions.json and was not used: ids are taken "
+        "as they are"
     ]
 
 
@@ -151,8 +152,9 @@ def test_evaluate_coco__many_wrong_ids_are_one_error() -> None:
     results.append({"image_id": 5, "category_id": 3, "segmentation": disc(0), "score": 0.5})
     with pytest.raises(
         DatasetError,
-        match=r"^predictions: image_id: expected the ids of images in annotations \(5, 6, 7, …\), got others in 10 of 11 "
-        r"results \(100, 101, 102, …\); results of `predict` are matched by name if its images\.json lies beside them$",
+        match=r"^predictions: image_id: expected the ids of images in annotations \(5, 6, 7, …\), got others in 10 of "
+        r"11 results \(100, 101, 102, …\); results of `predict` are matched by name if its images\.json lies "
+        r"beside them$",
     ):
         evaluate_coco(truth(), results)
 
@@ -167,8 +169,8 @@ def test_evaluate_coco__says_that_no_result_overlaps_anything() -> None:
     assert metrics["notes"] == [
         "no result overlaps an object of its image, in any of 3 images: the image ids of the results may be those of "
         "other images, or the masks those of pictures of another size",
-        "the results of 3 of 3 images fit the objects of other images better (those of image 5 the objects of image 7): "
-        "the image ids of the results may be those of other images",
+        "the results of 3 of 3 images fit the objects of other images better (those of image 5 the objects of image "
+        "7): the image ids of the results may be those of other images",
     ]
     results[0] = {**content["annotations"][0], "score": 0.9}
     assert evaluate_coco(content, results)["notes"] == []
@@ -185,8 +187,8 @@ def test_evaluate_coco__says_that_results_fit_other_images(tmp_path: Path) -> No
     results = [{**one, "image_id": 5 + (one["image_id"] - 4) % 3, "score": 0.9} for one in content["annotations"]]
     notes = evaluate_coco(content, results)["notes"]
     assert notes == [
-        "the results of 3 of 3 images fit the objects of other images better (those of image 5 the objects of image 7): "
-        "the image ids of the results may be those of other images"
+        "the results of 3 of 3 images fit the objects of other images better (those of image 5 the objects of image "
+        "7): the image ids of the results may be those of other images"
     ]
     assert evaluate_coco(content, [{**one, "score": 0.9} for one in content["annotations"]])["notes"] == []
 

@@ -85,7 +85,7 @@ def _as_rle(mask: Segmentation, height: int, width: int) -> CompressedRle:
 
 
 def find_repeated_objects(masks: MaskArrays) -> list[Fault]:
-    """A warning with all masks that are those of an earlier object of their picture and class; a note for two classes."""
+    """A warning with all masks of an earlier object of the same picture and class; a note where the classes differ."""
     report = FaultReport("")
     whole = np.flatnonzero(masks.labels >= 0)  # not what was left out
     pairs = near_pairs(masks.boxes[whole], masks.image_of[whole])

@@ -18,7 +18,7 @@ from .mask_arrays import Chosen, Floats, MaskArrays
 
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
-SLACK = 2.0
+EDGE_SLACK = 2.0
 """Pixels by which boxes may differ at an edge: a polygon and its pixels differ by 1, other conventions by 2."""
 OVERLAP = 0.8
 """IoU from which two boxes agree: drawn by hand twice, they reach more; moved by a tenth of their size, less."""
@@ -36,9 +36,9 @@ class Cause(NamedTuple):
 
 
 def boxes_agree(one: Floats, other: Floats) -> Flags:
-    """(n,) whether boxes (n, 4) agree: within SLACK pixels at every edge, or an IoU of at least OVERLAP."""
+    """(n,) whether boxes (n, 4) agree: within EDGE_SLACK pixels at every edge, or an IoU of at least OVERLAP."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        close = (np.abs(one - other) <= SLACK).all(axis=1)
+        close = (np.abs(one - other) <= EDGE_SLACK).all(axis=1)
         low, high = np.maximum(one[:, :2], other[:, :2]), np.minimum(one[:, 2:], other[:, 2:])
         common = np.clip(high - low, 0, None).prod(axis=1)
         union = (one[:, 2:] - one[:, :2]).prod(axis=1) + (other[:, 2:] - other[:, :2]).prod(axis=1) - common
@@ -146,7 +146,7 @@ def _try_turns(masks: MaskArrays, wrong: Chosen, stated: Floats) -> Iterator[_Tr
         orientation_of = orientations(masks, wrong)
         by_header = [fits & (orientation_of == orientation) for orientation, fits in turned.items()]
         yield EXIF_SENTENCE, np.any(by_header, axis=0), 1
-    beyond = [int((edges[:, 2:] > size[:, [1, 0]] + SLACK).any(axis=1).sum()) for edges in (box, stated)]
+    beyond = [int((edges[:, 2:] > size[:, [1, 0]] + EDGE_SLACK).any(axis=1).sum()) for edges in (box, stated)]
     wrong_side = "" if beyond[0] == beyond[1] else "; of both, the masks go beyond the pictures"
     if beyond[1] > beyond[0]:
         wrong_side = "; of both, the boxes go beyond the pictures"

@@ -15,8 +15,8 @@ from .coco import CocoData
 from .faults import Fault, FaultReport, count_of
 from .mask_arrays import Chosen, Floats, MaskArrays, collect_masks
 from .mask_causes import (
+    EDGE_SLACK,
     EXIF_SENTENCE,
-    SLACK,
     Flags,
     boxes_agree,
     edges_of,
@@ -33,7 +33,7 @@ AREA_OF_BOX = "area of the box"
 FILLED_HOLE = "filled hole"
 OUTSIDE = "mask outside the picture"
 TOP_LEFT = "masks at the top left alone"
-UNIT = "coordinates in another unit"
+OTHER_UNIT = "coordinates in another unit"
 ROW_MAJOR = "runs along the rows"
 
 _AREA_SLACK = 0.15  # share: half of a ring's hole, or of a small object's rim, is more
@@ -102,7 +102,9 @@ def _check_boxes(masks: MaskArrays, report: FaultReport) -> Flags:
 
 def _are_loose(stated: Floats, boxes: Floats) -> Flags:
     """(n,) whether a box holds the whole mask and is at most about twice as wide and high."""
-    inside = (stated[:, :2] <= boxes[:, :2] + SLACK).all(axis=1) & (stated[:, 2:] >= boxes[:, 2:] - SLACK).all(axis=1)
+    inside = (stated[:, :2] <= boxes[:, :2] + EDGE_SLACK).all(axis=1) & (
+        stated[:, 2:] >= boxes[:, 2:] - EDGE_SLACK
+    ).all(axis=1)
     return np.asarray(inside & (_overlap(stated, boxes) >= 0.25))
 
 
@@ -128,7 +130,7 @@ def _check_units(masks: MaskArrays, rest: Flags, report: FaultReport) -> Flags:
             f"segmentation: all coordinates of {int(small.sum())} of {int(polygons.sum())} polygons lie within 0..1: "
             "they look like shares of the picture's size; multiply x by its width and y by its height"
         )
-        report.add_group("warning", UNIT, masks.places_of(np.flatnonzero(small)), reason)
+        report.add_group("warning", OTHER_UNIT, masks.places_of(np.flatnonzero(small)), reason)
         return np.asarray(small)
     if _look_like_percent(masks, polygons):
         reason = (
@@ -136,7 +138,7 @@ def _check_units(masks: MaskArrays, rest: Flags, report: FaultReport) -> Flags:
             f"{int(masks.sizes[polygons].max())} pixels wide or high: they look like percent of the picture's size; "
             "multiply x by width / 100 and y by height / 100"
         )
-        report.add_group("warning", UNIT, masks.places_of(np.flatnonzero(polygons)), reason)
+        report.add_group("warning", OTHER_UNIT, masks.places_of(np.flatnonzero(polygons)), reason)
         return np.asarray(polygons)
     return found
 
@@ -184,7 +186,7 @@ def _check_edges(masks: MaskArrays, rest: Flags, report: FaultReport) -> Flags:
     size = np.maximum(masks.boxes[:, 2:] - masks.boxes[:, :2], 1e-9)
     share = 1 - np.clip(high - low, 0, None).prod(axis=1) / size.prod(axis=1)
     beyond = np.maximum(-masks.boxes[:, :2], masks.boxes[:, 2:] - whole).max(axis=1)
-    outside = rest & (share > _OUTSIDE_SHARE) & (beyond > SLACK)
+    outside = rest & (share > _OUTSIDE_SHARE) & (beyond > EDGE_SLACK)
     chosen = np.flatnonzero(outside)
     if len(chosen):
         reason = (
@@ -230,7 +232,7 @@ def _why_outside(masks: MaskArrays, outside: Flags, rest: Flags) -> str:
             "was turned by 90 degrees"
         )
     reach = (boxes[:, 2:] / sizes[:, [1, 0]]).max(axis=0)
-    if boxes.min() >= -SLACK and (reach > 1.1).all():
+    if boxes.min() >= -EDGE_SLACK and (reach > 1.1).all():
         return (
             f"they reach {reach[0]:.2f} times the width and {reach[1]:.2f} times the height; likeliest cause: the "
             "masks are of a larger picture: scale them to the size of this one"
@@ -239,7 +241,7 @@ def _why_outside(masks: MaskArrays, outside: Flags, rest: Flags) -> str:
 
 
 def _all_inside(boxes: Floats, sizes: Floats) -> bool:
-    return bool((boxes[:, :2] >= -SLACK).all() and (boxes[:, 2:] <= sizes[:, [1, 0]] + SLACK).all())
+    return bool((boxes[:, :2] >= -EDGE_SLACK).all() and (boxes[:, 2:] <= sizes[:, [1, 0]] + EDGE_SLACK).all())
 
 
 def _check_areas(masks: MaskArrays, rest: Flags, report: FaultReport) -> None:
