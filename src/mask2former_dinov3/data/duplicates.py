@@ -41,14 +41,16 @@ def near_pairs(boxes: Floats, image_of: npt.NDArray[np.int64]) -> Pairs:
     ordered, image = boxes[order], image_of[order]
     slack = 1 + (1 - SAME_MASK) * (ordered[:, 2:] - ordered[:, :2])[:, [0, 1, 0, 1]]  # (N, 4) at each edge
     found = []
-    for offset in range(1, min(_NEIGHBOURS, len(order) - 1) + 1):
-        near = image[:-offset] == image[offset:]
-        near &= ordered[offset:, 0] - ordered[:-offset, 0] <= slack[:-offset, 0]
-        if not near.any():
+    first = np.arange(len(order))
+    for offset in range(1, _NEIGHBOURS + 1):
+        first = first[first + offset < len(order)]
+        # The left edges ascend: who is too far from this neighbour is too far from the next ones.
+        near = ordered[first + offset, 0] - ordered[first, 0] <= slack[first, 0]
+        first = first[near & (image[first + offset] == image[first])]
+        if not len(first):
             break
-        first = np.flatnonzero(near)
-        first = first[(np.abs(ordered[first + offset] - ordered[first]) <= slack[first]).all(axis=1)]
-        found.append(np.stack([order[first], order[first + offset]], axis=1))
+        close = first[(np.abs(ordered[first + offset] - ordered[first]) <= slack[first]).all(axis=1)]
+        found.append(np.stack([order[close], order[close + offset]], axis=1))
     pairs = np.concatenate(found) if found else np.zeros((0, 2), dtype=np.intp)
     pairs = np.sort(pairs, axis=1)
     return np.asarray(pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))])
