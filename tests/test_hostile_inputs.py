@@ -296,11 +296,11 @@ def test_find_images__refuses_names_that_cannot_be_and_takes_dots(tmp_path: Path
     folder = images_in(tmp_path / "in" / "deep", "a.png")
     failed: list[tuple[str, str]] = []
     found = find_images(["zero\0byte.png", "y" * 5000, str(folder / ".." / "deep" / "a.png")], tmp_path / "out", failed)
-    assert [name for _, name in found] == ["a.png"]
+    assert [one.name for one in found] == ["a.png"]
     assert [given for given, _ in failed] == ["zero\0byte.png", "y" * 5000]
     assert escape_unprintable("a\nb\x1b[31mc") == "a\\nb\\x1b[31mc"
     (up,) = find_images([str(folder / "..")], tmp_path / "out", failed)
-    assert up[1] == os.path.join("deep", "a.png")
+    assert up.name == os.path.join("deep", "a.png")
 
 
 def test_place__stays_below_the_output_folder(tmp_path: Path) -> None:

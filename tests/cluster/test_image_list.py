@@ -46,6 +46,18 @@ def test_list_images__takes_files_folders_and_patterns_each_image_once(folder: P
     assert list_images([str(folder / "*")]).to_pylist() == [*everything, str(folder / "notes.md")]
 
 
+def test_list_images__leaves_hidden_names_alone_and_logs_what_it_passes_over(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("._b.png", ".cache/d.png", "__MACOSX/e.png", "table.csv"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (folder / "plain").write_bytes(b"\x89PNG\r\n\x1a\n")
+    names = ["a.JPG", "b.png", "deeper/c.tif", "plain"]
+    assert list_images([str(folder)]).to_pylist() == [str(folder / name) for name in names]
+    assert caplog.messages == [f"{folder}: passed over: 2 files (.md 1, .csv 1) and 3 hidden"]
+
+
 def test_list_images__takes_uris(bucket: str) -> None:
     assert list_images([f"{bucket}/one"]).to_pylist() == [f"{bucket}/one/a.png", f"{bucket}/one/deeper/b.jpg"]
     assert list_images([f"{bucket}/*/*.png"]).to_pylist() == [f"{bucket}/one/a.png"]

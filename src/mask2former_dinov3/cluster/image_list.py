@@ -7,18 +7,22 @@ million URIs of 70 characters take 0.8 GB, as Python strings they would take twi
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from ..data.image_folders import HEAD, PassedOver, choose_images
 from ..data.images import IMAGE_SUFFIXES
 from ..errors import DatasetError, UserError, mismatch
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from fsspec import AbstractFileSystem
+
+logger = logging.getLogger(__name__)
 
 NAMES_PER_CHUNK = 100_000  # as Python strings at any time
 COLUMNS = ("image", "uri", "url", "path")  # tried in this order
@@ -84,9 +88,7 @@ def _images_of(given: str, column: str | None) -> Iterator[str]:
                 yield from (_resolve(parent, name) for name in names)
             elif suffix not in IMAGE_SUFFIXES and filesystem.isdir(match):
                 yield from (
-                    _uri_of(filesystem, file)
-                    for file in sorted(filesystem.find(match))
-                    if PurePosixPath(file).suffix.lower() in IMAGE_SUFFIXES
+                    _uri_of(filesystem, f"{match.rstrip('/')}/{name}") for name in _images_below(filesystem, match)
                 )
             else:
                 yield _uri_of(filesystem, match)
@@ -95,6 +97,21 @@ def _images_of(given: str, column: str | None) -> Iterator[str]:
     except Exception as error:  # clients of object stores raise errors of their own classes
         got = f"an error ({error})"
         raise DatasetError(f"{given}: {mismatch('an input that can be read', got)}") from error
+
+
+def _images_below(filesystem: AbstractFileSystem, folder: str) -> Iterator[str]:
+    """The names below a folder of the images in it at any depth; how many files are passed over is logged."""
+    below = folder.rstrip("/") + "/"
+
+    def read_head(name: str) -> bytes:
+        with filesystem.open(below + name, "rb") as file:
+            return bytes(file.read(HEAD))
+
+    passed_over = PassedOver()
+    names = sorted(str(file).removeprefix(below) for file in filesystem.find(folder))
+    yield from choose_images(names, read_head, passed_over)
+    if text := passed_over.text():
+        logger.warning("%s: %s", folder, text)
 
 
 def _uri_of(filesystem: AbstractFileSystem, path: str) -> str:

@@ -6,7 +6,9 @@ reads annotations and results with the same parser.
 
 Read in this order:
 
+    array_types    types of arrays
     coco_types     types of COCO masks, results and metrics
+    siblings       find images of one picture: exporters' copies, tiles, equal files
     layout         find annotation files and image folders
     numbers        parse numbers and ids: 12, 12.0 and "12"
     faults         collect faults of a file and report them together
@@ -20,10 +22,15 @@ Read in this order:
     records        store images and instances in arrays that processes share
     coco           read a split into checked records
     images         read image files as RGB arrays
+    image_folders  tell which files of a folder are images
     statistics     count images, instances, sizes
     fitting        fit images into the canvas, and make them the model's input
     transforms     move images and instances onto the canvas, with augmentation
     achievable_ap  compute the highest AP that masks of a stride can reach
+    mask_arrays    measure all masks of a split as arrays
+    mask_causes    find out why boxes contradict masks
+    mask_checks    compare masks with the boxes, areas and picture sizes in the file
+    duplicates     find objects and pictures that are there twice
     check          check a whole data set, for `check-data` and training
     copy_paste     paste instances of one training image onto another
     dataset        make training samples and batches

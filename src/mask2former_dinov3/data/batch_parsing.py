@@ -13,10 +13,8 @@ from typing import NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from .array_types import Floats, Ints
 from .segmentation import FARTHEST_VERTEX
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 _NUMBERS = frozenset({int, float})
 

@@ -21,9 +21,13 @@ from ..errors import DatasetError, mismatch
 from .achievable_ap import mask_ceilings
 from .coco import CocoData, ImageRecord, parse_splits
 from .coco_json import ENTRY_FAULTS
+from .duplicates import compare_pictures, find_repeated_objects, find_split_siblings
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
-from .images import IMAGE_SUFFIXES, check_image_size, decode_image, read_header
+from .image_folders import PassedOver, images_in
+from .images import check_image_size, decode_image, read_header
 from .layout import Split
+from .mask_arrays import collect_masks
+from .mask_checks import compare_masks, find_filled_holes
 from .statistics import Statistics, statistics_of
 
 logger = logging.getLogger(__name__)
@@ -157,8 +161,8 @@ def check_data(
     """Check annotations and images of all splits. Faults of the data are in the report; none is raised.
 
     num_queries: more instances than this in an image are a warning; None: no limit. canvas: (height, width) of
-    training, for `mask_ceilings`. full: decode every image, compare the splits' images by content, measure the
-    ceilings; otherwise (at the start of training) only the headers of the image files are read.
+    training, for `mask_ceilings`. full: decode every image, compare images by their pixels, look for filled holes,
+    measure the ceilings; otherwise (at the start of training) only the headers of the image files are read.
     """
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
     for name, (data, faults) in parse_splits(splits).items():
@@ -166,8 +170,10 @@ def check_data(
     images = [(report, record) for report in reports.values() if report.data for record in report.data.images]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         found = threads.map(lambda pair: _check_image(pair[1], full), images)
-        for done, ((report, _), faults) in enumerate(zip(images, found, strict=True), start=1):
+        digests: dict[str, str] = {}  # absolute path -> of the pixels
+        for done, ((report, record), (faults, digest)) in enumerate(zip(images, found, strict=True), start=1):
             report.faults += faults
+            digests |= {os.path.abspath(record.path): digest} if digest else {}
             if progress is not None:
                 progress(done, len(images))
     for name, report in reports.items():
@@ -176,8 +182,14 @@ def check_data(
             report.ceilings = mask_ceilings(report.data, canvas) if full else {}
             has_errors = bool(report.of("error"))
             report.faults += _check_content(name, report.data, report.statistics, num_queries, has_errors)
+            masks = collect_masks(report.data)
+            report.faults += [*compare_masks(masks), *find_repeated_objects(masks)]
+            report.faults += find_filled_holes(masks) if full else []
     _compare_classes(reports)
-    _compare_images(reports, by_content=full)
+    records = {name: report.data for name, report in reports.items()}
+    for faults_of_split in (compare_pictures(records, digests), find_split_siblings(records)):
+        for name, faults in faults_of_split.items():
+            reports[name].faults += faults
     for name, unlisted in _find_unlisted_files(splits, reports).items():
         reports[name].faults += unlisted
     for report in reports.values():
@@ -185,14 +197,29 @@ def check_data(
     return Report(reports, list(notes))
 
 
-def _check_image(record: ImageRecord, full: bool) -> list[Fault]:
-    """Faults of one image file: unreadable, of another size than the annotations state, rotated by EXIF."""
+def _drop_repeated(splits: Mapping[str, Split], reports: Mapping[str, SplitReport]) -> None:
+    """Keep faults of a file that two splits share in the first of them only."""
+    seen: dict[Path, set[Fault]] = defaultdict(set)
+    for name, report in reports.items():
+        earlier = seen[splits[name].annotations]
+        report.faults = [fault for fault in report.faults if fault not in earlier]
+        earlier.update(report.faults)
+
+
+def _check_image(record: ImageRecord, full: bool) -> tuple[list[Fault], str]:
+    """Faults of one image file: unreadable, of another size than the annotations state, rotated by EXIF.
+
+    With them a digest of its pixels, if it is decoded (full) and has more than one colour.
+    """
+    digest = ""
     try:
         header = read_header(record.path)
         if full:
-            decode_image(record.path.read_bytes(), record.path)
+            pixels = decode_image(record.path.read_bytes(), record.path)
+            if (pixels != pixels[0, 0]).any():
+                digest = hashlib.blake2b(pixels.data, digest_size=16).hexdigest() + str(pixels.shape)
     except (DatasetError, OSError) as error:
-        return [Fault("error", record.id, None, str(error))]
+        return [Fault("error", record.id, None, str(error))], ""
     faults = []
     stated, stored = (record.height, record.width), (header.height, header.width)
     try:
@@ -207,7 +234,7 @@ def _check_image(record: ImageRecord, full: bool) -> list[Fault]:
             "COCO annotations count them"
         )
         faults.append(Fault("note", record.id, None, reason))
-    return faults
+    return faults, digest
 
 
 def _check_content(
@@ -270,45 +297,6 @@ def _compare_classes(reports: Mapping[str, SplitReport]) -> None:
             report.faults.append(Fault("note", None, None, reason, "fewer classes"))
 
 
-def _compare_images(reports: Mapping[str, SplitReport], *, by_content: bool) -> None:
-    """Add a warning for each image that an earlier split has as well: the same file, or the same bytes."""
-    earlier: dict[str, tuple[str, int]] = {}  # path or digest -> split, image id
-    keys = _content_keys(reports) if by_content else {}
-    for name, report in reports.items():
-        own: dict[str, tuple[str, int]] = {}
-        for record in report.data.images if report.data is not None else ():
-            path = os.path.abspath(record.path)
-            key = keys.get(path, path)
-            if key in earlier:
-                other, other_id = earlier[key]
-                reason = f"{record.file_name}: the same image as image {other_id} of {other}; scores will be too high"
-                report.faults.append(Fault("warning", record.id, None, reason))
-            own.setdefault(key, (name, record.id))
-        earlier = own | earlier
-
-
-def _content_keys(reports: Mapping[str, SplitReport]) -> dict[str, str]:
-    """Absolute path -> digest of the content, of the image files that have the same length as another."""
-    by_length: dict[int, set[str]] = defaultdict(set)
-    for report in reports.values():
-        for record in report.data.images if report.data is not None else ():
-            path = os.path.abspath(record.path)
-            if os.path.isfile(path):
-                by_length[os.path.getsize(path)].add(path)
-    alike = [path for paths in by_length.values() if len(paths) > 1 for path in sorted(paths)]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        return dict(zip(alike, threads.map(_digest, alike), strict=True))
-
-
-def _digest(path: str) -> str:
-    """A digest of a file's content; the path of an unreadable file, which is reported elsewhere."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
-    except OSError:
-        return path
-
-
 def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, SplitReport]) -> dict[str, list[Fault]]:
     """Split -> warnings of image files in its folder that no split lists; a shared folder is reported once."""
     listed = {
@@ -322,21 +310,17 @@ def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, Spli
     for name, split in splits.items():
         if reports[name].data is None or any(fault.kind in ENTRY_FAULTS for fault in reports[name].of("error")):
             continue  # its annotations, or some images in them, are unreadable: their files would be unlisted
-        files = []
-        for folder, inside, names in os.walk(os.path.abspath(split.images)):
-            inside[:] = sorted(entry for entry in inside if not entry.startswith("."))
-            files += [os.path.join(folder, file) for file in sorted(names) if _is_image(file)]
+        passed_over = PassedOver()
+        files = map(str, images_in(Path(os.path.abspath(split.images)), passed_over))
         new = [file for file in files if file not in listed and file not in seen]
         seen.update(new)
+        faults[name] = []
         if new:
-            shown = ", ".join(os.path.relpath(file, split.images) for file in new[:_NAMED]) + ", …" * (
-                len(new) > _NAMED
-            )
-            where = new[0] if len(new) == 1 else f"{len(new)} files of {split.images}, {shown}"
+            names = [os.path.relpath(file, split.images) for file in new[:_NAMED]] + ["…"] * (len(new) > _NAMED)
+            where = new[0] if len(new) == 1 else f"{len(new)} files of {split.images}, {', '.join(names)}"
             reason = f"{where}: in the image folder, not in the annotations"
-            faults[name] = [Fault("warning", None, None, reason, UNLISTED)]
+            faults[name].append(Fault("warning", None, None, reason, UNLISTED))
+        passed_over.endings.pop(".json", None)  # annotations
+        if passed_over.endings:
+            faults[name].append(Fault("note", None, None, f"{split.images}: {passed_over.text()}", "files passed over"))
     return faults
-
-
-def _is_image(file_name: str) -> bool:
-    return os.path.splitext(file_name)[1].lower() in IMAGE_SUFFIXES and not file_name.startswith(".")

@@ -36,7 +36,7 @@ from .json_stream import NotStreamableError, is_large, stream_lists
 from .layout import Split
 from .locate import locate_images
 from .read_rules import IncompleteRule, note_dropped
-from .records import Annotation, Category, CocoData, ImageRecord, TableBuilder
+from .records import Annotation, Category, CocoData, ImageRecord, LeftOut, TableBuilder
 from .segmentation import (
     MALFORMED_MASK,
     EmptyMaskError,
@@ -129,6 +129,7 @@ class _SplitReader:
         self._chosen: dict[int, int] = {}  # those of the split
         self._sizes = np.zeros((0, 2), np.int32)
         self._elsewhere: list[Path] = []
+        self._left_out: list[LeftOut] = []
         self._broken = BrokenIds()
         self._position = 0  # of the next annotation in the file
         self._used: set[int] = set()  # ids of categories with annotations
@@ -198,6 +199,8 @@ class _SplitReader:
             annotation = _complete_annotation(entry, *self._sizes[row].tolist())
         except DatasetError as error:
             self._masks.add(error, entry)
+            if isinstance(error, EmptyMaskError) and error.parts:
+                self._left_out.append(LeftOut(entry.id, entry.image_id, error.parts, entry.box))
         else:
             self._table.add_annotation(annotation, row, position)
             self._strays.count(annotation.segmentation, entry.segmentation, (entry.image_id, entry.id))
@@ -219,7 +222,14 @@ class _SplitReader:
             self._elsewhere += [images[place].path for place in incomplete]
             images = images.take(sorted(set(range(len(images))) - set(incomplete)))
         self.faults.group_alike()
-        return CocoData(self._split.annotations, categories, images, tuple(self._elsewhere), self._split.rules)
+        return CocoData(
+            self._split.annotations,
+            categories,
+            images,
+            elsewhere=tuple(self._elsewhere),
+            left_out=tuple(self._left_out),
+            rules=self._split.rules,
+        )
 
 
 class MaskFaults:

@@ -28,8 +28,11 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import DatasetError, mismatch
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-"""File name endings (lower case) that count as an image where a folder is listed."""
+_NO_PICTURES = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"})
+_TOLD_BY_HEAD = ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "AVIF", "QOI")
+
+IMAGE_SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind not in _NO_PICTURES)
+"""File name endings (lower case) that count as an image where a folder is listed: those that Pillow reads here."""
 
 _EXIF_ORIENTATION = 0x0112
 _SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
@@ -113,6 +116,12 @@ def check_image_size(where: str, stated: tuple[int, ...], stored: tuple[int, ...
         expected = f"{stated[0]} x {stated[1]} pixels (height x width) as in the annotations"
         advice = "correct the annotations, or use the image that they were made on"
         raise DatasetError(f"{where}: {mismatch(expected, f'{stored[0]} x {stored[1]}', advice)}")
+
+
+def has_image_head(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a common kind of image."""
+    tests = (Image.OPEN[kind][1] for kind in _TOLD_BY_HEAD if kind in Image.OPEN)
+    return bool(head) and any(accept is not None and accept(head) is True for accept in tests)
 
 
 @contextmanager

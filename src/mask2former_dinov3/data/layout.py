@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from .coco_json import read_images
 from .faults import count_of
 from .numbers import whole_number
 from .read_rules import ReadRules
+from .siblings import choose_groups, describe_groups, join_equal_files, sibling_keys
 
 SPLIT_NAMES = ("train", "valid", "test")
 _FOLDERS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
@@ -59,7 +59,8 @@ def find_splits(
 
     A path given by option replaces what the folder `dataset` holds for that split; paths that do not exist under the
     current folder are looked for under `dataset`. Without validation annotations, a fraction `valid_split` of the
-    training images is held out (0: none), the same images in every run and on every machine. rules: for all splits.
+    training images is held out (0: none), the same images in every run and on every machine; images of one picture
+    (`siblings`) stay on one side. rules: for all splits.
     Raises DatasetError if nothing is found or more than one file fits; OptionError for a path that does not exist, and
     for options that do not fit together.
     """
@@ -210,18 +211,31 @@ def _hold_out_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[
         count = count_of(len(names), "image")
         return ordered, [f"no valid split, and {count} cannot be divided: training runs without evaluation"]
     number = min(max(round(valid_split * len(names)), 1), len(names) - 1)
-    # By the hash of the file name, not by position: reordering or adding images leaves the others where they are.
-    by_hash = sorted(names, key=lambda image_id: (hashlib.sha256(names[image_id].encode()).digest(), image_id))
-    valid_ids, train_ids = frozenset(by_hash[:number]), frozenset(by_hash[number:])
+    files = list(names.values())
+    joined = join_equal_files(sibling_keys(files), [_path_of(train, file) for file in files])
+    keys = dict(zip(names, joined, strict=True))
+    valid_ids = choose_groups(keys, number)
+    together = describe_groups(names, keys)
+    if not valid_ids:  # all images are siblings
+        valid_ids = choose_groups({image_id: f"{name}\n{image_id}" for image_id, name in names.items()}, number)
+        together = f"; all of them come from one picture by their names or content ({files[0]}): expect too high scores"
+    train_ids = frozenset(names) - valid_ids
+    chosen = f"{len(valid_ids)} of its {len(names)} images, chosen by a hash of the file name"
     note = (
-        f"{train.annotations} has no validation split: {number} of its {len(names)} images, chosen by a hash of the "
-        f"file name, are held out as valid (valid_split={valid_split:g})"
+        f"{train.annotations} has no validation split: {chosen}, are held out as valid (valid_split={valid_split:g})"
+        f"{together}"
     )
     held_out = {
         "train": replace(train, image_ids=train_ids),
         "valid": replace(train, name="valid", image_ids=valid_ids),
     }
     return held_out | {name: split for name, split in ordered.items() if name == "test"}, [note]
+
+
+def _path_of(split: Split, file_name: str) -> Path:
+    """Where the image of that name is likely to be, so that its content can be compared."""
+    path = split.images / file_name.replace("\\", "/")
+    return path if path.is_file() else split.images / path.name
 
 
 def _file_names(annotations: Path) -> dict[int, str]:

@@ -17,10 +17,11 @@ from typing import NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
-from .batch_parsing import Floats, Ints, PlainAnnotations
+from .array_types import Floats, Ints
+from .batch_parsing import PlainAnnotations
 from .coco_json import Box
 from .read_rules import ReadRules
-from .segmentation import CompressedRle, Segmentation
+from .segmentation import CompressedRle, Polygon, Segmentation
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,16 @@ class ImageRecord:
     height: int
     width: int
     annotations: Sequence[Annotation]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """An annotation that training leaves out: its polygons cover no pixel. box: the file's own, None if it has none."""
+
+    id: int
+    image_id: int
+    parts: list[Polygon]
+    box: Box | None
 
 
 class Columns(NamedTuple):
@@ -135,6 +146,11 @@ class ImageTable(Sequence[ImageRecord]):
         found: list[int] = self.columns.image_ids[self.rows].tolist()
         return found
 
+    @property
+    def paths(self) -> list[Path]:
+        """The paths of the images."""
+        return [Path(_text(self.columns.paths, self.columns.path_offsets, row)) for row in self.rows.tolist()]
+
     def select(self, image_ids: frozenset[int]) -> ImageTable:
         """The images with these ids, in their order here."""
         wanted = np.isin(self.columns.image_ids[self.rows], np.fromiter(image_ids, np.int64, len(image_ids)))
@@ -152,8 +168,7 @@ class ImageTable(Sequence[ImageRecord]):
         first, last = self.columns.instance_offsets[self.rows], self.columns.instance_offsets[self.rows + 1]
         counts = last - first
         places = np.repeat(np.arange(len(self)), counts)
-        within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = first[places] + within
+        rows = indices_of(first, counts)
         if not crowds:
             kept = ~self.columns.iscrowd[rows]
             rows, places = rows[kept], places[kept]
@@ -227,14 +242,16 @@ class _Annotations(Sequence[Annotation]):
 class CocoData:
     """The records of a split: its annotation file, K categories in the order of their ids, images in file order.
 
-    elsewhere: files of images of the file that are not in `images`: with a faulty entry, or left out by `rules`. rules:
-    how the annotations were read; evaluation reads them in the same way.
+    elsewhere: files of images of the file that are not in `images`: with a faulty entry, or left out by `rules`.
+    left_out: polygons that cover no pixel, for checks that look for the cause. rules: how the annotations were read;
+    evaluation reads them in the same way.
     """
 
     annotations: Path
     categories: tuple[Category, ...]
     images: ImageTable
     elsewhere: tuple[Path, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     rules: ReadRules = field(default_factory=ReadRules)
 
 
@@ -329,7 +346,7 @@ class TableBuilder:
         part_counts = counts[order]
         part_offsets = _offsets(part_counts)
         first_part = (np.cumsum(counts) - counts)[order]
-        parts = np.repeat(first_part - part_offsets[:-1], part_counts) + np.arange(part_offsets[-1])
+        parts = indices_of(first_part, part_counts)
         per_image = np.bincount(image_rows[order], minlength=len(self.image_ids))
         return ImageTable(
             Columns(
@@ -372,6 +389,13 @@ def _segmentation(columns: Columns, row: int, size: tuple[int, int]) -> Segmenta
         ((first, last),) = ranges
         return CompressedRle(size=list(size), counts=columns.codes[first:last].tobytes())
     return [np.asarray(columns.vertices[first:last]) for first, last in ranges]
+
+
+def indices_of(first: Ints, counts: Ints) -> Ints:
+    """The indices of ranges, one after the other: first, first + 1, … of each, `counts` many."""
+    before = np.cumsum(counts) - counts
+    found: Ints = np.repeat(first - before, counts) + np.arange(counts.sum())
+    return found
 
 
 class _Texts:

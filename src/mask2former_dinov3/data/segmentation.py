@@ -65,7 +65,11 @@ def polygons_to_counts(parts: list[Polygon], height: int, width: int) -> bytes:
 
 
 class EmptyMaskError(DatasetError):
-    """A well-formed segmentation that covers no pixel of its image."""
+    """A well-formed segmentation that covers no pixel of its image. parts: its polygons, if it has any."""
+
+    def __init__(self, message: str, parts: list[Polygon] | None = None) -> None:
+        super().__init__(message)
+        self.parts = parts or []
 
 
 class NoMaskError(EmptyMaskError):
@@ -239,7 +243,8 @@ def _check_coverage(parts: list[Polygon], height: int, width: int) -> None:
     if left >= width or top >= height or left + box_width <= 0 or top + box_height <= 0:
         raise EmptyMaskError(
             f"polygon outside the image: x {left:g} to {left + box_width:g}, y {top:g} to {top + box_height:g}; "
-            f"the image is {width} wide and {height} high"
+            f"the image is {width} wide and {height} high",
+            parts,
         )
     area = sum(_polygon_area(part) for part in parts)  # too small where an outline crosses itself
     inside = left >= 0 and top >= 0 and left + box_width <= width and top + box_height <= height
@@ -247,8 +252,8 @@ def _check_coverage(parts: list[Polygon], height: int, width: int) -> None:
     doubtful = area < box_width + box_height + 1 or not inside
     if doubtful and polygons_to_runs(parts, height, width)[1::2].sum() == 0:
         if area == 0:
-            raise EmptyMaskError("polygon of zero area")
-        raise EmptyMaskError(f"polygon covers no pixel of the image (area {area:.3g})")
+            raise EmptyMaskError("polygon of zero area", parts)
+        raise EmptyMaskError(f"polygon covers no pixel of the image (area {area:.3g})", parts)
 
 
 def _parse_rle(value: Mapping[str, object], height: int, width: int) -> CompressedRle:

@@ -1,11 +1,13 @@
 """Evaluation: COCO mask AP, box AP and boundary AP at the images' own size, equal to pycocotools.
 
 In come a COCO annotation file and either a model with the folder of the images, or a file of COCO results. Out go the
-metrics as a dictionary, and as files metrics.json and predictions.json.
+metrics as a dictionary, and as files metrics.json, predictions.json and images.json.
 
 Read in this order:
 
-    coco_files  read annotations and results as they are scored
-    coco_ap     compute COCO AP of results on annotations
-    evaluate    predict a split with a model, and score the results
+    result_ids   match results with annotations by the names of images
+    coco_files   read annotations and results as they are scored
+    truth_notes  write notes on objects annotated twice and on results of other images
+    coco_ap      compute COCO AP of results on annotations
+    evaluate     predict a split with a model, and score the results
 """

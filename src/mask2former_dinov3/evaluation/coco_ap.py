@@ -9,17 +9,24 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 
+from ..data.coco_json import read_coco_json
 from ..data.coco_types import Metrics
 from ..data.read_rules import ReadRules
 from ..inference.settings import InferenceSettings
 from .coco_files import GroundTruth, ScoredMask, Source, read_ground_truth, read_results
+from .result_ids import IMAGES_FILE, translate_results
+from .truth_notes import duplicate_notes, misplaced_notes, overlap_notes
 
+_NEAR_ZERO = 0.1  # AP50 below which results may belong to other images
 AREAS = ("all", "small", "medium", "large")  # COCO's bounds: 32 x 32 and 96 x 96 pixels
 
 
@@ -35,7 +42,9 @@ def evaluate_coco(
 
     max_detections: number of results per image and category that count, best first. COCO's own is 100; AP, AP50 ... and
     AR100 are all at this number (AR100 keeps its name; `max_detections` in the result says what it was).
-    image_ids: score only these images. rules: what crowd flags and incomplete images mean (None: as in COCO).
+    image_ids: score only these images. rules: what crowd flags and incomplete images mean (None: as in COCO). An
+    images.json beside the results file, as `predict` writes it, says what its ids mean: images and classes are then
+    matched by name.
     Returns AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 of masks, boundary_AP, box_AP, per_class (name -> AP), each
     in 0..1 or -1 where there is nothing to find; images, detections, max_detections, seconds; notes (sentences that a
     reader of the metrics should see). Raises DatasetError listing everything in either file that cannot be scored,
@@ -43,8 +52,21 @@ def evaluate_coco(
     """
     InferenceSettings(max_detections=max_detections)  # checks the value
     start = time.perf_counter()
-    truth = read_ground_truth(annotations, image_ids, rules)
-    metrics = score_results(truth, read_results(predictions, truth), max_detections)
+    notes: list[str] = []
+    if isinstance(predictions, str | PathLike) and (Path(predictions).parent / IMAGES_FILE).is_file():
+        if isinstance(annotations, Mapping):
+            content, name = annotations, "annotations"
+        else:
+            content, name = read_coco_json(Path(annotations)), str(annotations)
+        entries, notes = translate_results(Path(predictions), content, name)
+        truth = read_ground_truth(annotations, image_ids, rules)
+        results = read_results(cast("list[Mapping[str, object]]", entries), truth)
+    else:
+        truth = read_ground_truth(annotations, image_ids, rules)
+        results = read_results(predictions, truth)
+    metrics = score_results(truth, results, max_detections)
+    misplaced = misplaced_notes(truth, results) if 0 <= metrics["AP50"] < _NEAR_ZERO else []
+    metrics["notes"] = [*notes, *metrics["notes"], *misplaced]
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics
 
@@ -72,7 +94,13 @@ def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections:
         images=len(truth.images),
         detections=len(results),
         max_detections=max_detections,
-        notes=[*truth.notes, *coverage_notes(truth, results), *ceiling_notes(truth, max_detections)],
+        notes=[
+            *truth.notes,
+            *duplicate_notes(truth),
+            *coverage_notes(truth, results),
+            *overlap_notes(truth, results),
+            *ceiling_notes(truth, max_detections),
+        ],
     )
 
 

@@ -50,8 +50,10 @@ from ..data.segmentation import (
 )
 from ..errors import DatasetError, mismatch
 from ..json_files import describe, read_json
+from .result_ids import describe_wrong_ids
 
 Source: TypeAlias = str | PathLike[str]
+_WRONG_IDS_LISTED = 5  # results with ids that the annotations do not have; more of them are one error
 
 
 class ScoredMask(TypedDict):
@@ -216,6 +218,10 @@ def read_results(predictions: Source | Iterable[Mapping[str, object]], truth: Gr
     faults, strays = FaultReport(name), StrayParts()
     with_boxes = bool(entries) and isinstance(entries[0], Mapping) and _has_box(entries[0])
     found: list[_Candidate] = []
+    wrong = list(_wrong_image_ids(entries, truth))
+    if len(wrong) > _WRONG_IDS_LISTED:
+        faults.add_error(describe_wrong_ids(wrong, len(entries), truth.images, truth.name))
+        faults.raise_errors()
     for index, entry in enumerate(entries):
         try:
             candidate = _parse_result(entry, f"entry {index}: ", truth, with_boxes, strays)
@@ -228,6 +234,15 @@ def read_results(predictions: Source | Iterable[Mapping[str, object]], truth: Gr
     strays.report(faults)
     truth.notes.extend(f"{name}: {fault}" for fault in faults.faults)
     return _measure(found, areas)
+
+
+def _wrong_image_ids(entries: Iterable[object], truth: GroundTruth) -> Iterator[object]:
+    """The image ids in results that the annotation file does not have."""
+    for entry in entries:
+        if isinstance(entry, Mapping) and "image_id" in entry:
+            image_id = whole_number(entry["image_id"])
+            if image_id not in truth.images and image_id not in truth.skipped:
+                yield entry["image_id"]
 
 
 class _Candidate(NamedTuple):

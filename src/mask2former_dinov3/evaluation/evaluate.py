@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..atomic_files import check_writable, write_text
 from ..data.check import UNLISTED, check_data
 from ..data.coco import CocoData, ImageRecord
-from ..data.coco_json import class_name
+from ..data.coco_json import class_name, read_coco_json
 from ..data.coco_types import CocoResult, Metrics
 from ..data.images import check_image_size, read_image
 from ..data.layout import Split, missing_path
@@ -35,6 +35,7 @@ from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
 from .coco_ap import ceiling_notes, evaluate_coco, score_results
 from .coco_files import read_ground_truth, read_results
+from .result_ids import IMAGES_FILE, write_names
 
 
 def match_categories(id2label: Mapping[int, str], data: CocoData) -> list[int | None]:
@@ -127,7 +128,8 @@ def evaluate_model(
 
     images: the only folder in which images are looked for; all are checked before the model is loaded. rules: what
     crowd flags and incomplete images mean.
-    Writes metrics.json and predictions.json into `output`, each atomically, and returns the metrics.
+    Writes metrics.json, predictions.json and images.json, which names the images and classes of its ids, into `output`,
+    each atomically, and returns the metrics.
     Raises ConfigError if neither a model with images nor predictions are given, OptionError for batch_size or
     max_detections below 1, DatasetError and CheckpointError for what cannot be read.
     """
@@ -137,6 +139,11 @@ def evaluate_model(
         metrics = evaluate_coco(annotations, predictions, max_detections=max_detections, rules=rules)
         if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
             shutil.copyfile(predictions, output / "predictions.json")
+            beside = predictions.parent / IMAGES_FILE
+            if beside.is_file():
+                shutil.copyfile(beside, output / IMAGES_FILE)
+            else:
+                write_names(output, read_coco_json(annotations))
     else:
         if model is None or images is None:
             raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
@@ -149,6 +156,7 @@ def evaluate_model(
             network, processor, data, batch_size=batch_size, max_detections=max_detections, progress=progress
         )
         write_text(output / "predictions.json", json.dumps(results) + "\n")
+        write_names(output, read_coco_json(annotations))
         metrics = score_results(truth, read_results(results, truth), max_detections)
         if network.config.num_queries < max_detections:
             metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")

@@ -240,7 +240,7 @@ def read_images(folder: Path, processor: Mask2FormerDinov3ImageProcessor, count:
     files = find_images([folder], None, failed)
     if not files:
         raise DatasetError(failed[0][1])
-    return [processor.prepare(path) for path, _ in islice(files, count)]
+    return [processor.prepare(file.path) for file in islice(files, count)]
 
 
 def change_canvas(

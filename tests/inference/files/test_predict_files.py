@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -144,6 +145,58 @@ def test_predict_files__says_what_it_cannot_do(predictor: Predictor, tmp_path: P
         predict_files(predictor, [tmp_path], tmp_path / "out", save=())
 
 
+def test_predict_files__leaves_hidden_names_alone_and_counts_what_it_passes_over(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    for name in ("a.png", "._a.png", "@eaDir/T.png", ".thumbnails/a.png", "__MACOSX/._a.png", "...png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture()).save(folder / name, "PNG")
+    for name, kind in (("b.jfif", "JPEG"), ("c.jp2", "JPEG2000"), ("plain", "PNG"), ("scan.0001", "TIFF")):
+        Image.fromarray(picture()).save(folder / name, kind)
+    for name in ("x.txt", "y.TXT", "README"):
+        (folder / name).write_text("no image")
+    summary = predict_files(predictor, [folder], tmp_path / "out", settings=ALL)
+    assert summary.failed == []
+    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    assert [one["file_name"] for one in images] == ["a.png", "b.jfif", "c.jp2", "plain", "scan.0001"]
+    assert [one["path"] for one in images] == [str((folder / one["file_name"]).resolve()) for one in images]
+    assert "passed over: 3 files (.txt 2, no ending 1) and 5 hidden" in summary.text()
+
+
+def test_predict_files__an_output_that_cannot_be_written_is_a_fault_of_its_file(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    """A folder stands where the overlay of b.png goes; `...png`, which the user names, is saved under another name."""
+    for name in ("a.png", "b.png", "c.png", "...png"):
+        Image.fromarray(picture()).save(tmp_path / name, "PNG")
+    (tmp_path / "out" / "overlays" / "b.png").mkdir(parents=True)
+    summary = predict_files(predictor, [tmp_path / "...png", str(tmp_path / "*.png")], tmp_path / "out", settings=ALL)
+    ((given, reason),) = summary.failed
+    assert given == str((tmp_path / "b.png").resolve())
+    assert "b.png: expected outputs that can be written, got an error (" in reason
+    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    assert {one["file_name"]: one.get("name_in_output") for one in images} == {
+        "...png": "file...png",
+        "a.png": None,
+        "c.png": None,
+    }
+    assert {path.name for path in summary.overlays} == {"file...png", "a.png", "c.png"}
+    assert all(path.is_file() for path in summary.overlays)
+
+
+def test_predict_files__a_full_disk_ends_the_run(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    monkeypatch.setattr("mask2former_dinov3.inference.files.predict_files.save_image", full)
+    with pytest.raises(OSError, match="No space left"):
+        predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out", settings=ALL)
+
+
 def test_find_images__gives_each_file_once_with_a_name_of_its_own(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -152,10 +205,13 @@ def test_find_images__gives_each_file_once_with_a_name_of_its_own(tmp_path: Path
     failed: list[tuple[str, str]] = []
     found = find_images([tmp_path / "one", tmp_path / "two", tmp_path / "one" / "b.tif"], tmp_path / "out", failed)
     assert failed == []
-    assert len({path for path, _ in found}) == len(found) == 6
-    assert [name for _, name in found] == ["a.JPG", "a-2.JPG", "a-3.png", "a-4.png", "b.tif", "b-2.tif"]
+    assert len({one.path for one in found}) == len(found) == 6
+    assert [one.name for one in found] == ["a.JPG", "a-2.JPG", "a-3.png", "a-4.png", "b.tif", "b-2.tif"]
+    assert [one.file_name for one in found] == [
+        os.path.join(folder, name) for name in ("a.JPG", "a.png", "b.tif") for folder in ("one", "two")
+    ]
     (single,) = find_images([tmp_path / "one" / "notes.txt", str(tmp_path / "**" / "b.tif")], tmp_path, failed)[:1]
-    assert single[1] == "b.tif"
+    assert single.name == "b.tif"
     assert failed[0][1].endswith("no such file, folder or pattern")
 
 

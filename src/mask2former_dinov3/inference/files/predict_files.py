@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Collection, Generator, Sequence
-from contextlib import closing
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ...atomic_files import check_writable, write_file, write_text
+from ...data.image_folders import PassedOver
 from ...data.images import read_image
-from ...errors import DatasetError, OptionError
+from ...errors import DatasetError, OptionError, mismatch, system_reason
 from ...instances import Instances
 from ...version import __version__
 from ..image_processing import Prepared
@@ -31,12 +33,16 @@ from .progress import FinishedImage, Progress, fingerprint, key_of
 from .writers import check_outputs, overlay_name, save_classes, save_image
 
 PROGRESS_FILE = ".predict-progress.jsonl"
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 RESULTS_AT_ONCE = 1000  # COCO results that are written and read together; a large image may have hundreds of thousands
 
 
 @dataclass
 class PredictionSummary:
-    """What `predict_files` did. failed: (input, reason). without_detection: images with nothing above the threshold."""
+    """What `predict_files` did. failed: (input, reason). without_detection: images with nothing above the threshold.
+
+    passed_over: the files of folders that are no images.
+    """
 
     output: Path
     images: int = 0
@@ -44,6 +50,7 @@ class PredictionSummary:
     without_detection: list[Path] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     overlays: list[Path] = field(default_factory=list)
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
     def text(self) -> str:
         """The summary for people: counts, then the images without a detection and the inputs that failed."""
@@ -51,6 +58,8 @@ class PredictionSummary:
         if self.without_detection:
             lines.append(f"no detection in {len(self.without_detection)} of them:")
             lines.extend(f"  {escape_unprintable(path)}" for path in self.without_detection)
+        if passed_over := self.passed_over.text():
+            lines.append(escape_unprintable(passed_over))
         if self.failed:
             lines.append(f"{len(self.failed)} failed:")
             lines.extend(f"  {escape_unprintable(reason)}" for _, reason in self.failed)
@@ -71,18 +80,20 @@ def predict_files(
 
     overlays: `overlays/NAME` with the instances drawn in, JPEG for a JPEG, otherwise PNG. masks: `masks/NAME/`, one
     1-bit PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping masks stay complete. coco:
-    `predictions.json`, COCO results of all images, and `images.json` with the images and categories of its ids.
+    `predictions.json`, COCO results of all images, and `images.json` with the images and categories of its ids: of each
+    image its name below the folder (`file_name`), its path, and its name in the output where that is another.
     geojson, yolo: see `polygons`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`).
     progress: show progress bars.
 
-    An input that cannot be read is added to `failed`, and the others are still predicted. A stopped run leaves its
+    An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
+    predicted. A stopped run leaves its
     finished images in a hidden file, and the same call continues from there.
     Raises OptionError when no image is found, and for an unknown word in `save`.
     """
     check_outputs(save)
     check_writable(output)
     summary = PredictionSummary(output)
-    files = find_images(inputs, output, summary.failed)
+    files = find_images(inputs, output, summary.failed, summary.passed_over)
     if not files:
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
         raise OptionError("inputs", "at least one image", f"none:{reasons}")
@@ -96,7 +107,7 @@ def predict_files(
         "save": sorted(save),
     }
     with Progress(output / PROGRESS_FILE, decides) as done:
-        images = [_File(number, *one, key_of(*one)) for number, one in enumerate(files, start=1)]
+        images = [_File(number, *one, key_of(one.path, one.name)) for number, one in enumerate(files, start=1)]
         save_classes(output, predictor.categories, save)
         _Run(predictor, settings, tuple(save), progress, done, summary).predict(images)
     (output / PROGRESS_FILE).unlink()
@@ -104,12 +115,32 @@ def predict_files(
 
 
 class _File(NamedTuple):
-    """An image file to predict on: its number (COCO image id), path, name in the output, key in the progress file."""
+    """An image file to predict on: its number (COCO image id), what `FoundImage` has, key in the progress file."""
 
     number: int
     path: Path
     name: str
+    file_name: str
     key: str
+
+
+@contextmanager
+def _name_saving_errors(file: _File) -> Iterator[None]:
+    """Turn what goes wrong with the outputs of one file into a DatasetError that names it.
+
+    A full or failing disk is no fault of the file: its error ends the run.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_THE_DISK:
+            raise
+        got = f"an error ({system_reason(error)})"
+        raise DatasetError(f"{file.path}: {mismatch('outputs that can be written', got)}") from error
+    except (ValueError, KeyError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        raise DatasetError(f"{file.path}: {mismatch('outputs that can be written', f'an error ({error})')}") from error
 
 
 class _Loaded(NamedTuple):
@@ -225,7 +256,8 @@ class _Run:
             self._fail(file, error)
 
     def _finish(self, file: _File, image: ImageReader, instances: Instances) -> None:
-        save_image(self.summary.output, file.path, file.name, image, instances, self.save)
+        with _name_saving_errors(file):
+            save_image(self.summary.output, file.path, file.name, image, instances, self.save)
         entry = FinishedImage(height=image.height, width=image.width, detections=len(instances))
         starts = range(0, len(instances) if "coco" in self.save else 0, RESULTS_AT_ONCE)
         parts = (instances[start : start + RESULTS_AT_ONCE].to_coco(file.number) for start in starts)
@@ -253,7 +285,9 @@ class _Run:
             for file in finished:
                 entry = self.done.entry(file.key)
                 size = {"height": entry["height"], "width": entry["width"]}
-                images.append({"id": file.number, "file_name": file.name, **size})
+                other_name = {} if file.name == file.file_name else {"name_in_output": file.name}
+                names_of_file = {"file_name": file.file_name, "path": str(file.path), **other_name}
+                images.append({"id": file.number, **names_of_file, **size})
                 for result in self.done.results(file.key):
                     results.write((", " if written else "[") + json.dumps(result | {"image_id": file.number}))
                     written += 1

@@ -1,0 +1,172 @@
+"""Measure all masks of a split as arrays: boxes, areas and picture sizes, beside what the file states of them.
+
+N masks, P parts of polygons, V vertices; a few thousand masks at a time, so that memory does not grow with the split.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .array_types import Floats, Ints
+from .faults import Place
+from .records import CocoData, Columns, indices_of
+from .rle import boxes as rle_boxes
+from .rle import whole_mask_areas
+from .segmentation import Segmentation, polygons_to_runs
+
+Chosen: TypeAlias = npt.NDArray[np.intp]
+"""Positions of masks among the N, (n,)."""
+
+_AT_ONCE = 20_000  # masks whose vertices are in memory together
+
+
+@dataclass(frozen=True)
+class MaskArrays:
+    """N masks, in the order of the file's images.
+
+    ids: (N,) of the annotations. image_ids, paths: of the pictures, by their position; image_of: (N,) the position of
+    each mask's picture; sizes: (N, 2) its height and width. stated: (N, 4) the file's `bbox` as it is; stated_areas:
+    (N,) its `area`; both NaN where it has none. boxes: (N, 4) left, top, right, bottom of the mask; areas: (N,) in
+    square pixels, of polygons the sum over the parts. labels: (N,), -1 where it was left out. is_polygon: (N,).
+    segmentation_at: the segmentation of one mask.
+    """
+
+    ids: Sequence[int]
+    image_ids: Sequence[int]
+    sizes: Floats
+    stated: Floats
+    stated_areas: Floats
+    boxes: Floats
+    areas: Floats
+    labels: npt.NDArray[np.int64]
+    is_polygon: npt.NDArray[np.bool_]
+    image_of: Chosen
+    paths: Sequence[Path]
+    segmentation_at: Callable[[int], Segmentation]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def places_of(self, chosen: Chosen) -> list[Place]:
+        """(image id, annotation id) of the chosen masks, picture by picture."""
+        chosen = chosen[np.argsort(self.image_of[chosen], kind="stable")]
+        return [(self.image_ids[self.image_of[index]], self.ids[index]) for index in chosen.tolist()]
+
+    def row_major_boxes(self, chosen: Chosen) -> Floats:
+        """(n, 4) boxes that the run-length codes have if their runs go along the rows; NaN for polygons.
+
+        Runs along the rows of a picture are runs down the columns of the transposed picture.
+        """
+        found = np.full((len(chosen), 4), np.nan)
+        for place, values in self._rle_boxes(chosen, side=1):
+            found[place] = values[:, [1, 0, 3, 2]]
+        return found
+
+    def pixel_areas(self, chosen: Chosen) -> Floats:
+        """(n,) pixels of the chosen masks as they are rasterised, parts united."""
+        found = self.areas[chosen]
+        for place, index in enumerate(chosen.tolist()):
+            shape = self.segmentation_at(index)
+            if isinstance(shape, list):
+                height, width = map(int, self.sizes[index])
+                found[place] = polygons_to_runs(shape, height, width)[1::2].sum()
+        return found
+
+    def _rle_boxes(self, chosen: Chosen, side: int) -> Iterator[tuple[list[int], Floats]]:
+        """(positions in `chosen`, boxes), by the length of a column: the height (side 0) or the width (side 1)."""
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for place, index in enumerate(chosen.tolist()):
+            if not self.is_polygon[index]:
+                by_length[int(self.sizes[index, side])].append(place)
+        for length, members in by_length.items():
+            codes = [self.segmentation_at(int(chosen[place])) for place in members]
+            counts = [code["counts"] for code in codes if not isinstance(code, list)]
+            yield members, rle_boxes(counts, length).astype(np.float64)
+
+
+def collect_masks(data: CocoData) -> MaskArrays:
+    """Measure the masks of a split's records, and those that were left out because they cover no pixel."""
+    images, columns = data.images, data.images.columns
+    rows, pictures = images.instance_rows(crowds=True)
+    position = {image_id: place for place, image_id in enumerate(images.ids)}
+    left = [one for one in data.left_out if one.image_id in position]
+    undefined = np.full((len(left), 4), np.nan)
+    left_boxes = np.array([one.box or (np.nan,) * 4 for one in left]).reshape(-1, 4)
+    image_of = np.concatenate([pictures, np.array([position[one.image_id] for one in left], dtype=np.intp)])
+    sizes = columns.sizes[images.rows].astype(np.float64)
+
+    def segmentation_at(index: int) -> Segmentation:
+        if index >= len(rows):
+            return left[index - len(rows)].parts
+        height, width = sizes[image_of[index]]
+        return images.segmentation(int(rows[index]), (int(height), int(width)))
+
+    arrays = MaskArrays(
+        image_ids=images.ids,
+        ids=[*columns.ids[rows].tolist(), *(one.id for one in left)],
+        sizes=sizes[image_of],
+        stated=np.concatenate([columns.boxes[rows], left_boxes]),
+        stated_areas=np.concatenate([columns.areas[rows], undefined[:, 0]]),
+        boxes=np.zeros((len(image_of), 4)),
+        areas=np.zeros(len(image_of)),
+        labels=np.concatenate([columns.labels[rows], np.full(len(left), -1)]),
+        is_polygon=np.concatenate([~columns.is_rle[rows], np.ones(len(left), bool)]),
+        image_of=image_of,
+        paths=images.paths,
+        segmentation_at=segmentation_at,
+    )
+    _measure_polygons(arrays, columns, rows)
+    if left:
+        parts = [part for one in left for part in one.parts]
+        lengths, number = np.array([len(part) for part in parts]), np.array([len(one.parts) for one in left])
+        measured = _boxes_and_areas(np.concatenate(parts), lengths, number)
+        arrays.boxes[len(rows) :], arrays.areas[len(rows) :] = measured
+    _measure_codes(arrays)
+    return arrays
+
+
+def _measure_polygons(arrays: MaskArrays, columns: Columns, rows: Chosen) -> None:
+    """Fill in boxes and areas of the polygons in the rows of a table."""
+    polygons = np.flatnonzero(arrays.is_polygon[: len(rows)])
+    for start in range(0, len(polygons), _AT_ONCE):
+        some = polygons[start : start + _AT_ONCE]
+        first = columns.part_offsets[rows[some]]
+        number = columns.part_offsets[rows[some] + 1] - first
+        begin, end = columns.part_ranges[indices_of(first, number)].T
+        points = columns.vertices[indices_of(begin, end - begin)]
+        arrays.boxes[some], arrays.areas[some] = _boxes_and_areas(points, end - begin, number)
+
+
+def _boxes_and_areas(points: Floats, lengths: Ints, number: Ints) -> tuple[Floats, Floats]:
+    """Boxes (n, 4) and areas (n,) of polygons with `number` (n,) parts each; the area is summed over the parts.
+
+    points: (V, 2) of all parts. lengths: (P,) vertices of each part.
+    """
+    x, y = np.ascontiguousarray(points[:, 0]), np.ascontiguousarray(points[:, 1])
+    first = np.cumsum(lengths) - lengths  # (P,)
+    following = np.arange(1, len(points) + 1)
+    following[first + lengths - 1] = first
+    doubled = np.abs(np.add.reduceat(x * y[following] - x[following] * y, first))
+    first_part = np.cumsum(number) - number
+    starts = first[first_part]
+    edges = [reduce.reduceat(side, starts) for reduce in (np.minimum, np.maximum) for side in (x, y)]
+    return np.stack(edges, axis=1), np.add.reduceat(doubled, first_part) / 2
+
+
+def _measure_codes(arrays: MaskArrays) -> None:
+    """Fill in boxes and areas of the run-length codes."""
+    codes = np.flatnonzero(~arrays.is_polygon)
+    for start in range(0, len(codes), _AT_ONCE):
+        some = codes[start : start + _AT_ONCE]
+        for place, values in arrays._rle_boxes(some, side=0):
+            arrays.boxes[some[place]] = values
+        shapes = map(arrays.segmentation_at, some.tolist())
+        counts = [shape["counts"] for shape in shapes if not isinstance(shape, list)]
+        arrays.areas[some] = whole_mask_areas(counts, arrays.sizes[some].prod(axis=1).astype(np.int64).tolist())
