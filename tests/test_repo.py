@@ -79,7 +79,9 @@ def test_modules__files_and_functions_are_short() -> None:
 
 
 # Room (a folder of the package, or a module in its root) -> the rooms that it may import, inside functions too.
-GROUND = frozenset({"allocator", "atomic_files", "canvas", "errors", "extras", "json_files", "sample_data", "version"})
+GROUND = frozenset(
+    {"allocator", "atomic_files", "canvas", "errors", "extras", "json_files", "read_options", "sample_data", "version"}
+)
 MODEL_USE = GROUND | {"data", "instances", "model", "model_folder", "visualize", "weights"}
 ROOMS: dict[str, frozenset[str]] = {
     "allocator": frozenset(),
@@ -88,6 +90,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "extras": frozenset({"errors"}),
     "json_files": frozenset({"errors"}),
+    "read_options": frozenset({"errors"}),
     "sample_data": frozenset(),
     "version": frozenset(),
     "config": GROUND,

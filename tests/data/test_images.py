@@ -86,13 +86,16 @@ def test_to_rgb__cmyk_is_converted() -> None:
 
 
 def test_to_rgb__integers_beyond_sixteen_bits_are_refused() -> None:
-    with pytest.raises(DatasetError, match=r"16 bits \(0\.\.65535\), got 0\.\.70000"):
+    with pytest.raises(DatasetError, match=r"values in 0\.\.65535, got 0\.\.70000.*set value_range"):
         images.to_rgb(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
 
 
 def test_read_image__floating_point_is_refused_by_name(tmp_path: Path) -> None:
     path = save(tmp_path / "a.tiff", Image.fromarray(np.zeros((2, 2), dtype=np.float32)))
-    with pytest.raises(DatasetError, match=r"a\.tiff: expected grey, RGB.*got Pillow mode 'F',.*save the image"):
+    with pytest.raises(
+        DatasetError,
+        match=r"a\.tiff: expected grey.*got floating point .*\(0\.\.0\).*set value_range.*save",
+    ):
         images.read_image(path)
 
 
@@ -134,6 +137,11 @@ def truncated(path: Path) -> None:
             "text.png",
             lambda path: path.write_text("not an image"),
             "expected an image file .*, got another kind of file",
+        ),
+        (
+            "pointer.png",
+            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n"),
+            "got a pointer of Git LFS instead of the image; run `git lfs pull`",
         ),
         ("empty.png", lambda path: path.write_bytes(b""), "expected an image file .*, got another kind of file"),
         ("cut.png", truncated, "damaged or cut short"),

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DatasetError, mismatch
+from ..read_options import AS_STORED, ReadOptions
 from .achievable_ap import mask_ceilings
-from .coco import CocoData, ImageRecord, parse_coco
+from .coco import CocoData, parse_coco
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
-from .images import IMAGE_SUFFIXES, check_image_size, decode_image, read_header
+from .image_faults import ImageFindings, check_image, group_findings, sample_numbers
+from .images import IMAGE_SUFFIXES
 from .layout import Split
 from .statistics import Statistics, statistics_of
 
@@ -30,6 +32,7 @@ ProgressCallback = Callable[[int, int], None]
 
 _SEVERITIES = ("error", "warning", "note")
 _LEVELS = {"note": logging.INFO, "warning": logging.WARNING}
+_SAMPLED = 16  # images that are decoded at the start of training, to see the range of their values
 _LOGGED = 5  # faults of one severity and split, before an error
 _LISTED = 100  # faults of one severity and split in the text; the JSON report has all
 
@@ -141,14 +144,16 @@ def check_data(
     *,
     num_queries: int | None = 100,
     canvas: tuple[int, int] = (1024, 1024),
+    options: ReadOptions = AS_STORED,
     full: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Report:
     """Check annotations and images of all splits. Faults of the data are in the report; none is raised.
 
     num_queries: more instances than this in an image are a warning; None: no limit. canvas: (height, width) of
-    training, for `mask_ceilings`. full: decode every image, compare the splits' images by content, measure the
-    ceilings; otherwise (at the start of training) only the headers of the image files are read.
+    training, for `mask_ceilings`. options: how images are read. full: decode every image, compare the splits' images by
+    content, measure the ceilings; otherwise (at the start of training) the headers of the image files are read, and 16
+    images decoded.
     """
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
     for name, split in splits.items():
@@ -160,11 +165,15 @@ def check_data(
     _drop_repeated(splits, reports)
     images = [(report, record) for report in reports.values() if report.data for record in report.data.images]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        found = threads.map(lambda pair: _check_image(pair[1], full), images)
-        for done, ((report, _), faults) in enumerate(zip(images, found, strict=True), start=1):
-            report.faults += faults
+        decoded = range(len(images)) if full else sample_numbers(len(images), _SAMPLED)
+        found = threads.map(lambda item: check_image(item[1][1], options, decode=item[0] in decoded), enumerate(images))
+        findings: dict[int, list[ImageFindings]] = defaultdict(list)
+        for done, ((report, _), one) in enumerate(zip(images, found, strict=True), start=1):
+            findings[id(report)].append(one)
             if progress is not None:
                 progress(done, len(images))
+    for report in reports.values():
+        report.faults += group_findings(findings[id(report)], options)
     for name, report in reports.items():
         if report.data is not None:
             report.statistics = statistics_of(report.data)
@@ -184,31 +193,6 @@ def _drop_repeated(splits: Mapping[str, Split], reports: Mapping[str, SplitRepor
         earlier = seen[splits[name].annotations]
         report.faults = [fault for fault in report.faults if fault not in earlier]
         earlier.update(report.faults)
-
-
-def _check_image(record: ImageRecord, full: bool) -> list[Fault]:
-    """Faults of one image file: unreadable, of another size than the annotations state, rotated by EXIF."""
-    try:
-        header = read_header(record.path)
-        if full:
-            decode_image(record.path.read_bytes(), record.path)
-    except (DatasetError, OSError) as error:
-        return [Fault("error", record.id, None, str(error))]
-    faults = []
-    stated, stored = (record.height, record.width), (header.height, header.width)
-    try:
-        check_image_size(record.file_name, stated, stored)
-    except DatasetError as error:
-        rotated = stored == stated[::-1] and header.orientation > 4
-        hint = " (they may have been made on the image as EXIF rotates it)" if rotated else ""
-        faults.append(Fault("error", record.id, None, f"{error}{hint}"))
-    if header.orientation != 1:
-        reason = (
-            f"{record.file_name}: EXIF orientation {header.orientation} is not applied; pixels are taken as stored, as "
-            "COCO annotations count them"
-        )
-        faults.append(Fault("note", record.id, None, reason))
-    return faults
 
 
 def _check_content(name: str, data: CocoData, statistics: Statistics, num_queries: int | None) -> Iterable[Fault]:

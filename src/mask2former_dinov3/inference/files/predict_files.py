@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ...atomic_files import check_writable, write_file, write_text
-from ...data.images import read_image
+from ...data.images import read_header, read_image
 from ...errors import DatasetError, OptionError
 from ...instances import Instances
 from ...version import __version__
@@ -36,7 +36,11 @@ RESULTS_AT_ONCE = 1000  # COCO results that are written and read together; a lar
 
 @dataclass
 class PredictionSummary:
-    """What `predict_files` did. failed: (input, reason). without_detection: images with nothing above the threshold."""
+    """What `predict_files` did.
+
+    failed: (input, reason). without_detection: images with nothing above the threshold. unread: what of a file was not
+    read, such as "5 pages, the first is read" -> the files, among those that this call read.
+    """
 
     output: Path
     images: int = 0
@@ -44,6 +48,7 @@ class PredictionSummary:
     without_detection: list[Path] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     overlays: list[Path] = field(default_factory=list)
+    unread: dict[str, list[Path]] = field(default_factory=dict)
 
     def text(self) -> str:
         """The summary for people: counts, then the images without a detection and the inputs that failed."""
@@ -51,6 +56,9 @@ class PredictionSummary:
         if self.without_detection:
             lines.append(f"no detection in {len(self.without_detection)} of them:")
             lines.extend(f"  {escape_unprintable(path)}" for path in self.without_detection)
+        for text, files in self.unread.items():
+            where = escape_unprintable(files[0]) if len(files) == 1 else f"{len(files)} images"
+            lines.append(f"note: {where}: {text}")
         if self.failed:
             lines.append(f"{len(self.failed)} failed:")
             lines.extend(f"  {escape_unprintable(reason)}" for _, reason in self.failed)
@@ -113,17 +121,19 @@ class _File(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """A file that has been read and prepared."""
+    """A file that has been read and prepared. unread: what of it was not read."""
 
     file: _File
+    unread: str
     rgb: NDArray[np.uint8]
     prepared: Prepared
 
 
 class _Large(NamedTuple):
-    """A file that is larger than a tile; it is read in parts."""
+    """A file that is larger than a tile; it is read in parts. unread: what of it is not read."""
 
     file: _File
+    unread: str
 
 
 class _Failed(NamedTuple):
@@ -178,6 +188,8 @@ class _Run:
         batch: list[_Loaded] = []
         with closing(prefetch(files, self._load, ahead=self.settings.batch_size)) as loaded:
             for one in loaded:
+                if not isinstance(one, _Failed) and one.unread:
+                    self.summary.unread.setdefault(one.unread, []).append(one.file.path)
                 if isinstance(one, _Failed):
                     self._fail(one.file, one.error)
                 elif isinstance(one, _Large):
@@ -193,12 +205,12 @@ class _Run:
 
     def _load(self, file: _File) -> _Loaded | _Large | _Failed:
         """Read and prepare one file; called in threads."""
-        tile = self.settings.tile
+        tile, options = self.settings.tile, self.predictor.processor.read_options
         try:
-            if tile is not None and max(image_size(file.path)) > tile:
-                return _Large(file)
-            rgb = read_image(file.path)
-            return _Loaded(file, rgb, self.predictor.processor.prepare(rgb))
+            if tile is not None and max(image_size(file.path, options)) > tile:
+                return _Large(file, read_header(file.path, options).unread)
+            rgb = read_image(file.path, options)
+            return _Loaded(file, read_header(file.path, options).unread, rgb, self.predictor.processor.prepare(rgb))
         except DatasetError as error:
             return _Failed(file, error)
 
@@ -215,7 +227,7 @@ class _Run:
         assert self.settings.tile is not None
         categories = self.predictor.categories
         try:
-            with open_image(file.path) as image:
+            with open_image(file.path, self.predictor.processor.read_options) as image:
                 grid = Grid.of(image.height, image.width, self.settings.tile, self.settings.overlap)
                 rows = self.predictor.predict_rows(image, grid, self.settings, self.done.count_rows(file.key))
                 kept = chain(self.done.rows(file.key, categories), self.done.keep_rows(file.key, rows))
