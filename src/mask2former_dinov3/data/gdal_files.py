@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from ..extras import is_installed
 from ..read_options import PERCENTILE, ReadOptions
 from .jpeg_data import MAGIC_BYTES, check_jpeg
 from .sample_values import SampleType, Values, check_full_range, histogram_limits, to_eight_bits
+from .stored_blocks import block_checker, check_png
 from .tiff_tags import MAGIC, TiffPage, read_tiff
 
 if TYPE_CHECKING:
@@ -103,19 +104,25 @@ def open_parts(path: Path, driver: str, options: ReadOptions) -> Iterator[GdalIm
         else:
             if driver == "JPEG":
                 check_jpeg(path.read_bytes())
+            if driver == "PNG":
+                check_png(path)
             opened = _open_other(open_files.enter_context(open_gdal(path, driver)), options)
         if opened is None:
             yield None
             return
-        sources, bands, kind, palette = opened
-        for source in sources:
+        first, kind, palette = opened.sources[0], opened.kind, opened.palette
+        for source in opened.sources:
             check_block_size(source)
+        if len({(source.shape, source.dtypes[0]) for source in opened.sources}) > 1:
+            raise DatasetError(mismatch("channels of one size and type", "pages of several"))
 
         def values_of(window: RowsAndColumns) -> Values:
-            parts = [source.read(bands, window=window) for source in sources]
+            for source, check in zip(opened.sources, opened.checks, strict=False):
+                for number in _blocks_of(source, window):
+                    check(number)
+            parts = [source.read(opened.bands, window=window) for source in opened.sources]
             return np.moveaxis(np.concatenate(parts), 0, -1)
 
-        first = sources[0]
         if np.dtype(first.dtypes[0]).kind == "f":
             check_full_range(values_of(((0, 1), (0, 1))), kind, options)  # refused here, not at the first tile
         if options.value_range == PERCENTILE and (kind.bits > 8 or np.dtype(first.dtypes[0]).kind != "u"):
@@ -159,7 +166,29 @@ def check_block_size(source: DatasetReader) -> None:
         )
 
 
-_Opened = tuple[list["DatasetReader"], list[int], SampleType, npt.NDArray[np.uint8] | None]
+class _Opened(NamedTuple):
+    """The datasets of the chosen pages, the bands that are read of each, what their values mean, and the palette.
+
+    checks: of each dataset what checks one of its blocks by its number; none where the format needs no check.
+    """
+
+    sources: list[DatasetReader]
+    bands: list[int]
+    kind: SampleType
+    palette: npt.NDArray[np.uint8] | None = None
+    checks: Sequence[Callable[[int], None]] = ()
+
+
+def _blocks_of(source: DatasetReader, window: RowsAndColumns) -> Iterator[int]:
+    """Numbers of the strips or tiles that hold a part of the image, of all planes."""
+    (top, bottom), (left, right) = window
+    rows, columns = source.block_shapes[0]
+    down, across = -(-source.height // rows), -(-source.width // columns)
+    planes = source.count if source.interleaving.name == "band" else 1
+    for plane in range(planes):
+        for row in range(top // rows, -(-bottom // rows)):
+            for column in range(left // columns, -(-right // columns)):
+                yield (plane * down + row) * across + column
 
 
 def _open_tiff(path: Path, options: ReadOptions, open_files: ExitStack) -> _Opened | None:
@@ -173,15 +202,17 @@ def _open_tiff(path: Path, options: ReadOptions, open_files: ExitStack) -> _Open
     if page.only_pillow:
         return None
     kind = SampleType(page.bits[0], page.photometric == 0)
+    pages = list({one.directory: one for one, _ in chosen}.values())
+    checks = [block_checker(path, one) for one in pages]
+    sources = [open_files.enter_context(open_gdal(path, "GTiff", one.directory)) for one in pages]
     if page.photometric == 3:
-        source = open_files.enter_context(open_gdal(path, "GTiff", page.directory))
-        return [source], [1], kind, _palette(source)
-    if len({one.directory for one, _ in chosen}) > 1:
-        pages = [open_files.enter_context(open_gdal(path, "GTiff", one.directory)) for one, _ in chosen]
-        return pages, [1], kind, None
-    source = open_files.enter_context(open_gdal(path, "GTiff", page.directory))
-    samples = page.colour_samples() if options.channels is None else [sample for _, sample in chosen]
-    return [source], [sample + 1 for sample in samples], kind, None
+        return _Opened(sources, [1], kind, _palette(sources[0]), checks)
+    if len(pages) > 1:
+        by_page = {one.directory: number for number, one in enumerate(pages)}
+        order = [by_page[one.directory] for one, _ in chosen]
+        return _Opened([sources[number] for number in order], [1], kind, None, [checks[number] for number in order])
+    samples = page.colour_samples() if options.channels is None else [max(sample, 0) for _, sample in chosen]
+    return _Opened(sources, [sample + 1 for sample in samples], kind, None, checks)
 
 
 def _open_other(source: DatasetReader, options: ReadOptions) -> _Opened | None:
@@ -193,7 +224,7 @@ def _open_other(source: DatasetReader, options: ReadOptions) -> _Opened | None:
     if options.page > 1:
         raise DatasetError(mismatch(f"a page {options.page}", "a file with 1 page", "choose another page"))
     if kinds == ["palette"]:
-        return [source], [1], SampleType(bits), _palette(source)
+        return _Opened([source], [1], SampleType(bits), _palette(source))
     if kinds[:3] != ["red", "green", "blue"] and kinds[:1] != ["gray"]:
         return None
     bands = list(options.channels or ((1, 2, 3) if kinds[0] == "red" else (1,)))
@@ -201,7 +232,7 @@ def _open_other(source: DatasetReader, options: ReadOptions) -> _Opened | None:
         raise DatasetError(
             mismatch(f"a channel {max(bands)}", f"a file with {source.count} channels", "choose other channels")
         )
-    return [source], bands, SampleType(bits), None
+    return _Opened([source], bands, SampleType(bits))
 
 
 def _palette(source: DatasetReader) -> npt.NDArray[np.uint8]:

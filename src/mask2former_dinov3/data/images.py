@@ -106,9 +106,12 @@ def read_header(path: Path | str, options: ReadOptions = AS_STORED) -> ImageHead
 
 
 def examine_image(path: Path | str, options: ReadOptions = AS_STORED) -> ExaminedImage:
-    """Decode a file and measure its values. Raises DatasetError as `read_image` does."""
+    """Decode a file and measure its values; a TIFF by deflate is decompressed twice, to find all damage.
+
+    Raises DatasetError as `read_image` does.
+    """
     with name_errors(path), open(path, "rb") as file:
-        values, kind = _decode(file, options)
+        values, kind = _decode(file, options, thorough=True)
         rgb = _to_rgb_array(values, kind, options)
         has_range = kind.bits > 8 or values.dtype.kind != "u"
         low, high = finite_range(values) if has_range else (0.0, 255.0)
@@ -169,12 +172,12 @@ def _to_rgb_array(values: Values, kind: SampleType, options: ReadOptions) -> npt
     return rgb if rgb.flags.writeable and rgb.base is None else rgb.copy()
 
 
-def _decode(file: IO[bytes], options: ReadOptions) -> tuple[Values, SampleType]:
+def _decode(file: IO[bytes], options: ReadOptions, thorough: bool = False) -> tuple[Values, SampleType]:
     """The stored values of a file, (h, w, 1) grey or (h, w, 3) colours, and what they mean."""
     start = file.read(_START)
     file.seek(0)
     if start.startswith(MAGIC) and (tiff := read_tiff(file)) is not None:
-        return decode_tiff(file, tiff, options)
+        return decode_tiff(file, tiff, options, thorough)
     if start.startswith(MAGIC_BYTES):
         return _decode_jpeg(file.read(), options)
     with Image.open(file) as image:

@@ -11,19 +11,21 @@ from ..errors import DatasetError, mismatch
 from ..extras import is_installed
 from ..read_options import FULL, ReadOptions
 from .gdal_files import read_tiff_samples
-from .jpeg_data import check_jpeg
 from .pillow_pixels import decode_with_opencv, forget_orientation, sample_bands, to_rgb_bands
 from .sample_values import SampleType, Values
-from .tiff_tags import TiffFile, TiffPage, jpeg_streams
+from .stored_blocks import check_tiff_blocks
+from .tiff_tags import TiffFile, TiffPage
 
 _OPENCV_COMPRESSIONS = frozenset({1, 5, 8, 32773, 32946})  # none, LZW, deflate, packbits; tests hold OpenCV to them
-_JPEG = 7
 _MOST_PILLOW = 6  # samples; it logs an error where there are more
 
 
-def decode_tiff(file: IO[bytes], tiff: TiffFile, options: ReadOptions) -> tuple[Values, SampleType]:
+def decode_tiff(
+    file: IO[bytes], tiff: TiffFile, options: ReadOptions, thorough: bool = False
+) -> tuple[Values, SampleType]:
     """The stored values of what `options` choose, (h, w, 1) grey or (h, w, 3) colours, and what they mean.
 
+    thorough: also compare the checksums of data by deflate, which costs as much as decoding them.
     Raises DatasetError for a page or channel that the file has not, for a kind of TIFF that nothing here decodes, and
     for damaged JPEG data; what Pillow, OpenCV and rasterio raise for other damage.
     """
@@ -32,9 +34,7 @@ def decode_tiff(file: IO[bytes], tiff: TiffFile, options: ReadOptions) -> tuple[
     for page in pages.values():
         if page.height * page.width > 2 * (Image.MAX_IMAGE_PIXELS or 2**62):
             raise Image.DecompressionBombError
-        if page.compression == _JPEG:
-            for stream in jpeg_streams(file, page):
-                check_jpeg(stream)
+        check_tiff_blocks(file, page, deflate=thorough)
     if len(pages) == 1:
         samples = None if options.channels is None else [max(sample, 0) for _, sample in chosen]
         return _decode_page(file, chosen[0][0], samples, options)

@@ -6,7 +6,6 @@ Pillow parses the directories; it identifies only the kinds of TIFF that it can 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -167,6 +166,22 @@ class TiffFile:
         return "; ".join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredBlocks:
+    """The strips or tiles of a page: (position, length) of each, and the tables that its JPEG data share."""
+
+    places: list[tuple[int, int]]
+    jpeg_tables: bytes
+
+    def read(self, file: IO[bytes], number: int) -> bytes:
+        """The data of a block, JPEG data complete with their tables; the position in the file is kept."""
+        position = file.tell()
+        file.seek(self.places[number][0])
+        data = file.read(self.places[number][1])
+        file.seek(position)
+        return data[:2] + self.jpeg_tables + data[2:] if data and self.jpeg_tables else data
+
+
 def read_tiff(file: IO[bytes]) -> TiffFile | None:
     """The pages of an open file, whose position is kept; None for a file of another kind.
 
@@ -183,8 +198,8 @@ def read_tiff(file: IO[bytes]) -> TiffFile | None:
         file.seek(position)
 
 
-def jpeg_streams(file: IO[bytes], page: TiffPage) -> Iterator[bytes]:
-    """The JPEG data of each strip or tile of a page, complete with the tables that they share; position is kept."""
+def read_blocks(file: IO[bytes], page: TiffPage) -> StoredBlocks:
+    """Where the strips or tiles of a page are stored; the position in the file is kept."""
     position = file.tell()
     file.seek(0)
     head = file.read(16)
@@ -193,15 +208,11 @@ def jpeg_streams(file: IO[bytes], page: TiffPage) -> Iterator[bytes]:
         file.seek(tags.next)
         tags.load(file)
     tables = tags.get(_JPEG_TABLES, b"")
-    shared = bytes(tables)[2:-2] if isinstance(tables, bytes) else b""
     offsets = _as_tuple(tags.get(_TILE_OFFSETS, tags.get(_STRIP_OFFSETS, ())))
     lengths = _as_tuple(tags.get(_TILE_LENGTHS, tags.get(_STRIP_LENGTHS, ())))
-    for offset, length in zip(offsets, lengths, strict=False):
-        file.seek(int(offset))
-        data = file.read(int(length))
-        if data:  # a strip of nothing is left out of a sparse file
-            yield data[:2] + shared + data[2:]
     file.seek(position)
+    places = [(int(offset), int(length)) for offset, length in zip(offsets, lengths, strict=False)]
+    return StoredBlocks(places, bytes(tables)[2:-2] if isinstance(tables, bytes) else b"")
 
 
 def _parse(file: IO[bytes], head: bytes) -> TiffFile:
