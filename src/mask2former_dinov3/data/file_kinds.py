@@ -17,7 +17,8 @@ _HEAD = 64  # bytes
 
 def _list_suffixes() -> frozenset[str]:
     known = Image.registered_extensions()  # loads all of Pillow's plugins
-    return frozenset(suffix for suffix, name in known.items() if name in Image.OPEN and name not in NO_PICTURES)
+    readable = {*Image.OPEN, "MPO"} - NO_PICTURES  # Pillow opens MPO, several JPEGs in one file, as JPEG
+    return frozenset(suffix for suffix, name in known.items() if name in readable)
 
 
 IMAGE_SUFFIXES = _list_suffixes()

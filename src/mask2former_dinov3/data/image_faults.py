@@ -12,8 +12,9 @@ from .coco import ImageRecord
 from .faults import Fault, FaultReport, Place, Severity
 from .images import ExaminedImage, check_image_size, examine_image, read_header
 
-DARKEST_WHITE, BRIGHTEST_BLACK = 192, 63
-"""An image with no RGB value from the one to the other is nearly white, or nearly black: a quarter of the range."""
+QUARTER, SIXTEENTH = 64, 16
+"""RGB values. Images of a split that all stay in a quarter of the range come out nearly black, or nearly white; of
+others, an image that stays in a sixteenth does (12 bits of 16): an image without objects may be dark by itself."""
 
 
 @dataclass(slots=True)
@@ -88,10 +89,11 @@ def _add_ranges(
 ) -> None:
     """Warn about images of more than 8 bits that come out nearly black or nearly white."""
     varied = [(record, one) for record, one in measured if one.has_range and one.low < one.high]
-    for what, chosen in (
-        ("black", [pair for pair in varied if pair[1].brightest <= BRIGHTEST_BLACK]),
-        ("white", [pair for pair in varied if pair[1].darkest >= DARKEST_WHITE]),
-    ):
+    limit = QUARTER if all(one.brightest < QUARTER for _, one in varied) else SIXTEENTH
+    black = [pair for pair in varied if pair[1].brightest < limit]
+    limit = QUARTER if all(one.darkest >= 256 - QUARTER for _, one in varied) else SIXTEENTH
+    white = [pair for pair in varied if pair[1].darkest >= 256 - limit]
+    for what, chosen in (("black", black), ("white", white)):
         if not chosen:
             continue
         low, high = min(one.low for _, one in chosen), max(one.high for _, one in chosen)
