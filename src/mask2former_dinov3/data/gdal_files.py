@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,6 @@ from .jpeg_data import MAGIC_BYTES, check_jpeg
 from .sample_values import SampleType, Values, check_full_range, histogram_limits, to_eight_bits
 from .stored_blocks import block_checker, check_png
 from .tiff_tags import MAGIC, TiffPage, read_tiff
-
-if TYPE_CHECKING:
-    from rasterio.io import DatasetReader
 
 MOST_PIXELS = 2**36  # 262,144 pixels a side
 MOST_PIXELS_PER_BYTE = 1000  # of the file; an RGB image of one colour, deflated, has 344
@@ -48,6 +45,9 @@ ENVIRONMENT = {
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # otherwise the missing part of a JPEG that was cut short becomes grey
     "GDAL_PAM_ENABLED": False,  # no .aux.xml, which may name any file or address
 }
+
+GdalDataset: TypeAlias = Any
+"""rasterio's DatasetReader; code in a model folder names no package that it can do without."""
 
 RowsAndColumns = tuple[tuple[int, int], tuple[int, int]]
 """Rows and columns of a part, each (first, end)."""
@@ -70,7 +70,7 @@ def gdal_driver(start: bytes) -> str | None:
 
 
 @contextmanager
-def open_gdal(source: Path | bytes, driver: str, directory: int = 1) -> Iterator[DatasetReader]:
+def open_gdal(source: Path | bytes, driver: str, directory: int = 1) -> Iterator[GdalDataset]:
     """A file, or its content, as a rasterio dataset. directory: the page of a TIFF, from 1.
 
     Raises what rasterio raises, and DatasetError for a file that declares far more pixels than its bytes can hold.
@@ -155,7 +155,7 @@ def check_pixel_count(height: int, width: int, stored: int, safe: int = 2**25) -
         )
 
 
-def check_block_size(source: DatasetReader) -> None:
+def check_block_size(source: GdalDataset) -> None:
     """Raise DatasetError for a file with blocks that are too large to be decoded."""
     rows, columns = source.block_shapes[0]
     size = rows * columns * source.count * np.dtype(source.dtypes[0]).itemsize
@@ -172,14 +172,14 @@ class _Opened(NamedTuple):
     checks: of each dataset what checks one of its blocks by its number; none where the format needs no check.
     """
 
-    sources: list[DatasetReader]
+    sources: list[GdalDataset]
     bands: list[int]
     kind: SampleType
     palette: npt.NDArray[np.uint8] | None = None
     checks: Sequence[Callable[[int], None]] = ()
 
 
-def _blocks_of(source: DatasetReader, window: RowsAndColumns) -> Iterator[int]:
+def _blocks_of(source: GdalDataset, window: RowsAndColumns) -> Iterator[int]:
     """Numbers of the strips or tiles that hold a part of the image, of all planes."""
     (top, bottom), (left, right) = window
     rows, columns = source.block_shapes[0]
@@ -215,7 +215,7 @@ def _open_tiff(path: Path, options: ReadOptions, open_files: ExitStack) -> _Open
     return _Opened(sources, [sample + 1 for sample in samples], kind, None, checks)
 
 
-def _open_other(source: DatasetReader, options: ReadOptions) -> _Opened | None:
+def _open_other(source: GdalDataset, options: ReadOptions) -> _Opened | None:
     """As `_open_tiff`, for PNG, JPEG and JPEG 2000."""
     kinds = [interpretation.name for interpretation in source.colorinterp]
     if source.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") in ("CMYK", "CIELAB"):
@@ -235,7 +235,7 @@ def _open_other(source: DatasetReader, options: ReadOptions) -> _Opened | None:
     return _Opened([source], bands, SampleType(bits))
 
 
-def _palette(source: DatasetReader) -> npt.NDArray[np.uint8]:
+def _palette(source: GdalDataset) -> npt.NDArray[np.uint8]:
     """(256, 3): the colours of a palette."""
     colours = source.colormap(1)
     return np.array([colours.get(index, (0, 0, 0))[:3] for index in range(256)], dtype=np.uint8)
