@@ -47,7 +47,7 @@ from .sample_values import SampleType, Values, finite_range, to_eight_bits
 from .tiff_pixels import decode_tiff
 from .tiff_tags import MAGIC, read_tiff
 
-_START = 4096  # bytes of a file in which its kind is told
+_START = 4096  # bytes of a file that are enough to recognise its kind
 _PNG_BITS, _PNG_COLOURS = 24, 25  # their places in a PNG
 _PNG_GREY_ALPHA = 4
 _JP2_START, _JP2_BITS = b"\xff\x4f\xff\x51", 42  # the codestream of JPEG 2000; where it has the bits of a channel
