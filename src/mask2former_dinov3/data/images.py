@@ -20,7 +20,7 @@ floating point (`sample_values.to_eight_bits`).
 
 Of a file with several pages, frames or channels the first is read, or those that `ReadOptions` name. Pillow decodes;
 JPEG data are decoded strictly (`jpeg_data`), OpenCV reads PNG, TIFF and JPEG 2000 of more than 8 bits, and rasterio, if
-it is installed, kinds of TIFF that neither knows. Damaged data are refused.
+it is installed, what neither can decode. Damaged data are refused.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DatasetError, mismatch
+from ..extras import is_installed
 from ..read_options import AS_STORED, ReadOptions
 from .file_kinds import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .file_kinds import describe_head
 from .file_kinds import is_image_file as is_image_file
+from .gdal_files import open_gdal
 from .jpeg_data import MAGIC_BYTES, check_jpeg, decode_strictly
 from .pillow_pixels import EXIF_ORIENTATION, decode_with_opencv, image_values, pick_channels
 from .sample_values import SampleType, Values, finite_range, to_eight_bits
@@ -50,7 +52,8 @@ from .tiff_tags import MAGIC, read_tiff
 _START = 4096  # bytes of a file that are enough to recognise its kind
 _PNG_BITS, _PNG_COLOURS = 24, 25  # their places in a PNG
 _PNG_GREY_ALPHA = 4
-_JP2_START, _JP2_BITS = b"\xff\x4f\xff\x51", 42  # the codestream of JPEG 2000; where it has the bits of a channel
+_JP2_START = b"\xff\x4f\xff\x51"  # of the codestream of JPEG 2000
+_JP2_CHANNELS, _JP2_BITS = 40, 42  # the places of these numbers in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +186,7 @@ def _decode(file: IO[bytes], options: ReadOptions, thorough: bool = False) -> tu
     with Image.open(file) as image:
         seek_frame(image, options)
         if (bits := _deep_bits(image.format, start)) and options.page == 1:
-            values = decode_with_opencv(file)
-            if image.format == "PNG" and start[_PNG_COLOURS] == _PNG_GREY_ALPHA and values.shape[2] == 4:
-                values = values[:, :, [0, 3]]  # OpenCV repeats grey
+            values = _decode_deep(file, image.format, start, bits)
             return pick_channels(values, options.channels), SampleType(bits)
         if image.format == "PPM" and image.mode == "I":  # states its own highest value, and is scaled by it already
             return to_eight_bits(np.asarray(image)[:, :, None], SampleType(16), AS_STORED), SampleType()
@@ -211,6 +212,25 @@ def _deep_bits(format_: str | None, start: bytes) -> int:
         bits = (start[place + _JP2_BITS] & 0x7F) + 1
         return bits if bits > 8 else 0
     return 0
+
+
+def _decode_deep(file: IO[bytes], format_: str | None, start: bytes, bits: int) -> Values:
+    """(h, w, c) values of a PNG or a JPEG 2000 of more than 8 bits."""
+    if format_ == "PNG":
+        values = decode_with_opencv(file)
+        repeated = start[_PNG_COLOURS] == _PNG_GREY_ALPHA and values.shape[2] == 4
+        return values[:, :, [0, 3]] if repeated else values
+    place = start.find(_JP2_START) + _JP2_CHANNELS
+    channels = int.from_bytes(start[place : place + 2])
+    if channels == 1:
+        return decode_with_opencv(file)
+    if not is_installed("rasterio"):  # OpenCV gives the first channel of three, and Pillow fails
+        advice = "pip install 'mask2former-dinov3[large]' reads it, or save it with 8 bits"
+        got = f"one with {channels} channels of {bits} bits"
+        raise DatasetError(mismatch("a JPEG 2000 of up to 8 bits, or of one channel", got, advice))
+    file.seek(0)
+    with open_gdal(file.read(), "JP2OpenJPEG") as dataset:
+        return np.moveaxis(dataset.read(), 0, -1)
 
 
 def seek_frame(image: Image.Image, options: ReadOptions) -> None:

@@ -116,6 +116,8 @@ def _build_from_head(
             changes = {**fields, "backbone_config": pretrained.config, "backbone_source": config.backbone}
             if pretrained.config.model_type != "dinov3_vit":
                 changes["neck"] = "none"
+    if not found.published and own.value_range != config.value_range:
+        logger.warning("value_range: %s, but %s was trained with %s", config.value_range, head, own.value_range)
     model, table = rebuild(found, **changes)
     if pretrained is not None:
         model.backbone.load_state_dict(pretrained.state_dict())

@@ -263,6 +263,64 @@ def test_both_readers__take_the_named_page_and_channel_pages(
         read_image(path, ReadOptions(page=3))
 
 
+@pytest.mark.parametrize("kind", ["png-rgb", "png-rgba", "png-grey-alpha", "jp2-grey", "jp2-rgb"])
+@pytest.mark.parametrize("value_range", ["full", "100,3000"])
+def test_both_readers__take_deep_png_and_jpeg_2000(
+    value_range: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow cuts colours of 16 bits, and scales the 12 bits of JPEG 2000 to 16."""
+    suffix, _, colours = kind.partition("-")
+    count = {"rgb": 3, "rgba": 4, "grey": 1, "grey-alpha": 2}[colours]
+    bits = 16 if suffix == "png" else 12
+    values = (values_of_type("uint16", count) >> (16 - bits)).astype(np.uint16)
+    path = tmp_path / f"image.{suffix}"
+    driver = {"driver": "PNG"} if suffix == "png" else {"driver": "JP2OpenJPEG", "QUALITY": 100, "REVERSIBLE": "YES"}
+    write_bands(path, values, **driver, **({} if suffix == "png" else {"NBITS": bits}))
+    if value_range == "full" and bits == 12:
+        scaled = np.moveaxis(values.astype(np.float64), 0, -1)
+        expected = np.floor(scaled / 16) if count == 3 else np.floor(scaled * 255 / 4095 + 0.5)
+        expected = np.broadcast_to(expected, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+    else:
+        expected = expected_rgb(values, bits, value_range)
+    options = ReadOptions(value_range)
+    np.testing.assert_array_equal(read_image(path, options), expected)
+    monkeypatch.setattr(windows, "WHOLE_PIXELS", 100)
+    np.testing.assert_array_equal(put_together(path, options), expected)
+
+
+def test_read_image__without_rasterio_says_what_a_tiff_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bands(tmp_path / "a.tif", values_of_type("uint16", 3), photometric="MINISBLACK")
+    write_bands(tmp_path / "b.tif", values_of_type("uint8", 3), photometric="RGB", compress="lerc")
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(
+        DatasetError, match=r"a\.tif: .*, got a TIFF with 3 samples of 16 bits .*large.*save it as RGB of 8"
+    ):
+        read_image(tmp_path / "a.tif")
+    with pytest.raises(DatasetError, match=r"b\.tif: .*, got a TIFF with 3 samples of 8 bits .*compression: LERC"):
+        read_image(tmp_path / "b.tif")
+
+
+@pytest.mark.usefixtures("in_parts")
+@pytest.mark.parametrize("kind", ["cut.png", "zeroed.jpg", "zeroed.tif"])
+def test_open_image__refuses_damage_that_gdal_reads_over(kind: str, tmp_path: Path) -> None:
+    """GDAL gives black pixels for the end of a PNG, and a wrong picture for JPEG data with zeros in them."""
+    path = tmp_path / kind
+    options: dict[str, Any] = {"zeroed.jpg": {"quality": 90}, "zeroed.tif": {"compression": "jpeg"}}.get(kind, {})
+    Image.fromarray(RGB).save(path, **options)
+    assert put_together(path).shape == RGB.shape
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    if kind == "cut.png":
+        del data[middle:]
+    else:
+        data[middle : middle + 60] = bytes(60)
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=rf"{kind}: expected a readable image file, got one that is damaged or cut"):
+        put_together(path)
+    with pytest.raises(DatasetError, match=rf"{kind}: expected a readable image file, got one that is damaged or cut"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("place", ["tag", "xmp"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "I;16", "P"])
@@ -375,7 +433,7 @@ def write_bands(path: Path, values: NDArray[Any], **options: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         size = {"height": height, "width": width, "count": count}
-        with rasterio.open(path, "w", driver="GTiff", dtype=values.dtype, **size, **options) as file:
+        with rasterio.open(path, "w", **{"driver": "GTiff", "dtype": values.dtype} | size | options) as file:
             file.write(values)
 
 

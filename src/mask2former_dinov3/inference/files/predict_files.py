@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -100,6 +100,7 @@ def predict_files(
         "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
         "threshold": settings.threshold,
         "max_detections": settings.max_detections,
+        "read": asdict(predictor.processor.read_options),
         "tile": None if settings.tile is None else [settings.tile, settings.overlap],
         "save": sorted(save),
     }
