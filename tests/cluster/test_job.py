@@ -45,6 +45,7 @@ from mask2former_dinov3.errors import (
 )
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
+from mask2former_dinov3.read_options import ReadOptions
 from mask2former_dinov3.sample_data import SAMPLE
 from support.paths import SOURCE
 
@@ -318,7 +319,7 @@ def five(tmp_path: Path) -> tuple[job.Job, Gathering]:
     """A job of five batches of one image, and what gathers it; its passes are those that a test makes up."""
     batches = Batches(pa.array([f"/{number}.png" for number in range(5)], pa.large_string()), 2, 1)
     gathering = Gathering(batches, ShardFolder(str(tmp_path / "out"), {}), BatchSummary(""), lambda images: None)
-    return job.Job(batches, None, (64, 64), InferenceSettings()), gathering
+    return job.Job(batches, None, (64, 64), ReadOptions(), InferenceSettings()), gathering
 
 
 def row_of(number: int, trouble: str = "") -> dict[str, Any]:

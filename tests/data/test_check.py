@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from mask2former_dinov3.data.layout import Split, find_splits
 from mask2former_dinov3.data.read_rules import ReadRules
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
+from mask2former_dinov3.read_options import ReadOptions
 from support.coco import rle_of
 from support.paths import SHARED
 
@@ -124,10 +126,9 @@ def test_check_data__exif_orientation_is_a_note_and_explains_swapped_sizes(
     edit(root, lambda content: content["images"][1].update(height=80, width=64))
     edit(root, lambda content: content.update(annotations=[a for a in content["annotations"] if a["image_id"] != 11]))
     report = check(root)
-    assert [note[:44] for note in found(report, "note")] == [
-        "2 images, for example: 000.png: EXIF orienta",
-    ]
-    assert [fault.places for fault in report.splits["train"].of("note")] == [[(10, None), (11, None)]]
+    (note,) = found(report, "note")
+    assert note.startswith("2 images: EXIF orientation 6 is not applied")
+    assert note.endswith("(images 10, 11)")
     assert len(report.errors) == 1
     assert "as EXIF rotates it" in report.errors[0].reason
 
@@ -310,7 +311,7 @@ def test_check_data__real_sets_pass_in_seconds(name: str, images: int) -> None:
     report = check(SHARED / name)
     assert report.errors == []
     warnings = [fault for split in report.splits.values() for fault in split.of("warning")]
-    assert all("more than num_queries" in fault.reason for fault in warnings)  # nothing that contradicts a mask
+    assert all(fault.kind == "more instances than queries" for fault in warnings)  # nothing that contradicts a mask
     assert sum(split.statistics.images for split in report.splits.values() if split.statistics) == images
     assert time.monotonic() - start < 60  # takes about 2 s on two idle cores
 
@@ -346,3 +347,98 @@ def test_mask_ceilings__are_the_ap_of_coarse_ground_truth(tmp_path: Path) -> Non
             )
         assert ceiling == pytest.approx(evaluate_coco(file, results)["AP"], abs=0.05), stride
     assert found[1] > found[2] > found[4] > found[8]
+
+
+def make_deep(root: Path, scale: float, split: str = "train") -> None:
+    """Replace the images of a split by 16-bit ones with their values times `scale`."""
+    for file in (root / split).glob("*.png"):
+        with Image.open(file) as picture:
+            values = np.asarray(picture.convert("L")).astype(np.float64) * scale
+        Image.fromarray(values.astype(np.uint16)).save(file)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_check_data__warns_of_deep_images_that_come_out_black(
+    make_toy_dataset: Callable[..., Path], full: bool
+) -> None:
+    """12 bits in files of 16: one line for all images, with the range and the way out; at the start of training too."""
+    root = make_toy_dataset()
+    make_deep(root, 16)
+    report = check(root, full=full)
+    (warning,) = (str(fault) for fault in report.splits["train"].of("warning") if fault.kind == "nearly black")
+    assert re.match(r"6 images: values 0\.\.2464 become 0\.\.10 of 255 with value_range full: nearly black", warning)
+    assert 'set value_range to "0,4095" or "percentile"' in warning
+    assert [fault for fault in report.splits["valid"].faults if fault.kind == "nearly black"] == []
+    for value_range in ("0,4095", "percentile"):
+        chosen = check(root, full=full, options=ReadOptions(value_range))
+        assert found(chosen, "warning") == []
+
+
+def test_check_data__warns_of_one_file_of_12_bits_among_others(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    make_deep(root, 256)
+    assert found(check(root), "warning") == []
+    with Image.open(root / "train" / "002.png") as picture:
+        values = np.asarray(picture) // 16
+    Image.fromarray(values).save(root / "train" / "002.png")
+    (warning,) = found(check(root), "warning")
+    assert warning.startswith("image 12: 002.png: values")
+
+
+def test_check_data__warns_of_deep_images_that_come_out_white(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    make_deep(root, 100)
+    kinds = [fault.kind for fault in check(root, options=ReadOptions("-9000,20")).splits["train"].of("warning")]
+    assert kinds == ["nearly white"]
+    assert found(check(root, options=ReadOptions("0,25500")), "warning") == []
+
+
+def test_check_data__counts_files_that_are_read_in_part(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    for name in ("000", "001", "002"):
+        with Image.open(root / "train" / f"{name}.png") as picture:
+            page = picture.convert("L")
+        page.save(root / "train" / f"{name}.tif", save_all=True, append_images=[page] * 4)
+        (root / "train" / f"{name}.png").unlink()
+    edit(
+        root, lambda content: [image.update(file_name=f"{i:03d}.tif") for i, image in enumerate(content["images"][:3])]
+    )
+    report = check(root)
+    (note,) = found(report, "note")
+    assert note.startswith("3 images: 5 pages, the first is read; the options page and channels choose others")
+    assert [fault.kind for fault in report.splits["train"].of("note")] == ["read in part"]
+    (error,) = check(root, options=ReadOptions(page=6)).splits["train"].of("error")
+    assert "expected a page 6, got a file with 5 pages" in error.reason
+    assert len(error.places) == 3
+
+
+@pytest.mark.parametrize("place", ["tag", "xmp"])
+def test_check_data__a_turned_tiff_has_its_stored_size(make_toy_dataset: Callable[..., Path], place: str) -> None:
+    """Once: "the file has 64 x 48", the size after Pillow's turn; or nothing, and training stopped."""
+    root = make_toy_dataset()
+    with Image.open(root / "train" / "000.png") as picture:
+        picture.load()
+    xmp = b'<rdf:Description tiff:Orientation="6"/>'
+    picture.save(root / "train" / "000.tif", tiffinfo={274: 6} if place == "tag" else {700: xmp})
+    (root / "train" / "000.png").unlink()
+    edit(root, lambda content: content["images"][0].update(file_name="000.tif"))
+    report = check(root)
+    assert report.errors == []
+    assert [note.split(";")[0] for note in found(report, "note")] == [
+        "image 10: 000.tif: EXIF orientation 6 is not applied"
+    ]
+
+
+def test_check_data__finds_data_by_deflate_that_no_decoder_doubts(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    file = root / "train" / "000.tif"
+    noise = np.random.default_rng(0).integers(0, 64, (72, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, compression="tiff_adobe_deflate")
+    (root / "train" / "000.png").unlink()
+    edit(root, lambda content: content["images"][0].update(file_name="000.tif"))
+    assert check(root).errors == []
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 8
+    file.write_bytes(data)
+    (error,) = found(check(root), "error")
+    assert "damaged or cut short" in error

@@ -22,6 +22,7 @@ from mask2former_dinov3.data.images import read_image
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.transforms import Augmentation, rasterise
 from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.read_options import ReadOptions
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -74,6 +75,19 @@ def test_getitem__without_augmentation_is_the_fitted_picture(data: CocoData) -> 
         np.testing.assert_array_equal(mask[:, :80], rasterise(one.segmentation, (64, 80), np.eye(2, 3), 64, 80))
     rows, columns = fitted_size(72, 64, 64, 80)
     assert dataset_of(data)[0, 0]["pixel_mask"].sum() == rows * columns
+
+
+def test_getitem__reads_images_as_the_options_say(make_toy_dataset: Callable[..., Path]) -> None:
+    """12 bits in a file of 16: the picture of 8 bits, and nearly black without the option."""
+    data = read_coco(find_splits(make_toy_dataset())[0]["train"])
+    record = data.images[1]
+    grey = read_image(record.path)[:, :, 0]
+    Image.fromarray(grey).save(record.path)
+    expected = dataset_of(data)[0, 1]["pixel_values"]
+    Image.fromarray(np.round(grey / 255 * 4095).astype(np.uint16)).save(record.path)
+    found = dataset_of(data, options=ReadOptions("0,4095"))[0, 1]["pixel_values"]
+    assert torch.equal(found, expected)
+    assert not torch.equal(dataset_of(data)[0, 1]["pixel_values"], expected)
 
 
 def test_getitem__crowds_are_no_targets_and_empty_images_have_none(data: CocoData) -> None:

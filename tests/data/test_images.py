@@ -13,6 +13,7 @@ from PIL import Image
 
 from mask2former_dinov3.data import images
 from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.read_options import ReadOptions
 
 COLORS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]]], dtype=np.uint8)
 
@@ -86,13 +87,16 @@ def test_to_rgb__cmyk_is_converted() -> None:
 
 
 def test_to_rgb__integers_beyond_sixteen_bits_are_refused() -> None:
-    with pytest.raises(DatasetError, match=r"16 bits \(0\.\.65535\), got 0\.\.70000"):
+    with pytest.raises(DatasetError, match=r"values in 0\.\.65535, got 0\.\.70000.*set value_range"):
         images.to_rgb(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
 
 
 def test_read_image__floating_point_is_refused_by_name(tmp_path: Path) -> None:
     path = save(tmp_path / "a.tiff", Image.fromarray(np.zeros((2, 2), dtype=np.float32)))
-    with pytest.raises(DatasetError, match=r"a\.tiff: expected grey, RGB.*got Pillow mode 'F',.*save the image"):
+    with pytest.raises(
+        DatasetError,
+        match=r"a\.tiff: expected grey.*got floating point .*\(0\.\.0\).*set value_range.*save",
+    ):
         images.read_image(path)
 
 
@@ -135,6 +139,11 @@ def truncated(path: Path) -> None:
             lambda path: path.write_text("not an image"),
             "expected an image file .*, got another kind of file",
         ),
+        (
+            "pointer.png",
+            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n"),
+            "got a pointer of Git LFS instead of the image; run `git lfs pull`",
+        ),
         ("empty.png", lambda path: path.write_bytes(b""), "expected an image file .*, got another kind of file"),
         ("cut.png", truncated, "damaged or cut short"),
         ("cut.jpeg", truncated, "damaged or cut short"),
@@ -170,3 +179,38 @@ def test_read_image__a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DatasetError, match=r"safe to decode, got one of over 200 pixels.*; cut it into tiles"):
         images.read_image(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("place", ["exif", "xmp"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif"])
+def test_read_image__takes_stored_pixels_whatever_the_orientation(
+    suffix: str, place: str, orientation: int, tmp_path: Path
+) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    xmp = f'<rdf:Description tiff:Orientation="{orientation}"/>'.encode()
+    plain = save(tmp_path / f"plain.{suffix}", picture)
+    turned = save(tmp_path / f"turned.{suffix}", picture, **({"exif": exif} if place == "exif" else {"xmp": xmp}))
+    header = images.read_header(turned)
+    assert (header.height, header.width) == (24, 40)
+    np.testing.assert_array_equal(images.read_image(turned), images.read_image(plain))
+
+
+def test_read_image__of_several_frames_takes_the_named_one(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 3), (value, 0, 0)) for value in (0, 90, 180)]
+    path = save(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert [images.read_image(path, ReadOptions(page=page))[0, 0, 0] for page in (1, 2, 3)] == [0, 90, 180]
+    assert images.read_header(path).unread == "3 frames, the first is read"
+    with pytest.raises(DatasetError, match="expected a page 4, got a file with 3 pages"):
+        images.read_image(path, ReadOptions(page=4))
+
+
+def test_read_image__takes_named_channels_of_ordinary_files(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", Image.fromarray(COLORS))
+    np.testing.assert_array_equal(images.read_image(path, ReadOptions(channels=(3, 2, 1))), COLORS[:, :, ::-1])
+    expected = COLORS[:, :, 1:2].repeat(3, axis=2)
+    np.testing.assert_array_equal(images.read_image(path, ReadOptions(channels=(2,))), expected)
+    with pytest.raises(DatasetError, match="expected a channel 4, got an image with 3 channels"):
+        images.read_image(path, ReadOptions(channels=(4,)))

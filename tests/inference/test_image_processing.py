@@ -23,6 +23,7 @@ from mask2former_dinov3.model import (
     Mask2FormerDinov3ForInstanceSegmentation,
     Mask2FormerDinov3Output,
 )
+from mask2former_dinov3.read_options import ReadOptions
 
 
 @pytest.fixture
@@ -233,3 +234,14 @@ def test_post_process_instance_segmentation__finds_nothing_without_breaking(
         outputs, 1.0, target_sizes=sizes, return_coco_annotation=True
     )
     assert coco["segmentation"] == []
+
+
+def test_processor__keeps_how_files_are_read(tmp_path: Path) -> None:
+    options = ReadOptions("0,4095", 2, (3, 1, 1))
+    processor = Mask2FormerDinov3ImageProcessor(value_range="0,4095", page=2, channels=[3, 1, 1])
+    processor.save_pretrained(tmp_path)
+    assert processor.read_options == options
+    assert Mask2FormerDinov3ImageProcessor.from_pretrained(tmp_path).read_options == options
+    assert Mask2FormerDinov3ImageProcessor().read_options == ReadOptions()
+    with pytest.raises(OptionError, match='value_range: expected "full"'):
+        Mask2FormerDinov3ImageProcessor(value_range="9,1")

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from mask2former_dinov3.errors import CheckpointError, MissingExtraError, OptionError
 from mask2former_dinov3.inference.onnx_model import FORMAT_VERSION, OnnxMetadata
 from mask2former_dinov3.inference.predictor import load_model
+from mask2former_dinov3.read_options import ReadOptions
 
 METADATA = OnnxMetadata(
     format_version=FORMAT_VERSION,
@@ -53,6 +54,20 @@ def test_load_model__reads_what_a_file_says_of_itself(foreign: Path) -> None:
     assert model.config.category_ids == [3]
     assert (model.config.num_queries, model.config.mask_stride) == (8, 4)
     assert (processor.size, processor.image_std) == ({"height": 64, "width": 96}, [0.2] * 3)
+
+
+def test_load_model__takes_how_files_are_read(foreign: Path) -> None:
+    _, processor = load_model(described(foreign, value_range='"percentile"', page="3", channels="[2]"), "cpu")
+    assert processor.read_options == ReadOptions("percentile", 3, (2,))
+
+
+def test_load_model__reads_files_of_earlier_versions(foreign: Path) -> None:
+    """They say nothing of how images are read."""
+    model = onnx.load(foreign)
+    new = {"value_range", "page", "channels"}
+    helper.set_model_props(model, {key: text for key, text in METADATA.to_properties().items() if key not in new})
+    onnx.save(model, foreign)
+    assert load_model(foreign, "cpu")[1].read_options == ReadOptions()
 
 
 def test_load_model__refuses_files_that_are_not_ours(foreign: Path, tmp_path: Path) -> None:

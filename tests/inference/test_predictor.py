@@ -189,3 +189,41 @@ def test_predict_rows__reads_each_tile_once_in_batches() -> None:
     last = Recorder().predict_rows(ImageReader(150, 100, pixels), grid, InferenceSettings(), first=2)
     assert len(list(last)) == 1
     assert read[6:] == list(grid.row(2))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_predictor__reads_files_as_the_models_options_say(
+    orientation: int, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 bits in a TIFF of 16, with an orientation: the same instances as in the picture of 8 bits, with tiles too."""
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    for name in ("config.json", "preprocessor_config.json"):
+        stored = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(stored | {"value_range": "0,4095"}))
+    grey = picture()[:, :, 0]
+    deep = Image.fromarray(np.round(grey / 255 * 4095).astype(np.uint16))
+    deep.save(tmp_path / "deep.tif", tiffinfo={274: orientation})
+    predictor = Predictor.from_pretrained(folder, "cpu")
+    expected = predictor(np.repeat(grey[:, :, None], 3, axis=2), threshold=0.0)
+    for options in ({}, {"tile": 32}):
+        wanted = predictor(np.repeat(grey[:, :, None], 3, axis=2), threshold=0.0, **options)
+        found = predictor(tmp_path / "deep.tif", threshold=0.0, **options)
+        np.testing.assert_array_equal(found.scores, wanted.scores)
+        np.testing.assert_array_equal(found.masks, wanted.masks)
+    np.testing.assert_array_equal(predictor(deep, threshold=0.0).masks, expected.masks)
+
+
+def test_load_model__refuses_two_value_ranges(model_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    file = folder / "preprocessor_config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"value_range": "percentile"}))
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: expected value_range 'percentile' as in prepro.*got 'full'"
+    ):
+        load_model(folder)
+    file.write_text(json.dumps(content | {"value_range": "much"}))
+    with pytest.raises(
+        CheckpointError, match=r"preprocessor_config\.json: value_range: expected \"full\", \"percentile\""
+    ):
+        load_model(folder)

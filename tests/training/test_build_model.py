@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DINOv3ConvNextModel, DINOv3ViTModel
 
+from mask2former_dinov3.config.train_config import load_config
 from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
 from mask2former_dinov3.data.records import make_table
 from mask2former_dinov3.errors import CheckpointError, ConfigError, OptionError, UserError
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.model_folder.folder import save_model_folder
+from mask2former_dinov3.read_options import ReadOptions
 from mask2former_dinov3.training.build_model import build_model, build_processor, resolve_auto
 from support.models import DATA, config_of, hf_mask2former, randomised, small_convnext, small_vit
 
@@ -220,3 +222,24 @@ def test_save_model_folder__carries_dinov3s_licence_and_needs_no_hub(vit_folder:
         found = loaded.model(pixel_values).class_queries_logits
         assert found is not None
         assert torch.equal(found, expected)
+
+
+def test_build_processor__saves_how_images_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In both files of the model folder; a run that goes on from it with another range says so."""
+    config = config_of(backbone="tiny", value_range="0,4095", page=2, channels="3,2,1")
+    model = build_model(config, DATA)
+    save_model_folder(model, build_processor(config, model), tmp_path / "best", {"AP": 0.5, "AP50": 0.75})
+    assert json.loads((tmp_path / "best" / "config.json").read_text())["value_range"] == "0,4095"
+    assert Predictor.from_pretrained(tmp_path / "best", "cpu").processor.read_options == config.read_options
+    assert config.read_options == ReadOptions("0,4095", 2, (3, 2, 1))
+    build_model(config_of(head=str(tmp_path / "best")), DATA)
+    assert "value_range: full, but" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("value_range", "9,1", 'expected "full"'), ("channels", "1,2", "expected one channel"), ("page", 0, "page: ")],
+)
+def test_load_config__refuses_what_cannot_be_read(option: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{option}: .*{message.removeprefix('page: ')}"):
+        load_config(None, {"output_dir": "x", "dataset_name": "y", option: value})

@@ -208,6 +208,7 @@ def add_check_data(parser: VerbParser) -> None:
             help=f"{side} of the training canvas in pixels; objects too small for it are reported "
             "(default: %(default)s)",
         )
+    add_read_options(parser)
     for option in SPLIT_OPTIONS:
         split, kind = option.split("_")
         text = "COCO JSON file" if kind == "annotations" else "folder with the images"
@@ -223,6 +224,23 @@ def add_check_data(parser: VerbParser) -> None:
         help="fraction of the training images used for validation without a validation split (default: %(default)s)",
     )
     add_read_rules(parser)
+
+
+def add_read_options(parser: VerbParser) -> None:
+    """The options that say how image files are read, as in the configuration of a training run."""
+    parser.add_argument(
+        "--value-range",
+        metavar="RANGE",
+        default="full",
+        help='values that become black and white, in images of more than 8 bits per channel: "full", "percentile" or '
+        "LOW,HIGH (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--page", type=positive, metavar="N", default=1, help="page or frame of files with several (default: 1)"
+    )
+    parser.add_argument(
+        "--channels", metavar="N,N,N", help="channels to read, counted from 1: one (grey) or three (red, green, blue)"
+    )
 
 
 def add_convert(parser: VerbParser) -> None:

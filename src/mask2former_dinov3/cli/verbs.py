@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from ..allocator import keep_freed_memory
 from ..config.presets import SPLIT_OPTIONS
 from ..errors import ConfigError, OptionError, UserError
+from ..read_options import ReadOptions, check_channels
 from ..version import __version__
 from .arguments import (
     add_batch_predict,
@@ -256,6 +257,8 @@ def run_check_data(arguments: argparse.Namespace) -> int:
 
     rules = ReadRules(arguments.crowd, arguments.incomplete_images)
     splits, notes = find_splits(arguments.dataset_name, **explicit, valid_split=arguments.valid_split, rules=rules)
+    channels = None if arguments.channels is None else check_channels(arguments.channels)
+    options = ReadOptions(arguments.value_range, arguments.page, channels)
     with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -263,7 +266,9 @@ def run_check_data(arguments: argparse.Namespace) -> int:
             bar.update(done - bar.n)
 
         canvas = arguments.image_height, arguments.image_width
-        report = check_data(splits, notes, num_queries=arguments.num_queries, canvas=canvas, progress=progress)
+        report = check_data(
+            splits, notes, num_queries=arguments.num_queries, canvas=canvas, options=options, progress=progress
+        )
     print(report.text())
     if arguments.json is not None:  # last, so that the text is not lost if this fails
         text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"

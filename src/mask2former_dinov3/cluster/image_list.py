@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..data.image_folders import HEAD, PassedOver, choose_images
-from ..data.images import IMAGE_SUFFIXES
+from ..data.file_kinds import HEAD, IMAGE_SUFFIXES
+from ..data.image_folders import PassedOver, choose_images
 from ..errors import DatasetError, UserError, mismatch
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from ..errors import OptionError, UserError, mismatch
 from ..extras import require
 from ..inference.predictor import Predictor
 from ..inference.settings import DEFAULTS, InferenceSettings
+from ..read_options import ReadOptions
 from .gathering import Batches, BatchSummary, Gathering
 from .image_list import list_images
 from .reading import ResultRow
@@ -91,7 +92,7 @@ def batch_predict(
         import ray
 
         size = predictor.processor.size
-        job = Job(batches, ray.put(files), (size["height"], size["width"]), settings)
+        job = Job(batches, ray.put(files), (size["height"], size["width"]), predictor.processor.read_options, settings)
         del files, predictor
         gathering = Gathering(batches, folder, summary, bar.update)
         try:
@@ -106,11 +107,12 @@ def batch_predict(
 
 @dataclass(frozen=True)
 class Job:
-    """Batches, and what is needed to predict them. canvas: (height, width)."""
+    """Batches, and what is needed to predict them. canvas: (height, width). options: how images are read."""
 
     batches: Batches
     model: ObjectRef[ModelFiles]
     canvas: tuple[int, int]
+    options: ReadOptions
     settings: InferenceSettings
 
 
@@ -180,7 +182,7 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     run = ray.remote(num_cpus=0, scheduling_strategy=here)(Pass).remote()
     rows = run.results.options(num_returns="streaming").remote(
-        parts, [job.model], job.canvas, job.settings, workers, careful=careful
+        parts, [job.model], job.canvas, job.options, job.settings, workers, careful=careful
     )
     try:
         while True:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..data.fitting import fit_image
 from ..data.images import decode_image
 from ..errors import UserError, mismatch
+from ..read_options import AS_STORED, ReadOptions
 from .image_list import filesystem_of
 
 
@@ -53,19 +54,22 @@ class ReadImage(NamedTuple):
     content: FittedImage | bytes | str
 
 
-def read_batch(row: BatchRow, *, canvas: tuple[int, int] | None) -> ReadRow:
-    """Read the images of a batch. canvas: (height, width), None for tiles. An unreadable image does not raise."""
-    read = [ReadImage(image, _read_content(image, canvas)) for image in row["images"]]
+def read_batch(row: BatchRow, *, canvas: tuple[int, int] | None, options: ReadOptions = AS_STORED) -> ReadRow:
+    """Read the images of a batch; an unreadable one does not raise.
+
+    canvas: (height, width), None for tiles. options: of the model.
+    """
+    read = [ReadImage(image, _read_content(image, canvas, options)) for image in row["images"]]
     return {"number": row["number"], "read": pickle.dumps(read)}
 
 
-def _read_content(image: str, canvas: tuple[int, int] | None) -> FittedImage | bytes | str:
+def _read_content(image: str, canvas: tuple[int, int] | None, options: ReadOptions) -> FittedImage | bytes | str:
     try:
         filesystem, path = filesystem_of(image)
         data: bytes = filesystem.cat_file(path)
         if canvas is None:
             return data
-        rgb = decode_image(data, image)
+        rgb = decode_image(data, image, options)
         return FittedImage(fit_image(rgb, *canvas), (rgb.shape[0], rgb.shape[1]))
     except UserError as error:
         return str(error)

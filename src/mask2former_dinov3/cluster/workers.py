@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..allocator import keep_freed_memory
 from ..errors import DatasetError
 from ..inference.settings import InferenceSettings
+from ..read_options import ReadOptions
 from .reading import FittedImage, ReadImage, ReadRow, ResultRow, read_batch
 from .resources import READER_CPUS, Workers
 from .shards import ShardTables, tables_of
@@ -124,6 +125,7 @@ class Pass:
         parts: list[ObjectRef[object]],
         model: list[ObjectRef[ModelFiles]],
         canvas: tuple[int, int],
+        options: ReadOptions,
         settings: InferenceSettings,
         workers: Workers,
         *,
@@ -132,8 +134,8 @@ class Pass:
         """Results of batches in any order; batches that an actor had when it died are missing.
 
         parts: Arrow tables with the columns of `BatchRow`. model: one reference, in a list since Ray replaces plain
-        arguments by their values. canvas: (height, width). careful: give each actor one batch at a time, so that it
-        loses only that one when it dies.
+        arguments by their values. canvas: (height, width). options: how the model's images are read. careful: give each
+        actor one batch at a time, so that it loses only that one when it dies.
 
         Ray would give a batch that killed its worker to the same worker again and again; so no batch is retried here.
         """
@@ -146,7 +148,7 @@ class Pass:
         context.execution_no_progress_timeout_s = -1  # a cluster may be busy for hours, and so may one image of tiles
         rows = (
             ray.data.from_arrow_refs(parts)
-            .map(partial(read_batch, canvas=None if settings.tile else canvas), num_cpus=READER_CPUS)
+            .map(partial(read_batch, canvas=None if settings.tile else canvas, options=options), num_cpus=READER_CPUS)
             .map(
                 BatchPredictor,
                 fn_constructor_args=(model[0], settings, "cuda" if workers.gpus else "cpu"),

@@ -16,8 +16,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..canvas import check_side
-from ..errors import mismatch
+from ..errors import OptionError, mismatch
 from ..json_files import describe
+from ..read_options import ReadOptions
 from .cross_checks import advise, find_conflicts
 from .parsing import GivenOptions, explain_fault
 from .presets import LARGEST, LARGEST_QUERIES, SPLIT_OPTIONS
@@ -193,6 +194,18 @@ class TrainConfig(BaseModel):
         0.0,
         description="Fraction of training images onto which instances of another image are pasted; for opaque objects.",
     )
+    value_range: str = Field(
+        "full",
+        description="Values that become black and white, in images of more than 8 bits per channel. `full`: the range "
+        "of the type; `percentile`: 0.1 and 99.9 percent of each image; `LOW,HIGH`, such as `0,4095`. Saved with the "
+        "model.",
+    )
+    page: PositiveInt = Field(1, description="Page or frame that is read of files with several. Saved with the model.")
+    channels: list[PositiveInt] | None = Field(
+        None,
+        description="Channels that are read, counted from 1: one (as grey) or three (as red, green, blue), as a list "
+        "or as `3,2,1`; null: grey or RGB as the file has it. Saved with the model.",
+    )
     # --- the optimisation
     num_train_epochs: PositiveInt = Field(50, description="Number of passes over the training images.")
     max_train_steps: PositiveInt | None = Field(
@@ -298,7 +311,7 @@ class TrainConfig(BaseModel):
     def _digits_are_a_number(cls, value: object) -> object:
         return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
-    @field_validator("backbone_taps", mode="before")
+    @field_validator("backbone_taps", "channels", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
@@ -308,6 +321,21 @@ class TrainConfig(BaseModel):
     def _check_order(cls, value: list[int] | None) -> list[int] | None:
         if value is not None and (len(value) != 4 or value != sorted(value)):
             raise ValueError(mismatch("four block numbers in increasing order", value))
+        return value
+
+    @field_validator("value_range", mode="before")
+    @classmethod
+    def _join_limits(cls, value: object) -> object:
+        """Accept JSON's [LOW, HIGH] for "LOW,HIGH"."""
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+    @field_validator("value_range", "channels")
+    @classmethod
+    def _check_reading(cls, value: object, info: ValidationInfo) -> object:
+        try:
+            ReadOptions(**{str(info.field_name): value})  # type: ignore[arg-type]
+        except OptionError as error:
+            raise ValueError(error.reason) from error
         return value
 
     @field_validator("lora_targets", mode="before")
@@ -324,6 +352,11 @@ class TrainConfig(BaseModel):
     def _multiple_of_patch(cls, value: int, info: ValidationInfo) -> int:
         check_side(str(info.field_name), value)
         return value
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How image files are read."""
+        return ReadOptions(self.value_range, self.page, None if self.channels is None else tuple(self.channels))
 
     @model_validator(mode="after")
     def _options_fit_together(self, info: ValidationInfo) -> TrainConfig:

@@ -21,8 +21,17 @@ Read in this order:
     batch_parsing  parse the usual annotations many at a time
     records        store images and instances in arrays that processes share
     coco           read a split into checked records
+    sample_values  scale values of any type to 8 bits
+    jpeg_data      decode JPEG data strictly
+    tiff_tags      read the tags and pages of a TIFF
+    stored_blocks  find damage in PNG and TIFF that GDAL reads over
+    gdal_files     read parts of files, and rare kinds of TIFF, with rasterio
+    pillow_pixels  take the stored values from Pillow and OpenCV
+    tiff_pixels    decode a page of a TIFF
+    file_kinds     tell image files from others
     images         read image files as RGB arrays
     image_folders  tell which files of a folder are images
+    image_faults   check image files, and group what is found
     statistics     count images, instances, sizes
     fitting        fit images into the canvas, and make them the model's input
     transforms     move images and instances onto the canvas, with augmentation

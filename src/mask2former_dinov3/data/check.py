@@ -6,7 +6,6 @@ is left out of training or worth a look; a note is for information.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections import Counter, defaultdict
@@ -18,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DatasetError, mismatch
+from ..read_options import AS_STORED, ReadOptions
 from .achievable_ap import mask_ceilings
-from .coco import CocoData, ImageRecord, parse_splits
+from .coco import CocoData, parse_splits
 from .coco_json import ENTRY_FAULTS
 from .duplicates import compare_pictures, find_repeated_objects, find_split_siblings
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
+from .image_faults import ImageFindings, check_image, group_findings, sample_numbers
 from .image_folders import PassedOver, images_in
-from .images import check_image_size, decode_image, read_header
 from .layout import Split
 from .mask_arrays import collect_masks
 from .mask_checks import compare_masks, find_filled_holes
@@ -39,6 +39,7 @@ _NAMED = 10  # files in one line
 UNLISTED = "file not in the annotations"
 _SEVERITIES = ("error", "warning", "note")
 _LEVELS = {"note": logging.INFO, "warning": logging.WARNING}
+_SAMPLED = 16  # images that are decoded at the start of training, to see the range of their values
 _LOGGED = 5  # faults of one severity and split, before an error
 _LISTED = 100  # faults of one severity and split in the text; the JSON report has all
 
@@ -155,27 +156,34 @@ def check_data(
     *,
     num_queries: int | None = 100,
     canvas: tuple[int, int] = (1024, 1024),
+    options: ReadOptions = AS_STORED,
     full: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Report:
     """Check annotations and images of all splits. Faults of the data are in the report; none is raised.
 
     num_queries: more instances than this in an image are a warning; None: no limit. canvas: (height, width) of
-    training, for `mask_ceilings`. full: decode every image, compare images by their pixels, look for filled holes,
-    measure the ceilings; otherwise (at the start of training) only the headers of the image files are read.
+    training, for `mask_ceilings`. options: how images are read. full: decode every image, compare images by their
+    pixels, look for filled holes, measure the ceilings; otherwise (at the start of training) the headers of the image
+    files are read, and 16 images decoded.
     """
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
     for name, (data, faults) in parse_splits(splits).items():
         reports[name].data, reports[name].faults = data, faults
     images = [(report, record) for report in reports.values() if report.data for record in report.data.images]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        found = threads.map(lambda pair: _check_image(pair[1], full), images)
+        decoded = range(len(images)) if full else sample_numbers(len(images), _SAMPLED)
+        found = threads.map(lambda item: check_image(item[1][1], options, decode=item[0] in decoded), enumerate(images))
+        findings: dict[int, list[ImageFindings]] = defaultdict(list)
         digests: dict[str, str] = {}  # absolute path -> of the pixels
-        for done, ((report, record), (faults, digest)) in enumerate(zip(images, found, strict=True), start=1):
-            report.faults += faults
-            digests |= {os.path.abspath(record.path): digest} if digest else {}
+        for done, ((report, _), one) in enumerate(zip(images, found, strict=True), start=1):
+            findings[id(report)].append(one)
+            if full and one.examined is not None and one.examined.digest:
+                digests[os.path.abspath(one.record.path)] = one.examined.digest
             if progress is not None:
                 progress(done, len(images))
+    for report in reports.values():
+        report.faults += group_findings(findings[id(report)], options)
     for name, report in reports.items():
         if report.data is not None:
             report.statistics = statistics_of(report.data)
@@ -204,37 +212,6 @@ def _drop_repeated(splits: Mapping[str, Split], reports: Mapping[str, SplitRepor
         earlier = seen[splits[name].annotations]
         report.faults = [fault for fault in report.faults if fault not in earlier]
         earlier.update(report.faults)
-
-
-def _check_image(record: ImageRecord, full: bool) -> tuple[list[Fault], str]:
-    """Faults of one image file: unreadable, of another size than the annotations state, rotated by EXIF.
-
-    With them a digest of its pixels, if it is decoded (full) and has more than one colour.
-    """
-    digest = ""
-    try:
-        header = read_header(record.path)
-        if full:
-            pixels = decode_image(record.path.read_bytes(), record.path)
-            if (pixels != pixels[0, 0]).any():
-                digest = hashlib.blake2b(pixels.data, digest_size=16).hexdigest() + str(pixels.shape)
-    except (DatasetError, OSError) as error:
-        return [Fault("error", record.id, None, str(error))], ""
-    faults = []
-    stated, stored = (record.height, record.width), (header.height, header.width)
-    try:
-        check_image_size(record.file_name, stated, stored)
-    except DatasetError as error:
-        rotated = stored == stated[::-1] and header.orientation > 4
-        hint = " (they may have been made on the image as EXIF rotates it)" if rotated else ""
-        faults.append(Fault("error", record.id, None, f"{error}{hint}"))
-    if header.orientation != 1:
-        reason = (
-            f"{record.file_name}: EXIF orientation {header.orientation} is not applied; pixels are taken as stored, as "
-            "COCO annotations count them"
-        )
-        faults.append(Fault("note", record.id, None, reason))
-    return faults, digest
 
 
 def _check_content(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from ..canvas import check_canvas, padded_size
+from ..read_options import AS_STORED, ReadOptions
 from .coco import CocoData, ImageRecord
 from .copy_paste import PlacedImage, paste
 from .fitting import Matrix, fit_matrix, size_on_canvas, to_pixel_values, warp_image
@@ -59,9 +60,11 @@ class CocoInstanceDataset(Dataset[Sample]):
         image_mean: Sequence[float],
         image_std: Sequence[float],
         augmentation: Augmentation | None = None,
+        options: ReadOptions = AS_STORED,
         seed: int = 0,
     ) -> None:
         """image_height, image_width: the canvas. augmentation None: every image fitted into the canvas, nothing random.
+        options: how image files are read.
 
         Raises OptionError, with the nearest valid sizes, unless both sides of the canvas are multiples of 16.
         """
@@ -70,6 +73,7 @@ class CocoInstanceDataset(Dataset[Sample]):
         self.tensor_size = padded_size(image_height, image_width)
         self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
         self.augmentation = augmentation
+        self.options = options
         self.seed = seed
         self.epoch = 0
         self.images = data.images
@@ -110,7 +114,7 @@ class CocoInstanceDataset(Dataset[Sample]):
 
     def _place(self, record: ImageRecord, rng: np.random.Generator) -> PlacedImage:
         """An image placed on the canvas, with the instances that the canvas still shows."""
-        image = read_image(record.path)
+        image = read_image(record.path, self.options)
         check_image_size(f"image {record.id}, {record.path}", (record.height, record.width), image.shape[:2])
         # A transposed image is placed on a canvas with its sides exchanged, then the result is transposed.
         transposed = self.augmentation is not None and self.augmentation.flip == "all" and rng.random() < 0.5

@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from .faults import count_of
-from .images import IMAGE_SUFFIXES, has_image_head
+from .file_kinds import HEAD, IMAGE_SUFFIXES, has_image_head
 
 _KEPT_BY_SYSTEMS = frozenset(
     {"__macosx", "@eadir", "@__thumb", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
     | {"thumbs.db", "desktop.ini"}
 )
 """Names (lower case) that macOS, Synology, QNAP, Windows and Linux make: thumbnails, resource forks, deleted files."""
-
-HEAD = 64  # bytes of a file without an ending that are read
 
 
 @dataclass

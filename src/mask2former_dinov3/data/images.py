@@ -1,110 +1,139 @@
 """Read image files as RGB arrays: one rule per kind of pixel, the same in training, evaluation and prediction.
 
-Pixels are taken as they are stored. An EXIF orientation is *not* applied: COCO annotations (and pycocotools) count rows
-and columns of the stored image, and a labelling tool that rotates the image first has to save it rotated.
+Pixels are taken as they are stored. An orientation (EXIF, the TIFF tag, XMP) is *not* applied: COCO annotations (and
+pycocotools) count rows and columns of the stored image, and a labelling tool that rotates the image first has to save
+it rotated. Pillow applies it to TIFF files, which is prevented here.
 
 | stored as | becomes |
 |---|---|
-| grey (1, 8 bit), grey + alpha | the grey value three times; alpha is dropped, not blended |
+| grey (1 to 8 bits), grey + alpha | the grey value three times; alpha is dropped, not blended |
 | RGB + alpha, palette (with or without transparency) | the stored colour; alpha is dropped, not blended |
-| 16-bit grey (also 32-bit integers within 0..65535) | value * 255 / 65535, rounded: the type's range, not the image's |
+| grey of 9 to 16 bits (also wider integers within 0..65535) | scaled from the type's range to 0..255, rounded |
+| colours of 9 to 16 bits | their 8 highest bits |
+| signed integers | as unsigned ones; negative values are refused |
 | CMYK, YCbCr, LAB, HSV | RGB as Pillow converts it, without colour profile |
-| floating point, 32-bit integers beyond 0..65535 | refused: there is no agreed range |
+| TIFF with 3 samples without a colour | red, green and blue; another number of them: the option `channels` chooses |
+| floating point, integers beyond 0..65535 | refused: there is no agreed range |
 
-Of a file with several frames (animated GIF or WebP, multi-page TIFF) the first is read.
+The option `value_range` replaces the type's range for more than 8 bits and for signed integers, and gives one to
+floating point (`sample_values.to_eight_bits`).
+
+Of a file with several pages, frames or channels the first is read, or those that `ReadOptions` name. Pillow decodes;
+JPEG data are decoded strictly (`jpeg_data`), OpenCV reads PNG, TIFF and JPEG 2000 of more than 8 bits, and rasterio, if
+it is installed, what neither can decode. Damaged data are refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DatasetError, mismatch
+from ..extras import is_installed
+from ..read_options import AS_STORED, ReadOptions
+from .file_kinds import describe_head
+from .gdal_files import open_gdal
+from .jpeg_data import MAGIC_BYTES, check_jpeg, decode_strictly
+from .pillow_pixels import EXIF_ORIENTATION, decode_with_opencv, image_values, pick_channels
+from .sample_values import SampleType, Values, finite_range, to_eight_bits
+from .tiff_pixels import decode_tiff
+from .tiff_tags import MAGIC, read_tiff
 
-_NO_PICTURES = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PALM", "PDF", "WMF"})
-_TOLD_BY_HEAD = ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000", "AVIF", "QOI")
-
-IMAGE_SUFFIXES = frozenset(ending for ending, kind in Image.registered_extensions().items() if kind not in _NO_PICTURES)
-"""File name endings (lower case) that count as an image where a folder is listed: those that Pillow reads here."""
-
-_EXIF_ORIENTATION = 0x0112
-_SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
-_PLAIN_MODES = frozenset({"1", "L", "LA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
+_START = 4096  # bytes of a file that are enough to recognise its kind
+_PNG_BITS, _PNG_COLOURS = 24, 25  # their places in a PNG
+_PNG_GREY_ALPHA = 4
+_JP2_START = b"\xff\x4f\xff\x51"  # of the codestream of JPEG 2000
+_JP2_CHANNELS, _JP2_BITS = 40, 42  # the places of these numbers in it
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """Size in pixels as stored, and EXIF orientation, read before any pixel is decoded."""
+    """What a file says before any pixel is decoded: size in pixels as stored, orientation, what is not read of it."""
 
     height: int
     width: int
-    orientation: int  # 1..8; 1 is upright, and what a file without EXIF has
+    orientation: int  # 1..8; 1 is upright, and what a file without it has
+    unread: str = ""  # such as "5 pages, the first is read"; empty if all is read
 
 
-def read_image(path: Path | str) -> npt.NDArray[np.uint8]:
+@dataclass(frozen=True, slots=True)
+class ExaminedImage:
+    """A decoded file: (height, width), whether `value_range` applies to it, and its lowest and highest value.
+
+    darkest, brightest: the lowest and highest value of its RGB, 0..255. digest: of its RGB; empty if all pixels are
+    equal.
+    """
+
+    size: tuple[int, int]
+    has_range: bool
+    low: float
+    high: float
+    darkest: int
+    brightest: int
+    digest: str
+
+
+def read_image(path: Path | str, options: ReadOptions = AS_STORED) -> npt.NDArray[np.uint8]:
     """Read an image file as RGB, (H, W, 3) uint8; the array is writable and shares no memory.
 
     Raises DatasetError, naming the file, if it is missing, damaged, not an image, too large, or of a refused kind.
     """
-    with name_errors(path), Image.open(path) as image:
-        return to_rgb(image)
+    with name_errors(path), open(path, "rb") as file:
+        return _to_rgb_array(*_decode(file, options), options)
 
 
-def decode_image(data: bytes, name: Path | str) -> npt.NDArray[np.uint8]:
+def decode_image(data: bytes, name: Path | str, options: ReadOptions = AS_STORED) -> npt.NDArray[np.uint8]:
     """As `read_image`, from the bytes of a file; `name` is what an error calls it."""
-    with name_errors(name), Image.open(io.BytesIO(data)) as image:
-        return to_rgb(image)
+    with name_errors(name):
+        return _to_rgb_array(*_decode(io.BytesIO(data), options), options)
 
 
-def read_header(path: Path | str) -> ImageHeader:
-    """Read size and EXIF orientation without decoding pixels. Raises DatasetError as `read_image` does."""
-    with name_errors(path), Image.open(path) as image:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        known = isinstance(orientation, int) and 1 <= orientation <= 8  # some cameras write 0 for "unknown"
-        return ImageHeader(image.height, image.width, orientation if known else 1)
+def read_header(path: Path | str, options: ReadOptions = AS_STORED) -> ImageHeader:
+    """Read size and orientation without decoding pixels. Raises DatasetError as `read_image` does."""
+    with name_errors(path), open(path, "rb") as file:
+        if (tiff := read_tiff(file)) is not None:
+            page = tiff.chosen(options)[0][0]
+            return ImageHeader(page.height, page.width, page.orientation, tiff.describe_unread(options))
+        with Image.open(file) as image:
+            seek_frame(image, options)
+            unread = _describe_frames(image, options)
+            return ImageHeader(image.height, image.width, _orientation_of(image), unread)
 
 
-def to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+def examine_image(path: Path | str, options: ReadOptions = AS_STORED) -> ExaminedImage:
+    """Decode a file and measure its values; a TIFF by deflate is decompressed twice, to find all damage.
+
+    Raises DatasetError as `read_image` does.
+    """
+    with name_errors(path), open(path, "rb") as file:
+        values, kind = _decode(file, options, thorough=True)
+        rgb = _to_rgb_array(values, kind, options)
+        has_range = kind.bits > 8 or values.dtype.kind != "u"
+        low, high = finite_range(values) if has_range else (0.0, 255.0)
+        digest = ""
+        if (rgb != rgb[0, 0]).any():
+            digest = hashlib.blake2b(rgb.tobytes(), digest_size=16).hexdigest() + str(rgb.shape)
+        size = rgb.shape[0], rgb.shape[1]
+        return ExaminedImage(size, has_range, low, high, int(rgb.min()), int(rgb.max()), digest)
+
+
+def to_rgb(image: Image.Image, options: ReadOptions = AS_STORED) -> npt.NDArray[np.uint8]:
     """Convert a Pillow image of any mode to RGB, (H, W, 3) uint8, by the table at the top of this module.
 
     Raises DatasetError for a mode without an agreed range (floating point), OSError if the file behind it is cut short.
     """
     if image.width == 0 or image.height == 0:
         raise DatasetError(f"expected an image with pixels, got {image.height} x {image.width} (height x width)")
-    if image.mode in _SIXTEEN_BIT_MODES:
-        grey = sixteen_to_eight(np.asarray(image))
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode in ("P", "PA"):
-        # Through RGBA: converting straight to RGB, Pillow warns about (and may apply) palette transparency.
-        image = image.convert("RGBA")
-    elif image.mode not in _PLAIN_MODES:
-        raise DatasetError(
-            f"expected grey, RGB, palette, CMYK or 16-bit grey pixels, got Pillow mode {image.mode!r}, which has no "
-            "agreed range of values; save the image with 8 or 16 bits per channel"
-        )
-    return np.array(image.convert("RGB"))
-
-
-def sixteen_to_eight(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    """Scale (H, W) integers of 16 bits (or wider, if they fit) from 0..65535 to 0..255, rounded.
-
-    Raises DatasetError for values outside 0..65535.
-    """
-    if values.dtype.itemsize > 2:
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > 65535:
-            raise DatasetError(
-                f"expected grey values of 16 bits (0..65535), got {low}..{high} in a 32-bit image; save it with 16 bits"
-            )
-    wide = values.astype(np.uint32)
-    return ((wide * 255 + 32767) // 65535).astype(np.uint8)
+    return _to_rgb_array(*image_values(image, options.channels), options)
 
 
 def check_image_size(where: str, stated: tuple[int, ...], stored: tuple[int, ...]) -> None:
@@ -116,12 +145,6 @@ def check_image_size(where: str, stated: tuple[int, ...], stored: tuple[int, ...
         expected = f"{stated[0]} x {stated[1]} pixels (height x width) as in the annotations"
         advice = "correct the annotations, or use the image that they were made on"
         raise DatasetError(f"{where}: {mismatch(expected, f'{stored[0]} x {stored[1]}', advice)}")
-
-
-def has_image_head(head: bytes) -> bool:
-    """Whether the first bytes of a file are those of a common kind of image."""
-    tests = (Image.OPEN[kind][1] for kind in _TOLD_BY_HEAD if kind in Image.OPEN)
-    return bool(head) and any(accept is not None and accept(head) is True for accept in tests)
 
 
 @contextmanager
@@ -140,7 +163,7 @@ def name_errors(name: Path | str) -> Iterator[None]:
         raise DatasetError(f"{name}: {mismatch(expected, 'permission denied')}") from error
     except UnidentifiedImageError as error:
         kinds = "an image file (JPEG, PNG, WebP, BMP, TIFF, or another format of Pillow)"
-        raise DatasetError(f"{name}: {mismatch(kinds, 'another kind of file')}") from error
+        raise DatasetError(f"{name}: {mismatch(kinds, *describe_head(name))}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         got = f"one of over {limit:,} pixels (refused as a possible bomb)"
@@ -150,3 +173,88 @@ def name_errors(name: Path | str) -> Iterator[None]:
         reason = " ".join(str(error).split())
         got = "one that is damaged or cut short" + (f" ({reason})" if reason else "")
         raise DatasetError(f"{name}: {mismatch(expected, got)}") from error
+
+
+def _to_rgb_array(values: Values, kind: SampleType, options: ReadOptions) -> npt.NDArray[np.uint8]:
+    rgb = to_eight_bits(values, kind, options)
+    return rgb if rgb.flags.writeable and rgb.base is None else rgb.copy()
+
+
+def _decode(file: IO[bytes], options: ReadOptions, thorough: bool = False) -> tuple[Values, SampleType]:
+    """The stored values of a file, (h, w, 1) grey or (h, w, 3) colours, and what they mean."""
+    start = file.read(_START)
+    file.seek(0)
+    if start.startswith(MAGIC) and (tiff := read_tiff(file)) is not None:
+        return decode_tiff(file, tiff, options, thorough)
+    if start.startswith(MAGIC_BYTES):
+        return _decode_jpeg(file.read(), options)
+    with Image.open(file) as image:
+        seek_frame(image, options)
+        if (bits := _deep_bits(image.format, start)) and options.page == 1:
+            values = _decode_deep(file, image.format, start, bits)
+            return pick_channels(values, options.channels), SampleType(bits)
+        if image.format == "PPM" and image.mode == "I":  # states its own highest value, and is scaled by it already
+            return to_eight_bits(np.asarray(image)[:, :, None], SampleType(16), AS_STORED), SampleType()
+        return image_values(image, options.channels)
+
+
+def _decode_jpeg(data: bytes, options: ReadOptions) -> tuple[Values, SampleType]:
+    with Image.open(io.BytesIO(data)) as image:
+        simple = image.mode in ("L", "RGB") and options.page == 1 and options.channels is None
+        if simple and (rgb := decode_strictly(data)) is not None:
+            return rgb, SampleType()
+        check_jpeg(data)
+        seek_frame(image, options)
+        return image_values(image, options.channels)
+
+
+def _deep_bits(format_: str | None, start: bytes) -> int:
+    """Bits per channel of PNG and JPEG 2000 with more than 8, which Pillow cuts or scales; otherwise 0."""
+    if format_ == "PNG":
+        grey = start[_PNG_COLOURS] == 0
+        return 16 if start[_PNG_BITS] == 16 and not grey else 0
+    if format_ == "JPEG2000" and (place := start.find(_JP2_START)) >= 0 and place + _JP2_BITS < len(start):
+        bits = (start[place + _JP2_BITS] & 0x7F) + 1
+        return bits if bits > 8 else 0
+    return 0
+
+
+def _decode_deep(file: IO[bytes], format_: str | None, start: bytes, bits: int) -> Values:
+    """(h, w, c) values of a PNG or a JPEG 2000 of more than 8 bits."""
+    if format_ == "PNG":
+        values = decode_with_opencv(file)
+        repeated = start[_PNG_COLOURS] == _PNG_GREY_ALPHA and values.shape[2] == 4
+        return values[:, :, [0, 3]] if repeated else values
+    place = start.find(_JP2_START) + _JP2_CHANNELS
+    channels = int.from_bytes(start[place : place + 2])
+    if channels == 1:
+        return decode_with_opencv(file)
+    if not is_installed("rasterio"):  # OpenCV gives the first channel of three, and Pillow fails
+        advice = "pip install 'mask2former-dinov3[large]' reads it, or save it with 8 bits"
+        got = f"one with {channels} channels of {bits} bits"
+        raise DatasetError(mismatch("a JPEG 2000 of up to 8 bits, or of one channel", got, advice))
+    file.seek(0)
+    with open_gdal(file.read(), "JP2OpenJPEG") as dataset:
+        return np.moveaxis(dataset.read(), 0, -1)
+
+
+def seek_frame(image: Image.Image, options: ReadOptions) -> None:
+    """Go to the chosen page or frame. Raises DatasetError where there is none of this number."""
+    try:
+        image.seek(options.page - 1)
+    except EOFError as error:
+        count = getattr(image, "n_frames", 1)
+        got = f"a file with {count} page{'s' * (count > 1)}"
+        raise DatasetError(mismatch(f"a page {options.page}", got, "choose another page")) from error
+
+
+def _describe_frames(image: Image.Image, options: ReadOptions) -> str:
+    count = getattr(image, "n_frames", 1)
+    which = "the first" if options.page == 1 else f"number {options.page}"
+    return f"{count} frames, {which} is read" if count > 1 else ""
+
+
+def _orientation_of(image: Image.Image) -> int:
+    """The orientation that a file states, by EXIF, its TIFF tag or XMP: 1..8; 1 where it states none."""
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1  # some cameras write 0 for "unknown"

@@ -202,7 +202,7 @@ def _load_batches(
     """Batches of prepared images; while the model works on one, the next is loaded."""
 
     def load(record: ImageRecord) -> tuple[ImageRecord, Prepared]:
-        image = read_image(record.path)
+        image = read_image(record.path, processor.read_options)
         check_image_size(f"image {record.id}, {record.path}", (record.height, record.width), image.shape[:2])
         return record, processor.prepare(image)
 

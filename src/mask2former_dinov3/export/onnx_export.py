@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 import tempfile
@@ -222,6 +223,9 @@ def build_metadata(
         mask_stride=int(config.mask_stride),
         num_queries=config.num_queries,
         licence=licence,
+        value_range=processor.value_range,
+        page=processor.page,
+        channels=processor.channels,
     )
 
 
@@ -248,7 +252,9 @@ def change_canvas(
 ) -> Mask2FormerDinov3ImageProcessor:
     """A copy of an image processor for another canvas."""
     size = {"height": height, "width": width}
-    return Mask2FormerDinov3ImageProcessor(size, processor.image_mean, processor.image_std)
+    changed = copy.deepcopy(processor)
+    changed.size = size
+    return changed
 
 
 def feed_of(processor: Mask2FormerDinov3ImageProcessor, prepared: Prepared) -> Feed:

@@ -23,6 +23,7 @@ from ..errors import OptionError
 from ..instances import Instances
 from ..model import Mask2FormerDinov3Config
 from ..model.configuration import IMAGENET
+from ..read_options import AS_STORED, ReadOptions
 from .load_images import ImageLike, as_list, load_image
 from .postprocess import Logits, logits_of, pixel_mask_of, post_process, real_sizes
 from .segment_maps import Segments, to_binary_masks, to_coco_rles, to_segment_map
@@ -43,8 +44,9 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
     """Fits images into the training canvas (up or down, aspect kept), top left, and pads right and bottom.
 
     size: {"height", "width"} of the canvas, multiples of 16; tensors are padded to multiples of 32. image_mean,
-    image_std: of RGB in 0..1. These are the values that the weights were trained with, stored in
-    preprocessor_config.json; no step can be switched off, because the weights know no other input.
+    image_std: of RGB in 0..1. value_range, page, channels: how image files are read (`ReadOptions`). These are the
+    values that the weights were trained with, stored in preprocessor_config.json; no step can be switched off, because
+    the weights know no other input.
 
     The padding always fills the whole canvas, so the result for an image does not depend on its batch.
     """
@@ -56,9 +58,12 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         size: dict[str, int] | None = None,
         image_mean: Sequence[float] = IMAGENET[0],
         image_std: Sequence[float] = IMAGENET[1],
+        value_range: str = AS_STORED.value_range,
+        page: int = AS_STORED.page,
+        channels: Sequence[int] | None = None,
         **kwargs: object,
     ) -> None:
-        """Raises OptionError for an invalid size, mean or std."""
+        """Raises OptionError for an invalid size, mean or std, or an invalid `ReadOptions`."""
         if self._auto_class is None:  # these keys describe code in the folder this was read from (`bundled_code`)
             kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "video_processor_type")}
         super().__init__(**kwargs)
@@ -73,6 +78,14 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         self.size = {"height": int(size["height"]), "width": int(size["width"])}
         self.image_mean = [float(value) for value in image_mean]
         self.image_std = [float(value) for value in image_std]
+        options = ReadOptions(value_range, page, None if channels is None else tuple(channels))
+        self.value_range, self.page = options.value_range, options.page
+        self.channels = None if options.channels is None else list(options.channels)  # as JSON gives it back
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How image files are read; everything that reads files for this model takes it from here."""
+        return ReadOptions(self.value_range, self.page, None if self.channels is None else tuple(self.channels))
 
     def preprocess(
         self, images: ImageLike | Sequence[ImageLike], return_tensors: str | None = "pt", **kwargs: object
@@ -95,7 +108,7 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
 
     def prepare(self, image: ImageLike) -> Prepared:
         """Load one image and put it on the canvas. Threads may call this at the same time."""
-        rgb = load_image(image)
+        rgb = load_image(image, self.read_options)
         return self.on_canvas(fit_image(rgb, self.size["height"], self.size["width"]), (rgb.shape[0], rgb.shape[1]))
 
     def on_canvas(self, fitted: NDArray[np.uint8], original_size: tuple[int, int]) -> Prepared:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..data.images import read_image, to_rgb
 from ..errors import OptionError
+from ..read_options import AS_STORED, ReadOptions
 
 ImageLike: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 """A path, a PIL image, or an RGB array (H, W, 3) of uint8."""
@@ -24,15 +25,16 @@ def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     return list(images)
 
 
-def load_image(image: ImageLike) -> NDArray[np.uint8]:
+def load_image(image: ImageLike, options: ReadOptions = AS_STORED) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB of an image; files and PIL images are converted by the table of `data.images`.
 
-    Raises DatasetError for a file that cannot be read as an image, OptionError for an array that is no RGB image.
+    options: of the model; an array is used as it is. Raises DatasetError for a file that cannot be read as an image,
+    OptionError for an array that is no RGB image.
     """
     if isinstance(image, str | PathLike):
-        return read_image(str(image))
+        return read_image(str(image), options)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return to_rgb(image, options)
     expected = "a path, a PIL image or an RGB array (height, width, 3) of uint8"
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from ..canvas import PADDING
 from ..errors import CheckpointError, OptionError, mismatch
 from ..extras import require
 from ..model import Mask2FormerDinov3Output
+from ..read_options import AS_STORED
 from .image_processing import Mask2FormerDinov3ImageProcessor
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class OnnxMetadata:
     producer: package -> version. classes, category_ids: name and id by label. mean, std: of RGB in 0..1. canvas:
     (height, width) that images are fitted into. precision: fp32, fp16 or int8. mask_stride: pixels of the input per
     pixel of the mask logits. licence: of `code` and of `weights`, and `weights_text` where the licence requires it.
+    value_range, page, channels: of `ReadOptions`; absent in files of earlier versions.
     """
 
     format_version: int
@@ -52,6 +54,9 @@ class OnnxMetadata:
     mask_stride: int
     num_queries: int
     licence: dict[str, str]
+    value_range: str = AS_STORED.value_range
+    page: int = AS_STORED.page
+    channels: list[int] | None = None
 
     def to_properties(self) -> dict[str, str]:
         """The metadata as ONNX stores them: names and texts."""
@@ -60,12 +65,16 @@ class OnnxMetadata:
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> OnnxMetadata:
         """The inverse of `to_properties`. Raises KeyError for a missing field, ValueError for text that is not JSON."""
-        return cls(**{field.name: json.loads(properties[field.name]) for field in fields(cls)})
+        given = [field for field in fields(cls) if field.name in properties or field.default is MISSING]
+        return cls(**{field.name: json.loads(properties[field.name]) for field in given})
 
     def processor(self) -> Mask2FormerDinov3ImageProcessor:
         """The image processor that makes inputs for the file."""
         height, width = self.canvas
-        return Mask2FormerDinov3ImageProcessor({"height": height, "width": width}, self.mean, self.std)
+        size = {"height": height, "width": width}
+        return Mask2FormerDinov3ImageProcessor(
+            size, self.mean, self.std, value_range=self.value_range, page=self.page, channels=self.channels
+        )
 
 
 @dataclass(frozen=True)

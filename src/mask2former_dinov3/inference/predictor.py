@@ -112,10 +112,11 @@ class Predictor:
         return found[0] if is_single else found
 
     def _predict_in_tiles(self, image: ImageLike, tile: int, settings: InferenceSettings) -> Instances:
+        options = self.processor.read_options
         with (
-            open_image(Path(image))
+            open_image(Path(image), options)
             if isinstance(image, str | PathLike)
-            else nullcontext(ImageReader.of(load_image(image))) as reader
+            else nullcontext(ImageReader.of(load_image(image, options))) as reader
         ):
             grid = Grid.of(reader.height, reader.width, tile, settings.overlap)
             return merge_rows(self.predict_rows(reader, grid, settings), grid, self.categories)
@@ -183,6 +184,9 @@ def load_network(
             processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
         except OptionError as error:  # of the file's values, not of an option
             raise CheckpointError(f"{name}: {file}: {error}") from error
+    if config.value_range != processor.value_range:
+        expected = f"value_range {processor.value_range!r} as in {file}"
+        raise CheckpointError(f"{name}: config.json: {mismatch(expected, repr(config.value_range))}")
     return network.to(target).eval(), processor
 
 

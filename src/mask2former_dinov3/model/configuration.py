@@ -92,6 +92,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         mask_stride: pixels of the input per pixel of `masks_queries_logits`: `finest_stride` (default) or half of it.
         category_ids: label -> category id in the data set that the model was trained on; default 1..K.
         backbone_source: origin of the backbone's weights (hub id or folder), None for random weights.
+        value_range: as in `preprocessor_config.json`, which is what readers of images use.
         decoder_layers: as in Hugging Face's config: 10 means 9 layers and the initial prediction.
 
     Raises ValueError, with field, value and remedy, for values that this architecture does not support.
@@ -115,6 +116,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     neck: str = "pyramid"
     neck_channels: list[int] | tuple[int, ...] | None = None
     category_ids: list[int] | tuple[int, ...] | None = None
+    value_range: str = "full"
     feature_size: int = 256
     mask_feature_size: int = 256
     hidden_dim: int = 256

@@ -14,6 +14,7 @@ from ..data.coco import Category, ImageRecord
 from ..data.coco_types import CocoResult
 from ..data.images import read_image
 from ..instances import Instances
+from ..read_options import AS_STORED, ReadOptions
 from ..visualize import Picture, draw_instances, enlargement
 from .card import Overlay
 
@@ -34,7 +35,9 @@ def choose_image(images: Sequence[ImageRecord]) -> ImageRecord:
     return max(images[:CANDIDATES], key=rank)
 
 
-def draw_card_picture(record: ImageRecord, results: Sequence[CocoResult], categories: Sequence[Category]) -> Overlay:
+def draw_card_picture(
+    record: ImageRecord, results: Sequence[CocoResult], categories: Sequence[Category], options: ReadOptions = AS_STORED
+) -> Overlay:
     """Draw the COCO results of an image with a score of at least 0.5 into it, at most 1024 pixels and 300 kB.
 
     If fewer results reach 0.5 than the image has annotations, draw as many of the best-scored ones as it has.
@@ -53,7 +56,7 @@ def draw_card_picture(record: ImageRecord, results: Sequence[CocoResult], catego
         np.array([result["score"] for result in drawn], np.float32),
         tuple((category.id, category.name) for category in categories),
     )
-    image, instances = shrink_to_card(read_image(record.path), instances)
+    image, instances = shrink_to_card(read_image(record.path, options), instances)
     picture = draw_instances(image, instances, scale=enlargement(instances))
     sure = sum(result["score"] >= 0.5 for result in best)
     why = "" if threshold >= 0.5 else f"; only {sure} reach 0.50, so the best-scored ones are drawn"

@@ -143,7 +143,7 @@ class ModelQueue:
 
     def _decode(self, data: bytes, name: str, wanted: Wanted) -> NDArray[np.uint8]:
         check_header(data, name, self.limits.max_pixels, wanted)
-        return decode_image(data, name)
+        return decode_image(data, name, self.predictor.processor.read_options)
 
     def _prepare(self, data: bytes, name: str, wanted: Wanted) -> tuple[NDArray[np.uint8] | None, Prepared]:
         """The pixels (None unless an overlay is wanted), and the image on the model's canvas."""

@@ -74,6 +74,7 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         model = from_backbone(config.backbone, config.hub_token, **fields)
     else:
         model = _build_from_head(config.head, config, fields)
+    model.config.value_range = config.value_range
     choose_trained(model, config)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
@@ -115,6 +116,8 @@ def _build_from_head(
             changes = {**fields, "backbone_config": pretrained.config, "backbone_source": config.backbone}
             if pretrained.config.model_type != "dinov3_vit":
                 changes["neck"] = "none"
+    if not found.published and own.value_range != config.value_range:
+        logger.warning("value_range: %s, but %s was trained with %s", config.value_range, head, own.value_range)
     model, table = rebuild(found, **changes)
     if pretrained is not None:
         model.backbone.load_state_dict(pretrained.state_dict())
@@ -162,5 +165,10 @@ def build_processor(
     # A model folder has them, so the hub of its backbone is not asked.
     mean, std = pixel_statistics(model.name_or_path or model.config.backbone_source, config.hub_token)
     return Mask2FormerDinov3ImageProcessor(
-        size={"height": config.image_height, "width": config.image_width}, image_mean=mean, image_std=std
+        size={"height": config.image_height, "width": config.image_width},
+        image_mean=mean,
+        image_std=std,
+        value_range=config.value_range,
+        page=config.page,
+        channels=config.channels,
     )

@@ -200,7 +200,7 @@ class Run:
             return None
         image = choose_image(self.data["valid"].images)
         shown = [result for result in results if result["image_id"] == image.id]
-        return draw_card_picture(image, shown, self.data["valid"].categories)
+        return draw_card_picture(image, shown, self.data["valid"].categories, self.processor.read_options)
 
     def save_checkpoint(self) -> Path:
         """Save a checkpoint, then remove the oldest ones beyond `save_total_limit`; returns the new folder."""

@@ -162,7 +162,7 @@ def load_data(config: TrainConfig) -> dict[str, CocoData]:
     if "train" not in splits:
         raise DatasetError(f"{config.dataset_name}: expected training data, got only {', '.join(splits)}")
     num_queries = None if config.num_queries == "auto" else config.num_queries
-    report = check_data(splits, notes, num_queries=num_queries, full=False)
+    report = check_data(splits, notes, num_queries=num_queries, options=config.read_options, full=False)
     report.raise_errors()
     logger.info("%s", report.text(limit=5))
     return report.data
@@ -251,6 +251,7 @@ def training_dataset(
         image_width=config.image_width,
         image_mean=processor.image_mean,
         image_std=processor.image_std,
+        options=processor.read_options,
         augmentation=Augmentation(
             scale_min=config.scale_min,
             scale_max=config.scale_max,

@@ -80,6 +80,20 @@ def test_predict_files__does_all_it_can_and_reports_the_rest(predictor: Predicto
     assert evaluate_coco(truth, results)["images"] == 3
 
 
+def test_predict_files__counts_files_that_are_read_in_part(predictor: Predictor, tmp_path: Path) -> None:
+    pages = [Image.fromarray(picture(seed)) for seed in range(5)]
+    for name in ("a.tif", "b.tif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "c.gif", save_all=True, append_images=pages[1:3])
+    pages[0].save(tmp_path / "d.png")
+    text = predict_files(predictor, [tmp_path], tmp_path / "out", settings=ALL, save=("coco",)).text()
+    notes = [line for line in text.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: 2 images: 5 pages, the first is read",
+        f"note: {tmp_path}/c.gif: 3 frames, the first is read",
+    ]
+
+
 def test_predict_files__names_images_without_a_detection(predictor: Predictor, tmp_path: Path) -> None:
     Image.fromarray(picture()).save(tmp_path / "a.png")
     summary = predict_files(

@@ -6,7 +6,7 @@ import errno
 import json
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ...atomic_files import check_writable, write_file, write_text
 from ...data.image_folders import PassedOver
-from ...data.images import read_image
+from ...data.images import read_header, read_image
 from ...errors import DatasetError, OptionError, mismatch, system_reason
 from ...instances import Instances
 from ...version import __version__
@@ -39,9 +39,11 @@ RESULTS_AT_ONCE = 1000  # COCO results that are written and read together; a lar
 
 @dataclass
 class PredictionSummary:
-    """What `predict_files` did. failed: (input, reason). without_detection: images with nothing above the threshold.
+    """What `predict_files` did.
 
-    passed_over: the files of folders that are no images.
+    failed: (input, reason). without_detection: images with nothing above the threshold. passed_over: the files of
+    folders that are no images. unread: what of a file was not read, such as "5 pages, the first is read" -> the files,
+    among those that this call read.
     """
 
     output: Path
@@ -51,6 +53,7 @@ class PredictionSummary:
     failed: list[tuple[str, str]] = field(default_factory=list)
     overlays: list[Path] = field(default_factory=list)
     passed_over: PassedOver = field(default_factory=PassedOver)
+    unread: dict[str, list[Path]] = field(default_factory=dict)
 
     def text(self) -> str:
         """The summary for people: counts, then the images without a detection and the inputs that failed."""
@@ -60,6 +63,9 @@ class PredictionSummary:
             lines.extend(f"  {escape_unprintable(path)}" for path in self.without_detection)
         if passed_over := self.passed_over.text():
             lines.append(escape_unprintable(passed_over))
+        for text, files in self.unread.items():
+            where = escape_unprintable(files[0]) if len(files) == 1 else f"{len(files)} images"
+            lines.append(f"note: {where}: {text}")
         if self.failed:
             lines.append(f"{len(self.failed)} failed:")
             lines.extend(f"  {escape_unprintable(reason)}" for _, reason in self.failed)
@@ -103,6 +109,7 @@ def predict_files(
         "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
         "threshold": settings.threshold,
         "max_detections": settings.max_detections,
+        "read": asdict(predictor.processor.read_options),
         "tile": None if settings.tile is None else [settings.tile, settings.overlap],
         "save": sorted(save),
     }
@@ -144,17 +151,19 @@ def _name_saving_errors(file: _File) -> Iterator[None]:
 
 
 class _Loaded(NamedTuple):
-    """A file that has been read and prepared."""
+    """A file that has been read and prepared. unread: what of it was not read."""
 
     file: _File
+    unread: str
     rgb: NDArray[np.uint8]
     prepared: Prepared
 
 
 class _Large(NamedTuple):
-    """A file that is larger than a tile; it is read in parts."""
+    """A file that is larger than a tile; it is read in parts. unread: what of it is not read."""
 
     file: _File
+    unread: str
 
 
 class _Failed(NamedTuple):
@@ -209,6 +218,8 @@ class _Run:
         batch: list[_Loaded] = []
         with closing(prefetch(files, self._load, ahead=self.settings.batch_size)) as loaded:
             for one in loaded:
+                if not isinstance(one, _Failed) and one.unread:
+                    self.summary.unread.setdefault(one.unread, []).append(one.file.path)
                 if isinstance(one, _Failed):
                     self._fail(one.file, one.error)
                 elif isinstance(one, _Large):
@@ -224,12 +235,12 @@ class _Run:
 
     def _load(self, file: _File) -> _Loaded | _Large | _Failed:
         """Read and prepare one file; called in threads."""
-        tile = self.settings.tile
+        tile, options = self.settings.tile, self.predictor.processor.read_options
         try:
-            if tile is not None and max(image_size(file.path)) > tile:
-                return _Large(file)
-            rgb = read_image(file.path)
-            return _Loaded(file, rgb, self.predictor.processor.prepare(rgb))
+            if tile is not None and max(image_size(file.path, options)) > tile:
+                return _Large(file, read_header(file.path, options).unread)
+            rgb = read_image(file.path, options)
+            return _Loaded(file, read_header(file.path, options).unread, rgb, self.predictor.processor.prepare(rgb))
         except DatasetError as error:
             return _Failed(file, error)
 
@@ -246,7 +257,7 @@ class _Run:
         assert self.settings.tile is not None
         categories = self.predictor.categories
         try:
-            with open_image(file.path) as image:
+            with open_image(file.path, self.predictor.processor.read_options) as image:
                 grid = Grid.of(image.height, image.width, self.settings.tile, self.settings.overlap)
                 rows = self.predictor.predict_rows(image, grid, self.settings, self.done.count_rows(file.key))
                 kept = chain(self.done.rows(file.key, categories), self.done.keep_rows(file.key, rows))

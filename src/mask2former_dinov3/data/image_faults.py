@@ -1,0 +1,119 @@
+"""Faults of image files: unreadable, of another size than the annotations state, read in part, nearly black."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ..errors import DatasetError
+from ..read_options import ReadOptions
+from .coco import ImageRecord
+from .faults import Fault, FaultReport, Place, Severity
+from .images import ExaminedImage, check_image_size, examine_image, read_header
+
+QUARTER, SIXTEENTH = 64, 16
+"""RGB values. Images of a split that all stay in a quarter of the range come out nearly black, or nearly white; of
+others, an image that stays in a sixteenth does (12 bits of 16): an image without objects may be dark by itself."""
+
+
+@dataclass(slots=True)
+class ImageFindings:
+    """What was found in one image file. errors: its own lines; the rest is grouped over all images of a split."""
+
+    record: ImageRecord
+    errors: list[Fault] = field(default_factory=list)
+    orientation: int = 1
+    unread: str = ""
+    examined: ExaminedImage | None = None
+
+
+def check_image(record: ImageRecord, options: ReadOptions, decode: bool) -> ImageFindings:
+    """Check one image file. decode: also decode it, compare the decoded size, and measure its values."""
+    found = ImageFindings(record)
+    stated = (record.height, record.width)
+    try:
+        header = read_header(record.path, options)
+        found.orientation, found.unread = header.orientation, header.unread
+        sizes = [(header.height, header.width)]
+        if decode:
+            found.examined = examine_image(record.path, options)
+            sizes.append(found.examined.size)
+    except (DatasetError, OSError) as error:
+        found.errors.append(Fault("error", record.id, None, str(error), "image cannot be read"))
+        return found
+    for size in dict.fromkeys(sizes):
+        try:
+            check_image_size(record.file_name, stated, size)
+        except DatasetError as error:
+            rotated = size == stated[::-1] and header.orientation > 4
+            hint = " (they may have been made on the image as EXIF rotates it)" if rotated else ""
+            found.errors.append(Fault("error", record.id, None, f"{error}{hint}", "image has another size"))
+            break
+    return found
+
+
+def sample_numbers(count: int, wanted: int) -> frozenset[int]:
+    """At most `wanted` numbers below `count`, evenly spaced."""
+    return frozenset(number * count // wanted for number in range(min(wanted, count))) if count else frozenset()
+
+
+def group_findings(findings: Iterable[ImageFindings], options: ReadOptions) -> list[Fault]:
+    """The faults of the images of a split: errors one by one, notes and warnings one line per cause."""
+    report = FaultReport("")
+    turned: dict[int, list[ImageRecord]] = {}
+    unread: dict[str, list[ImageRecord]] = {}
+    measured: list[tuple[ImageRecord, ExaminedImage]] = []
+    for found in findings:
+        report.faults.extend(found.errors)
+        if found.orientation != 1:
+            turned.setdefault(found.orientation, []).append(found.record)
+        if found.unread:
+            unread.setdefault(found.unread, []).append(found.record)
+        if found.examined is not None:
+            measured.append((found.record, found.examined))
+    for orientation, records in turned.items():
+        reason = (
+            f"EXIF orientation {orientation} is not applied; pixels are taken as stored, as COCO annotations count them"
+        )
+        _add(report, "note", "orientation not applied", records, reason)
+    for text, records in unread.items():
+        advice = "the options page and channels choose others"
+        _add(report, "note", "read in part", records, f"{text}; {advice}")
+    _add_ranges(report, measured, options)
+    return report.faults
+
+
+def _add_ranges(
+    report: FaultReport, measured: Sequence[tuple[ImageRecord, ExaminedImage]], options: ReadOptions
+) -> None:
+    """Warn about images of more than 8 bits that come out nearly black or nearly white."""
+    varied = [(record, one) for record, one in measured if one.has_range and one.low < one.high]
+    limit = QUARTER if all(one.brightest < QUARTER for _, one in varied) else SIXTEENTH
+    black = [pair for pair in varied if pair[1].brightest < limit]
+    limit = QUARTER if all(one.darkest >= 256 - QUARTER for _, one in varied) else SIXTEENTH
+    white = [pair for pair in varied if pair[1].darkest >= 256 - limit]
+    for what, chosen in (("black", black), ("white", white)):
+        if not chosen:
+            continue
+        low, high = min(one.low for _, one in chosen), max(one.high for _, one in chosen)
+        first, last = min(one.darkest for _, one in chosen), max(one.brightest for _, one in chosen)
+        reason = (
+            f"values {low:g}..{high:g} become {first}..{last} of 255 with value_range {options.value_range}: nearly "
+            f'{what}; set value_range to "{_suggest_limits(low, high)}" or "percentile"'
+        )
+        _add(report, "warning", f"nearly {what}", [record for record, _ in chosen], reason)
+
+
+def _suggest_limits(low: float, high: float) -> str:
+    """LOW,HIGH for these values: from 0 to the highest number of as many bits, if they are such numbers."""
+    if low >= 0 and high >= 2 and float(high).is_integer():
+        return f"0,{2 ** max(math.ceil(math.log2(high + 1)), 8) - 1}"
+    return f"{low:g},{high:g}"
+
+
+def _add(report: FaultReport, severity: Severity, kind: str, records: Sequence[ImageRecord], reason: str) -> None:
+    """Add one line: of one image by its name, of several by their number."""
+    places: list[Place] = [(record.id, None) for record in records]
+    where = records[0].file_name if len(records) == 1 else f"{len(records)} images"
+    report.add_group(severity, kind, places, f"{where}: {reason}")
