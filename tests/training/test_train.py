@@ -107,6 +107,7 @@ def test_train__holds_images_out_when_there_is_one_file(make_toy_dataset: Callab
     assert 1 <= metrics["images"] <= 8
 
 
+@pytest.mark.long
 def test_train__overfits_the_toy_set_to_a_high_ap(toy_dataset: Path, tmp_path: Path) -> None:
     """Scored on the six images it is trained on, masks, classes and scores must come out nearly right."""
     train_file = str(toy_dataset / "train" / "_annotations.coco.json")
