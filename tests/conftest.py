@@ -6,19 +6,15 @@ crowd, an image without objects, images that are not square.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask a hub; tests of hub errors start their own processes
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -28,6 +24,7 @@ from mask2former_dinov3 import allocator
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from support.coco import rle_of
+from support.memory import give_back_memory
 from support.processes import call_in_fork
 
 # The commands keep freed memory for their next tensors; a test process that runs many of them would never shrink.
@@ -50,14 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (not item.get_closest_marker("xdist_group"), not item.get_closest_marker("long")))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def give_back_memory() -> Iterator[None]:
-    """After each file, give the memory that its tests freed back to the system if it is much: glibc keeps it."""
-    yield
-    if psutil.Process().memory_info().rss > 800_000_000:
-        gc.collect()
-        if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)
+@pytest.hookimpl(trylast=True)  # after the fixtures of the test
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    give_back_memory(nextitem is None or nextitem.path != item.path)
 
 
 def draw_image(
