@@ -24,16 +24,12 @@ def test_mixed_precision__trains_50_steps_close_to_float32() -> None:
         assert abs(mean_of_50_losses(dtype) - full) / full < 0.02, dtype
 
 
-# Every layer is compiled again. One encoder layer is enough; a decoder of 4 predictions has one layer for each feature
-# map, one of 2 predictions a single layer.
-SHALLOW = {"encoder_layers": 1, "decoder_layers": 2}
-
-
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, within torch
 @pytest.mark.parametrize("neck", ["pyramid", "seeds"])
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_compile__pixels_to_predictions_are_one_graph(train: bool, neck: str) -> None:
+    # Every layer is compiled anew; the decoder has one for each feature map.
     model = small_model(neck, encoder_layers=1)
     model.double()  # sums of squares have gradients in the thousands: float32 would only show rounding
     model.freeze_backbone()  # in train mode DINOv3 jitters its positions, and two calls would differ
@@ -62,7 +58,7 @@ def test_compile__pixels_to_predictions_are_one_graph(train: bool, neck: str) ->
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compile__a_trained_backbone_is_in_the_graph() -> None:
-    model = small_model(**SHALLOW).train()
+    model = small_model(encoder_layers=1, decoder_layers=2).train()
     compiled = torch.compile(
         lambda pixels: tuple(model.head.predict(model.feature_maps(pixels))[:3]), fullgraph=True, backend="aot_eager"
     )
