@@ -29,7 +29,7 @@ def test_mixed_precision__trains_50_steps_close_to_float32() -> None:
 @pytest.mark.parametrize("neck", ["pyramid", "seeds"])
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_compile__pixels_to_predictions_are_one_graph(train: bool, neck: str) -> None:
-    # Every layer is compiled anew; the decoder has one for each feature map.
+    # Every layer is compiled again; the decoder has one for each feature map.
     model = small_model(neck, encoder_layers=1)
     model.double()  # sums of squares have gradients in the thousands: float32 would only show rounding
     model.freeze_backbone()  # in train mode DINOv3 jitters its positions, and two calls would differ
