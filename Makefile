@@ -56,7 +56,7 @@ demo: $(WITH_PACKAGE)
 test: $(WITH_TOOLS)
 	$(PYTEST) $(TESTS)
 
-# The same tests, a quarter slower: what measures the coverage sees every call of a function. The floor, `fail_under` in
+# The same tests, a third slower: what measures the coverage sees every call of a function. The floor, `fail_under` in
 # pyproject.toml, holds for the whole suite.
 coverage: $(WITH_TOOLS)
 	$(PYTEST) --cov --cov-report=term:skip-covered
