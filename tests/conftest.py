@@ -6,19 +6,15 @@ crowd, an image without objects, images that are not square.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may ask a hub; tests of hub errors start their own processes
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -27,8 +23,8 @@ from PIL import Image
 from mask2former_dinov3 import allocator
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.sample_data import SAMPLE
 from support.coco import rle_of
+from support.memory import give_back_memory
 from support.processes import call_in_fork
 
 # The commands keep freed memory for their next tensors; a test process that runs many of them would never shrink.
@@ -38,19 +34,22 @@ vars(allocator)["keep_freed_memory"] = lambda: False
 CATEGORIES = [{"id": 3, "name": "disc"}, {"id": 7, "name": "bar"}]
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups that one worker of pytest-xdist runs alone come first, so that no worker waits for them at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """Groups that one worker of pytest-xdist runs alone come first, then long tests: none is waited for at the end.
+
+    Tests of the exported sample are a group: it and the network that it is compared with are loaded once, and no worker
+    waits for another that makes the file.
+    """
+    for item in items:
+        if "sample_file" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("onnx"))
+    items.sort(key=lambda item: (not item.get_closest_marker("xdist_group"), not item.get_closest_marker("long")))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def give_back_memory() -> Iterator[None]:
-    """After each file, give the memory that its tests freed back to the system if it is much: glibc keeps it."""
-    yield
-    if psutil.Process().memory_info().rss > 800_000_000:
-        gc.collect()
-        if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)
+@pytest.hookimpl(trylast=True)  # after the fixtures of the test
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    give_back_memory(nextitem is None or nextitem.path != item.path)
 
 
 def draw_image(
@@ -148,16 +147,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sample_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model as an .onnx file, with its instances in the graph. Read only.
+    """The bundled model as an .onnx file, with its instances in the graph. Read only."""
+    from support.onnx_files import export_sample, limit_onnxruntime  # which need an extra
 
-    Exporting takes 2 GB, so it is done in a process of its own.
-    """
-    from mask2former_dinov3.export.onnx_export import export
-
+    limit_onnxruntime()
     # All workers of pytest-xdist share one file; their folders have the same parent.
     shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else None
     file = (shared or tmp_path_factory.mktemp("onnx")) / "sample.onnx"
     with FileLock(f"{file}.lock"):
         if not file.exists():
-            call_in_fork(export, SAMPLE / "model", file, with_postprocess=True)
+            call_in_fork(export_sample, file)
     return file

@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import subprocess
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 
 from mask2former_dinov3.data.check import check_data
 from mask2former_dinov3.data.layout import find_splits
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from support.paths import BENCHMARKS
 from support.processes import PipedPython, run_python
@@ -51,6 +51,7 @@ def parameters_of(*modules: torch.nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # pycocotools'
 def test_run_all__quick_writes_every_row_with_finite_numbers(
     tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -234,12 +235,31 @@ def test_shapes__are_the_same_for_a_seed_and_read_without_a_fault(tmp_path: Path
     assert {one.label for one in instances} == {0, 1, 2, 3}
 
 
+def test_runtimes__a_preset_is_a_network_of_random_weights(script: Any) -> None:
+    runtimes = script("runtimes")
+    model, processor = runtimes.load(runtimes.parser().parse_args(["--preset", "tiny"]))
+    assert model.config.backbone_config.hidden_size == 192
+    assert model.config.num_labels == script("measure").NUM_LABELS
+    assert not model.training
+    assert processor.size == Mask2FormerDinov3ImageProcessor().size
+
+
+@pytest.mark.long
 @pytest.mark.timeout(900)  # a trace is half a minute of CPU time
-def test_runtimes__measures_every_runtime_and_precision(tmp_path: Path) -> None:
-    words = ["--preset", "tiny", "--sizes", "64", "--repeat", "1", "--no-compiled", "--output", str(tmp_path)]
-    done = subprocess.run([sys.executable, str(BENCHMARKS / "runtimes.py"), *words], capture_output=True, text=True)
+def test_runtimes__measures_every_runtime_and_precision(tmp_path: Path, toy_dataset: Path) -> None:
+    """Of a folder whose canvas is the size that is measured: it is traced once, and scored as well."""
+    model, valid, outputs = tmp_path / "small" / "model", toy_dataset / "valid", tmp_path / "outputs"
+    torch.manual_seed(0)
+    names: Any = {"id2label": {0: "disc", 1: "bar"}, "label2id": {"disc": 0, "bar": 1}, "category_ids": [3, 7]}
+    config = Mask2FormerDinov3Config.preset("tiny", **names, num_queries=8, encoder_layers=1, decoder_layers=2)
+    Mask2FormerDinov3ForInstanceSegmentation(config).save_pretrained(model)
+    Mask2FormerDinov3ImageProcessor({"height": 64, "width": 64}).save_pretrained(model)
+    outputs.mkdir()
+    words = ["--model", str(model), "--images", str(valid), "--annotations", str(valid / "_annotations.coco.json")]
+    words += ["--sizes", "64", "--repeat", "1", "--no-compiled", "--output", str(tmp_path)]
+    done = run_python([str(BENCHMARKS / "runtimes.py"), *words], outputs)
     assert done.returncode == 0, done.stderr
-    (file,) = tmp_path.glob("*_runtimes_tiny.json")
+    (file,) = tmp_path.glob("*_runtimes.json")
     content = json.loads(file.read_text())
     assert {(row["runtime"], row["precision"]) for row in content["rows"]} == {
         *(("torch eager", precision) for precision in ("fp32", "bf16")),
@@ -249,5 +269,6 @@ def test_runtimes__measures_every_runtime_and_precision(tmp_path: Path) -> None:
     for row in content["rows"]:
         assert row["latency_64_seconds"] > 0
         assert row["file_mb"] > 1
+        assert 0 <= row["AP"] <= 1
     assert "| OpenVINO " in file.with_suffix(".md").read_text()
     assert str(tmp_path) not in file.read_text()

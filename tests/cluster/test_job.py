@@ -48,6 +48,7 @@ from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.read_options import ReadOptions
 from mask2former_dinov3.sample_data import SAMPLE
 from support.paths import SOURCE
+from support.processes import start_python
 
 STORE = 200_000_000  # bytes of Ray's object store on each node
 EVERYTHING = InferenceSettings(threshold=0.0)
@@ -410,7 +411,7 @@ def test_batch_predict__actors_leave_cpus_to_the_readers(
 
 
 def command(model: Path, images: Path, output: Path) -> list[str]:
-    verb = [sys.executable, "-m", "mask2former_dinov3", "batch-predict", str(images), "--output", str(output)]
+    verb = ["-m", "mask2former_dinov3", "batch-predict", str(images), "--output", str(output)]
     return [*verb, "--model", str(model), "--threshold", "0", "--shard-size", "7"]
 
 
@@ -425,37 +426,28 @@ def test_command__goes_on_after_ctrl_c_and_after_kill_9(
     ways = [signal.SIGINT, signal.SIGKILL, None]
     for way in ways:
         before = finished(output)
-        process = subprocess.Popen(
-            command(model_folder, images, output),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        process = start_python(command(model_folder, images, output), tmp_path, {"PYTHONPATH": str(SOURCE)})
         family = [psutil.Process(process.pid)]
-        try:
-            while way and finished(output) < before + 2:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.02)
-            # Of a killed cluster the agents notice late that they are alone.
-            family += [one for one in family[0].children(recursive=True) if not one.name().endswith("Agent")]
-            if way == signal.SIGINT:
-                os.killpg(process.pid, way)  # as a terminal does
-            elif way:
-                process.send_signal(way)
-            said, complained = process.communicate(timeout=300)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+        while way and finished(output) < before + 2:
+            assert process.poll() is None, process.finish()
+            time.sleep(0.02)
+        # Of a killed cluster the agents notice late that they are alone.
+        family += [one for one in family[0].children(recursive=True) if not one.name().endswith("Agent")]
+        if way == signal.SIGINT:
+            os.killpg(process.pid, way)  # as a terminal does
+        elif way:
+            os.kill(process.pid, way)
+        done = process.finish(300)
+        said, complained = done.stdout, done.stderr
         _, left = psutil.wait_procs(family, timeout=60)
         assert not left  # Ray ends with its driver
         if way == signal.SIGINT:
-            assert process.returncode == 130, complained
+            assert done.returncode == 130, complained
             assert complained.startswith("stopped after ")
             assert "the same command continues from there" in complained
         if way:
             assert before + 2 <= finished(output) < (IMAGES + 2) / 7
-    assert process.returncode == 1, complained  # two images cannot be read
+    assert done.returncode == 1, complained  # two images cannot be read
     assert complained == ""
     assert "images were done before" in said
     assert "broken.png" in said

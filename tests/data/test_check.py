@@ -409,7 +409,7 @@ def test_check_data__counts_files_that_are_read_in_part(make_toy_dataset: Callab
     assert [fault.kind for fault in report.splits["train"].of("note")] == ["read in part"]
     (error,) = check(root, options=ReadOptions(page=6)).splits["train"].of("error")
     assert "expected a page 6, got a file with 5 pages" in error.reason
-    assert len(error.places) == 3
+    assert len(error.places) == 6
 
 
 @pytest.mark.parametrize("place", ["tag", "xmp"])

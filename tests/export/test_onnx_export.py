@@ -38,6 +38,7 @@ from mask2former_dinov3.inference.predictor import load_network
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.sample_data import SAMPLE
 from support.models import HEAD, SEEDS, padded_mask
+from support.onnx_files import CHECKED_IMAGES
 from support.paths import PACKAGE
 
 pytestmark = pytest.mark.timeout(900)  # a trace is half a minute of CPU time
@@ -91,6 +92,7 @@ def compare(network: Any, exported: OnnxModel, batch: int, height: int, width: i
         torch.testing.assert_close(getattr(got, name), getattr(expected, name), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["swin", "convnext"])
 def test_export__fixed_files_say_what_torch_says(name: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", name)
@@ -105,7 +107,8 @@ def test_export__fixed_files_say_what_torch_says(name: str, tmp_path: Path) -> N
         exported(pixel_values=torch.zeros(1, 3, 96, 96))
 
 
-@pytest.mark.parametrize("name", ["plain", "adapter"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["adapter", "plain"])
 def test_export__dynamic_files_take_every_size(name: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", name)
     done = export(folder, tmp_path / "model.onnx", dynamic=True)
@@ -197,7 +200,7 @@ def test_best_detections__are_those_of_post_process(sample_file: Path, sample_mo
 @pytest.fixture(scope="session")
 def checked_batches(sample_model: Any) -> exporting.CheckBatches:
     _, processor = sample_model
-    return make_batches(read_images(VALID, processor, 3), processor, False, VALID)
+    return make_batches(read_images(VALID, processor, CHECKED_IMAGES), processor, False, VALID)
 
 
 def test_align_queries__undoes_another_order_of_queries_and_hides_nothing() -> None:
@@ -284,6 +287,7 @@ def test_export__leaves_nothing_when_the_check_fails(
     output = tmp_path / "out" / "model.onnx"
     output.parent.mkdir()
     output.write_bytes(b"of an earlier export")
+    monkeypatch.setattr(exporting, "CHECKED_IMAGES", CHECKED_IMAGES)
     monkeypatch.setattr(exporting, "trace", lambda _, __, path, *rest, **flags: shutil.copy(sample_file, path))
     with pytest.raises(CheckpointError, match="of the instances of the model in fp32, got another result"):
         export(folder, output)

@@ -17,19 +17,21 @@ from mask2former_dinov3.training.build_model import build_model
 from support.models import labels, mean_of_50_losses, padded_mask, saved_bytes, small_model
 
 
+@pytest.mark.long
 def test_mixed_precision__trains_50_steps_close_to_float32() -> None:
     full = mean_of_50_losses(None)
     for dtype in (torch.bfloat16, torch.float16):
         assert abs(mean_of_50_losses(dtype) - full) / full < 0.02, dtype
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, within torch
 @pytest.mark.parametrize("neck", ["pyramid", "seeds"])
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_compile__pixels_to_predictions_are_one_graph(train: bool, neck: str) -> None:
-    model = small_model(
-        neck
-    ).double()  # sums of squares have gradients in the thousands: float32 would only show rounding
+    # Every layer is compiled again; the decoder has one for each feature map.
+    model = small_model(neck, encoder_layers=1)
+    model.double()  # sums of squares have gradients in the thousands: float32 would only show rounding
     model.freeze_backbone()  # in train mode DINOv3 jitters its positions, and two calls would differ
     model.train(train)
 
@@ -53,9 +55,10 @@ def test_compile__pixels_to_predictions_are_one_graph(train: bool, neck: str) ->
             torch.testing.assert_close(gradient, gradients[1][name], atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compile__a_trained_backbone_is_in_the_graph() -> None:
-    model = small_model().train()
+    model = small_model(encoder_layers=1, decoder_layers=2).train()
     compiled = torch.compile(
         lambda pixels: tuple(model.head.predict(model.feature_maps(pixels))[:3]), fullgraph=True, backend="aot_eager"
     )

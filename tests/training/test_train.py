@@ -152,6 +152,7 @@ def test_load_data__reads_crowd_regions_and_incomplete_images_as_configured(
     assert data["valid"].rules == data["train"].rules == ReadRules("instances", "drop")
 
 
+@pytest.mark.long
 def test_train__overfits_the_toy_set_to_a_high_ap(toy_dataset: Path, tmp_path: Path) -> None:
     """Scored on the six images it is trained on, masks, classes and scores must come out nearly right."""
     train_file = str(toy_dataset / "train" / "_annotations.coco.json")

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -230,6 +231,8 @@ def test_load_backbone__counts_missing_weights(tmp_path: Path) -> None:
 class GatedHub(BaseHTTPRequestHandler):
     """The hub's answers for a gated repository: to a stranger 401, to an account without access 403."""
 
+    answers: ClassVar[set[int]] = set()
+
     def do_HEAD(self) -> None:
         self.answer()
 
@@ -238,6 +241,7 @@ class GatedHub(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         known = self.headers.get("Authorization") is not None
+        self.answers.add(403 if known else 401)
         body = json.dumps({"error": "Access to this repository is restricted."}).encode()
         self.send_response(403 if known else 401)
         self.send_header("X-Error-Code", "GatedRepo")
@@ -262,23 +266,33 @@ def gated_hub() -> Iterator[str]:
     server.server_close()
 
 
-def message_of_load(endpoint: str, cache: Path, **environment: str) -> str:
-    """What `load_backbone` says in a fresh process whose hub is `endpoint` (the client reads it on import)."""
+def messages_of_load(endpoint: str, cache: Path, *tokens: str) -> list[str]:
+    """What `load_backbone` says to each of these accounts, "" for a stranger.
+
+    All in one fresh process, whose hub is `endpoint`: the client reads that on import, and the token in every call.
+    """
     code = (
+        "import json, os, sys\n"
         "from mask2former_dinov3.weights.backbones import load_backbone\n"
-        "try:\n    load_backbone('facebook/dinov3-vits16plus-pretrain-lvd1689m')\n"
-        "except ValueError as error:\n    print(error)\n"
+        "messages = []\n"
+        "for token in sys.argv[1:]:\n"
+        "    os.environ['HF_TOKEN'] = token\n"
+        "    try:\n        load_backbone('facebook/dinov3-vits16plus-pretrain-lvd1689m')\n"
+        "    except ValueError as error:\n        messages.append(str(error))\n"
+        "print(json.dumps(messages))\n"
     )
     keep = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
     result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**keep, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", **environment},
+        [sys.executable, "-c", code, *tokens],
+        env={**keep, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    return result.stdout
+    messages = json.loads(result.stdout)
+    assert len(messages) == len(tokens)
+    return [str(message) for message in messages]
 
 
 def test_load_backbone__takes_timms_weights_by_their_hub_id(tmp_path: Path) -> None:
@@ -305,18 +319,18 @@ def test_load_backbone__takes_timms_weights_by_their_hub_id(tmp_path: Path) -> N
     assert done.stdout == f"64 {weight}\n{SATELLITE}\n"
 
 
-@pytest.mark.parametrize("environment", [{}, {"HF_TOKEN": "hf_of_somebody_without_access"}], ids=["401", "403"])
-def test_load_backbone__explains_a_gated_repository(
-    gated_hub: str, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    message = message_of_load(gated_hub, tmp_path, **environment)
-    assert "gated" in message
-    assert "https://huggingface.co/facebook/dinov3-vits16plus-pretrain-lvd1689m" in message
-    assert "hf auth login" in message
-    assert "local folder" in message
+def test_load_backbone__explains_a_gated_repository(gated_hub: str, tmp_path: Path) -> None:
+    """To a stranger, whom the hub answers with 401, and to an account without access: 403."""
+    messages = messages_of_load(gated_hub, tmp_path, "", "hf_of_somebody_without_access")
+    assert GatedHub.answers == {401, 403}
+    for message in messages:
+        assert "gated" in message
+        assert "https://huggingface.co/facebook/dinov3-vits16plus-pretrain-lvd1689m" in message
+        assert "hf auth login" in message
+        assert "local folder" in message
 
 
 def test_load_backbone__explains_a_missing_network(tmp_path: Path) -> None:
-    message = message_of_load("http://127.0.0.1:9", tmp_path)
+    (message,) = messages_of_load("http://127.0.0.1:9", tmp_path, "")
     assert "cannot be reached" in message
     assert "local folder" in message

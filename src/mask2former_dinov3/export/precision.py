@@ -88,6 +88,7 @@ def to_int8(source: Path, target: Path, images: Iterable[Feed]) -> None:
         target,
         Images(),
         quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=list(PRODUCTS),  # by default it measures the outputs of all operators, in twice the memory
         nodes_to_quantize=chosen,
         per_channel=True,
         activation_type=QuantType.QUInt8,
