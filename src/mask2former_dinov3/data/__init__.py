@@ -18,6 +18,7 @@ Read in this order:
     statistics     count images, instances, sizes
     fitting        fit images into the canvas, and make them the model's input
     transforms     move images and instances onto the canvas, with augmentation
+    object_sizes   measure objects on the canvas; find those that the smallest scale erases
     achievable_ap  compute the highest AP that masks of a stride can reach
     check          check a whole data set, for `check-data` and training
     copy_paste     paste instances of one training image onto another

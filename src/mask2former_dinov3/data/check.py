@@ -21,6 +21,7 @@ from .coco import CocoData, ImageRecord, parse_coco
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
 from .images import IMAGE_SUFFIXES, check_image_size, decode_image, read_header
 from .layout import Split
+from .object_sizes import check_smallest_scale
 from .statistics import Statistics, statistics_of
 
 logger = logging.getLogger(__name__)
@@ -141,13 +142,15 @@ def check_data(
     *,
     num_queries: int | None = 100,
     canvas: tuple[int, int] = (1024, 1024),
+    scale_min: float | None = None,
     full: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Report:
     """Check annotations and images of all splits. Faults of the data are in the report; none is raised.
 
     num_queries: more instances than this in an image are a warning; None: no limit. canvas: (height, width) of
-    training, for `mask_ceilings`. full: decode every image, compare the splits' images by content, measure the
+    training, for `mask_ceilings`. scale_min: smallest random scale of training, at which objects vanish with a warning;
+    None: not checked. full: decode every image, compare the splits' images by content, measure the
     ceilings; otherwise (at the start of training) only the headers of the image files are read.
     """
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
@@ -170,6 +173,8 @@ def check_data(
             report.statistics = statistics_of(report.data)
             report.ceilings = mask_ceilings(report.data, canvas) if full else {}
             report.faults += _check_content(name, report.data, report.statistics, num_queries)
+            if name == "train" and scale_min is not None:
+                report.faults += check_smallest_scale(report.data, canvas, scale_min)
     _compare_classes(reports)
     _compare_images(reports, by_content=full)
     for name, unlisted in _find_unlisted_files(splits, reports).items():

@@ -158,7 +158,8 @@ def load_data(config: TrainConfig) -> dict[str, CocoData]:
     if "train" not in splits:
         raise DatasetError(f"{config.dataset_name}: expected training data, got only {', '.join(splits)}")
     num_queries = None if config.num_queries == "auto" else config.num_queries
-    report = check_data(splits, notes, num_queries=num_queries, full=False)
+    canvas = config.image_height, config.image_width
+    report = check_data(splits, notes, num_queries=num_queries, canvas=canvas, scale_min=config.scale_min, full=False)
     report.raise_errors()
     logger.info("%s", report.text(limit=5))
     return report.data
