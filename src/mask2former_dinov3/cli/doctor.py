@@ -1,4 +1,4 @@
-"""`check-data`: the options it takes from a recipe, and what it writes beside its text: a page, a recipe, corrections."""
+"""`check-data`: the options it takes from a recipe, and what it writes beside its text."""
 
 from __future__ import annotations
 
@@ -89,10 +89,8 @@ def write_outputs(
 
         recipe = suggest_recipe(report, config, gpu_memory=arguments.gpu_memory)
         recipe.write(arguments.suggest)
-        say(
-            f"\n{recipe.text()}\nrecipe: {arguments.suggest}\nnext: mask2former-dinov3 train --config {arguments.suggest}"
-        )
+        say(f"\n{recipe.text()}\nnext: mask2former-dinov3 train --config {arguments.suggest}")
     if arguments.fix is not None:
         from ..data.fixes import write_fixes
 
-        say(f"\n{write_fixes(splits, arguments.fix).text()}")
+        say(f"\n{write_fixes(report, splits, arguments.fix, config.valid_split).text()}")

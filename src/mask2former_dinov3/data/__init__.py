@@ -21,6 +21,10 @@ Read in this order:
     object_sizes   measure objects on the canvas; find those that the smallest scale erases
     achievable_ap  compute the highest AP that masks of a stride can reach
     check          check a whole data set, for `check-data` and training
+    fix_log        what a corrected copy changed and left
+    fix_masks      correct the mask, box and area of one annotation
+    fix_entries    correct the entries of one file
+    fixes          write a corrected copy of a data set, for `check-data --fix`
     copy_paste     paste instances of one training image onto another
     dataset        make training samples and batches
     sampler        decide which sample comes when

@@ -192,7 +192,8 @@ def numbers_section(data: CocoData, report: SplitReport, view: TrainingView) -> 
         text = f"{count_of(len(classes), 'class').replace('classs', 'classes')}, {absent} of them without an object."
         parts.append(bar_chart("Objects by class", classes, "class", text))
         images = list(report.statistics.image_sizes.items())
-        text = f"{count_of(len(images), 'size')} of {count_of(len(data.images), 'image')}; the canvas is {view.canvas[0]} x {view.canvas[1]}."
+        text = f"{count_of(len(images), 'size')} of {count_of(len(data.images), 'image')}; the canvas is "
+        text += f"{view.canvas[0]} x {view.canvas[1]}."
         parts.append(bar_chart("Images by size (height x width)", images[:200], "size", text, shown=12))
     measured = f"Objects are measured in every {step}th image. " if step > 1 else ""
     return section("Sizes and counts of train", paragraph(f"{measured}Crowd regions are not counted."), charts(parts))

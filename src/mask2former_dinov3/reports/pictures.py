@@ -29,7 +29,7 @@ FOCUS, OTHERS, BOX = (255, 125, 20), (90, 190, 255), (255, 255, 255)
 
 
 class View(NamedTuple):
-    """A part of an image at the size of a picture. matrix: from source to picture; size: (height, width) of the source."""
+    """A part of an image as a picture. matrix: from source to picture; size: (height, width) of the source."""
 
     pixels: PixelArray  # (h, w, 3)
     matrix: Matrix  # (2, 3)
@@ -54,11 +54,11 @@ def view_of(image: PixelArray, box: Sequence[float] | None = None, side: int = S
 
 
 def surround(boxes: Sequence[Sequence[float]], size: tuple[int, ...]) -> tuple[float, float, float, float] | None:
-    """A box (x0, y0, x1, y1) around boxes of (left, top, width, height), with context; None if it is not in the image."""
+    """A box (x0, y0, x1, y1) around boxes (left, top, width, height), with context; None if it is outside the image."""
     if not boxes:
         return None
-    corners = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes], dtype=np.float64)
-    x0, y0, x1, y1 = *corners[:, :2].min(0).tolist(), *corners[:, 2:].max(0).tolist()
+    x0, y0 = min(box[0] for box in boxes), min(box[1] for box in boxes)
+    x1, y1 = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
     if x1 <= 0 or y1 <= 0 or x0 >= size[1] or y0 >= size[0]:
         return None
     room = max(0.5 * max(x1 - x0, y1 - y0), 16.0)
@@ -89,7 +89,9 @@ def draw_masks(pixels: PixelArray, masks: NDArray[np.bool_]) -> PixelArray:
     """Pixels (h, w, 3) with masks (N, h, w), each in a colour of its own."""
     count, height, width = masks.shape
     rles = encode_masks(masks)
-    return draw_instances(pixels, Instances(height, width, rles, np.zeros(count), np.ones(count)), labels=False)
+    return draw_instances(
+        pixels, Instances(height, width, rles, np.zeros(count, np.int64), np.ones(count, np.float32)), labels=False
+    )
 
 
 def draw_focus(view: View, focus: Sequence[Segmentation], others: Sequence[Segmentation]) -> PixelArray:

@@ -47,10 +47,9 @@ def histogram(
     shapes.append(element("text", unit, x=_WIDTH / 2, y=_HEIGHT - 4, text_anchor="middle", class_="soft"))
     shapes.append(element("text", f"most: {most:,}", x=_LEFT, y=11, class_="soft"))
     if mark is not None:
-        x = min(max(_LEFT + mark[0] * step, _LEFT), _WIDTH - _RIGHT)
-        shapes.append(element("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=_TOP - 4, y2=floor, class_="mark"))
-        label = {"x": _WIDTH - _RIGHT, "y": 11, "text_anchor": "end", "class_": "marked"}
-        shapes.append(element("text", mark[1], **label))
+        place_of_mark = f"{min(max(_LEFT + mark[0] * step, _LEFT), _WIDTH - _RIGHT):.1f}"
+        shapes.append(element("line", x1=place_of_mark, x2=place_of_mark, y1=_TOP - 4, y2=floor, class_="mark"))
+        shapes.append(element("text", mark[1], x=_WIDTH - _RIGHT, y=11, text_anchor="end", class_="marked"))
     rows = [(f"{edges[place]} to {edges[place + 1]}", count) for place, count in enumerate(counts)]
     return _chart(title, _svg(shapes, _HEIGHT, f"{title}. {summary}"), summary, table([unit, "number"], rows))
 
