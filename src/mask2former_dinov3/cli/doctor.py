@@ -15,6 +15,7 @@ from ..errors import OptionError
 if TYPE_CHECKING:
     from ..data.check import Report
     from ..data.layout import Split
+    from ..reports.data_sections import TrainingView
 
 _FLAGS = ("dataset_name", *SPLIT_OPTIONS, "valid_split", "image_height", "image_width", "num_queries")
 
@@ -71,17 +72,9 @@ def write_outputs(
 ) -> None:
     """Write what `--report`, `--suggest` and `--fix` ask for; `say` gets a text for each."""
     if arguments.report is not None:
-        from ..data.transforms import Augmentation
         from ..reports.data_report import write_data_report
-        from ..reports.data_sections import TrainingView
 
-        names = ("scale_min", "scale_max", "flip", "color_jitter", "copy_paste")
-        view = TrainingView(
-            canvas=(config.image_height, config.image_width),
-            augmentation=Augmentation(**{name: getattr(config, name) for name in names}),
-            seed=config.seed,
-            source=f"options of {arguments.config}" if arguments.config else "the defaults of train",
-        )
+        view = _training_view(arguments, report, config)
         title = Path(config.dataset_name or config.train_annotations or "data").resolve().name
         say(f"report: {write_data_report(report, splits, arguments.report, view, title)}")
     if arguments.suggest is not None:
@@ -94,3 +87,18 @@ def write_outputs(
         from ..data.fixes import write_fixes
 
         say(f"\n{write_fixes(report, splits, arguments.fix, config.valid_split).text()}")
+
+
+def _training_view(arguments: argparse.Namespace, report: Report, config: TrainConfig) -> TrainingView | None:
+    """The data set that training would read; None without training images."""
+    from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
+    from ..reports.data_sections import TrainingView
+    from ..training.train import training_dataset
+
+    data = report.data.get("train")
+    if data is None or not data.images:
+        return None
+    # Its mean and std are taken out again where samples are drawn, so those of the weights are not needed.
+    processor = Mask2FormerDinov3ImageProcessor({"height": config.image_height, "width": config.image_width})
+    source = f"options of {arguments.config}" if arguments.config else "the defaults of train"
+    return TrainingView(training_dataset(config, processor, data), source)

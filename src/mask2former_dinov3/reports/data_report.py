@@ -43,9 +43,12 @@ def prepare_folder_of_report(folder: Path, splits: Mapping[str, Split], root: Pa
 
 
 def write_data_report(
-    report: Report, splits: Mapping[str, Split], folder: Path, view: TrainingView, title: str, seed: int = 0
+    report: Report, splits: Mapping[str, Split], folder: Path, view: TrainingView | None, title: str, seed: int = 0
 ) -> Path:
-    """Write the page of a checked data set to `folder`; returns its path. title: what to call the data set.
+    """Write the page of a checked data set to `folder`; returns its path.
+
+    view: training's data set, None where there is nothing to train on. title: what to call the data set. seed: of the
+    images that are shown.
 
     The number of pictures is bounded, whatever the size of the data set. Raises CheckpointError when it cannot be
     written.
@@ -57,10 +60,8 @@ def write_data_report(
         if data.images:
             parts.append(images_section(name, data, seed))
     train = report.data.get("train")
-    if train is not None:
-        parts.append(training_section(train, view))
-        if train.images:
-            parts.append(numbers_section(train, report.splits["train"], view))
+    if train is not None and train.images and view is not None:
+        parts += [training_section(train, view), numbers_section(train, report.splits["train"], view)]
     path = folder / PAGE
     write_page(path, page(f"Data report: {title}", _verdict(report), parts))
     return path

@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data.check import Report, SplitReport
 from ..data.coco import CocoData
@@ -18,11 +17,10 @@ from ..data.faults import Fault, Place, count_of
 from ..data.images import read_image
 from ..data.object_sizes import SIDE, ObjectSizes, keeping_scale, measure_objects
 from ..data.sampler import TrainingOrder
-from ..data.transforms import Augmentation
 from ..errors import DatasetError
 from .fault_views import FaultViews
 from .html_page import Html, badge, element, figure, grid, join, no_figure, paragraph, section
-from .pictures import SIDE_OF_PICTURE, data_uri, draw_all, draw_masks, view_of
+from .pictures import MOST_MASKS, SIDE_OF_PICTURE, data_uri, draw_all, draw_masks, view_of
 from .svg_charts import bar_chart, charts, histogram
 
 PICTURES_OF_A_KIND = 6
@@ -34,14 +32,16 @@ MEASURED_IMAGES = 20_000  # of which objects are measured for the charts, evenly
 SEVERITIES = ("error", "warning", "note")
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingView:
-    """What decides how training sees the images: canvas (height, width), augmentation, seed; and where that is from."""
+class TrainingView(NamedTuple):
+    """How training sees the images: its data set, and where its options are from, such as "the defaults of train"."""
 
-    canvas: tuple[int, int]
-    augmentation: Augmentation
-    seed: int
-    source: str  # such as "the defaults of train", or the path of a file
+    dataset: CocoInstanceDataset
+    source: str
+
+    @property
+    def scale_min(self) -> float:
+        """The smallest random scale."""
+        return 1.0 if self.dataset.augmentation is None else self.dataset.augmentation.scale_min
 
 
 def group_faults(faults: Sequence[Fault]) -> dict[tuple[str, str], list[Fault]]:
@@ -122,68 +122,61 @@ def images_section(name: str, data: CocoData, seed: int) -> Html:
 
 def training_section(data: CocoData, view: TrainingView) -> Html:
     """The first samples of training, made by the code that makes training's batches, with their targets."""
-    title = "What training will see"
-    if not data.images:
-        return section(title, paragraph("There is no training image."))
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # taken out again below: any would do
-    height, width = view.canvas
-    dataset = CocoInstanceDataset(
-        data,
-        image_height=height,
-        image_width=width,
-        image_mean=mean,
-        image_std=std,
-        augmentation=view.augmentation,
-        seed=view.seed,
-    )
-    order = TrainingOrder(len(dataset), batch_size=1, seed=view.seed, last_step=TRAINING_SAMPLES)
+    dataset = view.dataset
+    order = TrainingOrder(len(dataset), batch_size=1, seed=dataset.seed, last_step=TRAINING_SAMPLES)
     figures = []
     for position in range(TRAINING_SAMPLES):
         epoch, index = order.image_at(position)
-        record = data.images[index]
+        name = data.images[index].file_name
         try:
             sample = dataset[epoch, index]
         except (DatasetError, OSError) as error:
-            figures.append(no_figure(f"training refuses it: {error}"[:200], record.file_name))
+            figures.append(no_figure(f"training refuses it: {error}"[:200], name))
             continue
-        figures.append(_sample_figure(sample, record.file_name, (np.array(mean), np.array(std))))
-    change = view.augmentation
+        figures.append(_sample_figure(sample, name, dataset))
+    height, width = dataset.canvas
+    change = dataset.augmentation
+    random = (
+        ""
+        if change is None
+        else (
+            f"random scales from {change.scale_min:g} to {change.scale_max:g} times the fit, flip {change.flip}, "
+            f"color_jitter {change.color_jitter:g}, copy_paste {change.copy_paste:g}, seed {dataset.seed} "
+        )
+    )
     note = (
         f"The first {TRAINING_SAMPLES} samples of training with their targets, as the network gets them: the canvas of "
-        f"{height} x {width} pixels, random scales from {change.scale_min:g} to {change.scale_max:g} times the fit, "
-        f"flip {change.flip}, color_jitter {change.color_jitter:g}, copy_paste {change.copy_paste:g}, seed {view.seed} "
-        f"({view.source}). Plain grey is padding. Pictures are reduced, so the smallest targets may not be visible."
+        f"{height} x {width} pixels, {random}({view.source}). Plain grey is padding. Pictures are reduced, so the "
+        "smallest targets may not be visible."
     )
-    return section(title, paragraph(note), grid(figures))
+    return section("What training will see", paragraph(note), grid(figures))
 
 
-def _sample_figure(sample: Sample, name: str, statistics: tuple[NDArray[np.float64], NDArray[np.float64]]) -> Html:
+def _sample_figure(sample: Sample, name: str, dataset: CocoInstanceDataset) -> Html:
     """One sample, denormalised, with its targets."""
-    mean, std = statistics
-    values = sample["pixel_values"].numpy().transpose(1, 2, 0)  # (H, W, 3)
-    pixels = np.clip(np.round((values * std + mean) * 255), 0, 255).astype(np.uint8)
+    values = sample["pixel_values"].numpy().transpose(1, 2, 0)  # (H, W, C)
+    plain = (values * np.array(dataset.image_std) + np.array(dataset.image_mean)) * 255
+    pixels = np.clip(np.round(plain[..., np.arange(3) % plain.shape[2]]), 0, 255).astype(np.uint8)
     pixels[~sample["pixel_mask"].numpy()] = 128
-    masks = sample["mask_labels"].numpy() > 0  # (N, H, W)
-    areas = masks.sum(axis=(1, 2))
+    masks = sample["mask_labels"].numpy()  # (N, H, W)
+    areas = [int(np.count_nonzero(mask)) for mask in masks]
     scale = min(SIDE_OF_PICTURE / max(pixels.shape[:2]), 1.0)
-    if scale < 1:
-        size = round(pixels.shape[1] * scale), round(pixels.shape[0] * scale)
-        pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-        shrunk = [cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_AREA) for mask in masks]
-        masks = np.array(shrunk, np.bool_).reshape(-1, *size[::-1])
+    size = round(pixels.shape[1] * scale), round(pixels.shape[0] * scale)
+    pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    shrunk = [cv2.resize(mask, size, interpolation=cv2.INTER_AREA) for mask in masks[:MOST_MASKS]]
     text = count_of(len(areas), "target")
-    if len(areas):
-        text += f", the smallest of {count_of(int(areas.min()), 'pixel')}"
-    picture = draw_masks(pixels, masks)
+    if areas:
+        text += f", the smallest of {count_of(min(areas), 'pixel')}"
+    picture = draw_masks(pixels, np.array(shrunk, np.bool_).reshape(-1, *size[::-1]))
     caption = join([name, text], "<br>")
     return figure(data_uri(picture), f"training sample of {name}: {text}", caption, picture.shape[:2])
 
 
 def numbers_section(data: CocoData, report: SplitReport, view: TrainingView) -> Html:
     """Charts of the training split: sizes of objects, objects per image, classes, sizes of images."""
-    sizes = measure_objects(data, view.canvas, MEASURED_IMAGES)
+    sizes = measure_objects(data, view.dataset.canvas, MEASURED_IMAGES)
     step = -(-len(data.images) // MEASURED_IMAGES) or 1
-    parts = [_size_chart(sizes, view.augmentation.scale_min)] if len(sizes.areas) else []
+    parts = [_size_chart(sizes, view.scale_min)] if len(sizes.areas) else []
     counts = [sum(not one.iscrowd for one in record.annotations) for record in data.images]
     parts.append(_count_chart(counts))
     if report.statistics is not None:
@@ -193,7 +186,7 @@ def numbers_section(data: CocoData, report: SplitReport, view: TrainingView) -> 
         parts.append(bar_chart("Objects by class", classes, "class", text))
         images = list(report.statistics.image_sizes.items())
         text = f"{count_of(len(images), 'size')} of {count_of(len(data.images), 'image')}; the canvas is "
-        text += f"{view.canvas[0]} x {view.canvas[1]}."
+        text += "{} x {}.".format(*view.dataset.canvas)
         parts.append(bar_chart("Images by size (height x width)", images[:200], "size", text, shown=12))
     measured = f"Objects are measured in every {step}th image. " if step > 1 else ""
     return section("Sizes and counts of train", paragraph(f"{measured}Crowd regions are not counted."), charts(parts))
