@@ -34,23 +34,27 @@ def options_of_check(arguments: argparse.Namespace) -> TrainConfig:
     return config
 
 
-def prepare_outputs(arguments: argparse.Namespace, splits: Mapping[str, Split], config: TrainConfig) -> None:
-    """Make the folders of everything that is to be written, before the work. Raises UserError where that is refused."""
+def prepare_files(arguments: argparse.Namespace) -> None:
+    """Make the folders of the files that are to be written, before the work. Raises UserError where that is refused."""
     if arguments.json is not None:
         _prepare_file("json", arguments.json)
     if arguments.suggest is not None:
         _prepare_file("suggest", arguments.suggest)
         if arguments.suggest.exists():
             raise OptionError("suggest", "a new file", f"{arguments.suggest}, which exists", "choose another name")
+    if arguments.fix is not None:
+        from ..data.fixes import prepare_folder_of_fixes
+
+        prepare_folder_of_fixes(arguments.fix)
+
+
+def prepare_report_folder(arguments: argparse.Namespace, splits: Mapping[str, Split], config: TrainConfig) -> None:
+    """Make the folder of `--report`, if it is asked for. Raises UserError where it is in the data."""
     if arguments.report is not None:
         from ..reports.data_report import prepare_folder_of_report
 
         root = None if config.dataset_name is None else Path(config.dataset_name)
         prepare_folder_of_report(arguments.report, splits, root)
-    if arguments.fix is not None:
-        from ..data.fixes import prepare_folder_of_fixes
-
-        prepare_folder_of_fixes(arguments.fix)
 
 
 def _prepare_file(option: str, path: Path) -> None:
@@ -70,23 +74,23 @@ def write_outputs(
     config: TrainConfig,
     say: Callable[[str], None],
 ) -> None:
-    """Write what `--report`, `--suggest` and `--fix` ask for; `say` gets a text for each."""
+    """Write what `--report`, `--fix` and `--suggest` ask for; `say` gets a text for each."""
     if arguments.report is not None:
         from ..reports.data_report import write_data_report
 
         view = _training_view(arguments, report, config)
         title = Path(config.dataset_name or config.train_annotations or "data").resolve().name
         say(f"report: {write_data_report(report, splits, arguments.report, view, title)}")
+    if arguments.fix is not None:
+        from ..data.fixes import write_fixes
+
+        say(f"\n{write_fixes(report, splits, arguments.fix, config.valid_split).text()}")
     if arguments.suggest is not None:
         from ..training.recipe import suggest_recipe
 
         recipe = suggest_recipe(report, config, gpu_memory=arguments.gpu_memory)
         recipe.write(arguments.suggest)
         say(f"\n{recipe.text()}\nnext: mask2former-dinov3 train --config {arguments.suggest}")
-    if arguments.fix is not None:
-        from ..data.fixes import write_fixes
-
-        say(f"\n{write_fixes(report, splits, arguments.fix, config.valid_split).text()}")
 
 
 def _training_view(arguments: argparse.Namespace, report: Report, config: TrainConfig) -> TrainingView | None:

@@ -244,8 +244,9 @@ def run_check_data(arguments: argparse.Namespace) -> int:
     given = arguments.dataset_name or arguments.train_annotations or arguments.config
     if given is None:
         arguments.parser.error("expected the PATH of a data set, or --train-annotations and --train-images")
-    from .doctor import options_of_check, prepare_outputs, write_outputs
+    from .doctor import options_of_check, prepare_files, prepare_report_folder, write_outputs
 
+    prepare_files(arguments)
     config = options_of_check(arguments)
     from tqdm import tqdm
 
@@ -254,7 +255,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
 
     explicit = {option: getattr(config, option) for option in SPLIT_OPTIONS}
     splits, notes = find_splits(config.dataset_name, **explicit, valid_split=config.valid_split)
-    prepare_outputs(arguments, splits, config)
+    prepare_report_folder(arguments, splits, config)
     with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def progress(done: int, total: int) -> None:

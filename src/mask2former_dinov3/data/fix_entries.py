@@ -35,7 +35,7 @@ from .segmentation import (
     segmentation_box,
 )
 
-Entry = dict[str, object]
+_Entry = dict[str, object]
 _FAVOURED = 0.9  # share of the looked-at masks whose outlines must lie on edges of the image
 _LOOKED_AT = 40  # masks per relation
 MISSING, UNREADABLE = "missing", "unreadable"
@@ -44,7 +44,7 @@ MISSING, UNREADABLE = "missing", "unreadable"
 class _Box(NamedTuple):
     """A box that could be that of the mask moved: decided for all of a relation together."""
 
-    entry: Entry
+    entry: _Entry
     image_id: int
     relation: Relation
     segmentation: Segmentation
@@ -62,7 +62,7 @@ class FileFixer:
     gone: set[int] = field(default_factory=set)  # ids of the images that are dropped
     _listed: set[int] = field(default_factory=set)  # ids of all images of the file, also of faulty ones
     _boxes: dict[str, list[_Box]] = field(default_factory=lambda: defaultdict(list))
-    _of_image: dict[int, list[Entry]] = field(default_factory=lambda: defaultdict(list))
+    _of_image: dict[int, list[_Entry]] = field(default_factory=lambda: defaultdict(list))
 
     def fix(self) -> dict[str, object]:
         """The corrected content; what was changed and left is in `log`."""
@@ -80,9 +80,9 @@ class FileFixer:
         self._decide_boxes()
         return {**self.content, "images": images, "categories": categories, "annotations": annotations}
 
-    def _fix_images(self, entries: Sequence[object]) -> list[Entry]:
-        kept: list[Entry] = []
-        first: dict[int, Entry] = {}
+    def _fix_images(self, entries: Sequence[object]) -> list[_Entry]:
+        kept: list[_Entry] = []
+        first: dict[int, _Entry] = {}
         found = {image_id: _look_at(self.paths.get(image_id)) for image_id in sorted(self.suspects)}
         if found and all(state == MISSING for state in found.values()) and len(found) == len(entries) > 1:
             self.log.left["every image is missing: the image folder is probably another one"] = [(None, None)]
@@ -108,7 +108,7 @@ class FileFixer:
                 kept.append(dict(fixed))
         return kept
 
-    def _fix_image(self, entry: Entry, image_id: int, found: tuple[int, int] | str | None) -> Entry | None:
+    def _fix_image(self, entry: _Entry, image_id: int, found: tuple[int, int] | str | None) -> _Entry | None:
         """The image's entry with the size of its file; None where there is no file to train on."""
         if isinstance(found, str):
             self.log.change(f"image removed with its annotations, its file is {found}", image_id)
@@ -158,9 +158,9 @@ class FileFixer:
                 speaks = speaks or beyond
         return speaks
 
-    def _fix_categories(self, entries: Sequence[object], annotations: Sequence[object]) -> list[Entry]:
+    def _fix_categories(self, entries: Sequence[object], annotations: Sequence[object]) -> list[_Entry]:
         used = {whole_number(one.get("category_id")) for one in annotations if isinstance(one, dict)}
-        kept: list[Entry] = []
+        kept: list[_Entry] = []
         for entry in entries:
             category_id = whole_number(entry.get("id")) if isinstance(entry, dict) else None
             if not isinstance(entry, dict) or category_id is None:
@@ -173,8 +173,8 @@ class FileFixer:
                 kept.append(entry)
         return kept
 
-    def _fix_annotations(self, entries: Sequence[object], categories: set[int | None]) -> list[Entry]:
-        kept: list[Entry] = []
+    def _fix_annotations(self, entries: Sequence[object], categories: set[int | None]) -> list[_Entry]:
+        kept: list[_Entry] = []
         ids = [whole_number(one.get("id")) for one in entries if isinstance(one, dict)]
         next_id = max((one for one in ids if one is not None), default=0) + 1
         seen: set[int] = set()
@@ -202,7 +202,7 @@ class FileFixer:
             kept.append(fixed)
         return kept
 
-    def _why_useless(self, entry: Entry, image_id: int | None, categories: set[int | None]) -> str | None:
+    def _why_useless(self, entry: _Entry, image_id: int | None, categories: set[int | None]) -> str | None:
         """Why an annotation cannot be kept, for its references and its crowd flag; None if it can."""
         if image_id in self.gone:
             return "annotation of a removed image removed"
@@ -219,11 +219,11 @@ class FileFixer:
 
     def _fix_annotation(
         self,
-        entry: Entry,
+        entry: _Entry,
         image_id: int | None,
         annotation_id: int | None,
         masks: dict[tuple[object, ...], list[bytes]],
-    ) -> Entry | None:
+    ) -> _Entry | None:
         """The annotation with its mask, box and area corrected; None where it has no usable mask or repeats another."""
         size = self.sizes.get(image_id) if image_id is not None else None
         if size is None or image_id is None:
@@ -254,7 +254,7 @@ class FileFixer:
         return fixed
 
     def _fix_box(
-        self, entry: Entry, image_id: int, annotation_id: int | None, segmentation: Segmentation, own: Box
+        self, entry: _Entry, image_id: int, annotation_id: int | None, segmentation: Segmentation, own: Box
     ) -> None:
         """Correct area and box of an entry in place; a box that the moved mask would have is decided later."""
         size = self.sizes[image_id]
@@ -271,7 +271,7 @@ class FileFixer:
             self.log.change("box computed from the mask", image_id, annotation_id)
         self._fix_area(entry, image_id, annotation_id, segmentation)
 
-    def _fix_area(self, entry: Entry, image_id: int, annotation_id: int | None, segmentation: Segmentation) -> None:
+    def _fix_area(self, entry: _Entry, image_id: int, annotation_id: int | None, segmentation: Segmentation) -> None:
         size = self.sizes[image_id]
         try:
             area = parse_area(entry)

@@ -24,7 +24,7 @@ from ..errors import DatasetError
 from .html_page import Html, figure, join, no_figure
 from .pictures import data_uri, draw_all, draw_box, draw_focus, draw_lines, surround, view_of
 
-Entry = Mapping[str, object]
+_Entry = Mapping[str, object]
 
 
 class _Found(NamedTuple):
@@ -44,7 +44,7 @@ class FaultViews:
         self._split = split
         self._data = data
         self._records = {} if data is None else {record.id: record for record in data.images}
-        self._entries: tuple[dict[int, Entry], dict[int, list[Entry]]] | None = None
+        self._entries: tuple[dict[int, _Entry], dict[int, list[_Entry]]] | None = None
 
     def draw(self, place: Place, fault: Fault) -> Html:
         """The figure of one place of a fault."""
@@ -96,11 +96,11 @@ class FaultViews:
         name = None if image_id is None else self._read()[0].get(image_id, {}).get("file_name")
         return self._split.images / name.replace("\\", "/") if isinstance(name, str) and name else None
 
-    def _read(self) -> tuple[dict[int, Entry], dict[int, list[Entry]]]:
+    def _read(self) -> tuple[dict[int, _Entry], dict[int, list[_Entry]]]:
         """The file's images and annotations by id; empty where it is no COCO file."""
         if self._entries is None:
-            images: dict[int, Entry] = {}
-            annotations: dict[int, list[Entry]] = defaultdict(list)
+            images: dict[int, _Entry] = {}
+            annotations: dict[int, list[_Entry]] = defaultdict(list)
             try:
                 content = read_coco_json(self._split.annotations)
             except DatasetError:
@@ -113,7 +113,7 @@ class FaultViews:
         return self._entries
 
 
-def _entries_of(content: Mapping[str, object], name: str) -> list[tuple[int, Entry]]:
+def _entries_of(content: Mapping[str, object], name: str) -> list[tuple[int, _Entry]]:
     """The entries of a list that are objects with an id."""
     listed = content.get(name)
     entries = [entry for entry in listed if isinstance(entry, Mapping)] if isinstance(listed, list) else []
@@ -121,7 +121,7 @@ def _entries_of(content: Mapping[str, object], name: str) -> list[tuple[int, Ent
     return [(entry_id, entry) for entry_id, entry in pairs if entry_id is not None]
 
 
-def _parse_entry(entry: Entry, size: tuple[int, int] | None) -> _Found:
+def _parse_entry(entry: _Entry, size: tuple[int, int] | None) -> _Found:
     """What can be drawn of an annotation's entry. size: (height, width) of its image, if it is known."""
     try:
         box = parse_box(entry)

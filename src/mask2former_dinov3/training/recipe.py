@@ -33,7 +33,7 @@ POINTS = 12_544  # at which published Mask2Former compares masks
 STEP_IMAGES = 16  # per optimiser step in the published recipe
 FEW_IMAGES = 1_000
 MANY_IMAGES = 10_000  # "tens of thousands" in docs/finetuning.md
-MEASURED_IMAGES = 5_000  # of which objects are measured, evenly spread
+_LOOKED_AT_IMAGES = 5_000  # of which objects are measured, evenly spread
 
 # GB per image of 1024 x 1024 in bf16, and GB that do not depend on the batch (docs/finetuning.md, H200).
 FROZEN_MEMORY = (2.1, 0.5)
@@ -99,7 +99,7 @@ def suggest_recipe(report: Report, config: TrainConfig, gpu_memory: float | None
     Raises DatasetError when there is nothing to train on.
     """
     data = report.data.get("train")
-    sizes = None if data is None else measure_objects(data, (1, 1), MEASURED_IMAGES)
+    sizes = None if data is None else measure_objects(data, (1, 1), _LOOKED_AT_IMAGES)
     if data is None or sizes is None or not len(sizes.areas):
         raise DatasetError(f"suggest: {mismatch('a train split with objects to measure', 'none')}")
     if gpu_memory is None and torch.cuda.is_available():
@@ -212,7 +212,7 @@ def _choose_scales(facts: _Facts, canvas: tuple[int, int]) -> Iterator[Choice]:
         yield Choice("scale_min", 1.0, text)
         yield Choice("scale_max", 1.0, "as scale_min.")
         return
-    sides = measure_objects(facts.data, canvas, MEASURED_IMAGES).sides
+    sides = measure_objects(facts.data, canvas, _LOOKED_AT_IMAGES).sides
     every, most = keeping_scale(sides), keeping_scale(sides, 0.99)
     kept, share = (every, "every object") if every <= 0.5 else (min(most, 1.0), "99 % of the objects")
     text = f"0.1 in the published recipe; {kept:g} is the smallest scale at which {share} covers a pixel of the canvas."
