@@ -209,6 +209,28 @@ def test_write_fixes__boxes_stay_where_the_image_does_not_say_which_is_right(tmp
     assert content == json.loads((root / "train" / "_annotations.coco.json").read_text())
 
 
+def test_write_fixes__boxes_of_whole_objects_stay(tmp_path: Path) -> None:
+    summary, content = fix(
+        write_data(tmp_path / "data", lambda data: data["annotations"][0].update(bbox=[4, 4, 20, 20]))
+    )
+    kind = "box holds its mask and is larger, it may be of a whole object that is partly hidden"
+    assert summary.logs["train"].left == {kind: [(1, 2)]}
+    assert by_id(content, 2)["bbox"] == [4, 4, 20, 20]
+
+
+@pytest.mark.parametrize(("far", "kept"), [(0.3, 4), (2.0, 5)], ids=["IoU 0.96", "IoU 0.78"])
+def test_write_fixes__an_object_that_is_nearly_another_repeats_it(far: float, kept: int, tmp_path: Path) -> None:
+    """A copy of a square of 16 x 16 pixels, `far` pixels further right."""
+
+    def change(data: dict[str, Any]) -> None:
+        moved = [[4 + far, 4, 20 + far, 4, 20 + far, 20, 4 + far, 20]]
+        data["annotations"].append({"id": 9, "image_id": 1, "category_id": 1, "segmentation": moved})
+        data["annotations"][-1]["iscrowd"] = 0
+
+    _, content = fix(write_data(tmp_path / "data", change))
+    assert len(content["annotations"]) == kept
+
+
 @pytest.mark.parametrize("change", [{"width": 60}, {"width": 64, "height": 80}, {"width": 160, "height": 128}])
 def test_write_fixes__sizes_stay_where_the_masks_do_not_say_which_is_right(
     change: dict[str, int], tmp_path: Path

@@ -16,13 +16,14 @@ from .coco_json import Box, parse_area, parse_box, parse_iscrowd, parse_size
 from .fix_log import FixLog
 from .fix_masks import (
     Relation,
+    SeenMasks,
     area_fits,
-    boxes_agree,
     clean_segmentation,
     clipped_box,
     explain_box,
     outlines_favour_mask,
     pixel_area,
+    same_box,
 )
 from .images import decode_image, read_image
 from .numbers import number, whole_number
@@ -31,7 +32,6 @@ from .segmentation import (
     NoMaskError,
     Segmentation,
     parse_segmentation,
-    polygons_to_counts,
     segmentation_box,
 )
 
@@ -178,7 +178,7 @@ class FileFixer:
         ids = [whole_number(one.get("id")) for one in entries if isinstance(one, dict)]
         next_id = max((one for one in ids if one is not None), default=0) + 1
         seen: set[int] = set()
-        masks: dict[tuple[object, ...], list[bytes]] = defaultdict(list)
+        masks = SeenMasks()
         for position, entry in enumerate(entries):
             if not isinstance(entry, dict):
                 self.log.change("annotation that is not an object removed", None)
@@ -222,7 +222,7 @@ class FileFixer:
         entry: _Entry,
         image_id: int | None,
         annotation_id: int | None,
-        masks: dict[tuple[object, ...], list[bytes]],
+        masks: SeenMasks,
     ) -> _Entry | None:
         """The annotation with its mask, box and area corrected; None where it has no usable mask or repeats another."""
         size = self.sizes.get(image_id) if image_id is not None else None
@@ -241,12 +241,10 @@ class FileFixer:
             self.log.change("annotation with a malformed mask removed", image_id, annotation_id)
             return None
         own = clipped_box(segmentation, size)
-        key = image_id, whole_number(entry.get("category_id")), parse_iscrowd(entry), *(round(side) for side in own)
-        counts = polygons_to_counts(segmentation, *size) if isinstance(segmentation, list) else segmentation["counts"]
-        if counts in masks[key]:
+        key = image_id, whole_number(entry.get("category_id")), parse_iscrowd(entry)
+        if masks.repeats(key, segmentation, own, size):
             self.log.change("annotation that repeats another of its image removed", image_id, annotation_id)
             return None
-        masks[key].append(counts)
         for kind in changes:
             self.log.change(kind, image_id, annotation_id)
         fixed = {**entry, "segmentation": value} if changes else dict(entry)
@@ -262,13 +260,17 @@ class FileFixer:
             box = parse_box(entry)
         except DatasetError:
             box = (0.0, 0.0, 0.0, 0.0)
-        if box is not None and not (boxes_agree(box, own) or boxes_agree(box, segmentation_box(segmentation))):
+        if box is not None and not (same_box(box, own) or same_box(box, segmentation_box(segmentation))):
             relation = explain_box(box, own, size)
             if relation.matrix is not None:
                 self._boxes[relation.name].append(_Box(entry, image_id, relation, segmentation))
                 return
-            entry["bbox"] = list(own)
-            self.log.change("box computed from the mask", image_id, annotation_id)
+            if relation.loose:
+                kind = "box holds its mask and is larger, it may be of a whole object that is partly hidden"
+                self.log.leave(kind, image_id, annotation_id)
+            else:
+                entry["bbox"] = list(own)
+                self.log.change("box computed from the mask", image_id, annotation_id)
         self._fix_area(entry, image_id, annotation_id, segmentation)
 
     def _fix_area(self, entry: _Entry, image_id: int, annotation_id: int | None, segmentation: Segmentation) -> None:

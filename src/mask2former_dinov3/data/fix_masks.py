@@ -6,22 +6,33 @@ turned, mirrored, moved or scaled: `explain_box` names such a relation, and `out
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
+import faster_coco_eval.core.mask as mask_api
 import numpy as np
 import numpy.typing as npt
 
 from .coco_json import Box
 from .fitting import Matrix, PixelArray, fit_matrix
 from .numbers import number
-from .segmentation import Segmentation, polygons_to_runs, segmentation_area, segmentation_box
+from .segmentation import (
+    CompressedRle,
+    Segmentation,
+    polygons_to_counts,
+    polygons_to_runs,
+    segmentation_area,
+    segmentation_box,
+)
 from .transforms import rasterise
 
 SAME_BOX = 0.9  # IoU from which two boxes are the same
 SAME_EDGE = 2.0  # pixels that the edges of equal boxes may differ by: conventions of tools
-SAME_AREA = (0.8, 1.25)  # ratio of areas within which the file's is kept: polygons against pixels
+SAME_AREA = (0.85, 1 / 0.85)  # ratio of areas within which the file's is kept: polygons against pixels
+LOOSE_BOX_IOU = 0.25  # of a box that holds its whole mask, from which it may be that of the whole object
+SAME_OBJECT = 0.95  # IoU from which two masks of an image and a class are one object
 _SMALLEST_POLYGON = 6  # numbers
 
 RLE_IN_LIST = "RLE taken out of its list"
@@ -85,7 +96,7 @@ def area_fits(area: float, segmentation: Segmentation, size: tuple[int, int]) ->
     return False
 
 
-def boxes_agree(one: Sequence[float], other: Sequence[float]) -> bool:
+def same_box(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two boxes (left, top, width, height) are the same, up to the conventions of tools."""
     ax0, ay0, ax1, ay1 = one[0], one[1], one[0] + one[2], one[1] + one[3]
     bx0, by0, bx1, by1 = other[0], other[1], other[0] + other[2], other[1] + other[3]
@@ -98,10 +109,14 @@ def boxes_agree(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 class Relation(NamedTuple):
-    """How a box differs from its mask. matrix: moves the mask into the box; None: only the box can be wrong."""
+    """How a box differs from its mask. matrix: moves the mask into the box; None: only the box can be wrong.
+
+    loose: the box holds the mask, and may be that of a whole object of which the mask is the visible part.
+    """
 
     name: str
     matrix: Matrix | None
+    loose: bool = False
 
 
 def explain_box(box: Box, own: Box, size: tuple[int, int]) -> Relation:
@@ -115,7 +130,7 @@ def explain_box(box: Box, own: Box, size: tuple[int, int]) -> Relation:
             side * whole / 100 for side, whole in zip(box, (width, height) * 2, strict=True)
         ),
     }.items():
-        if min(read[2:]) > 0 and boxes_agree(read, own) and not _all_small(box, name):
+        if min(read[2:]) > 0 and same_box(read, own) and not _all_small(box, name):
             return Relation(f"box {name}", None)
     for name, rows in {
         "x and y exchanged": ((0, 1, 0), (1, 0, 0)),
@@ -126,17 +141,52 @@ def explain_box(box: Box, own: Box, size: tuple[int, int]) -> Relation:
         "turned by 270 degrees": ((0, 1, 0), (-1, 0, height)),
     }.items():
         matrix = np.array(rows, dtype=np.float64)
-        if boxes_agree(_moved(own, matrix), box):
+        if same_box(_moved(own, matrix), box):
             return Relation(name, matrix)
     if min(box[2:]) > 0 and min(own[2:]) > 0:
         scale = np.array([box[2] / own[2], box[3] / own[3]])
         scaled = np.array([[scale[0], 0.0, 0.0], [0.0, scale[1], 0.0]])
-        if boxes_agree(_moved(own, scaled), box):
+        if same_box(_moved(own, scaled), box):
             return Relation("scaled", scaled)
         if np.all(np.abs(scale - 1) < 0.05):
             shift = np.array([[1.0, 0.0, box[0] - own[0]], [0.0, 1.0, box[1] - own[1]]])
             return Relation("moved", shift)
-    return Relation("another box", None)
+    return Relation("another box", None, _is_loose(box, own))
+
+
+def _is_loose(box: Box, own: Box) -> bool:
+    """Whether a box holds the one of its mask, and is not more than about twice as wide and high."""
+    low = own[0] - box[0], own[1] - box[1]
+    high = box[0] + box[2] - own[0] - own[2], box[1] + box[3] - own[1] - own[3]
+    return min(*low, *high) >= -SAME_EDGE and own[2] * own[3] >= LOOSE_BOX_IOU * box[2] * box[3]
+
+
+class SeenMasks:
+    """The masks of an image and a class so far, to find those that repeat another."""
+
+    def __init__(self) -> None:
+        self._masks: dict[tuple[object, ...], list[tuple[Box, CompressedRle]]] = defaultdict(list)
+
+    def repeats(self, key: tuple[object, ...], segmentation: Segmentation, own: Box, size: tuple[int, int]) -> bool:
+        """Whether the mask is one of `key` that was seen before; otherwise it is added. own: its box."""
+        rle = segmentation
+        if isinstance(rle, list):
+            rle = CompressedRle(size=list(size), counts=polygons_to_counts(rle, *size))
+        slack = 1 + (1 - SAME_OBJECT) * max(own[2], own[3])
+        near = [one for box, one in self._masks[key] if _edges_near(box, own, slack)]
+        if any(one == rle for one in near) or (
+            near and mask_api.iou([rle], near, [0] * len(near)).max() >= SAME_OBJECT
+        ):
+            return True
+        self._masks[key].append((own, rle))
+        return False
+
+
+def _edges_near(one: Box, other: Box, slack: float) -> bool:
+    if abs(one[0] - other[0]) > slack or abs(one[1] - other[1]) > slack:
+        return False
+    right, bottom = one[0] + one[2] - other[0] - other[2], one[1] + one[3] - other[1] - other[3]
+    return abs(right) <= slack and abs(bottom) <= slack
 
 
 def _all_small(box: Box, name: str) -> bool:

@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..atomic_files import write_folder
@@ -84,7 +84,7 @@ def write_fixes(report: Report, splits: Mapping[str, Split], folder: Path, valid
         for name, split in splits.items():
             if name == "valid" and split.image_ids is not None:
                 continue  # held out of the training file, which is corrected as a whole
-            whole = Split(name, split.annotations, split.images)
+            whole = replace(split, image_ids=None)
             suspects = _suspects(report, splits, split.annotations)
             summary.logs[name] = _fix_file(whole, suspects, temporary)
         _write_json(temporary / SUMMARY, summary.to_json())
