@@ -211,11 +211,11 @@ def test_write_fixes__boxes_stay_where_the_image_does_not_say_which_is_right(tmp
 
 def test_write_fixes__boxes_of_whole_objects_stay(tmp_path: Path) -> None:
     summary, content = fix(
-        write_data(tmp_path / "data", lambda data: data["annotations"][0].update(bbox=[4, 4, 20, 20]))
+        write_data(tmp_path / "data", lambda data: data["annotations"][0].update(bbox=[2, 2, 22, 23]))
     )
     kind = "box holds its mask and is larger, it may be of a whole object that is partly hidden"
     assert summary.logs["train"].left == {kind: [(1, 2)]}
-    assert by_id(content, 2)["bbox"] == [4, 4, 20, 20]
+    assert by_id(content, 2)["bbox"] == [2, 2, 22, 23]
 
 
 @pytest.mark.parametrize(("far", "kept"), [(0.3, 4), (2.0, 5)], ids=["IoU 0.96", "IoU 0.78"])
