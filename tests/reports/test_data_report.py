@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from mask2former_dinov3.cli import main
-from mask2former_dinov3.data.check import check_data
+from mask2former_dinov3.data.check import SplitReport, check_data
 from mask2former_dinov3.data.dataset import CocoInstanceDataset
 from mask2former_dinov3.data.faults import Fault
 from mask2former_dinov3.data.layout import Split, find_splits
 from mask2former_dinov3.data.sampler import TrainingOrder
 from mask2former_dinov3.data.transforms import Augmentation
 from mask2former_dinov3.reports.data_report import write_data_report
-from mask2former_dinov3.reports.data_sections import group_faults, kind_of_reason
+from mask2former_dinov3.reports.data_sections import faults_section, group_faults, kind_of_reason
 from mask2former_dinov3.reports.fault_views import FaultViews
 from mask2former_dinov3.reports.pictures import FOCUS, draw_box, draw_focus, surround, view_of
 
@@ -68,7 +68,7 @@ def test_report__shows_every_fault_in_one_file(make_toy_dataset: Callable[..., P
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "image 10, annotation 1: polygon: expected at least 3 points, got 2" in text
-    assert "image 11, annotation 3: no segmentation (a box alone trains no mask); left out of training" in text
+    assert "image 11, annotation 3: no segmentation (a box alone trains no mask)" in text
     shown = dict(pictures_of(text))
     # The points of a polygon that is none, the box of an annotation without a mask.
     lines = shown["000.png, image 10, annotation 1: its points in orange, 1 other objects"]
@@ -121,9 +121,22 @@ def test_report__is_the_same_each_time_and_bounded(make_toy_dataset: Callable[..
     first, second = report_of(root, tmp_path / "a"), report_of(root, tmp_path / "b")
     assert first == second
     assert "6 of 40 places shown." in first
-    assert "… and 35 more; check-data --json FILE lists all" in first
     assert "12 of 30 images, chosen at random (seed 0)" in first
-    assert first.count("<figure>") == 6 + 12 + 4 + 24  # a kind of fault, images of train and valid, samples
+    assert first.count('alt="training sample of ') == 24
+
+
+def test_faults_section__shows_a_bounded_number_of_sentences_and_pictures(toy_dataset: Path) -> None:
+    splits, _ = find_splits(toy_dataset)
+    report = check_data(splits, full=False)
+    views = FaultViews(splits["train"], report.data["train"])
+    one = [Fault("warning", 10, 1, f"sentence {number}", "one place each") for number in range(40)]
+    many = Fault("error", 10, 1, "one sentence", "many places", ((11, 3),) * 99)
+    section = faults_section("train", SplitReport(splits["train"].annotations, [*one, many]), views)
+    assert "… and 35 more; check-data --json FILE lists all" in section
+    assert "6 of 40 places shown." in section
+    assert "6 of 100 places shown." in section
+    assert section.count("<figure>") == 12
+    assert section.index("Many places") < section.index("One place each")  # errors first
 
 
 @pytest.mark.parametrize("place", ["", "train", "train/page", "page"])
