@@ -83,7 +83,7 @@ def _verdict(report: Report) -> Html:
 
 def _overview(report: Report) -> Html:
     """The splits with their counts, the notes on how they were found, and the ceilings of the masks."""
-    head = ["split", "images", "objects", "crowd regions", "classes", "errors", "warnings", "notes"]
+    head = ["split", "images", "objects", "errors", "warnings", "notes", "classes", "crowd regions"]
     lines = [element("li", note) for note in report.notes]
     for name, split in report.splits.items():
         lines.append(element("li", f"{name}: {split.annotations}"))

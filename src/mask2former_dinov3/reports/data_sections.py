@@ -225,15 +225,15 @@ def _count_chart(counts: Sequence[int]) -> Html:
 
 
 def summary_rows(report: Report) -> list[tuple[object, ...]]:
-    """Per split: images, objects, crowd regions, classes with objects, errors, warnings, notes."""
+    """Per split: images, objects, errors, warnings, notes, classes with objects, crowd regions."""
     rows: list[tuple[object, ...]] = []
     for name, split in report.splits.items():
         counts = [len(split.of(severity)) for severity in SEVERITIES]
         found = split.statistics
         if found is None:
-            rows.append((name, "not read", "", "", *counts))
+            rows.append((name, "not read", "", *counts, "", ""))
         else:
             used = sum(count > 0 for count in found.per_class.values())
             classes = f"{used} of {len(found.per_class)}"
-            rows.append((name, found.images, found.instances, found.crowd_regions, classes, *counts))
+            rows.append((name, found.images, found.instances, *counts, classes, found.crowd_regions))
     return rows
