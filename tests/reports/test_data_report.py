@@ -149,6 +149,16 @@ def test_report__is_not_written_into_the_data(
     assert not (toy_dataset / "page").exists()
 
 
+def test_report__beside_annotations_whose_images_are_elsewhere(toy_dataset: Path, tmp_path: Path) -> None:
+    content = json.loads((toy_dataset / "train" / "_annotations.coco.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    given = ["--train-annotations", str(tmp_path / "a.json"), "--train-images", str(toy_dataset / "train")]
+    sides = ["--image-height", "64", "--image-width", "96", "--valid-split", "0"]
+    assert main(["check-data", *given, *sides, "--report", str(tmp_path / "page")]) == 0
+    assert (tmp_path / "page" / "report.html").is_file()
+    assert main(["check-data", *given, *sides, "--report", str(tmp_path)]) == 1
+
+
 def test_report__of_unreadable_annotations_has_the_error(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "_annotations.coco.json").write_text('{"images": 3')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.training.recipe import suggest_recipe
+from mask2former_dinov3.training.train import load_data
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +93,19 @@ def test_suggest__canvas_has_the_shape_of_the_images_and_masks_their_stride(toy_
     assert (options["image_height"], options["image_width"]) == (224, 256)  # 64 x 80 is 205 x 256
     assert options["mask_stride"] == 4
     assert options["dataset_name"] == str(Path("data").resolve())
+
+
+def test_load_data__warns_of_objects_that_the_smallest_scale_erases(
+    toy_dataset: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrainConfig(
+        output_dir="unused", dataset_name=str(toy_dataset), image_height=64, image_width=64, scale_min=0.05
+    )
+    with caplog.at_level(logging.INFO):
+        load_data(config)
+    assert (
+        "of 10 objects cover less than one pixel of the canvas of 64 x 64 at the smallest random scale" in caplog.text
+    )
 
 
 def test_suggest__needs_objects_to_measure(make_toy_dataset: Callable[..., Path]) -> None:

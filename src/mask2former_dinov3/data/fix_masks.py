@@ -165,21 +165,24 @@ class SeenMasks:
     """The masks of an image and a class so far, to find those that repeat another."""
 
     def __init__(self) -> None:
-        self._masks: dict[tuple[object, ...], list[tuple[Box, CompressedRle]]] = defaultdict(list)
+        self._masks: dict[tuple[object, ...], list[tuple[Box, Segmentation]]] = defaultdict(list)
 
     def repeats(self, key: tuple[object, ...], segmentation: Segmentation, own: Box, size: tuple[int, int]) -> bool:
         """Whether the mask is one of `key` that was seen before; otherwise it is added. own: its box."""
-        rle = segmentation
-        if isinstance(rle, list):
-            rle = CompressedRle(size=list(size), counts=polygons_to_counts(rle, *size))
         slack = 1 + (1 - SAME_OBJECT) * max(own[2], own[3])
         near = [one for box, one in self._masks[key] if _edges_near(box, own, slack)]
-        if any(one == rle for one in near) or (
-            near and mask_api.iou([rle], near, [0] * len(near)).max() >= SAME_OBJECT
-        ):
-            return True
-        self._masks[key].append((own, rle))
+        if near:  # masks are drawn only where boxes nearly agree: the usual data set has no such pair
+            codes = [_as_code(one, size) for one in (segmentation, *near)]
+            if mask_api.iou(codes[:1], codes[1:], [0] * len(near)).max() >= SAME_OBJECT:
+                return True
+        self._masks[key].append((own, segmentation))
         return False
+
+
+def _as_code(segmentation: Segmentation, size: tuple[int, int]) -> CompressedRle:
+    if not isinstance(segmentation, list):
+        return segmentation
+    return CompressedRle(size=list(size), counts=polygons_to_counts(segmentation, *size))
 
 
 def _edges_near(one: Box, other: Box, slack: float) -> bool:

@@ -35,10 +35,11 @@ def prepare_folder_of_report(folder: Path, splits: Mapping[str, Split], root: Pa
     if folder.exists() and not folder.is_dir():
         raise OptionError("report", "a folder", f"{folder}, a file")
     data = [root] if root is not None and root.is_dir() else []
-    data += [place for split in splits.values() for place in (split.images, split.annotations.parent)]
-    for place in data:
-        if own.is_relative_to(place.resolve()):
-            raise OptionError("report", "a folder outside the data set", f"{folder}, in {place}", "choose another")
+    data += [split.images for split in splits.values()]
+    inside = [place for place in data if own.is_relative_to(place.resolve())]
+    inside += [split.annotations.parent for split in splits.values() if own == split.annotations.parent.resolve()]
+    if inside:
+        raise OptionError("report", "a folder outside the data set", f"{folder}, in {inside[0]}", "choose another")
     check_writable(folder)
 
 
