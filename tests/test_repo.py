@@ -101,6 +101,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "instances": frozenset({"data", "errors", "extras"}),
     "visualize": frozenset({"errors", "instances"}),
     "model_folder": GROUND | {"data", "instances", "model", "visualize", "weights"},
+    "reports": GROUND | {"data", "instances", "visualize"},
     "inference": MODEL_USE,
     "pipeline": frozenset({"inference", "instances"}),
     "evaluation": MODEL_USE | {"inference"},
@@ -108,7 +109,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "serving": MODEL_USE | {"inference"},
     "cluster": MODEL_USE | {"inference"},
     "training": MODEL_USE | {"config", "evaluation", "inference"},
-    "cli": MODEL_USE | {"cluster", "config", "evaluation", "export", "inference", "serving", "training"},
+    "cli": MODEL_USE | {"cluster", "config", "evaluation", "export", "inference", "reports", "serving", "training"},
 }
 
 

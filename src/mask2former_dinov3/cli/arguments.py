@@ -94,13 +94,13 @@ def add_read_rules(parser: VerbParser) -> None:
         "--crowd",
         choices=("ignore", "instances"),
         default="ignore",
-        help="meaning of iscrowd 1: a region that is ignored, or a single object (default: %(default)s, as in COCO)",
+        help="meaning of iscrowd 1: a region that is ignored, or a single object (default: ignore, as in COCO)",
     )
     parser.add_argument(
         "--incomplete-images",
         choices=("keep", "drop"),
         default="keep",
-        help="images with an object that has no usable mask: keep or leave out (default: %(default)s)",
+        help="images with an object that has no usable mask: keep or leave out (default: keep)",
     )
 
 
@@ -193,20 +193,38 @@ def add_check_data(parser: VerbParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this JSON file")
     parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="also write DIR/report.html, a page with pictures; not in the data"
+    )
+    parser.add_argument(
+        "--suggest", type=Path, metavar="FILE", help="also write a recipe for `train --config` that suits the data"
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=positive,
+        metavar="GB",
+        help="memory of the GPU that --suggest plans for (default: that of this machine's GPU, or a recipe for a CPU)",
+    )
+    parser.add_argument(
+        "--fix", type=Path, metavar="DIR", help="write corrected annotation files to this new folder, and fixes.json"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="recipe to check the data for: its canvas, num_queries, scales and other options of the data",
+    )
+    parser.add_argument(
         "--num-queries",
         type=positive,
         metavar="N",
-        default=100,
-        help="number of queries of the model to train; fuller images are reported (default: %(default)s)",
+        help="number of queries of the model to train; fuller images are reported (default: 100, or as in --config)",
     )
     for side in ("height", "width"):
         parser.add_argument(
             f"--image-{side}",
             type=positive,
             metavar="N",
-            default=1024,
             help=f"{side} of the training canvas in pixels; objects too small for it are reported "
-            "(default: %(default)s)",
+            "(default: 1024, or as in --config)",
         )
     add_read_options(parser)
     for option in SPLIT_OPTIONS:
@@ -220,10 +238,11 @@ def add_check_data(parser: VerbParser) -> None:
         "--valid-split",
         type=real_number,
         metavar="F",
-        default=0.1,
-        help="fraction of the training images used for validation without a validation split (default: %(default)s)",
+        help="fraction of the training images used for validation without a validation split (default: 0.1, or as in "
+        "--config)",
     )
     add_read_rules(parser)
+    parser.set_defaults(crowd=None, incomplete_images=None)  # those of --config, if there is one
 
 
 def add_read_options(parser: VerbParser) -> None:
@@ -231,12 +250,11 @@ def add_read_options(parser: VerbParser) -> None:
     parser.add_argument(
         "--value-range",
         metavar="RANGE",
-        default="full",
         help='values that become black and white, in images of more than 8 bits per channel: "full", "percentile" or '
-        "LOW,HIGH (default: %(default)s)",
+        "LOW,HIGH (default: full, or as in --config)",
     )
     parser.add_argument(
-        "--page", type=positive, metavar="N", default=1, help="page or frame of files with several (default: 1)"
+        "--page", type=positive, metavar="N", help="page or frame of files with several (default: 1, or as in --config)"
     )
     parser.add_argument(
         "--channels", metavar="N,N,N", help="channels to read, counted from 1: one (grey) or three (red, green, blue)"

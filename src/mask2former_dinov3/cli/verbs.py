@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from ..allocator import keep_freed_memory
 from ..config.presets import SPLIT_OPTIONS
 from ..errors import ConfigError, OptionError, UserError
-from ..read_options import ReadOptions, check_channels
 from ..version import __version__
 from .arguments import (
     add_batch_predict,
@@ -244,47 +243,45 @@ def run_batch_predict(arguments: argparse.Namespace) -> int:
 
 def run_check_data(arguments: argparse.Namespace) -> int:
     """Run `check-data`; 1 if an error in the data would stop or spoil training."""
-    explicit = {option: getattr(arguments, option) for option in SPLIT_OPTIONS}
-    if arguments.dataset_name is None and explicit["train_annotations"] is None:
+    given = arguments.dataset_name or arguments.train_annotations or arguments.config
+    if given is None:
         arguments.parser.error("expected the PATH of a data set, or --train-annotations and --train-images")
-    if arguments.json is not None:
-        prepare_report(arguments.json)
+    from .doctor import options_of_check, prepare_files, prepare_report_folder, write_outputs
+
+    prepare_files(arguments)
+    config = options_of_check(arguments)
     from tqdm import tqdm
 
     from ..data.check import check_data
     from ..data.layout import find_splits
     from ..data.read_rules import ReadRules
 
-    rules = ReadRules(arguments.crowd, arguments.incomplete_images)
-    splits, notes = find_splits(arguments.dataset_name, **explicit, valid_split=arguments.valid_split, rules=rules)
-    channels = None if arguments.channels is None else check_channels(arguments.channels)
-    options = ReadOptions(arguments.value_range, arguments.page, channels)
+    explicit = {option: getattr(config, option) for option in SPLIT_OPTIONS}
+    rules = ReadRules(config.crowd, config.incomplete_images)
+    splits, notes = find_splits(config.dataset_name, **explicit, valid_split=config.valid_split, rules=rules)
+    prepare_report_folder(arguments, splits, config)
     with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        canvas = arguments.image_height, arguments.image_width
         report = check_data(
-            splits, notes, num_queries=arguments.num_queries, canvas=canvas, options=options, progress=progress
+            splits,
+            notes,
+            num_queries=None if config.num_queries == "auto" else config.num_queries,
+            canvas=(config.image_height, config.image_width),
+            options=config.read_options,
+            scale_min=config.scale_min,
+            progress=progress,
         )
     print(report.text())
-    if arguments.json is not None:  # last, so that the text is not lost if this fails
+    if arguments.json is not None:  # after the text, so that it is not lost if this fails
         text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
         # What UTF-8 does not have, half a surrogate pair in a name, stays as JSON's own escape.
         arguments.json.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_outputs(arguments, splits, report, config, print)
     return 1 if report.errors else 0
-
-
-def prepare_report(path: Path) -> None:
-    """Make the folder of a report, before the work. Raises OptionError where the file cannot be."""
-    if path.is_dir():
-        raise OptionError("json", "a file to write", f"{path}, a folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise OptionError("json", "a file to write", f"{path}, below a file that is no folder") from error
 
 
 def run_convert(arguments: argparse.Namespace) -> int:

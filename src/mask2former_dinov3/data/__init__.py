@@ -35,12 +35,17 @@ Read in this order:
     statistics     count images, instances, sizes
     fitting        fit images into the canvas, and make them the model's input
     transforms     move images and instances onto the canvas, with augmentation
+    object_sizes   measure objects on the canvas; find those that the smallest scale erases
     achievable_ap  compute the highest AP that masks of a stride can reach
     mask_arrays    measure all masks of a split as arrays
     mask_causes    find out why boxes contradict masks
     mask_checks    compare masks with the boxes, areas and picture sizes in the file
     duplicates     find objects and pictures that are there twice
     check          check a whole data set, for `check-data` and training
+    fix_log        what a corrected copy changed and left
+    fix_masks      correct the mask, box and area of one annotation
+    fix_entries    correct the entries of one file
+    fixes          write a corrected copy of a data set, for `check-data --fix`
     copy_paste     paste instances of one training image onto another
     dataset        make training samples and batches
     sampler        decide which sample comes when

@@ -28,6 +28,7 @@ from .image_folders import PassedOver, images_in
 from .layout import Split
 from .mask_arrays import collect_masks
 from .mask_checks import compare_masks, find_filled_holes
+from .object_sizes import check_smallest_scale
 from .statistics import Statistics, statistics_of
 
 logger = logging.getLogger(__name__)
@@ -157,15 +158,17 @@ def check_data(
     num_queries: int | None = 100,
     canvas: tuple[int, int] = (1024, 1024),
     options: ReadOptions = AS_STORED,
+    scale_min: float | None = None,
     full: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Report:
     """Check annotations and images of all splits. Faults of the data are in the report; none is raised.
 
     num_queries: more instances than this in an image are a warning; None: no limit. canvas: (height, width) of
-    training, for `mask_ceilings`. options: how images are read. full: decode every image, compare images by their
-    pixels, look for filled holes, measure the ceilings; otherwise (at the start of training) the headers of the image
-    files are read, and 16 images decoded.
+    training, for `mask_ceilings`. options: how images are read. scale_min: smallest random scale of training, at which
+    objects vanish with a warning; None: not checked. full: decode every image, compare images by their pixels, look for
+    filled holes, measure the ceilings; otherwise (at the start of training) the headers of the image files are read,
+    and 16 images decoded.
     """
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
     for name, (data, faults) in parse_splits(splits).items():
@@ -193,6 +196,8 @@ def check_data(
             masks = collect_masks(report.data)
             report.faults += [*compare_masks(masks), *find_repeated_objects(masks)]
             report.faults += find_filled_holes(masks) if full else []
+            if name == "train" and scale_min is not None:
+                report.faults += check_smallest_scale(masks, canvas, scale_min)
     _compare_classes(reports)
     records = {name: report.data for name, report in reports.items()}
     for faults_of_split in (compare_pictures(records, digests), find_split_siblings(records)):

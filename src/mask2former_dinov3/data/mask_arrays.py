@@ -34,8 +34,8 @@ class MaskArrays:
     ids: (N,) of the annotations. image_ids, paths: of the pictures, by their position; image_of: (N,) the position of
     each mask's picture; sizes: (N, 2) its height and width. stated: (N, 4) the file's `bbox` as it is; stated_areas:
     (N,) its `area`; both NaN where it has none. boxes: (N, 4) left, top, right, bottom of the mask; areas: (N,) in
-    square pixels, of polygons the sum over the parts. labels: (N,), -1 where it was left out. is_polygon: (N,).
-    segmentation_at: the segmentation of one mask.
+    square pixels, of polygons the sum over the parts. labels: (N,), -1 where it was left out.
+    is_polygon, iscrowd: (N,). segmentation_at: the segmentation of one mask.
     """
 
     ids: Sequence[int]
@@ -47,6 +47,7 @@ class MaskArrays:
     areas: Floats
     labels: npt.NDArray[np.int64]
     is_polygon: npt.NDArray[np.bool_]
+    iscrowd: npt.NDArray[np.bool_]
     image_of: Chosen
     paths: Sequence[Path]
     segmentation_at: Callable[[int], Segmentation]
@@ -118,6 +119,7 @@ def collect_masks(data: CocoData) -> MaskArrays:
         areas=np.zeros(len(image_of)),
         labels=np.concatenate([columns.labels[rows], np.full(len(left), -1)]),
         is_polygon=np.concatenate([~columns.is_rle[rows], np.ones(len(left), bool)]),
+        iscrowd=np.concatenate([columns.iscrowd[rows], np.zeros(len(left), bool)]),
         image_of=image_of,
         paths=images.paths,
         segmentation_at=segmentation_at,

@@ -16,5 +16,6 @@ Read in this order:
     resume         continue at a checkpoint: compare the options, restore weights and optimiser
     metrics_log    metrics.jsonl, the tracker, and what the terminal or the log shows
     signals        stop after the current step on Ctrl-C and SIGTERM
+    recipe         suggest the options of a run from the data, each with its reason
     distributed    sums over processes, and failures that reach all of them
 """

@@ -162,7 +162,15 @@ def load_data(config: TrainConfig) -> dict[str, CocoData]:
     if "train" not in splits:
         raise DatasetError(f"{config.dataset_name}: expected training data, got only {', '.join(splits)}")
     num_queries = None if config.num_queries == "auto" else config.num_queries
-    report = check_data(splits, notes, num_queries=num_queries, options=config.read_options, full=False)
+    report = check_data(
+        splits,
+        notes,
+        num_queries=num_queries,
+        canvas=(config.image_height, config.image_width),
+        options=config.read_options,
+        scale_min=config.scale_min,
+        full=False,
+    )
     report.raise_errors()
     logger.info("%s", report.text(limit=5))
     return report.data
