@@ -94,7 +94,7 @@ def add_evaluate(parser: VerbParser) -> None:
     )
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder with the images of the annotations")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", required=True, help="folder for metrics.json, predictions.json and images.json"
+        "--output", type=Path, metavar="DIR", required=True, help="folder for metrics.json and predictions.json"
     )
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE", help="score this COCO results file; no model and images then"
