@@ -193,7 +193,11 @@ def test_evaluate_model__leaves_metrics_and_results_that_agree(
     assert {**again, "seconds": 0} == {**metrics, "seconds": 0}
     assert json.loads((tmp_path / "again" / "predictions.json").read_text()) == results
     evaluate_model(None, file, None, tmp_path / "out", predictions=tmp_path / "out" / "predictions.json")  # in place
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "predictions.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "images.json",
+        "metrics.json",
+        "predictions.json",
+    ]
 
 
 def test_evaluate_model__says_what_more_instances_than_queries_cost(
