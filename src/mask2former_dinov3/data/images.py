@@ -43,7 +43,7 @@ from ..read_options import AS_STORED, ReadOptions
 from .file_kinds import describe_head
 from .gdal_files import open_gdal
 from .jpeg_data import MAGIC_BYTES, check_jpeg, decode_strictly
-from .pillow_pixels import EXIF_ORIENTATION, decode_with_opencv, image_values, pick_channels
+from .pillow_pixels import EXIF_ORIENTATION, decode_with_opencv, forget_orientation, image_values, pick_channels
 from .sample_values import SampleType, Values, finite_range, to_eight_bits
 from .tiff_pixels import decode_tiff
 from .tiff_tags import MAGIC, read_tiff
@@ -195,6 +195,8 @@ def _decode(file: IO[bytes], options: ReadOptions, thorough: bool = False) -> tu
             return pick_channels(values, options.channels), SampleType(bits)
         if image.format == "PPM" and image.mode == "I":  # states its own highest value, and is scaled by it already
             return to_eight_bits(np.asarray(image)[:, :, None], SampleType(16), AS_STORED), SampleType()
+        if image.format == "TIFF":  # with a wrong byte order mark, which Pillow accepts
+            return image_values(forget_orientation(image), options.channels)
         return image_values(image, options.channels)
 
 

@@ -305,9 +305,8 @@ def test_read_image__without_rasterio_says_what_a_tiff_is(tmp_path: Path, monkey
 def test_open_image__refuses_damage_that_gdal_reads_over(kind: str, tmp_path: Path) -> None:
     """GDAL gives black pixels for the end of a PNG, and a wrong picture for JPEG data with zeros in them."""
     path = tmp_path / kind
-    choices: dict[str, dict[str, Any]] = {"zeroed.jpg": {"quality": 90}, "zeroed.tif": {"compression": "jpeg"}}
-    options = choices.get(kind, {})
-    Image.fromarray(RGB).save(path, **options)
+    options: dict[str, dict[str, Any]] = {"zeroed.jpg": {"quality": 90}, "zeroed.tif": {"compression": "jpeg"}}
+    Image.fromarray(RGB).save(path, **options.get(kind, {}))
     assert put_together(path).shape == RGB.shape
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
