@@ -7,14 +7,15 @@ reads annotations and results with the same parser.
 Read in this order:
 
     coco_types     types of COCO masks, results and metrics
-    layout         find annotation files and image folders
     numbers        parse numbers and ids: 12, 12.0 and "12"
     faults         collect faults of a file and report them together
     coco_json      read a COCO file and parse its entries
     rle            read and write run-length codes of masks
     segmentation   parse and rasterise polygons and run-length codes
-    coco           read a split into checked records
     images         read image files as RGB arrays
+    formats        read YOLO, label maps, labelme and other formats as COCO content
+    layout         find annotation files and image folders
+    coco           read a split into checked records
     statistics     count images, instances, sizes
     fitting        fit images into the canvas, and make them the model's input
     transforms     move images and instances onto the canvas, with augmentation

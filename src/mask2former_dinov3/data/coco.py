@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetError, mismatch
-from .coco_json import AnnotationEntry, Box, list_entries, parse_annotations, parse_entries, parse_size, read_coco_json
+from .coco_json import AnnotationEntry, Box, list_entries, parse_annotations, parse_entries, parse_size
 from .faults import ADVICE, Fault, FaultReport, quote
+from .formats.format_table import read_content
 from .layout import Split
 from .numbers import whole_number
 from .segmentation import (
@@ -69,11 +70,15 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class CocoData:
-    """The records of a split: its annotation file, K categories in the order of their ids, images in file order."""
+    """The records of a split: its annotation file, K categories in the order of their ids, images in file order.
+
+    source: the split that was read, from which evaluation reads what it scores against.
+    """
 
     annotations: Path
     categories: tuple[Category, ...]
     images: list[ImageRecord]
+    source: Split | None = None
 
 
 def read_coco(split: Split) -> CocoData:
@@ -95,7 +100,7 @@ def parse_coco(split: Split) -> tuple[CocoData, list[Fault]]:
 
 def _parse(split: Split) -> tuple[CocoData, FaultReport]:
     faults = FaultReport(str(split.annotations))
-    content = read_coco_json(split.annotations)
+    content = read_content(split, faults)
     sections = {name: list_entries(content, name, faults) for name in ("images", "annotations", "categories")}
     for name in ("images", "categories"):
         if content.get(name) == []:
@@ -115,7 +120,7 @@ def _parse(split: Split) -> tuple[CocoData, FaultReport]:
         except DatasetError as error:
             faults.add_error(str(error), image.id, entry.id)
     chosen = [image for image in images.values() if split.image_ids is None or image.id in split.image_ids]
-    return CocoData(split.annotations, categories, chosen), faults
+    return CocoData(split.annotations, categories, chosen, split), faults
 
 
 def _parse_categories(

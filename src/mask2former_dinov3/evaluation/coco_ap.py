@@ -16,6 +16,7 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 
 from ..data.coco_types import Metrics
+from ..data.layout import Split
 from ..inference.settings import InferenceSettings
 from .coco_files import GroundTruth, ScoredMask, Source, read_ground_truth, read_results
 
@@ -23,13 +24,13 @@ AREAS = ("all", "small", "medium", "large")  # COCO's bounds: 32 x 32 and 96 x 9
 
 
 def evaluate_coco(
-    annotations: Source | Mapping[str, object],
+    annotations: Source | Mapping[str, object] | Split,
     predictions: Source | Iterable[Mapping[str, object]],
     *,
     max_detections: int = 100,
     image_ids: Collection[int] | None = None,
 ) -> Metrics:
-    """COCO's metrics of a results file (or list) on an annotation file (or its content).
+    """COCO's metrics of a results file (or list) on an annotation file (or its content, or a split of any format).
 
     max_detections: number of results per image and category that count, best first. COCO's own is 100; AP, AP50 ... and
     AR100 are all at this number (AR100 keeps its name; `max_detections` in the result says what it was).

@@ -30,6 +30,8 @@ from ..data.coco_json import (
     read_coco_json,
 )
 from ..data.faults import FaultReport, quote
+from ..data.formats.format_table import read_content
+from ..data.layout import Split
 from ..data.numbers import number, whole_number
 from ..data.rle import whole_mask_areas
 from ..data.segmentation import CompressedRle, NoMaskError, check_rle, parse_shape, polygons_to_counts
@@ -86,18 +88,21 @@ class GroundTruth:
 
 
 def read_ground_truth(
-    annotations: Source | Mapping[str, object], image_ids: Collection[int] | None = None
+    annotations: Source | Mapping[str, object] | Split, image_ids: Collection[int] | None = None
 ) -> GroundTruth:
-    """A COCO annotation file, or its content, as it is; with `image_ids` only these images of it.
+    """A COCO annotation file, or its content, or a split of any format; with `image_ids` only these images of it.
 
     Areas and boxes are the file's own where it has them (COCO bins by the annotated area), else the mask's. Annotations
     without a mask are left out, with a note. Raises DatasetError listing every annotation that cannot be scored.
     """
-    if isinstance(annotations, Mapping):
-        content, name = annotations, "annotations"
+    if isinstance(annotations, Split):
+        name = str(annotations.annotations)
+        faults = FaultReport(name)
+        content = read_content(annotations, faults)
     else:
-        content, name = read_coco_json(Path(annotations)), str(annotations)
-    faults = FaultReport(name)
+        name = "annotations" if isinstance(annotations, Mapping) else str(annotations)
+        faults = FaultReport(name)
+        content = annotations if isinstance(annotations, Mapping) else read_coco_json(Path(annotations))
     lists = {key: list_entries(content, key, faults) for key in ("images", "categories", "annotations")}
     entries = dict(parse_entries(lists["images"], "images", faults))
     wanted = frozenset(entries if image_ids is None else image_ids)

@@ -1,0 +1,49 @@
+"""List folders of a data set: its splits by the names of folders, the images in a folder, files by their stem."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from ..images import IMAGE_SUFFIXES
+
+SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training", "stage1_train"),
+    "valid": ("valid", "val", "validation"),
+    "test": ("test", "testing"),
+}
+"""Split -> names of its folder, in lower case."""
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Split -> its folder under `root`; a root without such folders is all of it: train."""
+    if not root.is_dir():
+        return {}
+    folders = {entry.name.lower(): entry for entry in sorted(root.iterdir()) if entry.is_dir()}
+    found = {
+        split: folders[name] for split, names in SPLIT_FOLDERS.items() for name in reversed(names) if name in folders
+    }
+    return found or {"train": root}
+
+
+def files_under(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
+    """The files with these endings (lower case) in a folder and all folders in it, in order; hidden ones not."""
+    wanted = frozenset(suffixes)
+    for path in sorted(folder.rglob("*")):
+        hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
+        if path.suffix.lower() in wanted and not hidden and path.is_file():
+            yield path
+
+
+def image_files(folder: Path) -> Iterator[Path]:
+    """The images in a folder and all folders in it, in order."""
+    return files_under(folder, IMAGE_SUFFIXES)
+
+
+def by_stem(paths: Iterable[Path], root: Path) -> dict[str, list[Path]]:
+    """Path under `root` without its ending -> the files of this name."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        found[path.relative_to(root).with_suffix("").as_posix()].append(path)
+    return found
