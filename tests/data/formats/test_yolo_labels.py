@@ -147,7 +147,7 @@ def test_read_yolo__counts_boxes_joined_parts_and_missing_files(tmp_path: Path) 
 )
 def test_read_yolo__malformed_data_yaml(tmp_path: Path, yaml: str, message: str) -> None:
     write(tmp_path, {"train/a": SQUARE}, yaml)
-    with pytest.raises(DatasetError, match="data.yaml") as caught:
+    with pytest.raises(DatasetError, match=r"data\.yaml") as caught:
         read_split(tmp_path)
     assert message in str(caught.value)
 

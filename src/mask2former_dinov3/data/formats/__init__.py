@@ -7,10 +7,12 @@ Read in this order:
 
     source_content  number entries, collect faults by cause
     folders         list splits, images and files of a folder
-    mask_codes      turn label maps into run-length codes
+    mask_codes      turn label maps, bitmaps and shapes into segmentations
     yolo_labels     read YOLO's data.yaml and text files
     label_maps      read folders of images whose values number the objects
     labelme_json    read labelme's JSON files
+    voc_palettes    read Pascal VOC's palette images
+    cvat_xml        read CVAT's XML files
     class_map       keep, drop, merge and rename classes
     format_table    list the formats, and read a split of any
 """

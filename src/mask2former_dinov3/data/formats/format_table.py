@@ -10,15 +10,17 @@ from ...errors import OptionError, mismatch
 from ..coco_json import read_coco_json
 from ..faults import FaultReport
 from .class_map import map_classes
+from .cvat_xml import CVAT
 from .label_maps import LABEL_MAPS
 from .labelme_json import LABELME
 from .source_content import Format, Part
+from .voc_palettes import VOC
 from .yolo_labels import YOLO
 
 if TYPE_CHECKING:
     from ..layout import Split
 
-FORMATS: tuple[Format, ...] = (YOLO, LABEL_MAPS, LABELME)
+FORMATS: tuple[Format, ...] = (YOLO, LABEL_MAPS, LABELME, VOC, CVAT)
 """All formats but COCO's own, whose layouts `layout` finds."""
 
 FORMAT_NAMES = ("auto", "coco", *(one.name for one in FORMATS))

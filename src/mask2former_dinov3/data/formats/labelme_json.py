@@ -10,12 +10,10 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from ...errors import DatasetError, mismatch
@@ -23,10 +21,10 @@ from ...json_files import describe, read_json_object
 from ..faults import FaultReport, count_of, quote
 from ..images import IMAGE_SUFFIXES, name_errors, read_header
 from ..numbers import number, whole_number
-from ..segmentation import Polygon, polygons_to_runs
+from ..segmentation import Polygon
 from .folders import files_under, split_folders
-from .mask_codes import MaskCode, code_of_mask, place_mask
-from .source_content import ContentBuilder, Format, Part, flat, polygon_fault, relative_name
+from .mask_codes import DrawnShape, join_shapes
+from .source_content import ContentBuilder, Format, Part, polygon_fault, relative_name
 
 _LINES = ("point", "points", "line", "linestrip")
 _POLYGONS = ("polygon", "rotation", "oriented_rectangle", None)
@@ -70,15 +68,6 @@ def read_labelme(part: Part, report: FaultReport) -> Mapping[str, object]:
 
 
 LABELME = Format("labelme", "JSON files with shapes and imagePath", find_labelme, read_labelme)
-
-
-class _Shape(NamedTuple):
-    """One shape: polygon (P, 2), or the part of a mask with the place of its first pixel (left, top)."""
-
-    polygon: Polygon | None
-    mask: npt.NDArray[np.bool_] | None = None
-    left: int = 0
-    top: int = 0
 
 
 def _first_files(folder: Path) -> Iterator[Path]:
@@ -135,7 +124,7 @@ def _add_file(
     if added is None:
         return
     image_id, height, width = added
-    objects: dict[tuple[str, object], tuple[str, list[_Shape]]] = {}
+    objects: dict[tuple[str, object], tuple[str, list[DrawnShape]]] = {}
     shapes = content["shapes"]
     assert isinstance(shapes, list)
     for position, shape in enumerate(shapes):
@@ -156,7 +145,7 @@ def _add_file(
         key = (label.strip(), ("single", position) if group is None else quote(group))
         objects.setdefault(key, (place, []))[1].append(parsed)
     for (label, _), (place, parts) in objects.items():
-        segmentation = _join(parts, height, width)
+        segmentation = join_shapes(parts, height, width)
         if segmentation is None:
             builder.add("warning", "empty mask", place, "left out: covers no pixel of the image")
         else:
@@ -202,7 +191,7 @@ def _image_of(path: Path, content: Mapping[str, object]) -> Path | None:
     return beside[0] if len(beside) == 1 and not (isinstance(value, str) and value) else None
 
 
-def _parse_shape(shape: Mapping[str, object], height: int, width: int) -> _Shape:
+def _parse_shape(shape: Mapping[str, object], height: int, width: int) -> DrawnShape:
     """A shape with an area. Raises DatasetError."""
     kind = shape.get("shape_type", "polygon")
     points = _parse_points(shape.get("points"))
@@ -217,7 +206,7 @@ def _parse_shape(shape: Mapping[str, object], height: int, width: int) -> _Shape
     reason = polygon_fault(points, height, width)
     if reason:
         raise DatasetError(f"points: {reason}")
-    return _Shape(points)
+    return DrawnShape(points)
 
 
 def _parse_points(value: object) -> Polygon:
@@ -252,7 +241,7 @@ def _circle(points: Polygon) -> Polygon:
     return np.stack((x + radius * np.sin(angles), y + radius * np.cos(angles)), axis=1)
 
 
-def _parse_mask(value: object, points: Polygon, height: int, width: int) -> _Shape:
+def _parse_mask(value: object, points: Polygon, height: int, width: int) -> DrawnShape:
     """The bitmap of a mask: a PNG in base64, between two points, the last pixel included. Raises DatasetError."""
     if not isinstance(value, str) or len(points) != 2 or not np.isfinite(points).all():
         got = describe(value) if not isinstance(value, str) else quote(points.tolist())
@@ -273,20 +262,4 @@ def _parse_mask(value: object, points: Polygon, height: int, width: int) -> _Sha
         raise DatasetError(
             f"mask: {mismatch(f'points in an image of {width} x {height} pixels (width x height)', got)}"
         )
-    return _Shape(None, pixels, left, top)
-
-
-def _join(parts: Sequence[_Shape], height: int, width: int) -> list[list[float]] | MaskCode | None:
-    """The union of the parts: polygons as long as there are no masks; None for no pixel."""
-    polygons = [part.polygon for part in parts if part.polygon is not None]
-    if len(polygons) == len(parts):
-        return [flat(polygon) for polygon in polygons]
-    whole = np.zeros((height, width), dtype=bool)
-    for part in parts:
-        if part.mask is not None:
-            whole |= place_mask(part.mask, part.left, part.top, height, width)
-    if polygons:
-        runs = polygons_to_runs(polygons, height, width)
-        inside = np.repeat(np.arange(runs.size) % 2 == 1, runs)
-        whole |= inside.reshape(width, height).T
-    return code_of_mask(whole)
+    return DrawnShape(None, pixels, left, top)

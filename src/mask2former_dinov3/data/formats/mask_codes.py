@@ -1,14 +1,18 @@
-"""Turn label maps and bitmaps into run-length codes, exactly: each pixel is visited once, however many objects."""
+"""Turn label maps, bitmaps and drawn shapes into COCO's segmentations, exactly.
+
+Each pixel of a label map is visited once, however many objects it has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypedDict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from ..rle import compress
+from ..segmentation import Polygon, polygons_to_runs
 
 
 class MaskCode(TypedDict):
@@ -54,3 +58,31 @@ def place_mask(mask: npt.NDArray[np.bool_], left: int, top: int, height: int, wi
     if y0 < y1 and x0 < x1:
         whole[y0:y1, x0:x1] = mask[y0 - top : y1 - top, x0 - left : x1 - left]
     return whole
+
+
+class DrawnShape(NamedTuple):
+    """One shape: a polygon (P, 2) in pixels, or the part of a mask whose first pixel is (left, top) of the image."""
+
+    polygon: Polygon | None
+    mask: npt.NDArray[np.bool_] | None = None
+    left: int = 0
+    top: int = 0
+
+
+def join_shapes(shapes: Sequence[DrawnShape], height: int, width: int) -> list[list[float]] | MaskCode | None:
+    """The union of shapes as COCO writes it: polygons as long as there are no masks; None where it has no pixel."""
+    polygons = [shape.polygon for shape in shapes if shape.polygon is not None]
+    if len(polygons) == len(shapes):
+        return [polygon.ravel().tolist() for polygon in polygons]
+    whole = np.zeros((height, width), dtype=bool)
+    for shape in shapes:
+        if shape.mask is not None:
+            whole |= place_mask(shape.mask, shape.left, shape.top, height, width)
+    if polygons:
+        whole |= mask_of_runs(polygons_to_runs(polygons, height, width), height, width)
+    return code_of_mask(whole)
+
+
+def mask_of_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> npt.NDArray[np.bool_]:
+    """The mask (height, width) of checked runs (R,) down its columns."""
+    return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T
