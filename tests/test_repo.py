@@ -34,14 +34,14 @@ RECIPES = sorted(ROOT.glob("mask2former-dinov3_*_train_args.json"))
 # Adding an option is a visible decision: it changes this list.
 OPTIONS = """
 adam_beta1 adam_beta2 adam_epsilon backbone backbone_lr_multiplier backbone_norm backbone_taps checkpointing_steps
-color_jitter copy_paste dataloader_num_workers dataset_name decoder_layers description ema_decay encoder_layers flip
-freeze_backbone frozen_blocks gradient_accumulation_steps gradient_checkpointing head hub_model_id hub_private_repo
-hub_token image_height image_width layer_decay learning_rate logging_steps lora_alpha lora_rank lora_targets
-lr_scheduler_type mask_feature_size mask_loss mask_stride matching max_detections max_grad_norm max_train_steps
-metric_for_best_model mixed_precision neck num_queries num_train_epochs num_warmup_steps output_dir
-per_device_eval_batch_size per_device_train_batch_size push_to_hub query_init report_to resume_from_checkpoint
-save_total_limit scale_max scale_min seed test_annotations test_images train_annotations train_images
-valid_annotations valid_images valid_split weight_decay with_code with_tracking
+classes color_jitter copy_paste dataloader_num_workers dataset_format dataset_name decoder_layers description
+ema_decay encoder_layers flip freeze_backbone frozen_blocks gradient_accumulation_steps gradient_checkpointing head
+hub_model_id hub_private_repo hub_token image_height image_width layer_decay learning_rate logging_steps lora_alpha
+lora_rank lora_targets lr_scheduler_type mask_feature_size mask_loss mask_stride matching max_detections
+max_grad_norm max_train_steps metric_for_best_model mixed_precision neck num_queries num_train_epochs
+num_warmup_steps output_dir per_device_eval_batch_size per_device_train_batch_size push_to_hub query_init report_to
+resume_from_checkpoint save_total_limit scale_max scale_min seed test_annotations test_images train_annotations
+train_images valid_annotations valid_images valid_split weight_decay with_code with_tracking
 """
 
 

@@ -9,8 +9,9 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -22,6 +23,10 @@ from tqdm import tqdm
 from ..atomic_files import check_writable, write_text
 from ..data.coco import CocoData, ImageRecord, read_coco
 from ..data.coco_types import CocoResult, Metrics
+from ..data.faults import FaultReport
+from ..data.formats.class_map import ClassMap, applicable, class_names
+from ..data.formats.format_table import read_content
+from ..data.formats.source_content import Reading
 from ..data.images import check_image_size, read_image
 from ..data.layout import Split
 from ..errors import ConfigError, DatasetError
@@ -100,9 +105,24 @@ def predict_split(
     return results
 
 
+def split_for(split: Split, names: Collection[str], class_map: ClassMap | None) -> Split:
+    """The split with the classes that a model was trained on, where its annotations still have the original names.
+
+    names: the model's classes. class_map: the map that its training data were read with. A split whose classes are
+    the model's already, or that has a map of its own, stays as it is.
+    """
+    if class_map is None or split.classes is not None:
+        return split
+    report = FaultReport(str(split.annotations))
+    content = read_content(split, report)
+    known = replace(split, reading=Reading(content, tuple(report.faults), report.places))
+    found = class_names(content)
+    return known if set(found) == set(names) else replace(known, classes=applicable(class_map, found))
+
+
 def evaluate_model(
     model: str | Path | None,
-    annotations: Path,
+    annotations: Path | Split,
     images: Path | None,
     output: Path,
     *,
@@ -113,6 +133,9 @@ def evaluate_model(
     progress: bool = False,
 ) -> Metrics:
     """Score a model (as `load_model` takes it) on a COCO file with its images, or the results file `predictions`.
+
+    annotations: the file, or a split of any format, whose own images are then used. Where a model was trained with
+    `classes`, a file that has the original names is read with the same map.
 
     Writes metrics.json and predictions.json into `output`, each atomically, and returns the metrics.
     Raises ConfigError if neither a model with images nor predictions are given, OptionError for batch_size or
@@ -125,17 +148,20 @@ def evaluate_model(
         if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
             shutil.copyfile(predictions, output / "predictions.json")
     else:
-        if model is None or images is None:
+        if model is None or (images is None and not isinstance(annotations, Split)):
             raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
-        data = read_coco(Split("evaluate", Path(annotations), Path(images)))
+        split = annotations if isinstance(annotations, Split) else Split("evaluate", annotations, images or Path())
+        data = read_coco(split)  # before the model, which takes longer to load
         network, processor = load_model(model, device)
+        mapped = split_for(split, network.config.id2label.values(), getattr(network.config, "class_map", None))
+        data = read_coco(mapped) if mapped.classes != split.classes else data
         check_writable(output)
         start = time.perf_counter()
         results = predict_split(
             network, processor, data, batch_size=batch_size, max_detections=max_detections, progress=progress
         )
         write_text(output / "predictions.json", json.dumps(results) + "\n")
-        truth = read_ground_truth(annotations)
+        truth = read_ground_truth(mapped)
         metrics = score_results(truth, read_results(results, truth), max_detections)
         if network.config.num_queries < max_detections:
             metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")

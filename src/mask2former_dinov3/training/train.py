@@ -154,6 +154,8 @@ def load_data(config: TrainConfig) -> dict[str, CocoData]:
         test_annotations=config.test_annotations,
         test_images=config.test_images,
         valid_split=config.valid_split,
+        dataset_format=config.dataset_format,
+        classes=config.classes,
     )
     if "train" not in splits:
         raise DatasetError(f"{config.dataset_name}: expected training data, got only {', '.join(splits)}")

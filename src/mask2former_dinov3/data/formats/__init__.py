@@ -15,4 +15,6 @@ Read in this order:
     cvat_xml        read CVAT's XML files
     class_map       keep, drop, merge and rename classes
     format_table    list the formats, and read a split of any
+    outlines        turn a mask into one polygon along the edges of its pixels
+    conversion      write a data set as COCO or YOLO
 """

@@ -28,11 +28,7 @@ def map_classes(content: Mapping[str, object], classes: ClassMap, split: str, re
     categories, annotations = content.get("categories"), content.get("annotations")
     if not isinstance(categories, list) or not isinstance(annotations, list):
         return dict(content)
-    names = {
-        whole_number(entry.get("id")): str(entry.get("name") or "").strip()
-        for entry in categories
-        if isinstance(entry, Mapping) and whole_number(entry.get("id")) is not None
-    }
+    names = _names_by_id(categories)
     _check_names(classes, list(names.values()), split, report)
     targets = {number: _target(name, classes) for number, name in names.items()}
     first: dict[str, int] = {}  # new name -> id
@@ -53,21 +49,23 @@ def map_classes(content: Mapping[str, object], classes: ClassMap, split: str, re
     }
 
 
-def check_class_map(value: object) -> dict[str, str | None]:
-    """A class map as an option gives it. Raises ValueError unless it is an object of names and nulls."""
-    if not isinstance(value, Mapping) or not value:
-        raise ValueError(mismatch('an object such as {"crack": "defect", "dust": null}', quote(value)))
-    found: dict[str, str | None] = {}
-    for old, new in value.items():
-        if not isinstance(old, str) or not (new is None or (isinstance(new, str) and new.strip())):
-            raise ValueError(f"{quote(old)}: {mismatch('the new name of the class, or null', quote(new))}")
-        found[old.strip()] = None if new is None else new.strip()
-    return found
-
-
 def applicable(classes: ClassMap, names: Sequence[str]) -> dict[str, str | None]:
     """The part of a map whose names a file has: for a model's map and a file that may lack some classes."""
     return {old: new for old, new in classes.items() if old in names or old == OTHERS}
+
+
+def class_names(content: Mapping[str, object]) -> list[str]:
+    """The names of the classes in what was read of a split."""
+    categories = content.get("categories")
+    return list(_names_by_id(categories).values()) if isinstance(categories, list) else []
+
+
+def _names_by_id(categories: Sequence[object]) -> dict[int | None, str]:
+    return {
+        whole_number(entry.get("id")): str(entry.get("name") or "").strip()
+        for entry in categories
+        if isinstance(entry, Mapping) and whole_number(entry.get("id")) is not None
+    }
 
 
 def _target(name: str, classes: ClassMap) -> str | None:

@@ -46,12 +46,13 @@ def read_content(split: Split, report: FaultReport) -> Mapping[str, object]:
     Every format goes on through the parser of COCO files. Faults of the source, with file and line, go to the report,
     which also gets the place of every annotation. Raises DatasetError where the source cannot be read at all.
     """
-    if split.format == "coco":
-        content: Mapping[str, object] = read_coco_json(split.annotations)
-    elif split.reading is not None:
+    content: Mapping[str, object]
+    if split.reading is not None:
         content = split.reading.content
         report.faults.extend(split.reading.faults)
         report.places.update(split.reading.places)
+    elif split.format == "coco":
+        content = read_coco_json(split.annotations)
     else:
         content = format_of(split.format).read(Part(split.annotations, split.images, split.subset), report)
     return content if split.classes is None else map_classes(content, split.classes, split.name, report)
