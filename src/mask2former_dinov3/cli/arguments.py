@@ -92,11 +92,10 @@ def add_formats(parser: VerbParser) -> None:
     """Add what every verb takes that reads a data set."""
     parser.add_argument(
         "--format",
-        dest="dataset_format",
         choices=DATASET_FORMATS,
         metavar="FORMAT",
         default="auto",
-        help=f"format of the data set: {', '.join(DATASET_FORMATS)} (default: auto, by the files in it)",
+        help=f"format of the data set: {', '.join(DATASET_FORMATS)} (default: %(default)s, by its files)",
     )
     parser.add_argument(
         "--classes",

@@ -16,7 +16,7 @@ def find_truth(arguments: argparse.Namespace) -> Split:
     """The split that `evaluate` scores against. Raises OptionError where the data set has no such split."""
     from ..data.layout import Split, find_splits
 
-    classes, dataset_format, file = read_classes(arguments), arguments.dataset_format, arguments.annotations
+    classes, dataset_format, file = read_classes(arguments), arguments.format, arguments.annotations
     if arguments.dataset is not None:
         splits, _ = find_splits(arguments.dataset, dataset_format=dataset_format, classes=classes, valid_split=0)
         if arguments.split not in splits:

@@ -208,7 +208,7 @@ def run_convert_data(arguments: argparse.Namespace) -> int:
     splits, _ = find_splits(
         arguments.dataset_name,
         valid_split=0,
-        dataset_format=arguments.dataset_format,
+        dataset_format=arguments.format,
         classes=read_classes(arguments),
     )
     print(convert_data(splits, arguments.output, to=arguments.to, copy_images=arguments.copy_images).text())
@@ -275,7 +275,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
         arguments.dataset_name,
         **explicit,
         valid_split=arguments.valid_split,
-        dataset_format=arguments.dataset_format,
+        dataset_format=arguments.format,
         classes=read_classes(arguments),
     )
     with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:

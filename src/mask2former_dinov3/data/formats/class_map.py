@@ -14,7 +14,7 @@ from ...errors import mismatch, suggest
 from ..faults import FaultReport, count_of, quote
 from ..numbers import whole_number
 
-OTHERS = "*"
+ALL_OTHERS = "*"
 
 ClassMap = Mapping[str, str | None]
 
@@ -51,7 +51,7 @@ def map_classes(content: Mapping[str, object], classes: ClassMap, split: str, re
 
 def applicable(classes: ClassMap, names: Sequence[str]) -> dict[str, str | None]:
     """The part of a map whose names a file has: for a model's map and a file that may lack some classes."""
-    return {old: new for old, new in classes.items() if old in names or old == OTHERS}
+    return {old: new for old, new in classes.items() if old in names or old == ALL_OTHERS}
 
 
 def class_names(content: Mapping[str, object]) -> list[str]:
@@ -69,12 +69,12 @@ def _names_by_id(categories: Sequence[object]) -> dict[int | None, str]:
 
 
 def _target(name: str, classes: ClassMap) -> str | None:
-    return classes[name] if name in classes else classes.get(OTHERS, name)
+    return classes[name] if name in classes else classes.get(ALL_OTHERS, name)
 
 
 def _check_names(classes: ClassMap, names: Sequence[str], split: str, report: FaultReport) -> None:
     for old in classes:
-        if old == OTHERS or old in names:
+        if old == ALL_OTHERS or old in names:
             continue
         reason = mismatch(f"names of classes in {report.name}", quote(old), suggest(old, names, _list(names)))
         if split in ("valid", "test"):
