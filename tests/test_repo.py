@@ -197,7 +197,19 @@ def test_modules__torchvision_is_never_imported() -> None:
 
 
 def test_modules__import_without_any_extra() -> None:
-    blocked = ["peft", "supervision", "trackio", "wandb", "onnx", "onnxruntime", "fastapi", "gradio", "uvicorn", "ray"]
+    blocked = [
+        "datasets",
+        "peft",
+        "supervision",
+        "trackio",
+        "wandb",
+        "onnx",
+        "onnxruntime",
+        "fastapi",
+        "gradio",
+        "uvicorn",
+        "ray",
+    ]
     blocked += ["torchvision", "pycocotools", "triton"]
     # Imported on a GPU, where triton is; by `serve`, which has asked for its packages by then.
     skipped = ("__main__.py", "deformable_triton.py", "app.py", "page.py", "middleware.py")
@@ -365,7 +377,7 @@ def test_constraints__pin_every_dependency() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
     extras = project["optional-dependencies"]
-    tested = ("dev", "export", "large", "peft", "ray", "serve")
+    tested = ("dev", "datasets", "export", "large", "peft", "ray", "serve")
     for wanted in [*project["dependencies"], *(line for extra in tested for line in extras[extra])]:
         assert re.split(r"[>=\[]", wanted)[0].lower() in pinned | {"mask2former-dinov3"}, wanted
     assert set(extras) == {*tested, "supervision", "trackers"}

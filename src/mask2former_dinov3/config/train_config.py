@@ -46,7 +46,7 @@ Tracker = Literal[
 ]  # accelerate's LoggerType
 
 
-DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat"]
+DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets"]
 
 
 class TrainConfig(BaseModel):

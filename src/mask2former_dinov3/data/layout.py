@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..errors import DatasetError, OptionError, mismatch
 from .faults import FaultReport, count_of
-from .formats.format_table import ambiguity, expected_files, find_formats, format_of, read_content
+from .formats.format_table import ambiguity, expected_files, find_formats, find_named, format_of, read_content
 from .formats.source_content import Part, Reading
 from .numbers import whole_number
 
@@ -158,7 +158,7 @@ def _find_other_formats(root: Path, dataset_format: str) -> dict[str, Split]:
             return {}
         dataset_format, parts = next(iter(found.items()))
     else:
-        parts = format_of(dataset_format).find(root)
+        parts = find_named(dataset_format, root)
         if not parts:
             raise DatasetError(f"{root}: {mismatch(format_of(dataset_format).files, 'no such files')}")
     return {name: _split_of_part(name, dataset_format, part) for name, part in parts.items()}

@@ -19,7 +19,7 @@ from ...errors import DatasetError, mismatch
 from ..faults import FaultReport, count_of, quote
 from ..numbers import number, whole_number
 from ..segmentation import Polygon
-from .folders import split_folders
+from .folders import SPLIT_FOLDERS, split_folders
 from .mask_codes import DrawnShape, join_shapes
 from .source_content import ContentBuilder, Format, Part, polygon_fault
 
@@ -30,12 +30,14 @@ _PROBE = 400  # bytes at the beginning of a file, in which its kind stands
 
 
 def find_cvat(root: Path) -> dict[str, Part]:
-    """The splits of a folder with annotations.xml (or another XML file of CVAT), or of such a file."""
+    """The splits of a folder with annotations.xml (or train.xml, val.xml, or another one of CVAT), or of a file."""
     if root.is_file():
         return {"train": _part(root)} if _is_cvat(root) else {}
     parts: dict[str, Part] = {}
     for name, folder in [*split_folders(root).items(), ("train", root)]:
         found = [path for path in sorted(folder.glob("*.xml")) if _is_cvat(path)]
+        if found and folder == root and (by_name := _by_split(found)):
+            return by_name
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise DatasetError(f"{folder}: {mismatch('one XML file of CVAT', names, 'give the path of one of them')}")
@@ -110,6 +112,15 @@ def _is_cvat(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return b"<annotations" in file.read(_PROBE)
+
+
+def _by_split(files: Sequence[Path]) -> dict[str, Part]:
+    """The splits of files called train.xml, val.xml and so on, as Datumaro writes them; none for other names."""
+    names = {path.stem.lower(): path for path in files}
+    found = {
+        split: _part(names[name]) for split, words in SPLIT_FOLDERS.items() for name in reversed(words) if name in names
+    }
+    return found if len(found) == len(files) else {}
 
 
 def _part(file: Path) -> Part:

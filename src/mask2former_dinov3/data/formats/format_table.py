@@ -11,6 +11,7 @@ from ..coco_json import read_coco_json
 from ..faults import FaultReport
 from .class_map import map_classes
 from .cvat_xml import CVAT
+from .hub_datasets import DATASETS, find_hub_dataset
 from .label_maps import LABEL_MAPS
 from .labelme_json import LABELME
 from .source_content import Format, Part
@@ -20,7 +21,7 @@ from .yolo_labels import YOLO
 if TYPE_CHECKING:
     from ..layout import Split
 
-FORMATS: tuple[Format, ...] = (YOLO, LABEL_MAPS, LABELME, VOC, CVAT)
+FORMATS: tuple[Format, ...] = (YOLO, LABEL_MAPS, LABELME, VOC, CVAT, DATASETS)
 """All formats but COCO's own, whose layouts `layout` finds."""
 
 FORMAT_NAMES = ("auto", "coco", *(one.name for one in FORMATS))
@@ -32,6 +33,13 @@ def format_of(name: str) -> Format:
         if one.name == name:
             return one
     raise OptionError("dataset_format", f"one of {', '.join(FORMAT_NAMES)}", name)
+
+
+def find_named(name: str, root: Path) -> dict[str, Part]:
+    """The splits of a folder or file in a format that is named; with `datasets` also of a name on the hub."""
+    if name == DATASETS.name:
+        return find_hub_dataset(root)
+    return format_of(name).find(root)
 
 
 def find_formats(root: Path) -> dict[str, dict[str, Part]]:

@@ -4,7 +4,7 @@
 their classes, `ImageSets/Segmentation/train.txt` names the images of a split. The value 255 (void: the borders of
 objects, and objects too difficult to outline) belongs to no object: it becomes a crowd region of each class that the
 image has, so that detections there are not counted as wrong. Names of classes are those of `labelmap.txt` (as CVAT and
-Datumaro write it), otherwise the twenty of VOC, and `class 21` and so on.
+Datumaro write it), otherwise the twenty of VOC.
 """
 
 from __future__ import annotations
@@ -82,30 +82,51 @@ VOC = Format("voc", "SegmentationObject, SegmentationClass and ImageSets/Segment
 
 
 class _Classes(NamedTuple):
-    """names: value in SegmentationClass -> class. colours: (r, g, b) -> value, where there is a labelmap.txt."""
+    """names: value in SegmentationClass -> class. colours: (r, g, b) -> value. stated: by labelmap.txt."""
 
     names: dict[int, str]
     colours: dict[tuple[int, ...], int]
+    stated: bool
+
+
+def voc_colour(value: int) -> tuple[int, int, int]:
+    """The colour that VOC's palette has for a value: its bits, three at a time, become the highest of r, g and b."""
+    red = green = blue = 0
+    for shift in range(7, -1, -1):
+        red |= (value & 1) << shift
+        green |= (value >> 1 & 1) << shift
+        blue |= (value >> 2 & 1) << shift
+        value >>= 3
+    return red, green, blue
 
 
 def _read_classes(base: Path) -> _Classes:
-    """The classes of `labelmap.txt` (name:r,g,b:parts:actions), else VOC's. Raises DatasetError."""
+    """The classes of `labelmap.txt` (name:r,g,b:parts:actions), else VOC's. Raises DatasetError.
+
+    A line without a colour, as Datumaro writes it, has that of VOC's palette for its position.
+    """
     file = base / "labelmap.txt"
     if not file.is_file():
-        return _Classes(dict(enumerate(VOC_CLASSES, start=1)), {})
+        colours: dict[tuple[int, ...], int] = {voc_colour(value): value for value in range(256)}
+        return _Classes(dict(enumerate(VOC_CLASSES, start=1)), colours, False)
     names: dict[int, str] = {}
-    colours: dict[tuple[int, ...], int] = {}
+    colours = {}
     lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     entries = [(number, line) for number, line in enumerate(lines, start=1) if line and not line.startswith("#")]
     for value, (number, line) in enumerate(entries):
         name, _, rest = line.partition(":")
-        words = rest.partition(":")[0].split(",")
-        if not name or not all(word.strip().isdecimal() for word in words) or len(words) != 3:
+        words = [word.strip() for word in rest.partition(":")[0].split(",")]
+        known = len(words) == 3 and all(word.isdecimal() and int(word) <= 255 for word in words)
+        if not name or not (known or words == [""]):
             raise DatasetError(f"{file}:{number}: {mismatch('name:red,green,blue:parts:actions', quote(line))}")
-        colours[tuple(map(int, words))] = value
-        if name.lower() != "background" and tuple(map(int, words)) != (0, 0, 0):
+        colour = tuple(map(int, words)) if known else voc_colour(value)
+        if colour in colours:
+            got = f"that of line {entries[colours[colour]][0]}"
+            raise DatasetError(f"{file}:{number}: {mismatch('a colour of its own', got)}")
+        colours[colour] = value
+        if name.lower() != "background" and colour != (0, 0, 0):
             names[value] = name
-    return _Classes(names, colours)
+    return _Classes(names, colours, True)
 
 
 def _image_names(part: Part, builder: ContentBuilder) -> Iterator[tuple[str, str]]:
@@ -132,7 +153,7 @@ def _add_image(image: Path, objects: Path, part: Part, classes: _Classes, builde
         labels, void = _read_objects(objects)
         values = _read_values(kinds, classes)
     except DatasetError as error:
-        builder.add("error", "unreadable segmentation", "", str(error))
+        builder.add("error", "unreadable segmentation", place, str(error).removeprefix(f"{objects}: "))
         return
     added = builder.add_image_file(image, part.images)
     if added is None:
@@ -176,18 +197,15 @@ def _read_objects(path: Path) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.b
 
 
 def _read_values(path: Path, classes: _Classes) -> npt.NDArray[np.integer]:
-    """The values of SegmentationClass (H, W): indices of the palette, or found by the colours of labelmap.txt."""
+    """The values of SegmentationClass (H, W): indices of VOC's palette, or those of the colours."""
     with name_errors(path), Image.open(path) as image:
-        if not classes.colours:
-            if image.mode == "RGB":
-                raise DatasetError(mismatch("a palette image, or labelmap.txt with the colours", "an RGB image"))
-        else:
+        if classes.stated or image.mode == "RGB":
             colours = np.asarray(image.convert("RGB"))
             flat, inverse = np.unique(colours.reshape(-1, 3), axis=0, return_inverse=True)
             known = {**classes.colours, (224, 224, 192): _VOID}
-            unknown = [colour for colour in map(tuple, flat.tolist()) if colour not in known]
+            unknown = [colour for colour in flat.tolist() if tuple(colour) not in known]
             if unknown:
-                raise DatasetError(mismatch("the colours of labelmap.txt", str(unknown[0])))
+                raise DatasetError(mismatch("the colours of labelmap.txt, or VOC's", f"the colour {unknown[0]}"))
             table = np.array([known[tuple(colour)] for colour in flat.tolist()])
             return np.asarray(table[inverse.reshape(colours.shape[:2])])
     return read_labels(path)
