@@ -289,7 +289,7 @@ def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, Spli
     faults: dict[str, list[Fault]] = {}
     seen: set[str] = set()
     for name, split in splits.items():
-        if reports[name].data is None or split.format != "coco":
+        if reports[name].data is None or split.format not in ("coco", "cvat"):
             continue  # unreadable annotations: every file would be unlisted; other formats list the files themselves
         files = []
         for folder, inside, names in os.walk(os.path.abspath(split.images)):

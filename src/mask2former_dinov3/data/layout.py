@@ -90,7 +90,7 @@ def find_splits(
         elif images is not None:
             if name not in splits:
                 raise OptionError(f"{name}_images", f"--{name}-annotations beside it", "none")
-            splits[name] = replace(splits[name], images=_find_path(images, root, f"{name}_images", folder=True))
+            splits[name] = _with_images(splits[name], _find_path(images, root, f"{name}_images", folder=True))
     return _hold_out_valid({name: replace(split, classes=classes) for name, split in splits.items()}, valid_split)
 
 
@@ -100,11 +100,19 @@ def _split_of_options(
     """The split that the options name; without the option for images, they lie beside the annotations."""
     file = _find_path(annotations, root, f"{name}_annotations", folder=dataset_format not in ("auto", "coco") and None)
     folder = None if images is None else _find_path(images, root, f"{name}_images", folder=True)
-    found = _find_other_formats(file, dataset_format)
+    found = _find_other_formats(file, dataset_format, folder)
     if not found:
         return Split(name, file, folder or _images_beside(file))
     split = found.get(name) or next(iter(found.values()))
-    return replace(split, name=name, images=folder or split.images)
+    return replace(split, name=name) if folder is None else _with_images(replace(split, name=name), folder)
+
+
+def _with_images(split: Split, folder: Path) -> Split:
+    """The split with its images in another folder. Raises OptionError where the format itself says where they are."""
+    if split.format != "coco" and not format_of(split.format).other_images:
+        expected = f"nothing: {split.annotations} says where the images are ({split.format})"
+        raise OptionError(f"{split.name}_images", expected, str(folder))
+    return replace(split, images=folder)
 
 
 def _find_path(path: Path | str, root: Path | None, option: str, *, folder: bool | None) -> Path:
@@ -125,7 +133,9 @@ def _find_layout(root: Path, dataset_format: str, *, required: bool) -> dict[str
     if root.is_file():
         return {"train": Split("train", root, _images_beside(root))}
     if not root.is_dir():
-        raise DatasetError(f"{root}: {mismatch('the folder of a data set, or a JSON file', 'no such file or folder')}")
+        advice = "a data set on the Hugging Face hub needs --format datasets" * (len(root.parts) == 2)
+        expected = "the folder of a data set, or a JSON file"
+        raise DatasetError(f"{root}: {mismatch(expected, 'no such file or folder', advice)}")
     splits = _find_roboflow(root) or _find_coco(root) or _find_single_file(root)
     if not splits and required:
         inside = ", ".join(sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())[:12]) or "nothing"
@@ -139,7 +149,7 @@ def _find_layout(root: Path, dataset_format: str, *, required: bool) -> dict[str
     return splits
 
 
-def _find_other_formats(root: Path, dataset_format: str) -> dict[str, Split]:
+def _find_other_formats(root: Path, dataset_format: str, images: Path | None = None) -> dict[str, Split]:
     """The splits in a format that is not COCO's; none where the option, or the files, say COCO.
 
     Raises DatasetError where several formats fit, or nothing of the format that the option names is there.
@@ -158,7 +168,7 @@ def _find_other_formats(root: Path, dataset_format: str) -> dict[str, Split]:
             return {}
         dataset_format, parts = next(iter(found.items()))
     else:
-        parts = find_named(dataset_format, root)
+        parts = find_named(dataset_format, root, images)
         if not parts:
             raise DatasetError(f"{root}: {mismatch(format_of(dataset_format).files, 'no such files')}")
     return {name: _split_of_part(name, dataset_format, part) for name, part in parts.items()}

@@ -155,6 +155,31 @@ def test_read_label_maps__warns_of_bitmaps_and_images_without_a_map(tmp_path: Pa
     assert len(data.images) == 2
 
 
+def test_read_label_maps__warns_of_maps_of_classes(tmp_path: Path) -> None:
+    """Values that lie in many pieces look like classes; whole objects do not."""
+    whole = np.zeros((24, 32), dtype=np.uint8)
+    whole[2:6, 2:6], whole[10:20, 10:20] = 1, 2
+    for folder, values in (("scattered", labels()), ("whole", whole)):
+        write_image(tmp_path / folder / "images" / "1.png")
+        write_map(tmp_path / folder / "masks" / "1.png", values)
+        _, faults = parse_coco(find_split(tmp_path / folder))
+        said = [str(fault) for fault in faults if "are in several pieces" in str(fault)]
+        assert len(said) == (folder == "scattered")
+
+
+def test_find_splits__images_of_label_maps_may_lie_anywhere(tmp_path: Path) -> None:
+    write_image(tmp_path / "pictures" / "1.jpg")
+    write_map(tmp_path / "elsewhere" / "1.png", labels())
+    maps, images = tmp_path / "elsewhere", tmp_path / "pictures"
+    splits, _ = find_splits(
+        None, valid_annotations=maps, valid_images=images, dataset_format="label-maps", valid_split=0
+    )
+    data, faults = parse_coco(splits["valid"])
+    assert not [fault for fault in faults if fault.severity == "error"]
+    assert data.images[0].path == tmp_path / "pictures" / "1.jpg"
+    assert len(data.images[0].annotations) == 5
+
+
 def test_find_splits__several_formats_are_refused_by_name(tmp_path: Path) -> None:
     write_image(tmp_path / "images" / "1.png")
     write_map(tmp_path / "masks" / "1.png", labels())

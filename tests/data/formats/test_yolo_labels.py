@@ -10,7 +10,7 @@ import pytest
 from mask2former_dinov3.data.check import check_data
 from mask2former_dinov3.data.coco import parse_coco
 from mask2former_dinov3.data.layout import find_splits
-from mask2former_dinov3.errors import DatasetError
+from mask2former_dinov3.errors import DatasetError, OptionError
 from mask2former_dinov3.evaluation.coco_files import read_ground_truth
 from support.formats import find_split, masks_of, read_split, write_image
 
@@ -160,6 +160,14 @@ def test_read_yolo__unreadable_image_and_no_labels_at_all(tmp_path: Path) -> Non
         read_split(tmp_path)
     assert "b.png: expected an image file" in str(caught.value)
     assert "expected label files such as labels/train/a.txt, got none for 2 images" in str(caught.value)
+
+
+def test_find_splits__another_image_folder_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"train/a": SQUARE})
+    with pytest.raises(
+        OptionError, match=r"train_images: expected nothing: .*data.yaml says where the images are \(yolo\)"
+    ):
+        find_splits(tmp_path, train_images=tmp_path / "images")
 
 
 def test_check_data__holds_out_images_of_yolo(tmp_path: Path) -> None:

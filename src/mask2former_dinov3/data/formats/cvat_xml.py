@@ -74,7 +74,7 @@ def read_cvat(part: Part, report: FaultReport) -> Mapping[str, object]:
     return builder.content()
 
 
-CVAT = Format("cvat", 'annotations.xml ("CVAT for images 1.1")', find_cvat, read_cvat)
+CVAT = Format("cvat", 'annotations.xml ("CVAT for images 1.1")', find_cvat, read_cvat, True)
 
 
 class _Lines:

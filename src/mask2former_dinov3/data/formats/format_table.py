@@ -35,8 +35,13 @@ def format_of(name: str) -> Format:
     raise OptionError("dataset_format", f"one of {', '.join(FORMAT_NAMES)}", name)
 
 
-def find_named(name: str, root: Path) -> dict[str, Part]:
-    """The splits of a folder or file in a format that is named; with `datasets` also of a name on the hub."""
+def find_named(name: str, root: Path, images: Path | None = None) -> dict[str, Part]:
+    """The splits of a folder or file in a format that is named; with `datasets` also of a name on the hub.
+
+    images: the folder of the images, where the user names it; label maps may then lie anywhere.
+    """
+    if name == LABEL_MAPS.name and images is not None:
+        return {"train": Part(root, images, "maps")}
     if name == DATASETS.name:
         return find_hub_dataset(root)
     return format_of(name).find(root)

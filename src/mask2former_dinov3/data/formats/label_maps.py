@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -35,6 +36,7 @@ _MASK_FOLDERS = (
     *("masks", "mask", "label_maps", "labelmaps", "instance_maps", "instance_masks", "instances", "labels"),
     *("annotations", "gt", "ground_truth"),
 )
+_PROBED = 20  # maps, and values of each, that are looked at for objects in pieces
 _SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _BESIDE = re.compile(r"(.+?)_(?:instance_|inst_)?(?:masks?|labels?|label_map|instances)$", re.IGNORECASE)
 _INTEGER_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N"})
@@ -63,6 +65,7 @@ def read_label_maps(part: Part, report: FaultReport) -> Mapping[str, object]:
     pairs = {"objects": _pair_objects, "beside": _pair_beside, "maps": _pair_maps}[part.subset](part, builder)
     values: set[frozenset[int]] = set()
     empty = maps = 0
+    pieces: list[int] = []
     for pair in pairs:
         added = builder.add_image_file(pair.image, part.images)
         for path, name in pair.maps:
@@ -80,19 +83,29 @@ def read_label_maps(part: Part, report: FaultReport) -> Mapping[str, object]:
                 builder.add("error", "label map of another size", place, mismatch(expected, got))
                 continue
             found = _add_objects(labels, added[0], builder.category(name), place, part.subset == "objects", builder)
+            pieces += _count_pieces(labels, found) if maps < _PROBED and part.subset != "objects" else []
             maps += 1
             empty += not found
             values.add(found)
     _report_values(values - {frozenset()}, maps, empty, part.subset, builder)
+    if len(pieces) > 1 and sum(count > 1 for count in pieces) > len(pieces) / 2:
+        reason = (
+            f"most values of the first {min(maps, _PROBED)} label maps are in several pieces, {max(pieces)} at most: "
+            "each value is read as one object; if values are classes, the maps say nothing about single objects"
+        )
+        builder.add("warning", "objects in pieces", "", reason)
     if not builder.images and not report.faults:
         raise DatasetError(f"{part.annotations}: {mismatch('images with label maps', 'none')}")
     return builder.content()
 
 
 LABEL_MAPS = Format(
-    "label-maps", "images/ and masks/ with PNG or TIFF files, or <id>/images and <id>/masks", find_label_maps,
+    "label-maps",
+    "images/ and masks/ with PNG or TIFF files, or <id>/images and <id>/masks",
+    find_label_maps,
     read_label_maps,
-)  # fmt: skip
+    True,
+)
 
 
 def read_labels(path: Path) -> npt.NDArray[np.integer]:
@@ -228,6 +241,12 @@ def _add_objects(
     for value, code in codes_of_labels(labels):
         builder.add_annotation(image_id, category, place if whole else f"{place}: object {value}", segmentation=code)
     return values
+
+
+def _count_pieces(labels: npt.NDArray[np.integer], values: frozenset[int]) -> list[int]:
+    """The number of connected pieces of some of the values of a map."""
+    chosen = sorted(values)[:_PROBED]
+    return [cv2.connectedComponents((labels == value).astype(np.uint8))[0] - 1 for value in chosen]
 
 
 def _report_values(values: set[frozenset[int]], maps: int, empty: int, subset: str, builder: ContentBuilder) -> None:

@@ -55,12 +55,16 @@ class Reading(NamedTuple):
 
 
 class Format(NamedTuple):
-    """A format: its name, the files by which it is recognised, its finder (folder -> split -> `Part`) and reader."""
+    """A format: its name, the files by which it is recognised, its finder (folder -> split -> `Part`) and reader.
+
+    other_images: whether the images may lie in another folder than the finder says, which the user names.
+    """
 
     name: str
     files: str
     find: Callable[[Path], dict[str, Part]]
     read: Reader
+    other_images: bool = False
 
 
 @dataclass

@@ -78,7 +78,7 @@ def read_voc(part: Part, report: FaultReport) -> Mapping[str, object]:
     return builder.content()
 
 
-VOC = Format("voc", "SegmentationObject, SegmentationClass and ImageSets/Segmentation", find_voc, read_voc)
+VOC = Format("voc", "SegmentationObject, SegmentationClass and ImageSets/Segmentation", find_voc, read_voc, True)
 
 
 class _Classes(NamedTuple):
