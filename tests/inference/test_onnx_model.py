@@ -55,6 +55,14 @@ def test_load_model__reads_what_a_file_says_of_itself(foreign: Path) -> None:
     assert (processor.size, processor.image_std) == ({"height": 64, "width": 96}, [0.2] * 3)
 
 
+def test_from_properties__takes_a_class_map_and_files_without_one() -> None:
+    texts = METADATA.to_properties()
+    mapped = {**texts, "class_map": '{"circle": "disc", "dust": null}'}
+    assert OnnxMetadata.from_properties(mapped).class_map == {"circle": "disc", "dust": None}
+    del texts["class_map"]
+    assert OnnxMetadata.from_properties(texts) == METADATA
+
+
 def test_load_model__refuses_files_that_are_not_ours(foreign: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"foreign.onnx: expected an ONNX file of `mask2former-dinov3 export`"):
         load_model(foreign, "cpu")

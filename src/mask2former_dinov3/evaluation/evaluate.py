@@ -153,7 +153,7 @@ def evaluate_model(
         split = annotations if isinstance(annotations, Split) else Split("evaluate", annotations, images or Path())
         data = read_coco(split)  # before the model, which takes longer to load
         network, processor = load_model(model, device)
-        mapped = split_for(split, network.config.id2label.values(), getattr(network.config, "class_map", None))
+        mapped = split_for(split, network.config.id2label.values(), network.config.class_map)
         data = read_coco(mapped) if mapped.classes != split.classes else data
         check_writable(output)
         start = time.perf_counter()

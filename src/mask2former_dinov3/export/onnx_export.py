@@ -222,6 +222,7 @@ def build_metadata(
         mask_stride=int(config.mask_stride),
         num_queries=config.num_queries,
         licence=licence,
+        class_map=config.class_map,
     )
 
 

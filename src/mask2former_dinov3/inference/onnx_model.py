@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ class OnnxMetadata:
     producer: package -> version. classes, category_ids: name and id by label. mean, std: of RGB in 0..1. canvas:
     (height, width) that images are fitted into. precision: fp32, fp16 or int8. mask_stride: pixels of the input per
     pixel of the mask logits. licence: of `code` and of `weights`, and `weights_text` where the licence requires it.
+    class_map: the option `classes` of the training run; files of earlier versions have none.
     """
 
     format_version: int
@@ -52,6 +53,7 @@ class OnnxMetadata:
     mask_stride: int
     num_queries: int
     licence: dict[str, str]
+    class_map: dict[str, str | None] | None = None
 
     def to_properties(self) -> dict[str, str]:
         """The metadata as ONNX stores them: names and texts."""
@@ -60,7 +62,8 @@ class OnnxMetadata:
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> OnnxMetadata:
         """The inverse of `to_properties`. Raises KeyError for a missing field, ValueError for text that is not JSON."""
-        return cls(**{field.name: json.loads(properties[field.name]) for field in fields(cls)})
+        known = [field.name for field in fields(cls) if field.name in properties or field.default is MISSING]
+        return cls(**{name: json.loads(properties[name]) for name in known})
 
     def processor(self) -> Mask2FormerDinov3ImageProcessor:
         """The image processor that makes inputs for the file."""
@@ -77,6 +80,7 @@ class OnnxConfig:
     num_labels: int
     num_queries: int
     mask_stride: int
+    class_map: dict[str, str | None] | None = None
 
 
 class OnnxModel(nn.Module):
@@ -107,6 +111,7 @@ class OnnxModel(nn.Module):
             num_labels=len(self.metadata.classes),
             num_queries=self.metadata.num_queries,
             mask_stride=self.metadata.mask_stride,
+            class_map=self.metadata.class_map,
         )
 
     def forward(

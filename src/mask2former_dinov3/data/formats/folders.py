@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from ..images import IMAGE_SUFFIXES
@@ -15,6 +17,8 @@ SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
 }
 """Split -> names of its folder, in lower case."""
 
+_LOOKED_AT = 5000  # entries of a folder
+
 
 def split_folders(root: Path) -> dict[str, Path]:
     """Split -> its folder under `root`; a root without such folders is all of it: train."""
@@ -25,6 +29,17 @@ def split_folders(root: Path) -> dict[str, Path]:
         split: folders[name] for split, names in SPLIT_FOLDERS.items() for name in reversed(names) if name in folders
     }
     return found or {"train": root}
+
+
+def look_into(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Files and folders in a folder, sorted, hidden ones not: enough to see what it is, not all of a large one."""
+    if not folder.is_dir():
+        return [], []
+    with os.scandir(folder) as found:
+        shown = (entry for entry in found if not entry.name.startswith("."))
+        entries = sorted(islice(shown, _LOOKED_AT), key=lambda entry: entry.name)
+        folders = [Path(entry.path) for entry in entries if entry.is_dir()]
+        return [Path(entry.path) for entry in entries if not entry.is_dir()], folders
 
 
 def files_under(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:

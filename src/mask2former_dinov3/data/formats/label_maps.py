@@ -27,7 +27,7 @@ from PIL import Image
 from ...errors import DatasetError, mismatch
 from ..faults import FaultReport, count_of
 from ..images import name_errors
-from .folders import SPLIT_FOLDERS, by_stem, files_under, image_files, split_folders
+from .folders import SPLIT_FOLDERS, by_stem, files_under, image_files, look_into, split_folders
 from .mask_codes import codes_of_labels
 from .source_content import ContentBuilder, Format, Part, relative_name
 
@@ -138,10 +138,11 @@ class _Pair(NamedTuple):
 def _find_layout(folder: Path) -> Part | None:
     if (folder / "images").is_dir():
         return _find_pair(folder)
-    if any((masks.parent / "images").is_dir() for masks in sorted(folder.glob("*/masks"))[:20]):
+    listed, folders = look_into(folder)
+    if any((one / "images").is_dir() and (one / "masks").is_dir() for one in folders[:_PROBED]):
         return Part(folder, folder, "objects")
-    files = [path for path in sorted(folder.iterdir())[:2000] if path.suffix.lower() in _SUFFIXES]
-    stems = {path.stem for path in folder.iterdir() if path.is_file()} if files else set()
+    files = [path for path in listed if path.suffix.lower() in _SUFFIXES]
+    stems = {path.stem for path in listed}
     found = [match[1] for path in files if (match := _BESIDE.fullmatch(path.stem))]
     return Part(folder, folder, "beside") if any({name, f"{name}_img"} & stems for name in found) else None
 

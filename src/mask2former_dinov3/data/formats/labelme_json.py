@@ -22,7 +22,7 @@ from ..faults import FaultReport, count_of, quote
 from ..images import IMAGE_SUFFIXES, name_errors, read_header
 from ..numbers import number, whole_number
 from ..segmentation import Polygon
-from .folders import files_under, split_folders
+from .folders import files_under, look_into, split_folders
 from .mask_codes import DrawnShape, join_shapes
 from .source_content import ContentBuilder, Format, Part, polygon_fault, relative_name
 
@@ -72,8 +72,9 @@ LABELME = Format("labelme", "JSON files with shapes and imagePath", find_labelme
 
 def _first_files(folder: Path) -> Iterator[Path]:
     """Some JSON files of a folder, not too deep: enough to see what they are."""
-    for pattern in ("*.json", "*/*.json"):
-        yield from sorted(folder.glob(pattern))[:3]
+    files, folders = look_into(folder)
+    for inside in (files, *(look_into(one)[0] for one in folders[:3])):
+        yield from [path for path in inside if path.suffix.lower() == ".json"][:3]
 
 
 def _is_labelme(path: Path) -> bool:
