@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DatasetError, mismatch
@@ -120,7 +120,7 @@ def _parse(split: Split) -> tuple[CocoData, FaultReport]:
         except DatasetError as error:
             faults.add_error(str(error), image.id, entry.id)
     chosen = [image for image in images.values() if split.image_ids is None or image.id in split.image_ids]
-    return CocoData(split.annotations, categories, chosen, split), faults
+    return CocoData(split.annotations, categories, chosen, replace(split, reading=None)), faults
 
 
 def _parse_categories(

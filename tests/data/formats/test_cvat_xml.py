@@ -101,6 +101,7 @@ def test_read_cvat__every_malformed_element_is_named_by_its_line(tmp_path: Path)
         (polygon("1,1;nan,2;3,3"), 'points: expected x,y;x,y;…, got "nan,2"'),
         (polygon(label="crak"), 'class: expected one of the classes ["crack", "hole"], got "crak"; nearest is crack'),
         (mask("1,2"), "rle: expected runs that cover 3 x 4 = 12 pixels, got 3"),
+        (mask(f"1,{10**30}"), "rle: expected runs that cover 3 x 4 = 12 pixels, got 1000000"),
         (mask("1,x"), 'rle: expected whole numbers of 0 and more, got "1,x"'),
         (mask("0,12", inside), "expected a rectangle in an image of 32 x 24 pixels (width x height), got x 30 to 34"),
         ('<box label="crack" xtl="8" ytl="6" xbr="24" />', "expected numbers in xtl, ytl, xbr, ybr, got"),
@@ -117,6 +118,9 @@ def test_read_cvat__every_malformed_element_is_named_by_its_line(tmp_path: Path)
 def test_read_cvat__missing_images_tracks_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r'annotations.xml:4: expected the image "lost.png", got none in'):
         read_split(write(tmp_path / "lost", polygon(), name="lost.png"))
+    write_image(write(tmp_path / "size", polygon()) / "images" / "a.png", 32, 24)
+    with pytest.raises(DatasetError, match=r"annotations.xml:4: a.png: expected 24 x 32 pixels .* got 32 x 24"):
+        read_split(tmp_path / "size")
     video = write(tmp_path / "video", "</image><track id='0'></track><image name='b' width='1' height='1'>")
     with pytest.raises(DatasetError, match="expected annotated images, got 1 track of a video; export the task as"):
         read_split(video)

@@ -141,6 +141,12 @@ def test_read_labelme__every_malformed_shape_is_named(tmp_path: Path) -> None:
     assert "e.json: imageHeight and imageWidth: expected whole numbers of pixels above 0" in texts
 
 
+def test_read_labelme__another_size_than_the_image_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.json", [shape("a", SQUARE)], imageHeight=32, imageWidth=24)
+    with pytest.raises(DatasetError, match=r"a.json: a.png: expected 32 x 24 pixels .* got 24 x 32"):
+        read_split(tmp_path)
+
+
 def test_read_labelme__a_folder_of_malformed_files_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.json", [shape("a", SQUARE)], imagePath="nowhere.png")
     with pytest.raises(DatasetError, match="that imagePath names, got no such file"):

@@ -120,6 +120,18 @@ def test_read_voc__every_fault_is_named(tmp_path: Path) -> None:
     assert [image.file_name for image in data.images] == ["nokind.jpg", "newkind.jpg", "mixed.jpg", "small.jpg"]
 
 
+def test_read_voc__malformed_labelmap(tmp_path: Path) -> None:
+    write(tmp_path, "a", *pair())
+    for data, message in (
+        (b"crack:1,2::\n", r"labelmap.txt:1: expected name:red,green,blue:parts:actions"),
+        (b"a:1,2,3::\nb:1,2,3::\n", r"labelmap.txt:2: expected a colour of its own, got that of line 1"),
+        (b"\x81\x82", r"labelmap.txt: expected lines of text"),
+    ):
+        (tmp_path / "labelmap.txt").write_bytes(data)
+        with pytest.raises(DatasetError, match=message):
+            read_split(tmp_path)
+
+
 def test_find_voc__two_folders_are_refused(tmp_path: Path) -> None:
     for year in ("VOC2007", "VOC2012"):
         write(tmp_path / "VOCdevkit" / year, "a", *pair())

@@ -152,6 +152,16 @@ def test_read_yolo__malformed_data_yaml(tmp_path: Path, yaml: str, message: str)
     assert message in str(caught.value)
 
 
+def test_read_yolo__label_files_in_other_encodings(tmp_path: Path) -> None:
+    write(tmp_path, {"train/a": "", "train/b": "", "train/c": ""})
+    for name, text in (("a", SQUARE.encode("utf-16")), ("b", SQUARE.encode("utf-8-sig")), ("c", b"0 \x81\xfe 1")):
+        (tmp_path / "labels" / "train" / f"{name}.txt").write_bytes(text)
+    data, faults = parse_coco(find_split(tmp_path))
+    assert [len(image.annotations) for image in data.images] == [1, 1, 0]
+    (error,) = (str(fault) for fault in faults)
+    assert error.startswith("labels/train/c.txt: expected lines of text, got bytes that are not text")
+
+
 def test_read_yolo__unreadable_image_and_no_labels_at_all(tmp_path: Path) -> None:
     write_image(tmp_path / "images" / "train" / "a.png")
     (tmp_path / "images" / "train" / "b.png").write_bytes(b"no image")

@@ -147,9 +147,12 @@ def _add_image(
     subset = image.get("subset")
     if not (part.images / name).is_file() and subset and (part.images / subset / name).is_file():
         name = f"{subset}/{name}"
-    image_id = builder.add_image(name, height, width)
     if not (part.images / name).is_file():
         builder.add("error", "missing image", place, mismatch(f"the image {quote(name)}", f"none in {part.images}"))
+        return
+    image_id = builder.add_sized_image(part.images / name, part.images, (height, width), place)
+    if image_id is None:
+        return
     objects: dict[tuple[int, object], list[DrawnShape]] = {}
     places: dict[tuple[int, object], tuple[str, ElementTree.Element]] = {}
     for position, element in enumerate(image):
@@ -257,9 +260,10 @@ def _parse_mask(element: ElementTree.Element, height: int, width: int) -> DrawnS
     runs = [whole_number(word.strip()) for word in words]
     if None in runs or any(run is not None and run < 0 for run in runs):
         raise DatasetError(f"rle: {mismatch('whole numbers of 0 and more', quote(element.get('rle')))}")
-    lengths = np.array(runs, dtype=np.int64)
-    if int(lengths.sum()) != columns * rows:
+    total = sum(run for run in runs if run is not None)
+    if total != columns * rows:
         expected = f"runs that cover {rows} x {columns} = {rows * columns} pixels"
-        raise DatasetError(f"rle: {mismatch(expected, int(lengths.sum()))}")
+        raise DatasetError(f"rle: {mismatch(expected, total)}")
+    lengths = np.array(runs, dtype=np.int64)
     inside = np.repeat(np.arange(lengths.size) % 2 == 1, lengths)
     return DrawnShape(None, inside.reshape(rows, columns), left, top)

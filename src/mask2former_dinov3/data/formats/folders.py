@@ -1,4 +1,4 @@
-"""List folders of a data set: its splits by the names of folders, the images in a folder, files by their stem."""
+"""List folders of a data set: its splits by the names of folders, its files by their stem; read lines of text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
+from ...errors import DatasetError, mismatch
 from ..images import IMAGE_SUFFIXES
 
 SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
@@ -62,3 +63,14 @@ def by_stem(paths: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     for path in paths:
         found[path.relative_to(root).with_suffix("").as_posix()].append(path)
     return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8, or UTF-16 with its mark. Raises DatasetError for bytes that are not text."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{path}: {mismatch('lines of text', f'bytes that are not text ({error.reason})')}"
+        ) from error

@@ -19,7 +19,7 @@ from PIL import Image
 from ...errors import DatasetError, mismatch
 from ...json_files import describe, read_json_object
 from ..faults import FaultReport, count_of, quote
-from ..images import IMAGE_SUFFIXES, name_errors, read_header
+from ..images import IMAGE_SUFFIXES, name_errors
 from ..numbers import number, whole_number
 from ..segmentation import Polygon
 from .folders import files_under, look_into, split_folders
@@ -80,7 +80,7 @@ def _first_files(folder: Path) -> Iterator[Path]:
 def _is_labelme(path: Path) -> bool:
     if path.suffix.lower() != ".json" or not path.is_file() or path.stat().st_size > _LARGEST_PROBE:
         return False
-    data = path.read_bytes()
+    data = path.read_bytes().replace(b"\0", b"")  # also in UTF-16
     return b'"shapes"' in data and b'"imagePath"' in data
 
 
@@ -171,13 +171,8 @@ def _add_image(
         got = f"{quote(stated[0])} and {quote(stated[1])}"
         builder.add("error", "malformed size", name, f"imageHeight and imageWidth: {mismatch(expected, got)}")
         return None
-    try:
-        read_header(image)
-    except DatasetError as error:
-        reason = str(error).removeprefix(f"{image}: ")
-        builder.add("error", "unreadable image", f"{name}: {relative_name(image, part.images)}", reason)
-        return None
-    return builder.add_image(relative_name(image, part.images), height, width), height, width
+    image_id = builder.add_sized_image(image, part.images, (height, width), name)
+    return None if image_id is None else (image_id, height, width)
 
 
 def _image_of(path: Path, content: Mapping[str, object]) -> Path | None:

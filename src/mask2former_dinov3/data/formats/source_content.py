@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ...errors import DatasetError, mismatch, suggest
 from ..faults import Fault, FaultReport, Severity, count_of, quote
-from ..images import read_header
+from ..images import check_image_size, read_header
 
 _SHOWN = 3  # places of one cause that get a line of their own
 _NAMED = 5  # places that a line for many names
@@ -96,6 +96,24 @@ class ContentBuilder:
         entry = {"id": len(self.images) + 1, "file_name": file_name, "height": height, "width": width}
         self.images.append(entry)
         return len(self.images)
+
+    def add_sized_image(self, path: Path, root: Path, stated: tuple[int, int], place: str) -> int | None:
+        """The id of a new image that the source states as (height, width); a fault, and None, if its file differs."""
+        name = relative_name(path, root)
+        try:
+            header = read_header(path)
+        except DatasetError as error:
+            self.add("error", "unreadable image", place, f"{name}: {str(error).removeprefix(f'{path}: ')}")
+            return None
+        stored = header.height, header.width
+        try:
+            check_image_size(name, stated, stored)
+        except DatasetError as error:
+            turned = stored == stated[::-1] and header.orientation > 4
+            hint = " (they may have been made on the image as EXIF rotates it)" if turned else ""
+            self.add("error", "image of another size", place, f"{error}{hint}")
+            return None
+        return self.add_image(name, *stated)
 
     def add_image_file(self, path: Path, root: Path) -> tuple[int, int, int] | None:
         """(id, height, width) of a new image whose size its file states; a fault, and None, where it is unreadable."""

@@ -21,7 +21,7 @@ from PIL import Image
 from ...errors import DatasetError, mismatch
 from ..faults import FaultReport, count_of, quote
 from ..images import IMAGE_SUFFIXES, name_errors
-from .folders import SPLIT_FOLDERS
+from .folders import SPLIT_FOLDERS, read_lines
 from .label_maps import read_labels
 from .mask_codes import code_of_mask, codes_of_labels
 from .source_content import ContentBuilder, Format, Part, relative_name
@@ -111,7 +111,7 @@ def _read_classes(base: Path) -> _Classes:
         return _Classes(dict(enumerate(VOC_CLASSES, start=1)), colours, False)
     names: dict[int, str] = {}
     colours = {}
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_lines(file)]
     entries = [(number, line) for number, line in enumerate(lines, start=1) if line and not line.startswith("#")]
     for value, (number, line) in enumerate(entries):
         name, _, rest = line.partition(":")
@@ -136,7 +136,7 @@ def _image_names(part: Part, builder: ContentBuilder) -> Iterator[tuple[str, str
             yield path.name, path.stem
         return
     seen: set[str] = set()
-    for number, line in enumerate(part.annotations.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_lines(part.annotations), start=1):
         name, place = line.strip().strip('"'), f"{part.annotations.name}:{number}"
         if name in seen:
             builder.add("warning", "image twice", place, f"{name} is named twice; read once")

@@ -19,7 +19,7 @@ import yaml
 from ...errors import DatasetError, mismatch
 from ..faults import FaultReport, count_of, quote
 from ..numbers import number
-from .folders import image_files
+from .folders import image_files, read_lines
 from .source_content import ContentBuilder, Format, Part, flat, polygon_fault, relative_name
 
 _KEYS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
@@ -125,7 +125,7 @@ def _images_of(file: Path, content: Mapping[str, object], key: str) -> tuple[Pat
     for value in values:
         found = _resolve(file, str(content.get("path") or "."), str(value))
         if found.is_file():
-            lines = (line.strip() for line in found.read_text(encoding="utf-8", errors="replace").splitlines())
+            lines = (line.strip() for line in read_lines(found))
             images += [_resolve(file, str(content.get("path") or "."), line) for line in lines if line]
             folders.append(file.parent)
         else:
@@ -181,9 +181,9 @@ class _Line(NamedTuple):
 def _parse_file(path: Path, name: str, builder: ContentBuilder) -> Iterator[_Line]:
     """The lines of a label file; a fault for every one that is malformed."""
     try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        builder.add("error", "label file is no text", name, mismatch("lines of numbers", "bytes that are not text"))
+        lines = read_lines(path)
+    except DatasetError as error:
+        builder.add("error", "label file is no text", name, str(error).removeprefix(f"{path}: "))
         return
     for position, line in enumerate(lines, start=1):
         words = line.split()
