@@ -160,6 +160,26 @@ def test_find_datasets__image_folder_and_parquet(tmp_path: Path) -> None:
     np.testing.assert_array_equal(next(iter(masks_of(again).values()))[0][1], square())
 
 
+def test_find_splits__a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the hub: what `load_dataset` gives for a name is a set that was saved before."""
+    objects = {"category": [1], "segmentation": [[POLYGON]], "bbox": [[8.0, 6, 16, 12]]}
+    saved = save(tmp_path / "set", {"objects": [objects]}, {"objects": OBJECTS})
+    asked: list[str] = []
+
+    def load_dataset(name: str) -> Any:
+        asked.append(name)
+        return datasets.load_from_disk(str(saved))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match="a data set on the Hugging Face hub needs --format datasets"):
+        find_splits("someone/cells")
+    data = read_split(Path("someone/cells"), dataset_format="datasets")
+    assert [category.name for category in data.categories] == ["crack", "hole"]
+    np.testing.assert_array_equal(next(iter(masks_of(data).values()))[0][1], square())
+    assert set(asked) == {"someone/cells"}
+
+
 def test_read_datasets__every_malformed_row_is_named(tmp_path: Path) -> None:
     features = {
         "objects": datasets.List({"segmentation": datasets.Value("string"), "category": datasets.Value("string")})

@@ -80,6 +80,7 @@ def test_find_label_maps__every_layout(tmp_path: Path) -> None:
         ("d", "1_img.png", "1_masks.png"),
         ("e", "1.jpg", "1_mask.tif"),
         ("f", "images/1.jpg", "masks/1_mask.png"),
+        ("g", "1.png", "1_cp_masks.tif"),
     ):
         root = tmp_path / layout
         write_image(root / image)

@@ -4,7 +4,7 @@
 |---|---|---|
 | maps | images/a/1.jpg | masks/a/1.png: 0 is background, every other value one object |
 | maps with classes | images/1.jpg | masks/CLASS/1.png: the objects of one class |
-| beside the image | 1.png, or 1_img.png | 1_masks.png, 1_mask.png, 1_label.png |
+| beside the image | 1.png, or 1_img.png | 1_masks.png, 1_mask.png, 1_label.png, 1_cp_masks.png |
 | one file an object | ID/images/1.png | ID/masks/*.png: every pixel that is not 0 |
 
 The folder `masks` may also be called label_maps, instance_masks, labels, annotations and others (`_MASK_FOLDERS`). Each
@@ -38,7 +38,7 @@ _MASK_FOLDERS = (
 )
 _PROBED = 20  # maps, and values of each, that are looked at for objects in pieces
 _SUFFIXES = frozenset({".png", ".tif", ".tiff"})
-_BESIDE = re.compile(r"(.+?)_(?:instance_|inst_)?(?:masks?|labels?|label_map|instances)$", re.IGNORECASE)
+_BESIDE = re.compile(r"(.+?)_(?:instance_|inst_|cp_)?(?:masks?|labels?|label_map|instances)$", re.IGNORECASE)
 _INTEGER_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
