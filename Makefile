@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 PIP_ARGS ?=
 BIN := .venv/bin
 # Extras that the verbs in README need; pyproject.toml's `dev` includes the same ones.
-EXTRAS := export,large,peft,ray,serve
+EXTRAS := datasets,export,large,peft,ray,serve
 # .venv grows in three steps, each of which contains the one before: demo, install, development.
 WITH_PACKAGE := .venv/with-package
 WITH_EXTRAS := .venv/with-extras

@@ -34,15 +34,15 @@ RECIPES = sorted(ROOT.glob("mask2former-dinov3_*_train_args.json"))
 # Adding an option is a visible decision: it changes this list.
 OPTIONS = """
 adam_beta1 adam_beta2 adam_epsilon backbone backbone_lr_multiplier backbone_norm backbone_taps channels
-checkpointing_steps color_jitter copy_paste crowd dataloader_num_workers dataset_name decoder_layers description
-ema_decay encoder_layers flip freeze_backbone frozen_blocks gradient_accumulation_steps gradient_checkpointing head
-hub_model_id hub_private_repo hub_token image_height image_width incomplete_images layer_decay learning_rate
-logging_steps lora_alpha lora_rank lora_targets lr_scheduler_type mask_feature_size mask_loss mask_stride matching
-max_detections max_grad_norm max_train_steps metric_for_best_model mixed_precision neck num_queries num_train_epochs
-num_warmup_steps output_dir page per_device_eval_batch_size per_device_train_batch_size push_to_hub query_init
-report_to resume_from_checkpoint save_total_limit scale_max scale_min seed test_annotations test_images
-train_annotations train_images valid_annotations valid_images valid_split value_range weight_decay with_code
-with_tracking
+checkpointing_steps classes color_jitter copy_paste crowd dataloader_num_workers dataset_format dataset_name
+decoder_layers description ema_decay encoder_layers flip freeze_backbone frozen_blocks gradient_accumulation_steps
+gradient_checkpointing head hub_model_id hub_private_repo hub_token image_height image_width incomplete_images
+layer_decay learning_rate logging_steps lora_alpha lora_rank lora_targets lr_scheduler_type mask_feature_size
+mask_loss mask_stride matching max_detections max_grad_norm max_train_steps metric_for_best_model mixed_precision neck
+num_queries num_train_epochs num_warmup_steps output_dir page per_device_eval_batch_size per_device_train_batch_size
+push_to_hub query_init report_to resume_from_checkpoint save_total_limit scale_max scale_min seed test_annotations
+test_images train_annotations train_images valid_annotations valid_images valid_split value_range weight_decay
+with_code with_tracking
 """
 
 
@@ -202,7 +202,19 @@ def test_modules__torchvision_is_never_imported() -> None:
 
 
 def test_modules__import_without_any_extra() -> None:
-    blocked = ["peft", "supervision", "trackio", "wandb", "onnx", "onnxruntime", "fastapi", "gradio", "uvicorn", "ray"]
+    blocked = [
+        "datasets",
+        "peft",
+        "supervision",
+        "trackio",
+        "wandb",
+        "onnx",
+        "onnxruntime",
+        "fastapi",
+        "gradio",
+        "uvicorn",
+        "ray",
+    ]
     blocked += ["torchvision", "pycocotools", "triton"]
     # Imported on a GPU, where triton is; by `serve`, which has asked for its packages by then.
     skipped = ("__main__.py", "deformable_triton.py", "app.py", "page.py", "middleware.py")
@@ -370,7 +382,7 @@ def test_constraints__pin_every_dependency() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
     extras = project["optional-dependencies"]
-    tested = ("dev", "export", "large", "peft", "ray", "serve")
+    tested = ("dev", "datasets", "export", "large", "peft", "ray", "serve")
     for wanted in [*project["dependencies"], *(line for extra in tested for line in extras[extra])]:
         assert re.split(r"[>=\[]", wanted)[0].lower() in pinned | {"mask2former-dinov3"}, wanted
     assert set(extras) == {*tested, "supervision", "trackers"}

@@ -23,7 +23,19 @@ from mask2former_dinov3.inference.files.writers import OUTPUTS
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.sample_data import SAMPLE
 
-VERBS = ("train", "evaluate", "predict", "check-data", "convert", "export", "serve", "batch-predict", "push", "demo")
+VERBS = (
+    "train",
+    "evaluate",
+    "predict",
+    "check-data",
+    "convert-data",
+    "convert",
+    "export",
+    "serve",
+    "batch-predict",
+    "push",
+    "demo",
+)
 VALID = SAMPLE / "valid" / "_annotations.coco.json"
 
 # Fails on import of a heavy or optional module, then prints the help of every verb.

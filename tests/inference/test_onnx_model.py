@@ -70,6 +70,14 @@ def test_load_model__reads_files_of_earlier_versions(foreign: Path) -> None:
     assert load_model(foreign, "cpu")[1].read_options == ReadOptions()
 
 
+def test_from_properties__takes_a_class_map_and_files_without_one() -> None:
+    texts = METADATA.to_properties()
+    mapped = {**texts, "class_map": '{"circle": "disc", "dust": null}'}
+    assert OnnxMetadata.from_properties(mapped).class_map == {"circle": "disc", "dust": None}
+    del texts["class_map"]
+    assert OnnxMetadata.from_properties(texts) == METADATA
+
+
 def test_load_model__refuses_files_that_are_not_ours(foreign: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"foreign.onnx: expected an ONNX file of `mask2former-dinov3 export`"):
         load_model(foreign, "cpu")

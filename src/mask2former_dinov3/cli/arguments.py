@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..config.presets import SPLIT_OPTIONS
+from ..config.presets import DATASET_FORMATS, SPLIT_OPTIONS
 from .parser import VerbParser, not_negative, positive, real_number
 
 SAVEABLE = ("overlays", "masks", "coco", "geojson", "yolo")
@@ -104,10 +104,31 @@ def add_read_rules(parser: VerbParser) -> None:
     )
 
 
+def add_formats(parser: VerbParser) -> None:
+    """Add what every verb takes that reads a data set."""
+    parser.add_argument(
+        "--format",
+        choices=DATASET_FORMATS,
+        metavar="FORMAT",
+        default="auto",
+        help=f"format of the data set: {', '.join(DATASET_FORMATS)} (default: auto, by its files)",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="JSON",
+        help='classes to rename, merge and leave out (null), such as \'{"crack": "defect", "dust": null}\'',
+    )
+
+
 def add_evaluate(parser: VerbParser) -> None:
     parser.add_argument(
-        "--annotations", type=Path, metavar="FILE", required=True, help="COCO JSON file with the ground truth"
+        "--annotations", type=Path, metavar="FILE", help="COCO JSON file with the ground truth, or another format's"
     )
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="folder of a data set, for --annotations")
+    parser.add_argument(
+        "--split", choices=("train", "valid", "test"), default="valid", help="split of --dataset (default: %(default)s)"
+    )
+    add_formats(parser)
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="folder with the images of the annotations; only it is searched"
     )
@@ -189,9 +210,10 @@ def add_batch_predict(parser: VerbParser) -> None:
 
 def add_check_data(parser: VerbParser) -> None:
     parser.add_argument(
-        "dataset_name", type=Path, nargs="?", metavar="PATH", help="folder of a data set, or one COCO JSON file"
+        "dataset_name", type=Path, nargs="?", metavar="PATH", help="folder of a data set, or its one file"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this JSON file")
+    add_formats(parser)
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="also write DIR/report.html, a page with pictures; not in the data"
     )
@@ -242,7 +264,7 @@ def add_check_data(parser: VerbParser) -> None:
         "--config)",
     )
     add_read_rules(parser)
-    parser.set_defaults(crowd=None, incomplete_images=None)  # those of --config, if there is one
+    parser.set_defaults(crowd=None, incomplete_images=None, format=None)  # those of --config, if there is one
 
 
 def add_read_options(parser: VerbParser) -> None:
@@ -259,6 +281,22 @@ def add_read_options(parser: VerbParser) -> None:
     parser.add_argument(
         "--channels", metavar="N,N,N", help="channels to read, counted from 1: one (grey) or three (red, green, blue)"
     )
+
+
+def add_convert_data(parser: VerbParser) -> None:
+    parser.add_argument(
+        "dataset_name", type=Path, metavar="IN", help="folder of a data set, or its one file, in any format"
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="new or empty folder for the result")
+    parser.add_argument(
+        "--to", choices=("coco", "yolo"), default="coco", help="format of the result (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--copy-images",
+        action="store_true",
+        help="copy the images too; otherwise COCO file names lead to where they are (YOLO's are always copied)",
+    )
+    add_formats(parser)
 
 
 def add_convert(parser: VerbParser) -> None:

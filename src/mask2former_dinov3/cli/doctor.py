@@ -12,6 +12,7 @@ from ..config.presets import SPLIT_OPTIONS
 from ..config.train_config import TrainConfig, load_config
 from ..errors import OptionError
 from ..read_options import check_channels
+from .data_options import read_classes
 
 if TYPE_CHECKING:
     from ..data.check import Report
@@ -30,6 +31,10 @@ def options_of_check(arguments: argparse.Namespace) -> TrainConfig:
     Raises ConfigError for a recipe that cannot be read, OptionError for a canvas that no training takes.
     """
     given = {name: getattr(arguments, name) for name in _FLAGS if getattr(arguments, name) is not None}
+    if arguments.format is not None:
+        given["dataset_format"] = arguments.format
+    if (classes := read_classes(arguments)) is not None:
+        given["classes"] = classes
     if arguments.channels is not None:
         given["channels"] = list(check_channels(arguments.channels))
     texts = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}

@@ -26,6 +26,7 @@ from .arguments import (
     add_batch_predict,
     add_check_data,
     add_convert,
+    add_convert_data,
     add_evaluate,
     add_export,
     add_predict,
@@ -33,6 +34,7 @@ from .arguments import (
     add_serve,
     add_train,
 )
+from .data_options import find_truth, read_classes
 from .messages import describe_error, describe_out_of_memory, is_out_of_memory
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
 
@@ -113,6 +115,7 @@ def build_parser() -> VerbParser:
         verb("batch-predict", run_batch_predict, "Find instances in very large sets of images, on a Ray cluster.")
     )
     add_check_data(verb("check-data", run_check_data, "Read a data set and list all errors in it."))
+    add_convert_data(verb("convert-data", run_convert_data, "Write a data set of any format as COCO or YOLO."))
     add_convert(verb("convert", run_convert, "Convert weights to and from the formats of transformers, timm and Meta."))
     add_export(verb("export", run_export, "Write a model as an ONNX file, and compare it with torch on real images."))
     add_push(verb("push", run_push, "Upload a model folder to the Hugging Face hub."))
@@ -174,26 +177,41 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     of_model = [name for name in ("model", "images") if getattr(arguments, name) is not None]
     if arguments.predictions is not None and of_model:
         arguments.parser.error(f"--predictions: cannot be combined with --{of_model[0]}; give one or the other")
-    if arguments.predictions is None and len(of_model) < 2:
+    if (arguments.annotations is None) == (arguments.dataset is None):
+        arguments.parser.error("expected --annotations, or --dataset with --split")
+    if arguments.predictions is None and len(of_model) < 2 - (arguments.dataset is not None):
         arguments.parser.error("expected --model and --images, or --predictions")
-    from ..data.read_rules import ReadRules
     from ..evaluation.evaluate import evaluate_model
 
     keep_freed_memory()
     metrics = evaluate_model(
         arguments.model,
-        arguments.annotations,
+        find_truth(arguments),
         arguments.images,
         arguments.output,
         max_detections=arguments.max_detections,
         batch_size=arguments.batch_size,
         device=arguments.device,
         predictions=arguments.predictions,
-        rules=ReadRules(arguments.crowd, arguments.incomplete_images),
         progress=sys.stderr.isatty(),
     )
     print_metrics(metrics)
     print(f"\n{arguments.output / 'metrics.json'}\n{arguments.output / 'predictions.json'}")
+    return 0
+
+
+def run_convert_data(arguments: argparse.Namespace) -> int:
+    """Run `convert-data`."""
+    from ..data.formats.conversion import convert_data
+    from ..data.layout import find_splits
+
+    splits, _ = find_splits(
+        arguments.dataset_name,
+        valid_split=0,
+        dataset_format=arguments.format,
+        classes=read_classes(arguments),
+    )
+    print(convert_data(splits, arguments.output, to=arguments.to, copy_images=arguments.copy_images).text())
     return 0
 
 
@@ -257,8 +275,14 @@ def run_check_data(arguments: argparse.Namespace) -> int:
     from ..data.read_rules import ReadRules
 
     explicit = {option: getattr(config, option) for option in SPLIT_OPTIONS}
-    rules = ReadRules(config.crowd, config.incomplete_images)
-    splits, notes = find_splits(config.dataset_name, **explicit, valid_split=config.valid_split, rules=rules)
+    splits, notes = find_splits(
+        config.dataset_name,
+        **explicit,
+        valid_split=config.valid_split,
+        rules=ReadRules(config.crowd, config.incomplete_images),
+        dataset_format=config.dataset_format,
+        classes=config.classes,
+    )
     prepare_report_folder(arguments, splits, config)
     with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
 

@@ -57,7 +57,14 @@ def _describe_range(schema: dict[str, str | float]) -> str:
     return words + ",".join(f" {sign} {write_bound(bound)}" for sign, bound in found if bound < LARGEST)
 
 
-_PLACEHOLDERS = {"string": "TEXT", "whole": "N", "number": "X", "array": "LIST", "boolean": "true,false"}
+_PLACEHOLDERS = {
+    "string": "TEXT",
+    "whole": "N",
+    "number": "X",
+    "array": "LIST",
+    "boolean": "true,false",
+    "object": "JSON",
+}
 
 
 def format_options() -> str:

@@ -19,6 +19,7 @@ from ..canvas import check_side
 from ..errors import OptionError, mismatch
 from ..json_files import describe
 from ..read_options import ReadOptions
+from .class_option import parse_class_map
 from .cross_checks import advise, find_conflicts
 from .parsing import GivenOptions, explain_fault
 from .presets import LARGEST, LARGEST_QUERIES, SPLIT_OPTIONS
@@ -46,6 +47,9 @@ Tracker = Literal[
 ]  # accelerate's LoggerType
 
 
+DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets"]
+
+
 class TrainConfig(BaseModel):
     """The options of `train`, immutable. Use `load_config` to read them from a file and flags.
 
@@ -63,7 +67,18 @@ class TrainConfig(BaseModel):
     seed: Seed = Field(0, description="Seed of random weights, of the order of the images, and of augmentation.")
     # --- the data
     dataset_name: str | None = Field(
-        None, description="Folder of a COCO data set. Its layout is detected (see docs/data.md)."
+        None,
+        description="Folder of a data set. Its layout and format are detected (see docs/data.md, docs/formats.md).",
+    )
+    dataset_format: DatasetFormat = Field(
+        "auto",
+        description="Format of the data set; `auto`: recognised by its files (see docs/formats.md). More than one that "
+        "fits is an error.",
+    )
+    classes: dict[str, str | None] | None = Field(
+        None,
+        description="Classes to rename and merge, as a JSON object of old and new names; null leaves a class out, as "
+        'background: `{"crack": "defect", "scratch": "defect", "dust": null}`. The key `*` stands for all others.',
     )
     train_annotations: str | None = Field(
         None, description="COCO JSON file of the training images, for a layout that is not detected."
@@ -310,6 +325,11 @@ class TrainConfig(BaseModel):
     @classmethod
     def _digits_are_a_number(cls, value: object) -> object:
         return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _read_class_map(cls, value: object) -> object:
+        return value if value is None else parse_class_map(value)
 
     @field_validator("backbone_taps", "channels", mode="before")
     @classmethod

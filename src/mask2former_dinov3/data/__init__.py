@@ -9,7 +9,6 @@ Read in this order:
     array_types    types of arrays
     coco_types     types of COCO masks, results and metrics
     siblings       find images of one picture: exporters' copies, tiles, equal files
-    layout         find annotation files and image folders
     numbers        parse numbers and ids: 12, 12.0 and "12"
     faults         collect faults of a file and report them together
     json_stream    read a large JSON file in pieces
@@ -18,9 +17,6 @@ Read in this order:
     locate         find the image files that an annotation file names
     rle            read and write run-length codes of masks
     segmentation   parse and rasterise polygons and run-length codes
-    batch_parsing  parse the usual annotations many at a time
-    records        store images and instances in arrays that processes share
-    coco           read a split into checked records
     sample_values  scale values of any type to 8 bits
     jpeg_data      decode JPEG data strictly
     tiff_tags      read the tags and pages of a TIFF
@@ -31,6 +27,11 @@ Read in this order:
     file_kinds     tell image files from others
     images         read image files as RGB arrays
     image_folders  tell which files of a folder are images
+    formats        read YOLO, label maps, labelme and other formats as COCO content
+    layout         find annotation files and image folders
+    batch_parsing  parse the usual annotations many at a time
+    records        store images and instances in arrays that processes share
+    coco           read a split into checked records
     image_faults   check image files, and group what is found
     statistics     count images, instances, sizes
     fitting        fit images into the canvas, and make them the model's input

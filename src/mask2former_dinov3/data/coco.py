@@ -28,10 +28,10 @@ from .coco_json import (
     list_sections,
     parse_categories,
     parse_images,
-    read_coco_json,
     unknown_category,
 )
 from .faults import ADVICE, Fault, FaultReport
+from .formats.format_table import read_content
 from .json_stream import NotStreamableError, is_large, stream_lists
 from .layout import Split
 from .locate import locate_images
@@ -86,8 +86,8 @@ def parse_splits(splits: Mapping[str, Split]) -> dict[str, tuple[CocoData | None
     return {name: found[name] for name in splits}
 
 
-def _file_of(split: Split) -> tuple[Path, Path]:
-    return split.annotations, split.images
+def _file_of(split: Split) -> tuple[object, ...]:
+    return split.annotations, split.images, split.format, split.subset
 
 
 def _parse_shared(splits: Mapping[str, Split]) -> dict[str, tuple[CocoData | None, list[Fault]]]:
@@ -110,11 +110,11 @@ def _parse_shared(splits: Mapping[str, Split]) -> dict[str, tuple[CocoData | Non
 
 
 def _parse(split: Split) -> tuple[CocoData, FaultReport]:
-    if is_large(split.annotations):
+    if split.format == "coco" and split.classes is None and is_large(split.annotations):
         with suppress(NotStreamableError):
             return _SplitReader(split).read(partial(stream_lists, split.annotations))
     reader = _SplitReader(split)
-    sections = list_sections(read_coco_json(split.annotations), reader.faults)
+    sections = list_sections(read_content(split, reader.faults), reader.faults)
     return reader.read(lambda keys: ((key, sections[key]) for key in SECTIONS if key in keys))
 
 
@@ -229,6 +229,7 @@ class _SplitReader:
             elsewhere=tuple(self._elsewhere),
             left_out=tuple(self._left_out),
             rules=self._split.rules,
+            source=replace(self._split, reading=None),
         )
 
 

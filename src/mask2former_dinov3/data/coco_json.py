@@ -70,16 +70,6 @@ class AnnotationEntry(NamedTuple):
     segmentation: object
 
 
-def read_content(source: Path | Mapping[str, object]) -> tuple[Mapping[str, object], str]:
-    """The content of annotations, and what messages call them. source: a file, or content that is read already.
-
-    Raises DatasetError if the file cannot be read as a JSON object.
-    """
-    if isinstance(source, Mapping):
-        return source, "annotations"
-    return read_coco_json(source), str(source)
-
-
 def read_coco_json(path: Path) -> Mapping[str, object]:
     """The object in a COCO annotation file. Raises DatasetError if the file cannot be read as one."""
     return read_json_object(

@@ -52,20 +52,24 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultReport:
-    """All faults of one file, in the order in which they were found. name: what messages call the file."""
+    """All faults of one file, in the order in which they were found. name: what messages call the file.
+
+    places: annotation id -> its place in the source, such as `labels/1.txt:3`, where ids are numbers of our own.
+    """
 
     name: str
     faults: list[Fault] = field(default_factory=list)
+    places: dict[int, str] = field(default_factory=dict)
 
     def add_error(
         self, reason: str, image_id: int | None = None, annotation_id: int | None = None, kind: str = ""
     ) -> None:
-        self.faults.append(Fault("error", image_id, annotation_id, reason, kind))
+        self.faults.append(Fault("error", image_id, annotation_id, self._place(annotation_id) + reason, kind))
 
     def add_warning(
         self, reason: str, image_id: int | None = None, annotation_id: int | None = None, kind: str = ""
     ) -> None:
-        self.faults.append(Fault("warning", image_id, annotation_id, reason, kind))
+        self.faults.append(Fault("warning", image_id, annotation_id, self._place(annotation_id) + reason, kind))
 
     def add_note(self, reason: str, kind: str = "") -> None:
         self.faults.append(Fault("note", None, None, reason, kind))
@@ -74,6 +78,8 @@ class FaultReport:
         """Add one line for all places of one cause; nothing where there is none. reason: begins after their ids."""
         if places:
             (image_id, annotation_id), *more = places
+            named = [self.places[one] for _, one in places if one in self.places]
+            reason += f"; at {', '.join(named[:_LISTED_IDS])}{', …' * (len(named) > _LISTED_IDS)}" if named else ""
             self.faults.append(Fault(severity, image_id, annotation_id, reason, kind, tuple(more)))
 
     def group_alike(self) -> None:
@@ -84,6 +90,11 @@ class FaultReport:
             key = number if template is None else (fault.severity, fault.kind, template)
             groups.setdefault(key, []).append(fault)
         self.faults[:] = [_merge(group) for group in groups.values()]
+
+    def _place(self, annotation_id: int | None) -> str:
+        """The place of an annotation as a message begins with it; empty where ids are the source's own."""
+        place = None if annotation_id is None else self.places.get(annotation_id)
+        return "" if place is None else f"{place}: "
 
     def raise_errors(self, advice: str = "") -> None:
         """Raise DatasetError with the first 20 errors and their number, if there are any.

@@ -7,17 +7,21 @@
 | CVAT | DIR/annotations/instances_default.json | DIR/images/default/ |
 | Label Studio | DIR/result.json | DIR/images/ |
 | one file | DIR/_annotations.coco.json, or the JSON file itself instead of DIR | beside it, or in images/ |
+
+Folders of other formats are found by their readers (`formats/`), and divided in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import DatasetError, OptionError, mismatch
 from .coco_json import read_images
-from .faults import count_of
+from .faults import FaultReport, count_of
+from .formats.format_table import ambiguity, expected_files, find_formats, find_named, format_of, read_content
+from .formats.source_content import Part, Reading
 from .numbers import whole_number
 from .read_rules import ReadRules
 from .siblings import choose_groups, describe_groups, join_equal_files, sibling_keys
@@ -32,7 +36,10 @@ class Split:
     """One part of a data set: its name (train, valid or test), its annotation file, the folder of its images.
 
     image_ids: the images of the file that belong to this part; None means all of them. only_images: the user named the
-    folder of the images, so files elsewhere are never taken. rules: how the annotations are read.
+    folder of the images, so files elsewhere are never taken. rules: how the annotations are read. format: of the
+    annotations, see `formats.format_table`. subset: the part of a file that holds several (a key of data.yaml).
+    classes: which classes are renamed, merged and left out, see `formats.class_map`. reading: what was read already, of
+    another format.
     """
 
     name: str
@@ -41,6 +48,10 @@ class Split:
     image_ids: frozenset[int] | None = None
     only_images: bool = False
     rules: ReadRules = field(default_factory=ReadRules)
+    format: str = "coco"
+    subset: str = ""
+    classes: Mapping[str, str | None] | None = None
+    reading: Reading | None = field(default=None, compare=False, repr=False)
 
 
 def find_splits(
@@ -54,13 +65,16 @@ def find_splits(
     test_images: Path | str | None = None,
     valid_split: float = 0.1,
     rules: ReadRules | None = None,
+    dataset_format: str = "auto",
+    classes: Mapping[str, str | None] | None = None,
 ) -> tuple[dict[str, Split], list[str]]:
     """The splits of a data set by name (some of train, valid, test), and notes on what was decided, to be logged.
 
     A path given by option replaces what the folder `dataset` holds for that split; paths that do not exist under the
     current folder are looked for under `dataset`. Without validation annotations, a fraction `valid_split` of the
     training images is held out (0: none), the same images in every run and on every machine; images of one picture
-    (`siblings`) stay on one side. rules: for all splits.
+    (`siblings`) stay on one side. rules: for all splits. dataset_format: a name of `FORMAT_NAMES`; auto: what lies in
+    the folder. classes: see `Split`.
     Raises DatasetError if nothing is found or more than one file fits; OptionError for a path that does not exist, and
     for options that do not fit together.
     """
@@ -77,34 +91,47 @@ def find_splits(
         raise OptionError(
             "dataset_name", "the folder of a data set", "nothing", "set it, or --train-annotations and --train-images"
         )
-    splits = {} if root is None else _find_layout(root, required=not explicit)
+    splits = {} if root is None else _find_layout(root, dataset_format, required=not explicit)
     for name, (file, images) in given.items():
         if file is not None:
-            splits[name] = _split_of_options(name, file, images, root)
+            splits[name] = _split_of_options(name, file, images, root, dataset_format)
         elif images is not None:
             if name not in splits:
                 raise OptionError(f"{name}_images", f"--{name}-annotations beside it", "none")
-            folder = _find_path(images, root, f"{name}_images", folder=True)
-            splits[name] = replace(splits[name], images=folder, only_images=True)
-    if rules is not None:
-        splits = {name: replace(split, rules=rules) for name, split in splits.items()}
+            splits[name] = _with_images(splits[name], _find_path(images, root, f"{name}_images", folder=True))
+    rules = ReadRules() if rules is None else rules
+    splits = {name: replace(split, rules=rules, classes=classes) for name, split in splits.items()}
     return _hold_out_valid(splits, valid_split)
 
 
-def _split_of_options(name: str, annotations: Path | str, images: Path | str | None, root: Path | None) -> Split:
+def _split_of_options(
+    name: str, annotations: Path | str, images: Path | str | None, root: Path | None, dataset_format: str
+) -> Split:
     """The split that the options name; without the option for images, they lie beside the annotations."""
-    file = _find_path(annotations, root, f"{name}_annotations", folder=False)
-    folder = _images_beside(file) if images is None else _find_path(images, root, f"{name}_images", folder=True)
-    return Split(name, file, folder, only_images=images is not None)
+    file = _find_path(annotations, root, f"{name}_annotations", folder=dataset_format not in ("auto", "coco") and None)
+    folder = None if images is None else _find_path(images, root, f"{name}_images", folder=True)
+    found = _find_other_formats(file, dataset_format, folder)
+    if not found:
+        return Split(name, file, folder or _images_beside(file), only_images=folder is not None)
+    split = found.get(name) or next(iter(found.values()))
+    return replace(split, name=name) if folder is None else _with_images(replace(split, name=name), folder)
 
 
-def _find_path(path: Path | str, root: Path | None, option: str, *, folder: bool) -> Path:
-    """The path itself or the one under `root`, whichever exists as a file or folder."""
+def _with_images(split: Split, folder: Path) -> Split:
+    """The split with its images in another folder. Raises OptionError where the format itself says where they are."""
+    if split.format != "coco" and not format_of(split.format).other_images:
+        expected = f"nothing: {split.annotations} says where the images are ({split.format})"
+        raise OptionError(f"{split.name}_images", expected, str(folder))
+    return replace(split, images=folder, only_images=True)
+
+
+def _find_path(path: Path | str, root: Path | None, option: str, *, folder: bool | None) -> Path:
+    """The path itself or the one under `root`, whichever exists as a file or folder; folder None: as either."""
     candidates = [Path(path)] if root is None else [Path(path), root / path]
     for candidate in candidates:
-        if candidate.is_dir() if folder else candidate.is_file():
+        if candidate.exists() if folder is None else candidate.is_dir() if folder else candidate.is_file():
             return candidate
-    kind = "folder" if folder else "file"
+    kind = "file or folder" if folder is None else "folder" if folder else "file"
     raise missing_path(option, candidates, kind)
 
 
@@ -116,22 +143,57 @@ def missing_path(option: str, candidates: Sequence[Path], kind: str) -> OptionEr
     return OptionError(option, f"a {kind} that exists", got)
 
 
-def _find_layout(root: Path, *, required: bool) -> dict[str, Split]:
-    """The splits that a folder (or a single JSON file) holds, by the layouts at the top, Roboflow's first."""
+def _find_layout(root: Path, dataset_format: str, *, required: bool) -> dict[str, Split]:
+    """The splits that a folder (or a single file) holds: in another format, or by the layouts at the top."""
+    others = _find_other_formats(root, dataset_format)
+    if others:
+        return others
     if root.is_file():
         return {"train": Split("train", root, _images_beside(root))}
     if not root.is_dir():
-        raise DatasetError(f"{root}: {mismatch('the folder of a data set, or a JSON file', 'no such file or folder')}")
+        advice = "a data set on the Hugging Face hub needs --format datasets" * (len(root.parts) == 2)
+        expected = "the folder of a data set, or a JSON file"
+        raise DatasetError(f"{root}: {mismatch(expected, 'no such file or folder', advice)}")
     splits = _find_roboflow(root) or _find_coco(root) or _find_single_file(root)
     if not splits and required:
         inside = ", ".join(sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())[:12]) or "nothing"
         expected = (
             f"one of {{train,valid,val,test}}/{_ROBOFLOW_FILE}, "
-            f"annotations/instances_{{train,val,test,default}}*.json, result.json and {_ROBOFLOW_FILE}"
+            f"annotations/instances_{{train,val,test,default}}*.json, result.json and {_ROBOFLOW_FILE}, or files of "
+            f"another format ({expected_files()})"
         )
         advice = "name the files with --train-annotations, --train-images, --valid-annotations and --valid-images"
         raise DatasetError(f"{root}: {mismatch(expected, inside, advice)}")
     return splits
+
+
+def _find_other_formats(root: Path, dataset_format: str, images: Path | None = None) -> dict[str, Split]:
+    """The splits in a format that is not COCO's; none where the option, or the files, say COCO.
+
+    Raises DatasetError where several formats fit, or nothing of the format that the option names is there.
+    """
+    if dataset_format == "coco":
+        return {}
+    if dataset_format == "auto":
+        found = find_formats(root)
+        coco = (
+            root.is_dir() and bool(found) and bool(_find_roboflow(root) or _find_coco(root) or _find_single_file(root))
+        )
+        names = ["coco"] * coco + list(found)
+        if len(names) > 1:
+            raise DatasetError(ambiguity(root, names))
+        if not found:
+            return {}
+        dataset_format, parts = next(iter(found.items()))
+    else:
+        parts = find_named(dataset_format, root, images)
+        if not parts:
+            raise DatasetError(f"{root}: {mismatch(format_of(dataset_format).files, 'no such files')}")
+    return {name: _split_of_part(name, dataset_format, part) for name, part in parts.items()}
+
+
+def _split_of_part(name: str, dataset_format: str, part: Part) -> Split:
+    return Split(name, part.annotations, part.images, format=dataset_format, subset=part.subset)
 
 
 def _find_roboflow(root: Path) -> dict[str, Split]:
@@ -206,7 +268,7 @@ def _hold_out_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[
     train = ordered["train"]
     if valid_split == 0:
         return ordered, ["there is no valid split and valid_split is 0: training runs without evaluation"]
-    names = _file_names(train.annotations)
+    train, names = _file_names(train)
     if len(names) < 2:
         count = count_of(len(names), "image")
         return ordered, [f"no valid split, and {count} cannot be divided: training runs without evaluation"]
@@ -238,12 +300,23 @@ def _path_of(split: Split, file_name: str) -> Path:
     return path if path.is_file() else split.images / path.name
 
 
-def _file_names(annotations: Path) -> dict[int, str]:
-    """Image id -> file name, of the images that have both; `parse_coco` reports the others."""
+def _file_names(split: Split) -> tuple[Split, dict[int, str]]:
+    """The split, with what was read of it, and image id -> file name of the images that have both.
+
+    `parse_coco` reports the others.
+    """
+    if split.format == "coco":
+        images = read_images(split.annotations)
+    else:
+        report = FaultReport(str(split.annotations))
+        content = read_content(replace(split, classes=None), report)
+        split = replace(split, reading=Reading(content, tuple(report.faults), report.places))
+        found = content.get("images")
+        images = found if isinstance(found, list) else []
     names: dict[int, str] = {}
-    for image in read_images(annotations):
+    for image in images:
         if isinstance(image, dict):
             image_id = whole_number(image.get("id"))
             if image_id is not None and isinstance(image.get("file_name"), str):
                 names[image_id] = image["file_name"]
-    return names
+    return split, names

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from .array_types import Floats, Ints
 from .batch_parsing import PlainAnnotations
 from .coco_json import Box
+from .layout import Split
 from .read_rules import ReadRules
 from .segmentation import CompressedRle, Polygon, Segmentation
 
@@ -244,7 +245,8 @@ class CocoData:
 
     elsewhere: files of images of the file that are not in `images`: with a faulty entry, or left out by `rules`.
     left_out: polygons that cover no pixel, for checks that look for the cause. rules: how the annotations were read;
-    evaluation reads them in the same way.
+    evaluation reads them in the same way. source: the split that was read, from which evaluation reads what it scores
+    against.
     """
 
     annotations: Path
@@ -253,6 +255,7 @@ class CocoData:
     elsewhere: tuple[Path, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     rules: ReadRules = field(default_factory=ReadRules)
+    source: Split | None = None
 
 
 class TableBuilder:

@@ -18,11 +18,20 @@ from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 
-from ..data.coco_json import read_coco_json
 from ..data.coco_types import Metrics
+from ..data.faults import FaultReport
+from ..data.layout import Split
 from ..data.read_rules import ReadRules
 from ..inference.settings import InferenceSettings
-from .coco_files import GroundTruth, ScoredMask, Source, read_ground_truth, read_results
+from .coco_files import (
+    GroundTruth,
+    ScoredMask,
+    Source,
+    name_of_truth,
+    read_ground_truth,
+    read_results,
+    read_truth,
+)
 from .result_ids import IMAGES_FILE, translate_results
 from .truth_notes import duplicate_notes, misplaced_notes, overlap_notes
 
@@ -31,14 +40,14 @@ AREAS = ("all", "small", "medium", "large")  # COCO's bounds: 32 x 32 and 96 x 9
 
 
 def evaluate_coco(
-    annotations: Source | Mapping[str, object],
+    annotations: Source | Mapping[str, object] | Split,
     predictions: Source | Iterable[Mapping[str, object]],
     *,
     max_detections: int = 100,
     image_ids: Collection[int] | None = None,
     rules: ReadRules | None = None,
 ) -> Metrics:
-    """COCO's metrics of a results file (or list) on an annotation file (or its content).
+    """COCO's metrics of a results file (or list) on an annotation file (or its content, or a split of any format).
 
     max_detections: number of results per image and category that count, best first. COCO's own is 100; AP, AP50 ... and
     AR100 are all at this number (AR100 keeps its name; `max_detections` in the result says what it was).
@@ -54,11 +63,8 @@ def evaluate_coco(
     start = time.perf_counter()
     notes: list[str] = []
     if isinstance(predictions, str | PathLike) and (Path(predictions).parent / IMAGES_FILE).is_file():
-        if isinstance(annotations, Mapping):
-            content, name = annotations, "annotations"
-        else:
-            content, name = read_coco_json(Path(annotations)), str(annotations)
-        entries, notes = translate_results(Path(predictions), content, name)
+        name = name_of_truth(annotations)
+        entries, notes = translate_results(Path(predictions), read_truth(annotations, FaultReport(name)), name)
         truth = read_ground_truth(annotations, image_ids, rules)
         results = read_results(cast("list[Mapping[str, object]]", entries), truth)
     else:

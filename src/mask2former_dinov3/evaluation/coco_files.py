@@ -31,10 +31,12 @@ from ..data.coco_json import (
     parse_box,
     parse_categories,
     parse_images,
-    read_content,
+    read_coco_json,
     used_categories,
 )
 from ..data.faults import FaultReport, Place, count_of, quote
+from ..data.formats.format_table import read_content
+from ..data.layout import Split
 from ..data.numbers import number, whole_number
 from ..data.read_rules import ReadRules, note_dropped
 from ..data.rle import whole_mask_areas
@@ -104,18 +106,24 @@ class GroundTruth:
 
 
 def read_ground_truth(
-    annotations: Source | Mapping[str, object], image_ids: Collection[int] | None = None, rules: ReadRules | None = None
+    annotations: Source | Mapping[str, object] | Split,
+    image_ids: Collection[int] | None = None,
+    rules: ReadRules | None = None,
 ) -> GroundTruth:
-    """A COCO annotation file, or its content, read as for training; with `image_ids` only these images of it.
+    """A COCO annotation file, its content, or a split of any format, read as for training.
+
+    image_ids: only these images of it.
 
     Areas and boxes are the file's own where it has them (COCO bins by the annotated area), else the mask's. Annotations
     without a mask are left out, with a note; those whose mask covers no pixel are objects that nothing can match, as in
     pycocotools. rules: what crowd flags and incomplete images mean. Raises DatasetError listing every annotation that
     cannot be scored.
     """
-    rules = ReadRules() if rules is None else rules
-    content, name = read_content(annotations if isinstance(annotations, Mapping) else Path(annotations))
+    if rules is None:
+        rules = annotations.rules if isinstance(annotations, Split) else ReadRules()
+    name = name_of_truth(annotations)
     faults = FaultReport(name)
+    content = read_truth(annotations, faults)
     broken = BrokenIds()
     sections = list_sections(content, faults)
     names = parse_categories(sections["categories"], faults, broken)
@@ -157,6 +165,20 @@ def read_ground_truth(
     )
     truth.notes.extend(_describe_reading(truth, faults, () if dropped else without_mask, () if dropped else empty))
     return truth
+
+
+def read_truth(annotations: Source | Mapping[str, object] | Split, faults: FaultReport) -> Mapping[str, object]:
+    """The content of what is scored against, in COCO's form. Raises DatasetError if it cannot be read at all."""
+    if isinstance(annotations, Mapping):
+        return annotations
+    return read_content(annotations, faults) if isinstance(annotations, Split) else read_coco_json(Path(annotations))
+
+
+def name_of_truth(annotations: Source | Mapping[str, object] | Split) -> str:
+    """What messages call it."""
+    if isinstance(annotations, Mapping):
+        return "annotations"
+    return str(annotations.annotations if isinstance(annotations, Split) else annotations)
 
 
 def _parse_masks(

@@ -9,8 +9,9 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -22,8 +23,12 @@ from tqdm import tqdm
 from ..atomic_files import check_writable, write_text
 from ..data.check import UNLISTED, check_data
 from ..data.coco import CocoData, ImageRecord
-from ..data.coco_json import class_name, read_coco_json
+from ..data.coco_json import class_name
 from ..data.coco_types import CocoResult, Metrics
+from ..data.faults import FaultReport
+from ..data.formats.class_map import ClassMap, applicable, class_names
+from ..data.formats.format_table import read_content
+from ..data.formats.source_content import Reading
 from ..data.images import check_image_size, read_image
 from ..data.layout import Split, missing_path
 from ..data.read_rules import ReadRules
@@ -34,7 +39,7 @@ from ..inference.predictor import load_model
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
 from .coco_ap import ceiling_notes, evaluate_coco, score_results
-from .coco_files import read_ground_truth, read_results
+from .coco_files import read_ground_truth, read_results, read_truth
 from .result_ids import IMAGES_FILE, write_names
 
 
@@ -111,9 +116,24 @@ def predict_split(
     return results
 
 
+def split_for(split: Split, names: Collection[str], class_map: ClassMap | None) -> Split:
+    """The split with the classes that a model was trained on, where its annotations still have the original names.
+
+    names: the model's classes. class_map: the map that its training data were read with. A split whose classes are
+    the model's already, or that has a map of its own, stays as it is.
+    """
+    if class_map is None or split.classes is not None:
+        return split
+    report = FaultReport(str(split.annotations))
+    content = read_content(split, report)
+    known = replace(split, reading=Reading(content, tuple(report.faults), report.places))
+    found = class_names(content)
+    return known if set(found) == set(names) else replace(known, classes=applicable(class_map, found))
+
+
 def evaluate_model(
     model: str | Path | None,
-    annotations: Path,
+    annotations: Path | Split,
     images: Path | None,
     output: Path,
     *,
@@ -126,37 +146,46 @@ def evaluate_model(
 ) -> Metrics:
     """Score a model (as `load_model` takes it) on a COCO file with its images, or the results file `predictions`.
 
-    images: the only folder in which images are looked for; all are checked before the model is loaded. rules: what
-    crowd flags and incomplete images mean.
+    annotations: the file, or a split of any format, whose own images are then used. images: the only folder in which
+    those of a file are looked for; all are checked before the model is loaded. rules: what crowd flags and incomplete
+    images mean, for a file. Where a model was trained with `classes`, a file that has the original names is read with
+    the same map.
     Writes metrics.json, predictions.json and images.json, which names the images and classes of its ids, into `output`,
     each atomically, and returns the metrics.
     Raises ConfigError if neither a model with images nor predictions are given, OptionError for batch_size or
     max_detections below 1, DatasetError and CheckpointError for what cannot be read.
     """
     InferenceSettings(max_detections=max_detections, batch_size=batch_size)  # checks the values before any work
+    if isinstance(annotations, Split):
+        split = annotations
+    else:
+        rules = ReadRules() if rules is None else rules
+        split = Split("evaluate", Path(annotations), images or Path(), only_images=True, rules=rules)
     if predictions is not None:
         check_writable(output)
-        metrics = evaluate_coco(annotations, predictions, max_detections=max_detections, rules=rules)
+        metrics = evaluate_coco(split, predictions, max_detections=max_detections)
         if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
             shutil.copyfile(predictions, output / "predictions.json")
             beside = predictions.parent / IMAGES_FILE
             if beside.is_file():
                 shutil.copyfile(beside, output / IMAGES_FILE)
             else:
-                write_names(output, read_coco_json(annotations))
+                write_names(output, read_truth(split, FaultReport("")))
     else:
-        if model is None or images is None:
+        if model is None or (images is None and not isinstance(annotations, Split)):
             raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
-        data = _read_checked(Path(annotations), Path(images), ReadRules() if rules is None else rules)
-        truth = read_ground_truth(annotations, rules=rules)
+        data = _read_checked(split)  # before the model, which takes longer to load
         network, processor = load_model(model, device)
+        mapped = split_for(split, network.config.id2label.values(), network.config.class_map)
+        data = _read_checked(mapped) if mapped.classes != split.classes else data
         check_writable(output)
         start = time.perf_counter()
         results = predict_split(
             network, processor, data, batch_size=batch_size, max_detections=max_detections, progress=progress
         )
         write_text(output / "predictions.json", json.dumps(results) + "\n")
-        write_names(output, read_coco_json(annotations))
+        truth = read_ground_truth(mapped)
+        write_names(output, read_truth(mapped, FaultReport("")))
         metrics = score_results(truth, read_results(results, truth), max_detections)
         if network.config.num_queries < max_detections:
             metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")
@@ -169,11 +198,10 @@ def evaluate_model(
     return metrics
 
 
-def _read_checked(annotations: Path, images: Path, rules: ReadRules) -> CocoData:
-    """The records of a file whose images are all there; warnings and notes are logged. Raises the errors of both."""
-    if annotations.is_file() and not images.is_dir():
-        raise missing_path("images", [images], "folder")
-    split = Split("evaluate", annotations, images, only_images=True, rules=rules)
+def _read_checked(split: Split) -> CocoData:
+    """The records of a split whose images are all there; warnings and notes are logged. Raises the errors of both."""
+    if split.annotations.exists() and not split.images.is_dir():
+        raise missing_path("images", [split.images], "folder")
     report = check_data({split.name: split}, num_queries=None, full=False)
     report.raise_errors()
     report.log_faults(skip=UNLISTED)

@@ -226,6 +226,7 @@ def build_metadata(
         value_range=processor.value_range,
         page=processor.page,
         channels=processor.channels,
+        class_map=config.class_map,
     )
 
 

@@ -14,7 +14,8 @@ from ..model import Mask2FormerDinov3Output
 class NetworkConfig(Protocol):
     """What users of a network read from its configuration; names as in `Mask2FormerDinov3Config`.
 
-    id2label: label 0..K-1 -> class name. category_ids: the data set's category id of every label.
+    id2label: label 0..K-1 -> class name. category_ids: the data set's category id of every label. class_map: name in
+    the data -> name of the class, or None for one that was left out; None: the names are the data's own.
     """
 
     @property
@@ -27,6 +28,8 @@ class NetworkConfig(Protocol):
     def num_queries(self) -> int: ...
     @property
     def mask_stride(self) -> int: ...
+    @property
+    def class_map(self) -> Mapping[str, str | None] | None: ...
 
 
 class Network(Protocol):

@@ -41,6 +41,7 @@ class OnnxMetadata:
     (height, width) that images are fitted into. precision: fp32, fp16 or int8. mask_stride: pixels of the input per
     pixel of the mask logits. licence: of `code` and of `weights`, and `weights_text` where the licence requires it.
     value_range, page, channels: of `ReadOptions`; absent in files of earlier versions.
+    class_map: the option `classes` of the training run; files of earlier versions have none.
     """
 
     format_version: int
@@ -57,6 +58,7 @@ class OnnxMetadata:
     value_range: str = AS_STORED.value_range
     page: int = AS_STORED.page
     channels: list[int] | None = None
+    class_map: dict[str, str | None] | None = None
 
     def to_properties(self) -> dict[str, str]:
         """The metadata as ONNX stores them: names and texts."""
@@ -86,6 +88,7 @@ class OnnxConfig:
     num_labels: int
     num_queries: int
     mask_stride: int
+    class_map: dict[str, str | None] | None = None
 
 
 class OnnxModel(nn.Module):
@@ -116,6 +119,7 @@ class OnnxModel(nn.Module):
             num_labels=len(self.metadata.classes),
             num_queries=self.metadata.num_queries,
             mask_stride=self.metadata.mask_stride,
+            class_map=self.metadata.class_map,
         )
 
     def forward(

@@ -117,6 +117,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     neck_channels: list[int] | tuple[int, ...] | None = None
     category_ids: list[int] | tuple[int, ...] | None = None
     value_range: str = "full"
+    class_map: dict[str, Any] | None = None  # name in the data -> name of the class, None: left out
     feature_size: int = 256
     mask_feature_size: int = 256
     hidden_dim: int = 256

@@ -29,7 +29,7 @@ NETWORK = (  # options with the same name in the model's configuration; null: th
 # fmt: on
 HEAD_SIZES = ("encoder_layers", "decoder_layers", "mask_feature_size")  # what a published head decides
 STRIDE_4_AP = 0.8  # least AP that masks of stride 4 must be able to reach, or else the stride becomes 2
-LABEL_FIELDS = ("id2label", "label2id", "category_ids")
+LABEL_FIELDS = ("id2label", "label2id", "category_ids", "class_map")
 CHANGEABLE = (
     "num_queries",
     "matching",
@@ -68,6 +68,7 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         "id2label": names,
         "label2id": {name: label for label, name in names.items()},
         "category_ids": [category.id for category in data.categories],
+        "class_map": config.classes,
         **{name: getattr(config, name) for name in NETWORK if getattr(config, name) is not None},
     }
     if config.head is None:

@@ -27,7 +27,7 @@ OPTIMIZATION = (
     "ema_decay",
 )
 FIXED = (
-    *("backbone", "head", "seed", "valid_split", "crowd", "incomplete_images", *NETWORK),
+    *("backbone", "head", "seed", "valid_split", "dataset_format", "classes", "crowd", "incomplete_images", *NETWORK),
     *("freeze_backbone", "frozen_blocks", "layer_decay", "lora_rank", "lora_alpha", "lora_targets"),
     *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter", "copy_paste"),
     *("value_range", "page", "channels"),

@@ -146,7 +146,7 @@ class Run:
         metrics = run_on_main(
             accelerator,
             lambda: evaluate_coco(
-                data.annotations,
+                data.source or data.annotations,
                 results,
                 max_detections=self.config.max_detections,
                 image_ids=[record.id for record in data.images],

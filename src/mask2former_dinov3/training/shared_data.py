@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
+import pickle
 import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 
-from ..atomic_files import write_text
-from ..data.records import Category, CocoData, load_table
+from ..data.records import CocoData, load_table
 from ..errors import UserError, mismatch, system_reason
-from ..json_files import read_json_object
 from .distributed import run_on_all
 
 Splits = dict[str, CocoData]
+_SPLITS = "splits.pickle"
 
 
 @contextmanager
@@ -48,20 +47,16 @@ def _write(splits: Splits, folder: Path) -> Splits:
     try:
         shutil.rmtree(folder, ignore_errors=True)
         stored: dict[int, Path] = {}  # splits of one file share their arrays
-        content = {}
-        for name, data in splits.items():
-            key = id(data.images.columns)
-            if key not in stored:
-                stored[key] = folder / str(len(stored))
-                data.images.save(stored[key])
-            np.save(folder / f"{name}.npy", data.images.rows)
-            content[name] = {
-                "annotations": str(data.annotations),
-                "categories": [[category.id, category.name] for category in data.categories],
-                "arrays": stored[key].name,
-            }
-        write_text(folder / "splits.json", json.dumps(content))
-        return _open(folder)
+        for data in splits.values():
+            if id(data.images.columns) not in stored:
+                stored[id(data.images.columns)] = folder / str(len(stored))
+                data.images.save(folder / str(len(stored) - 1))
+        mapped = {
+            name: replace(data, images=load_table(stored[id(data.images.columns)], data.images.rows))
+            for name, data in splits.items()
+        }
+        (folder / _SPLITS).write_bytes(pickle.dumps(mapped))  # of the tables only their folders
+        return mapped
     except OSError as error:
         advice = "free space, or choose another --output-dir"
         reason = mismatch("a folder for the arrays of the data set", system_reason(error), advice)
@@ -70,12 +65,5 @@ def _write(splits: Splits, folder: Path) -> Splits:
 
 def _open(folder: Path) -> Splits:
     """The splits that `_write` stored; their arrays are mapped."""
-    content = read_json_object(folder / "splits.json")
-    return {
-        name: CocoData(
-            Path(one["annotations"]),
-            tuple(Category(*category) for category in one["categories"]),
-            load_table(folder / one["arrays"], np.load(folder / f"{name}.npy")),
-        )
-        for name, one in content.items()
-    }
+    splits: Splits = pickle.loads((folder / _SPLITS).read_bytes())  # written by this run a moment ago
+    return splits

@@ -158,6 +158,8 @@ def load_data(config: TrainConfig) -> dict[str, CocoData]:
         test_images=config.test_images,
         valid_split=config.valid_split,
         rules=ReadRules(config.crowd, config.incomplete_images),
+        dataset_format=config.dataset_format,
+        classes=config.classes,
     )
     if "train" not in splits:
         raise DatasetError(f"{config.dataset_name}: expected training data, got only {', '.join(splits)}")

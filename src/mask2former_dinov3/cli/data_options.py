@@ -1,0 +1,52 @@
+"""Read the options that name a data set: its format, its classes, the split to score against."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..config.class_option import parse_class_map
+from ..errors import ConfigError, OptionError
+
+if TYPE_CHECKING:
+    from ..data.layout import Split
+
+
+def find_truth(arguments: argparse.Namespace) -> Split:
+    """The split that `evaluate` scores against. Raises OptionError where the data set has no such split."""
+    from ..data.layout import Split, find_splits
+    from ..data.read_rules import ReadRules
+
+    classes, dataset_format, file = read_classes(arguments), arguments.format, arguments.annotations
+    rules = ReadRules(arguments.crowd, arguments.incomplete_images)
+    if arguments.dataset is not None:
+        splits, _ = find_splits(
+            arguments.dataset, dataset_format=dataset_format, classes=classes, valid_split=0, rules=rules
+        )
+        if arguments.split not in splits:
+            raise OptionError("split", f"a split of {arguments.dataset}: {', '.join(splits)}", arguments.split)
+        return splits[arguments.split]
+    if dataset_format == "coco" or (dataset_format == "auto" and (file.suffix == ".json" or not file.exists())):
+        named = arguments.images is not None
+        images = arguments.images if named else file.parent
+        return Split("evaluate", file, images, only_images=named, rules=rules, classes=classes)
+    splits, _ = find_splits(
+        None,
+        valid_annotations=file,
+        valid_images=arguments.images,
+        dataset_format=dataset_format,
+        classes=classes,
+        valid_split=0,
+        rules=rules,
+    )
+    return splits["valid"]
+
+
+def read_classes(arguments: argparse.Namespace) -> dict[str, str | None] | None:
+    """The option `--classes`. Raises ConfigError for a text that is no map of classes."""
+    if arguments.classes is None:
+        return None
+    try:
+        return parse_class_map(arguments.classes)
+    except ValueError as error:
+        raise ConfigError(f"--classes: {error}") from error

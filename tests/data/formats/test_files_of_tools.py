@@ -1,0 +1,79 @@
+"""Files that labelme, supervision and Datumaro wrote are taken unchanged (tests/assets/formats/README.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from mask2former_dinov3.data.check import check_data
+from mask2former_dinov3.data.layout import find_splits
+from support.formats import masks_of, read_split
+from support.paths import ROOT
+
+ASSETS = ROOT / "tests" / "assets" / "formats"
+
+
+def expected() -> tuple[Any, list[str]]:
+    """The masks (N, 160, 160) that the tools were given, and the classes."""
+    with np.load(ASSETS / "masks.npz") as file:
+        return file["masks"], file["names"].tolist()
+
+
+def traced(mask: Any) -> Any:
+    """A mask as tools see it that store its contour through the centres of its outermost pixels."""
+    contour = max(cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], key=len)
+    return cv2.fillPoly(np.zeros(mask.shape, np.uint8), [contour], [1]).astype(bool)
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind", "splits"),
+    [
+        ("labelme", "labelme", ["train"]),
+        ("supervision-yolo", "yolo", ["train"]),
+        ("datumaro-cvat", "cvat", ["train", "valid"]),
+        ("datumaro-cvat-polygons", "cvat", ["train", "valid"]),
+        ("datumaro-voc", "voc", ["train", "valid"]),
+    ],
+)
+def test_find_splits__recognises_files_of_tools(folder: str, kind: str, splits: list[str]) -> None:
+    found, _ = find_splits(ASSETS / folder, valid_split=0)
+    assert list(found) == splits
+    assert {split.format for split in found.values()} == {kind}
+    report = check_data(found, full=False)
+    assert report.errors == []
+    assert {name: len(data.images) for name, data in report.data.items()} == dict.fromkeys(splits, 1)
+
+
+@pytest.mark.parametrize("folder", ["datumaro-cvat", "datumaro-voc"])
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_read_split__masks_of_tools_are_the_pixels(folder: str, split: str) -> None:
+    masks, names = expected()
+    (found,) = masks_of(read_split(ASSETS / folder, split)).values()
+    order = sorted(range(len(names)), key=lambda index: str(masks[index].tobytes()))
+    again = sorted(range(len(found)), key=lambda index: str(found[index][1].tobytes()))
+    assert [found[index][0] for index in again] == [names[index] for index in order]
+    for one, other in zip(again, order, strict=True):
+        np.testing.assert_array_equal(found[one][1], masks[other])
+
+
+@pytest.mark.parametrize("folder", ["labelme", "supervision-yolo", "datumaro-cvat-polygons"])
+def test_read_split__polygons_of_tools_lie_on_the_objects(folder: str) -> None:
+    """The contours run through the centres of pixels: COCO's rasteriser loses up to half a pixel at two sides."""
+    masks, names = expected()
+    (found,) = masks_of(read_split(ASSETS / folder)).values()
+    assert [name for name, _ in found] == names
+    for number, ((_, mask), whole) in enumerate(zip(found, masks, strict=True)):
+        if folder == "labelme" and number % 2 == 0:  # a shape of the kind `mask`
+            np.testing.assert_array_equal(mask, whole)
+        overlap = (mask & traced(whole)).sum() / (mask | traced(whole)).sum()
+        assert overlap > 0.85, (number, overlap)
+
+
+def test_assets__are_described() -> None:
+    text = Path(ASSETS / "README.md").read_text(encoding="utf-8")
+    for folder in (path.name for path in ASSETS.iterdir() if path.is_dir()):
+        assert f"`{folder}`" in text
