@@ -9,8 +9,8 @@ from typing import get_args
 import pytest
 
 from mask2former_dinov3.cli import main
+from mask2former_dinov3.config.option_types import DatasetFormat
 from mask2former_dinov3.config.presets import DATASET_FORMATS
-from mask2former_dinov3.config.train_config import DatasetFormat
 from mask2former_dinov3.data.formats.format_table import FORMAT_NAMES
 from support.paths import ROOT
 

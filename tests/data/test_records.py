@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mask2former_dinov3.data import coco, coco_json, json_stream
+from mask2former_dinov3.data import coco, json_stream
 from mask2former_dinov3.data.batch_parsing import parse_plain
 from mask2former_dinov3.data.coco import CocoData, ImageRecord, parse_coco, parse_splits, read_coco
-from mask2former_dinov3.data.faults import Fault, Place
+from mask2former_dinov3.data.faults import Fault, FaultReport, Place
 from mask2former_dinov3.data.json_stream import NotStreamableError, stream_lists
 from mask2former_dinov3.data.layout import Split
-from mask2former_dinov3.data.records import load_table, make_table
+from mask2former_dinov3.data.records import load_table
+from mask2former_dinov3.data.table_builder import make_table
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.sample_data import SAMPLE
 
@@ -213,13 +214,13 @@ def test_parse_splits__a_shared_file_is_read_once(tmp_path: Path, monkeypatch: p
     splits = {"train": replace(whole, image_ids=train), "valid": replace(whole, name="valid", image_ids=valid)}
     alone = {name: parse_coco(split) for name, split in splits.items()}
     reads: list[Path] = []
-    read = coco_json.read_coco_json
+    read = coco.read_content  # type: ignore[attr-defined]
 
-    def count(path: Path) -> Any:
-        reads.append(path)
-        return read(path)
+    def count(split: Split, report: FaultReport) -> Any:
+        reads.append(split.annotations)
+        return read(split, report)
 
-    monkeypatch.setattr(coco, "read_coco_json", count)
+    monkeypatch.setattr(coco, "read_content", count)
     together = parse_splits(splits)
     assert reads == [whole.annotations]
     for name, (data, _) in together.items():

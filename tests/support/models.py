@@ -21,7 +21,7 @@ from transformers import (
 
 from mask2former_dinov3.config.train_config import load_config
 from mask2former_dinov3.data.coco import Category, CocoData
-from mask2former_dinov3.data.records import make_table
+from mask2former_dinov3.data.table_builder import make_table
 from mask2former_dinov3.model import (
     Mask2FormerDinov3Config,
     Mask2FormerDinov3ForInstanceSegmentation,

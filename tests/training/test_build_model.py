@@ -17,7 +17,7 @@ from transformers import DINOv3ConvNextModel, DINOv3ViTModel
 
 from mask2former_dinov3.config.train_config import load_config
 from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
-from mask2former_dinov3.data.records import make_table
+from mask2former_dinov3.data.table_builder import make_table
 from mask2former_dinov3.errors import CheckpointError, ConfigError, OptionError, UserError
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation

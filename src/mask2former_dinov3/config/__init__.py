@@ -6,6 +6,7 @@ one ConfigError with all faults. Needs neither torch nor NumPy, so that help and
 Read in this order:
 
     presets         names of backbones, of the model type, and of the options for splits
+    option_types    types of options: ranges and words
     class_option    the option `classes`
     train_config    every option with its default, check and help sentence; `load_config`
     parsing         options read from a file and from flags, and faults in the user's words

@@ -21,33 +21,26 @@ from ..json_files import describe
 from ..read_options import ReadOptions
 from .class_option import parse_class_map
 from .cross_checks import advise, find_conflicts
+from .option_types import (
+    ComparedOn,
+    DatasetFormat,
+    Fraction,
+    Metric,
+    NotNegativeFloat,
+    NotNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    QueryCount,
+    Scheduler,
+    Seed,
+    Share,
+    Side,
+    Tracker,
+)
 from .parsing import GivenOptions, explain_fault
-from .presets import LARGEST, LARGEST_QUERIES, SPLIT_OPTIONS
+from .presets import SPLIT_OPTIONS
 
 PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", *SPLIT_OPTIONS)
-
-PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
-NotNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
-PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
-NotNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
-Seed = Annotated[int, Field(ge=0, le=10**18)]  # torch takes less than 2**63, and each process adds its number
-Side = Annotated[int, Field(gt=0)]  # of the canvas; `check_side` has the rest
-QueryCount = Annotated[int, Field(gt=0, le=LARGEST_QUERIES)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-ComparedOn = Literal["points", "pixels"]
-Scheduler = Literal[
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-]  # the names of transformers' SchedulerType that need no arguments of their own
-Metric = Literal[
-    "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "boundary_AP", "box_AP"
-]  # the keys of metrics.json in which more is better
-Tracker = Literal[
-    "all", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
-]  # accelerate's LoggerType
-
-
-DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets"]
 
 
 class TrainConfig(BaseModel):
@@ -66,10 +59,7 @@ class TrainConfig(BaseModel):
     )
     seed: Seed = Field(0, description="Seed of random weights, of the order of the images, and of augmentation.")
     # --- the data
-    dataset_name: str | None = Field(
-        None,
-        description="Folder of a data set. Its layout and format are detected (see docs/data.md, docs/formats.md).",
-    )
+    dataset_name: str | None = Field(None, description="Folder of a data set (see docs/data.md and docs/formats.md).")
     dataset_format: DatasetFormat = Field(
         "auto",
         description="Format of the data set; `auto`: recognised by its files (see docs/formats.md). More than one that "
@@ -80,11 +70,9 @@ class TrainConfig(BaseModel):
         description="Classes to rename and merge, as a JSON object of old and new names; null leaves a class out, as "
         'background: `{"crack": "defect", "scratch": "defect", "dust": null}`. The key `*` stands for all others.',
     )
-    train_annotations: str | None = Field(
-        None, description="COCO JSON file of the training images, for a layout that is not detected."
-    )
+    train_annotations: str | None = Field(None, description="COCO JSON file of the training images, if not detected.")
     train_images: str | None = Field(
-        None, description="Folder with the images of `train_annotations`; null: beside that file."
+        None, description="Folder with the images of `train_annotations`; null: beside it."
     )
     valid_annotations: str | None = Field(None, description="COCO JSON file of the validation images.")
     valid_images: str | None = Field(None, description="Folder with the images of `valid_annotations`.")
@@ -105,9 +93,7 @@ class TrainConfig(BaseModel):
         description="Images with an object that has no usable mask. `keep`: the object counts as background. `drop`: "
         "the image is left out of training and evaluation.",
     )
-    dataloader_num_workers: NotNegativeInt = Field(
-        2, description="Number of processes that read images, per training process."
-    )
+    dataloader_num_workers: NotNegativeInt = Field(2, description="Processes that read images, per training process.")
     # --- the model
     backbone: str = Field(
         "smallplus",

@@ -30,7 +30,8 @@ Read in this order:
     formats        read YOLO, label maps, labelme and other formats as COCO content
     layout         find annotation files and image folders
     batch_parsing  parse the usual annotations many at a time
-    records        store images and instances in arrays that processes share
+    records        images and instances in arrays that processes share
+    table_builder  collect images and instances in growing arrays
     coco           read a split into checked records
     image_faults   check image files, and group what is found
     statistics     count images, instances, sizes

@@ -36,7 +36,7 @@ from .json_stream import NotStreamableError, is_large, stream_lists
 from .layout import Split
 from .locate import locate_images
 from .read_rules import IncompleteRule, note_dropped
-from .records import Annotation, Category, CocoData, ImageRecord, LeftOut, TableBuilder
+from .records import Annotation, Category, CocoData, ImageRecord, LeftOut
 from .segmentation import (
     MALFORMED_MASK,
     EmptyMaskError,
@@ -48,6 +48,7 @@ from .segmentation import (
     segmentation_area,
     segmentation_box,
 )
+from .table_builder import TableBuilder
 
 __all__ = ["Annotation", "Category", "CocoData", "ImageRecord", "parse_coco", "parse_splits", "read_coco"]
 

@@ -77,7 +77,7 @@ def read_coco_json(path: Path) -> Mapping[str, object]:
     )
 
 
-def read_images(path: Path) -> list[object]:
+def list_image_entries(path: Path) -> list[object]:
     """The entries under "images" of a COCO annotation file, none if there is no list of them.
 
     Raises DatasetError if the file cannot be read as an object.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import DatasetError, OptionError, mismatch
-from .coco_json import read_images
+from .coco_json import list_image_entries
 from .faults import FaultReport, count_of
 from .formats.format_table import ambiguity, expected_files, find_formats, find_named, format_of, read_content
 from .formats.source_content import Part, Reading
@@ -306,7 +306,7 @@ def _file_names(split: Split) -> tuple[Split, dict[int, str]]:
     `parse_coco` reports the others.
     """
     if split.format == "coco":
-        images = read_images(split.annotations)
+        images = list_image_entries(split.annotations)
     else:
         report = FaultReport(str(split.annotations))
         content = read_content(replace(split, classes=None), report)

@@ -162,15 +162,7 @@ def evaluate_model(
         rules = ReadRules() if rules is None else rules
         split = Split("evaluate", Path(annotations), images or Path(), only_images=True, rules=rules)
     if predictions is not None:
-        check_writable(output)
-        metrics = evaluate_coco(split, predictions, max_detections=max_detections)
-        if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
-            shutil.copyfile(predictions, output / "predictions.json")
-            beside = predictions.parent / IMAGES_FILE
-            if beside.is_file():
-                shutil.copyfile(beside, output / IMAGES_FILE)
-            else:
-                write_names(output, read_truth(split, FaultReport("")))
+        metrics = _score_file(split, predictions, output, max_detections)
     else:
         if model is None or (images is None and not isinstance(annotations, Split)):
             raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
@@ -195,6 +187,20 @@ def evaluate_model(
             metrics["notes"].append(f"classes of the model that the annotations lack are not scored: {_join(unscored)}")
         metrics["seconds"] = round(time.perf_counter() - start, 3)
     write_text(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    return metrics
+
+
+def _score_file(split: Split, predictions: Path, output: Path, max_detections: int) -> Metrics:
+    """Score a results file, and copy it to the output with the names of its ids."""
+    check_writable(output)
+    metrics = evaluate_coco(split, predictions, max_detections=max_detections)
+    if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
+        shutil.copyfile(predictions, output / "predictions.json")
+        beside = predictions.parent / IMAGES_FILE
+        if beside.is_file():
+            shutil.copyfile(beside, output / IMAGES_FILE)
+        else:
+            write_names(output, read_truth(split, FaultReport("")))
     return metrics
 
 

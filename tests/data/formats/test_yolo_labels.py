@@ -131,7 +131,7 @@ def test_read_yolo__counts_boxes_joined_parts_and_missing_files(tmp_path: Path) 
     assert ("warning", "labels/train/lost.txt: expected an image of the same name, got none") in texts
     assert [len(image.annotations) for image in data.images] == [1, 0, 0]
     assert any("labels/train/a.txt:1" in text and "box" in text for _, text in texts)
-    assert "1 annotations of" in read_ground_truth(find_split(tmp_path)).notes[0]
+    assert any(note.startswith("1 annotation of") for note in read_ground_truth(find_split(tmp_path)).notes)
 
 
 @pytest.mark.parametrize(

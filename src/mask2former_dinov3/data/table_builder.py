@@ -1,0 +1,165 @@
+"""Collect images and instances in growing arrays, and make a table of them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .array_types import Ints
+from .batch_parsing import PlainAnnotations
+from .records import Annotation, Category, Columns, ImageRecord, ImageTable, indices_of
+
+
+class TableBuilder:
+    """Collects images and instances, in any order of the images, and makes a table of them."""
+
+    def __init__(self) -> None:
+        self.image_ids, self.sizes = array("q"), array("i")
+        self.names, self.paths = _Texts(), _Texts()
+        self.ids, self.labels, self.category_ids = array("q"), array("q"), array("q")
+        self.image_rows, self.positions = array("q"), array("q")
+        self.iscrowd, self.is_rle = array("B"), array("B")
+        self.boxes, self.areas = array("d"), array("d")
+        self.part_counts, self.part_ranges = array("q"), array("q")
+        self.vertices, self.codes = array("d"), bytearray()
+
+    def add_image(self, image_id: int, file_name: str, path: str, height: int, width: int) -> None:
+        """Add an image; its row is the number of images before it."""
+        self.image_ids.append(image_id)
+        self.sizes.extend((height, width))
+        self.names.append(file_name)
+        self.paths.append(path)
+
+    def add_annotation(self, annotation: Annotation, image_row: int, position: int) -> None:
+        """Add an instance of an image. position: its place in the file, which orders the instances of an image."""
+        self.ids.append(annotation.id)
+        self.labels.append(annotation.label)
+        self.category_ids.append(annotation.category_id)
+        self.image_rows.append(image_row)
+        self.positions.append(position)
+        self.iscrowd.append(annotation.iscrowd)
+        self.boxes.extend(annotation.bbox)
+        self.areas.append(annotation.area)
+        shape = annotation.segmentation
+        self.is_rle.append(not isinstance(shape, list))
+        if isinstance(shape, list):
+            self.part_counts.append(len(shape))
+            for part in shape:
+                first = len(self.vertices) // 2
+                self.vertices.frombytes(part.tobytes())
+                self.part_ranges.extend((first, first + len(part)))
+        else:
+            self.part_counts.append(1)
+            first = len(self.codes)
+            self.codes += shape["counts"]
+            self.part_ranges.extend((first, len(self.codes)))
+
+    def add_plain(self, plain: PlainAnnotations) -> None:
+        """Add many instances that are parsed together; their labels are not known yet."""
+        first = len(self.vertices) // 2
+        ends = first + np.cumsum(plain.vertex_counts)
+        number = len(plain.ids)
+        for values, new in (
+            (self.ids, plain.ids),
+            (self.labels, np.full(number, -1)),
+            (self.category_ids, plain.category_ids),
+            (self.image_rows, plain.image_rows),
+            (self.positions, plain.positions),
+            (self.iscrowd, np.zeros(number, np.uint8)),
+            (self.is_rle, np.zeros(number, np.uint8)),
+            (self.boxes, plain.boxes),
+            (self.areas, plain.areas),
+            (self.part_counts, plain.part_counts),
+            (self.part_ranges, np.stack([ends - plain.vertex_counts, ends], 1)),
+            (self.vertices, plain.vertices),
+        ):
+            values.frombytes(new.tobytes())
+
+    def instances_outside(self, categories: Collection[int]) -> Iterator[tuple[int, int, int]]:
+        """(category id, image row, annotation id) of the instances of other categories, in the order of the file."""
+        ids = _array(self.category_ids)
+        rows = np.flatnonzero(~np.isin(ids, np.fromiter(categories, np.int64, len(categories))))
+        for row in rows[np.argsort(_array(self.positions)[rows], kind="stable")].tolist():
+            yield self.category_ids[row], self.image_rows[row], self.ids[row]
+
+    def build(self, categories: Sequence[Category] | None = None) -> ImageTable:
+        """The table of everything that was added. The builder cannot be used afterwards.
+
+        categories: label -> category, which gives the labels; instances of other categories are left out. None: the
+        annotations have their labels.
+        """
+        labels, kept = _array(self.labels), np.ones(len(self.ids), np.bool_)
+        if categories is not None:
+            known = np.array([category.id for category in categories], np.int64)
+            labels = np.searchsorted(known, _array(self.category_ids))
+            kept = np.append(known, 0)[labels] == _array(self.category_ids)
+            kept &= labels < len(known)
+        image_rows = _array(self.image_rows)
+        order = np.lexsort((_array(self.positions), image_rows))
+        order = order[kept[order]]
+        counts = _array(self.part_counts)
+        part_counts = counts[order]
+        part_offsets = _offsets(part_counts)
+        first_part = (np.cumsum(counts) - counts)[order]
+        parts = indices_of(first_part, part_counts)
+        per_image = np.bincount(image_rows[order], minlength=len(self.image_ids))
+        return ImageTable(
+            Columns(
+                image_ids=_array(self.image_ids),
+                sizes=np.frombuffer(self.sizes, np.int32).reshape(-1, 2),
+                names=self.names.bytes(),
+                name_offsets=self.names.offsets(),
+                paths=self.paths.bytes(),
+                path_offsets=self.paths.offsets(),
+                instance_offsets=_offsets(per_image),
+                ids=_array(self.ids)[order],
+                labels=labels[order],
+                category_ids=_array(self.category_ids)[order],
+                iscrowd=np.frombuffer(self.iscrowd, np.bool_)[order],
+                is_rle=np.frombuffer(self.is_rle, np.bool_)[order],
+                boxes=np.frombuffer(self.boxes, np.float64).reshape(-1, 4)[order],
+                areas=np.frombuffer(self.areas, np.float64)[order],
+                part_offsets=part_offsets,
+                part_ranges=_array(self.part_ranges).reshape(-1, 2)[parts],
+                vertices=np.frombuffer(self.vertices, np.float64).reshape(-1, 2),
+                codes=np.frombuffer(self.codes, np.uint8),
+            )
+        )
+
+
+def make_table(records: Iterable[ImageRecord]) -> ImageTable:
+    """The table of records that are made already."""
+    builder = TableBuilder()
+    for row, record in enumerate(records):
+        builder.add_image(record.id, record.file_name, str(record.path), record.height, record.width)
+        for position, annotation in enumerate(record.annotations):
+            builder.add_annotation(annotation, row, position)
+    return builder.build()
+
+
+class _Texts:
+    """Texts, one after the other in UTF-8 (surrogates, which stand for other bytes of a path, included)."""
+
+    def __init__(self) -> None:
+        self._bytes, self._ends = bytearray(), array("q", [0])
+
+    def append(self, text: str) -> None:
+        self._bytes += text.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._bytes))
+
+    def bytes(self) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(self._bytes, np.uint8)
+
+    def offsets(self) -> Ints:
+        return _array(self._ends)
+
+
+def _array(values: array[int]) -> Ints:
+    return np.frombuffer(values, np.int64)
+
+
+def _offsets(counts: Ints) -> Ints:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
