@@ -8,6 +8,7 @@ are not read.
 from __future__ import annotations
 
 import importlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -49,6 +50,8 @@ ENVIRONMENT = {
 GdalDataset: TypeAlias = Any
 """rasterio's DatasetReader; code in a model folder names no package that it can do without."""
 
+_OPENING = threading.Lock()  # files are opened in several threads, and warnings are filtered for all of them
+
 RowsAndColumns = tuple[tuple[int, int], tuple[int, int]]
 """Rows and columns of a part, each (first, end)."""
 
@@ -85,7 +88,7 @@ def open_gdal(source: Path | bytes, driver: str, directory: int = 1) -> Iterator
             name, stored = source.absolute(), source.stat().st_size  # a Path: a string could be taken for an address
         if directory > 1:
             name = f"GTIFF_DIR:{directory}:{name}"
-        with warnings.catch_warnings():
+        with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("ignore", errors.NotGeoreferencedWarning)
             dataset = open_files.enter_context(rasterio.open(name, driver=driver))
         check_pixel_count(dataset.height, dataset.width, stored)
