@@ -54,9 +54,7 @@ class TrainConfig(BaseModel):
 
     # --- the run
     description: str = Field("", description="Notes for readers: hardware, hours, expected AP. Not used by the run.")
-    output_dir: str = Field(
-        min_length=1, description="Folder of the run: configuration, metrics, checkpoints, `best/` and `last/`."
-    )
+    output_dir: str = Field(min_length=1, description="Folder of the run: metrics, checkpoints, `best/` and `last/`.")
     seed: Seed = Field(0, description="Seed of random weights, of the order of the images, and of augmentation.")
     # --- the data
     dataset_name: str | None = Field(None, description="Folder of a data set (see docs/data.md and docs/formats.md).")
