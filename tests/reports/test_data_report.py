@@ -71,7 +71,7 @@ def test_report__shows_every_fault_in_one_file(make_toy_dataset: Callable[..., P
     assert "image 11, annotation 3: no segmentation (a box alone trains no mask)" in text
     shown = dict(pictures_of(text))
     # The points of a polygon that is none, the box of an annotation without a mask.
-    lines = shown["000.png, image 10, annotation 1: its points in orange, 1 other objects"]
+    lines = shown["000.png, image 10, annotation 1: its points in orange, its box in white, 1 other objects"]
     assert (np.abs(lines.astype(int) - FOCUS).max(2) < 60).any()
     box = shown["001.png, image 11, annotation 3: its box in white, 1 other objects"]
     assert (box.min(2) > 220).sum() > 100

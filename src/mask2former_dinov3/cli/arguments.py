@@ -88,36 +88,44 @@ def add_tiles(parser: VerbParser) -> None:
     parser.memory_advice += ("predict in tiles with --tile",)
 
 
-def add_read_rules(parser: VerbParser) -> None:
-    """Add what the annotations mean where COCO's meaning may not be the right one; `train` has the same options."""
+def add_read_rules(parser: VerbParser, *, with_config: bool = False) -> None:
+    """Add what the annotations mean where COCO's meaning may not be the right one; `train` has the same options.
+
+    with_config: a `--config` gives the values that no flag gives.
+    """
     parser.add_argument(
         "--crowd",
         choices=("ignore", "instances"),
-        default="ignore",
-        help="meaning of iscrowd 1: a region that is ignored, or a single object (default: ignore, as in COCO)",
+        default=None if with_config else "ignore",
+        help=f"meaning of iscrowd 1: a region that is ignored, or a single object ({_default('ignore', with_config)})",
     )
     parser.add_argument(
         "--incomplete-images",
         choices=("keep", "drop"),
-        default="keep",
-        help="images with an object that has no usable mask: keep or leave out (default: keep)",
+        default=None if with_config else "keep",
+        help=f"images with an object without a usable mask: keep or leave out ({_default('keep', with_config)})",
     )
 
 
-def add_formats(parser: VerbParser) -> None:
-    """Add what every verb takes that reads a data set."""
+def add_formats(parser: VerbParser, *, with_config: bool = False) -> None:
+    """Add what every verb takes that reads a data set. with_config: as for `add_read_rules`."""
     parser.add_argument(
         "--format",
         choices=DATASET_FORMATS,
         metavar="FORMAT",
-        default="auto",
-        help=f"format of the data set: {', '.join(DATASET_FORMATS)} (default: auto, by its files)",
+        default=None if with_config else "auto",
+        help=f"format of the data set: {', '.join(DATASET_FORMATS)} ({_default('auto', with_config)})",
     )
     parser.add_argument(
         "--classes",
         metavar="JSON",
         help='classes to rename, merge and leave out (null), such as \'{"crack": "defect", "dust": null}\'',
     )
+
+
+def _default(value: str, with_config: bool) -> str:
+    """The default as help shows it: of the flag, or of the recipe."""
+    return f"default: {value}, or as in --config" if with_config else "default: %(default)s"
 
 
 def add_evaluate(parser: VerbParser) -> None:
@@ -213,7 +221,7 @@ def add_check_data(parser: VerbParser) -> None:
         "dataset_name", type=Path, nargs="?", metavar="PATH", help="folder of a data set, or its one file"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this JSON file")
-    add_formats(parser)
+    add_formats(parser, with_config=True)
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="also write DIR/report.html, a page with pictures; not in the data"
     )
@@ -263,8 +271,7 @@ def add_check_data(parser: VerbParser) -> None:
         help="fraction of the training images used for validation without a validation split (default: 0.1, or as in "
         "--config)",
     )
-    add_read_rules(parser)
-    parser.set_defaults(crowd=None, incomplete_images=None, format=None)  # those of --config, if there is one
+    add_read_rules(parser, with_config=True)
 
 
 def add_read_options(parser: VerbParser) -> None:

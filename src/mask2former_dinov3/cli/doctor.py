@@ -91,7 +91,7 @@ def write_outputs(
 
         view = _training_view(arguments, report, config)
         title = Path(config.dataset_name or config.train_annotations or "data").resolve().name
-        say(f"report: {write_data_report(report, splits, arguments.report, view, title)}")
+        say(f"report: {write_data_report(report, splits, arguments.report, view, title, options=config.read_options)}")
     if arguments.fix is not None:
         from ..data.fixes import write_fixes
 

@@ -29,10 +29,7 @@ from .read_rules import CrowdCount, CrowdRule
 Box = tuple[float, float, float, float]
 """(left, top, width, height) in pixels, COCO's `bbox`."""
 
-
 LARGEST_IMAGE_SIDE = 1_000_000  # pixels: the COCO rasteriser allocates memory for every pixel of an edge
-
-
 ENTRY_FAULTS = frozenset({"section", "no id", "repeated id", "file name"})
 """Kinds of faults after which an image of the file is not known."""
 SECTIONS = ("categories", "images", "annotations")
@@ -78,10 +75,7 @@ def read_coco_json(path: Path) -> Mapping[str, object]:
 
 
 def list_image_entries(path: Path) -> list[object]:
-    """The entries under "images" of a COCO annotation file, none if there is no list of them.
-
-    Raises DatasetError if the file cannot be read as an object.
-    """
+    """The entries under "images" of a COCO annotation file; none without a list of them. Raises DatasetError."""
     if is_large(path):
         with suppress(NotStreamableError):
             groups = groupby(stream_lists(path, SECTIONS), key=itemgetter(0))
@@ -137,12 +131,17 @@ def parse_entries(
         yield entry_id, entry
 
 
-def parse_images(entries: Iterable[object], faults: FaultReport, broken: BrokenIds) -> dict[int, ImageEntry]:
-    """All images of the file by id; one without a usable size has the size (0, 0), and is among the broken ids."""
+def parse_images(
+    entries: Iterable[object], faults: FaultReport, broken: BrokenIds, *, named: bool = True
+) -> dict[int, ImageEntry]:
+    """All images of the file by id; one without a usable size has the size (0, 0), and is among the broken ids.
+
+    named: every image needs a file name; of content in memory, whose images nobody opens, none does.
+    """
     images: dict[int, ImageEntry] = {}
     for image_id, entry in parse_entries(entries, "images", faults, broken.images):
-        name = entry.get("file_name")
-        if not isinstance(name, str) or not name:
+        name = entry.get("file_name", None if named else "")
+        if not isinstance(name, str) or (named and not name):
             reason = f"file_name: {mismatch('the name of a file', quote(name))}"
             faults.add_error(reason, image_id, kind="file name")
             broken.images.add(image_id)

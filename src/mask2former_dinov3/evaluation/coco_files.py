@@ -128,7 +128,7 @@ def read_ground_truth(
     sections = list_sections(content, faults)
     names = parse_categories(sections["categories"], faults, broken)
     drop_placeholders(names, used_categories(sections["annotations"]), faults)
-    entries = parse_images(sections["images"], faults, broken)
+    entries = parse_images(sections["images"], faults, broken, named=not isinstance(annotations, Mapping))
     wanted = frozenset(entries if image_ids is None else image_ids)
     for unknown in sorted(wanted - entries.keys()):
         faults.add_error(f"image_ids: {mismatch('ids of images in the file', unknown)}")

@@ -10,6 +10,7 @@ from ..data.check import Report
 from ..data.faults import count_of
 from ..data.layout import Split
 from ..errors import OptionError
+from ..read_options import AS_STORED, ReadOptions
 from .data_sections import (
     SEVERITIES,
     TrainingView,
@@ -44,22 +45,28 @@ def prepare_folder_of_report(folder: Path, splits: Mapping[str, Split], root: Pa
 
 
 def write_data_report(
-    report: Report, splits: Mapping[str, Split], folder: Path, view: TrainingView | None, title: str, seed: int = 0
+    report: Report,
+    splits: Mapping[str, Split],
+    folder: Path,
+    view: TrainingView | None,
+    title: str,
+    seed: int = 0,
+    options: ReadOptions = AS_STORED,
 ) -> Path:
     """Write the page of a checked data set to `folder`; returns its path.
 
     view: training's data set, None where there is nothing to train on. title: what to call the data set. seed: of the
-    images that are shown.
+    images that are shown. options: how images are read.
 
     The number of pictures is bounded, whatever the size of the data set. Raises CheckpointError when it cannot be
     written.
     """
     parts = [_overview(report)]
     for name, split in report.splits.items():
-        parts.append(faults_section(name, split, FaultViews(splits[name], split.data)))
+        parts.append(faults_section(name, split, FaultViews(splits[name], split.data, options)))
     for name, data in report.data.items():
         if data.images:
-            parts.append(images_section(name, data, seed))
+            parts.append(images_section(name, data, seed, options))
     train = report.data.get("train")
     if train is not None and train.images and view is not None:
         parts += [training_section(train, view), numbers_section(train, report.splits["train"], view)]

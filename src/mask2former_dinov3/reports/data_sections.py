@@ -18,6 +18,7 @@ from ..data.images import read_image
 from ..data.object_sizes import SIDE, ObjectSizes, keeping_scale, measure_objects
 from ..data.sampler import TrainingOrder
 from ..errors import DatasetError
+from ..read_options import AS_STORED, ReadOptions
 from .fault_views import FaultViews
 from .html_page import Html, badge, element, figure, grid, join, no_figure, paragraph, section
 from .pictures import MOST_MASKS, SIDE_OF_PICTURE, data_uri, draw_all, draw_masks, view_of
@@ -95,7 +96,7 @@ def _pictures(places: Sequence[tuple[Place, Fault]], views: FaultViews) -> list[
     return [grid(figures), *([element("p", text, class_="lead")] if text else [])]
 
 
-def images_section(name: str, data: CocoData, seed: int) -> Html:
+def images_section(name: str, data: CocoData, seed: int, options: ReadOptions = AS_STORED) -> Html:
     """Images of a split chosen at random, with their masks."""
     count = min(RANDOM_IMAGES, len(data.images))
     chosen = sorted(np.random.default_rng(seed).choice(len(data.images), count, replace=False).tolist())
@@ -107,7 +108,7 @@ def images_section(name: str, data: CocoData, seed: int) -> Html:
         text = count_of(len(objects), "object") + (f", {count_of(regions, 'crowd region')}" if regions else "")
         caption = join([record.file_name, text], "<br>")
         try:
-            view = view_of(read_image(record.path))
+            view = view_of(read_image(record.path, options))
         except (DatasetError, OSError):
             figures.append(no_figure("the image cannot be read", caption))
             continue

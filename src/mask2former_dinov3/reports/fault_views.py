@@ -21,6 +21,7 @@ from ..data.layout import Split
 from ..data.numbers import number, whole_number
 from ..data.segmentation import FARTHEST_VERTEX, Polygon, Segmentation, parse_segmentation, segmentation_box
 from ..errors import DatasetError
+from ..read_options import AS_STORED, ReadOptions
 from .html_page import Html, figure, join, no_figure
 from .pictures import data_uri, draw_all, draw_box, draw_focus, draw_lines, surround, view_of
 
@@ -39,8 +40,9 @@ class _Found(NamedTuple):
 class FaultViews:
     """Draws the places of faults of one split."""
 
-    def __init__(self, split: Split, data: CocoData | None) -> None:
-        """data: the sound records of the split, if its file could be read."""
+    def __init__(self, split: Split, data: CocoData | None, options: ReadOptions = AS_STORED) -> None:
+        """data: the sound records of the split, if its file could be read. options: how images are read."""
+        self._options = options
         self._split = split
         self._data = data
         self._records = {} if data is None else {record.id: record for record in data.images}
@@ -63,7 +65,7 @@ class FaultViews:
         if path is None:
             return no_figure("the file names no image for it", caption)
         try:
-            image = read_image(path)
+            image = read_image(path, self._options)
         except DatasetError:
             return no_figure("the image cannot be read", caption)
         others = [one.segmentation for one in record.annotations if one.id != annotation_id] if record else []
