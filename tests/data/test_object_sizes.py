@@ -45,6 +45,18 @@ def test_measure_objects__sides_are_those_of_the_mask_on_the_canvas(tmp_path: Pa
     assert found.sides.tolist() == [10, 40]  # 200 rows become 400; the file's area is wrong
 
 
+def test_measure_objects__of_an_outline_that_crosses_itself_its_pixels(tmp_path: Path) -> None:
+    """The halves of an hourglass cancel in the shoelace formula; COCO's rasteriser fills both."""
+    file = write_squares(tmp_path, [5, 5])
+    content = json.loads(file.read_text())
+    content["annotations"][1]["segmentation"] = [[0, 0, 16, 16, 16, 0, 0, 16]]
+    file.write_text(json.dumps(content))
+    splits, _ = find_splits(file, valid_split=0)
+    data = read_coco(splits["train"])
+    assert measure_objects(data, (200, 100)).areas.tolist() == [128, 25]
+    assert check_smallest_scale(collect_masks(data), (200, 100), 0.2) == []
+
+
 @pytest.mark.parametrize(("share", "scale"), [(1.0, 0.5), (0.99, 0.34), (0.5, 0.01)])
 def test_keeping_scale__is_the_smallest_with_a_pixel_left(share: float, scale: float) -> None:
     sides = np.array([2.0, *[3.0] * 100, *[100.0] * 110])

@@ -125,6 +125,9 @@ def collect_masks(data: CocoData) -> MaskArrays:
         segmentation_at=segmentation_at,
     )
     _measure_polygons(arrays, columns, rows)
+    # Of an outline that crosses itself the halves cancel: a mask with a pixel has at least the area of one.
+    thin = np.flatnonzero(arrays.is_polygon[: len(rows)] & (arrays.areas[: len(rows)] < 1))
+    arrays.areas[thin] = np.maximum(arrays.areas[thin], arrays.pixel_areas(thin))
     if left:
         parts = [part for one in left for part in one.parts]
         lengths, number = np.array([len(part) for part in parts]), np.array([len(one.parts) for one in left])
