@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from .coco_json import ENTRY_FAULTS
 from .duplicates import compare_pictures, find_repeated_objects, find_split_siblings
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
 from .image_faults import ImageFindings, check_image, group_findings, sample_numbers
-from .image_folders import PassedOver, images_in
+from .image_folders import PassedOver, image_names_in
 from .layout import Split
 from .mask_arrays import collect_masks
 from .mask_checks import compare_masks, find_filled_holes
@@ -40,6 +40,7 @@ _NAMED = 10  # files in one line
 UNLISTED = "file not in the annotations"
 _SEVERITIES = ("error", "warning", "note")
 _LEVELS = {"note": logging.INFO, "warning": logging.WARNING}
+_AT_ONCE = 2000  # image files that are being checked
 _SAMPLED = 16  # images that are decoded at the start of training, to see the range of their values
 _LOGGED = 5  # faults of one severity and split, before an error
 _LISTED = 100  # faults of one severity and split in the text; the JSON report has all
@@ -173,20 +174,7 @@ def check_data(
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
     for name, (data, faults) in parse_splits(splits).items():
         reports[name].data, reports[name].faults = data, faults
-    images = [(report, record) for report in reports.values() if report.data for record in report.data.images]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        decoded = range(len(images)) if full else sample_numbers(len(images), _SAMPLED)
-        found = threads.map(lambda item: check_image(item[1][1], options, decode=item[0] in decoded), enumerate(images))
-        findings: dict[int, list[ImageFindings]] = defaultdict(list)
-        digests: dict[str, str] = {}  # absolute path -> of the pixels
-        for done, ((report, _), one) in enumerate(zip(images, found, strict=True), start=1):
-            findings[id(report)].append(one)
-            if full and one.examined is not None and one.examined.digest:
-                digests[os.path.abspath(one.record.path)] = one.examined.digest
-            if progress is not None:
-                progress(done, len(images))
-    for report in reports.values():
-        report.faults += group_findings(findings[id(report)], options)
+    digests = _check_images(reports, options, full, progress)
     for name, report in reports.items():
         if report.data is not None:
             report.statistics = statistics_of(report.data)
@@ -210,13 +198,29 @@ def check_data(
     return Report(reports, list(notes))
 
 
-def _drop_repeated(splits: Mapping[str, Split], reports: Mapping[str, SplitReport]) -> None:
-    """Keep faults of a file that two splits share in the first of them only."""
-    seen: dict[Path, set[Fault]] = defaultdict(set)
-    for name, report in reports.items():
-        earlier = seen[splits[name].annotations]
-        report.faults = [fault for fault in report.faults if fault not in earlier]
-        earlier.update(report.faults)
+def _check_images(
+    reports: Mapping[str, SplitReport], options: ReadOptions, full: bool, progress: ProgressCallback | None
+) -> dict[str, str]:
+    """Add the faults of the image files to the reports; returns absolute path -> digest of the pixels, if full."""
+    total = sum(len(report.data.images) for report in reports.values() if report.data is not None)
+    decoded = range(total) if full else sample_numbers(total, _SAMPLED)
+    digests: dict[str, str] = {}
+    done = 0
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        for report in reports.values():
+            findings: list[ImageFindings] = []
+            images = [] if report.data is None else report.data.images
+            for start in range(0, len(images), _AT_ONCE):  # all at once would take memory for 100,000 jobs
+                jobs = list(enumerate(images[start : start + _AT_ONCE], start=done))
+                for one in threads.map(lambda job: check_image(job[1], options, decode=job[0] in decoded), jobs):
+                    findings += [one] if one.has_content else []
+                    if full and one.examined is not None and one.examined.digest:
+                        digests[os.path.abspath(one.record.path)] = one.examined.digest
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+            report.faults += group_findings(findings, options)
+    return digests
 
 
 def _check_content(
@@ -285,7 +289,7 @@ def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, Spli
         os.path.abspath(path)
         for report in reports.values()
         if report.data is not None
-        for path in (*(record.path for record in report.data.images), *report.data.elsewhere)
+        for path in (*report.data.images.path_texts, *map(str, report.data.elsewhere))
     }
     faults: dict[str, list[Fault]] = {}
     seen: set[str] = set()
@@ -295,7 +299,8 @@ def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, Spli
         if split.format not in ("coco", "cvat"):
             continue  # other formats list the files themselves
         passed_over = PassedOver()
-        files = map(str, images_in(Path(os.path.abspath(split.images)), passed_over))
+        folder = os.path.abspath(split.images)
+        files = (os.path.join(folder, image) for image in image_names_in(split.images, passed_over))
         new = [file for file in files if file not in listed and file not in seen]
         seen.update(new)
         faults[name] = []

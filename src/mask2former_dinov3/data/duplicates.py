@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import faster_coco_eval.core.mask as mask_api
 import numpy as np
@@ -127,17 +127,17 @@ def compare_pictures(splits: Mapping[str, CocoData | None], keys: Mapping[str, s
         paths: set[str] = set()
         twice: list[tuple[Place, str]] = []
         leaked: dict[str, list[tuple[Place, str]]] = defaultdict(list)
-        for record in data.images if data is not None else ():
-            path = os.path.abspath(record.path)
+        for image_id, file_name, path_text in _images_of(data):
+            path = os.path.abspath(path_text)
             key = keys.get(path, path)
             if key in earlier:
                 other, other_id, _ = earlier[key]
-                text = f"{record.file_name}: the same image as image {other_id} of {other}"
-                leaked[other].append(((record.id, None), text))
+                text = f"{file_name}: the same image as image {other_id} of {other}"
+                leaked[other].append(((image_id, None), text))
             elif key in own and path not in paths:
-                text = f"{record.file_name}: the same picture as image {own[key][1]} ({own[key][2]})"
-                twice.append(((record.id, None), text))
-            own.setdefault(key, (name, record.id, record.file_name))
+                text = f"{file_name}: the same picture as image {own[key][1]} ({own[key][2]})"
+                twice.append(((image_id, None), text))
+            own.setdefault(key, (name, image_id, file_name))
             paths.add(path)
         report = FaultReport(name)
         _add(
@@ -156,6 +156,12 @@ def compare_pictures(splits: Mapping[str, CocoData | None], keys: Mapping[str, s
     return faults
 
 
+def _images_of(data: CocoData | None) -> Iterator[tuple[int, str, str]]:
+    """(id, file name, path) of the images of a split."""
+    if data is not None:
+        yield from zip(data.images.ids, data.images.file_names, data.images.path_texts, strict=True)
+
+
 def _add(report: FaultReport, kind: str, found: Sequence[tuple[Place, str]], what: str, advice: str) -> None:
     """Add a warning: the text of the only place, or the number of places and the text of the first."""
     if found:
@@ -165,8 +171,8 @@ def _add(report: FaultReport, kind: str, found: Sequence[tuple[Place, str]], wha
 
 def find_split_siblings(splits: Mapping[str, CocoData | None]) -> dict[str, list[Fault]]:
     """Split -> warnings of images that come from the same picture as images of an earlier split, by their names."""
-    images = [(name, record) for name, data in splits.items() if data is not None for record in data.images]
-    files = [record.file_name for _, record in images]
+    images = [(name, image_id, file) for name, data in splits.items() for image_id, file, _ in _images_of(data)]
+    files = [file for _, _, file in images]
     groups: dict[str, list[int]] = defaultdict(list)
     for index, (key, file) in enumerate(zip(sibling_keys(files), files, strict=True)):
         if key != file:
@@ -177,12 +183,12 @@ def find_split_siblings(splits: Mapping[str, CocoData | None]) -> dict[str, list
         if len({files[index] for index in members}) < len(members):
             continue  # both splits number their pictures from the start: equal names mean nothing
         for index in members:
-            name, record = images[index]
+            name, image_id, file = images[index]
             first_of.setdefault(name, index)
             other = next(iter(first_of))
             if other != name:
-                text = f"{record.file_name} here and {files[first_of[other]]} there"
-                found[name, other].append(((record.id, None), text))
+                text = f"{file} here and {files[first_of[other]]} there"
+                found[name, other].append(((image_id, None), text))
     faults: dict[str, list[Fault]] = defaultdict(list)
     for (name, other), places in found.items():
         reason = (

@@ -27,6 +27,11 @@ class ImageFindings:
     unread: str = ""
     examined: ExaminedImage | None = None
 
+    @property
+    def has_content(self) -> bool:
+        """Whether anything is to be reported or measured."""
+        return bool(self.errors or self.orientation != 1 or self.unread or self.examined)
+
 
 def check_image(record: ImageRecord, options: ReadOptions, decode: bool) -> ImageFindings:
     """Check one image file. decode: also decode it, compare the decoded size, and measure its values."""

@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .faults import count_of
 from .file_kinds import HEAD, IMAGE_SUFFIXES, has_image_head
@@ -54,7 +54,7 @@ def choose_images(names: Iterable[str], read_head: Callable[[str], bytes], passe
     digits (`scan.0001`) is none. A file that cannot be read is passed over.
     """
     for name in names:
-        ending = PurePosixPath(name).suffix.lower()
+        ending = os.path.splitext(name)[1].lower().removesuffix(".")
         if is_hidden(name):
             passed_over.hidden += 1
         elif ending in IMAGE_SUFFIXES or ((not ending or ending[1:].isdecimal()) and _has_image_head(name, read_head)):
@@ -72,6 +72,11 @@ def _has_image_head(name: str, read_head: Callable[[str], bytes]) -> bool:
 
 def images_in(folder: Path, passed_over: PassedOver, skip: Path | None = None) -> Iterator[Path]:
     """The image files at any depth of a folder, sorted; not those below `skip`. Links to folders are not followed."""
+    return (folder / name for name in image_names_in(folder, passed_over, skip))
+
+
+def image_names_in(folder: Path, passed_over: PassedOver, skip: Path | None = None) -> Iterator[str]:
+    """As `images_in`, as paths below the folder, with "/"."""
 
     def read_head(name: str) -> bytes:
         with (folder / name).open("rb") as file:
@@ -82,7 +87,8 @@ def images_in(folder: Path, passed_over: PassedOver, skip: Path | None = None) -
         here = os.path.relpath(at, folder)
         if skip is not None:
             folders[:] = [one for one in folders if Path(at, one).resolve() != skip]
-        names += [file if here == os.curdir else f"{here}/{file}" for file in files if os.path.isfile(Path(at, file))]
+        start = "" if here == os.curdir else here.replace(os.sep, "/") + "/"
+        names += [start + file for file in files if os.path.isfile(os.path.join(at, file))]
     if skip is None or folder.resolve() != skip:
-        for name in choose_images(sorted(names, key=lambda one: Path(one)), read_head, passed_over):
-            yield folder / name
+        names.sort(key=lambda name: name.split("/"))  # the order of pathlib
+        yield from choose_images(names, read_head, passed_over)
