@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from ..errors import DatasetError, mismatch
 from ..read_options import AS_STORED, ReadOptions
 from .achievable_ap import mask_ceilings
-from .coco import CocoData, parse_splits
+from .coco import CocoData, ImageRecord, parse_splits
 from .coco_json import ENTRY_FAULTS
 from .duplicates import compare_pictures, find_repeated_objects, find_split_siblings
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
@@ -40,7 +41,7 @@ _NAMED = 10  # files in one line
 UNLISTED = "file not in the annotations"
 _SEVERITIES = ("error", "warning", "note")
 _LEVELS = {"note": logging.INFO, "warning": logging.WARNING}
-_AT_ONCE = 2000  # image files that are being checked
+_AT_ONCE, _PARTS = 50, 8  # image files that a thread checks before it reports, and such parts that are waited for
 _SAMPLED = 16  # images that are decoded at the start of training, to see the range of their values
 _LOGGED = 5  # faults of one severity and split, before an error
 _LISTED = 100  # faults of one severity and split in the text; the JSON report has all
@@ -202,25 +203,40 @@ def _check_images(
     reports: Mapping[str, SplitReport], options: ReadOptions, full: bool, progress: ProgressCallback | None
 ) -> dict[str, str]:
     """Add the faults of the image files to the reports; returns absolute path -> digest of the pixels, if full."""
-    total = sum(len(report.data.images) for report in reports.values() if report.data is not None)
+    splits = [(report, report.data.images) for report in reports.values() if report.data is not None]
+    total = sum(len(images) for _, images in splits)
     decoded = range(total) if full else sample_numbers(total, _SAMPLED)
     digests: dict[str, str] = {}
-    done = 0
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        for report in reports.values():
-            findings: list[ImageFindings] = []
-            images = [] if report.data is None else report.data.images
-            for start in range(0, len(images), _AT_ONCE):  # all at once would take memory for 100,000 jobs
-                jobs = list(enumerate(images[start : start + _AT_ONCE], start=done))
-                for one in threads.map(lambda job: check_image(job[1], options, decode=job[0] in decoded), jobs):
-                    findings += [one] if one.has_content else []
-                    if full and one.examined is not None and one.examined.digest:
-                        digests[os.path.abspath(one.record.path)] = one.examined.digest
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
-            report.faults += group_findings(findings, options)
+    checked = 0
+    for report, images in splits:
+        findings: list[ImageFindings] = []
+        before = checked
+        for one in _check_in_threads(images, options, [before + place in decoded for place in range(len(images))]):
+            checked += 1
+            if one.has_content:
+                findings.append(one)
+            if full and one.examined is not None and one.examined.digest:
+                digests[os.path.abspath(one.record.path)] = one.examined.digest
+            if progress is not None:
+                progress(checked, total)
+        report.faults += group_findings(findings, options)
     return digests
+
+
+def _check_in_threads(
+    images: Sequence[ImageRecord], options: ReadOptions, decode: Sequence[bool]
+) -> Iterator[ImageFindings]:
+    """What is found in each image, in their order. decode: whether to decode it, too."""
+
+    def check_part(start: int) -> list[ImageFindings]:
+        chosen = images[start : start + _AT_ONCE]
+        return [check_image(one, options, decode[place]) for place, one in enumerate(chosen, start)]
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        starts = iter(range(0, len(images), _AT_ONCE))
+        while some := list(islice(starts, _PARTS)):  # all at once would take memory for 100,000 images
+            for found in threads.map(check_part, some):
+                yield from found
 
 
 def _check_content(
