@@ -275,3 +275,25 @@ def test_read_coco__utf8_with_byte_order_mark(tmp_path: Path) -> None:
     split = split_of(tmp_path)
     split.annotations.write_bytes(b"\xef\xbb\xbf" + split.annotations.read_bytes())
     assert len(read_coco(split).images) == 2
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30, str(2**64)])
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_parse_coco__ids_beyond_64_bits_are_errors(tmp_path: Path, key: str, value: object) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content[key][0]["id"] = value
+
+    _, faults = parse(tmp_path, change)
+    reasons = [fault.reason for fault in faults if fault.severity == "error"]
+    assert reasons[0].startswith(f"{key}[0]: expected an ")
+    assert "(a whole number below 2^63), got" in reasons[0]
+
+
+def test_parse_coco__a_class_name_that_cannot_be_saved_is_an_error(tmp_path: Path) -> None:
+    _, faults = parse(tmp_path, lambda content: content["categories"][0].update(name="\ud800x"))
+    assert str(faults[0]) == 'category 17: expected a name, got "\\ud800x"'
+
+
+def test_parse_coco__a_height_beyond_any_float_is_an_error(tmp_path: Path) -> None:
+    _, faults = parse(tmp_path, lambda content: content["images"][0].update(height=10**400))
+    assert "a.png: height and width: expected whole numbers of pixels above 0, got 1000" in str(faults[0])

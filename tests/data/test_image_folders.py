@@ -53,5 +53,14 @@ def test_images_in__is_sorted_and_leaves_a_folder_out(tmp_path: Path) -> None:
     passed_over = PassedOver()
     found = images_in(tmp_path, passed_over, (tmp_path / "out").resolve())
     assert list(found) == [tmp_path / "a" / "z.png", tmp_path / "b.png"]
-    assert passed_over.text() == "passed over: 1 hidden file"
+    assert passed_over.text() == "passed over: 1 hidden file and 1 special file (broken links, pipes, devices)"
     assert PassedOver().text() == ""
+
+
+def test_images_in__counts_links_that_lead_nowhere(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "none.png")
+    (tmp_path / "c.png").symlink_to(tmp_path / "c.png")
+    passed_over = PassedOver()
+    assert list(images_in(tmp_path, passed_over)) == [tmp_path / "a.png"]
+    assert passed_over.text() == "passed over: 2 special files (broken links, pipes, devices)"

@@ -144,7 +144,7 @@ def truncated(path: Path) -> None:
             lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n"),
             "got a pointer of Git LFS instead of the image; run `git lfs pull`",
         ),
-        ("empty.png", lambda path: path.write_bytes(b""), "expected an image file .*, got another kind of file"),
+        ("empty.png", lambda path: path.write_bytes(b""), "expected an image file .*, got an empty file; copy"),
         ("cut.png", truncated, "damaged or cut short"),
         ("cut.jpeg", truncated, "damaged or cut short"),
         ("cut.webp", truncated, "damaged or cut short|another kind of file"),

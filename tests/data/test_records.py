@@ -201,6 +201,15 @@ def test_stream_lists__anything_else_is_left_to_the_reader_of_whole_files(tmp_pa
         list(stream_lists(tmp_path / "x.json", {"a"}))
 
 
+@pytest.mark.parametrize(
+    "text", ['{"n": ' + "1" * 5000 + ', "a": []}', '{"n": ' + "[" * 10**5 + "]" * 10**5 + ', "a": []}']
+)
+def test_stream_lists__what_python_cannot_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(NotStreamableError):
+        list(stream_lists(tmp_path / "x.json", {"a"}))
+
+
 def test_stream_lists__bytes_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b'{"a": [{"n": "caf\xe9"}]}')
     with pytest.raises(ValueError, match="utf-8"):

@@ -23,15 +23,14 @@ from ..errors import DatasetError, mismatch
 from ..json_files import describe, is_number, read_json_object
 from .faults import FaultReport, quote
 from .json_stream import NotStreamableError, is_large, stream_lists
-from .numbers import number, whole_number
+from .numbers import identifier, number, whole_number
 from .read_rules import CrowdCount, CrowdRule
 
 Box = tuple[float, float, float, float]
 """(left, top, width, height) in pixels, COCO's `bbox`."""
 
 LARGEST_IMAGE_SIDE = 1_000_000  # pixels: the COCO rasteriser allocates memory for every pixel of an edge
-ENTRY_FAULTS = frozenset({"section", "no id", "repeated id", "file name"})
-"""Kinds of faults after which an image of the file is not known."""
+ENTRY_FAULTS = frozenset({"section", "no id", "repeated id", "file name"})  # after which an image is not known
 SECTIONS = ("categories", "images", "annotations")
 _SHOWN = 4  # changed names in a note
 
@@ -88,7 +87,8 @@ def list_sections(content: Mapping[str, object], faults: FaultReport) -> dict[st
     """The lists under COCO's three keys; one that is missing, no list, or wrongly empty is an error in `faults`."""
     sections: dict[str, Sequence[object]] = {name: [] for name in SECTIONS}
     if not sections.keys() & content.keys():
-        expected = mismatch("the keys images, annotations and categories", quote(list(content)))
+        got = quote(list(content)) if content else "an object without keys"
+        expected = mismatch("the keys images, annotations and categories", got)
         faults.add_error(expected, kind="section")
         return sections
     for name in SECTIONS:
@@ -112,12 +112,12 @@ def parse_entries(
     """
     names: dict[int, object] = {}
     for position, entry in enumerate(entries):
-        if not isinstance(entry, Mapping) or (entry_id := whole_number(entry.get("id"))) is None:
+        if not isinstance(entry, Mapping) or (entry_id := identifier(entry.get("id"))) is None:
             got = quote(entry)
             if isinstance(entry, Mapping) and entry.get("id") is not None:
                 broken.add(quote(entry["id"]))
                 got = f"the id {_quote_ascii(entry['id'])}"
-            expected = mismatch("an object with an id (a whole number)", got)
+            expected = mismatch(f"an object with {_an_id(entry)}", got)
             faults.add_error(f"{section}[{position}]: {expected}", kind="no id")
             continue
         name = entry.get("file_name", entry.get("name"))
@@ -165,7 +165,7 @@ def parse_categories(entries: Iterable[object], faults: FaultReport, broken: Bro
     for category_id, entry in parse_entries(entries, "categories", faults, broken.categories):
         name = class_name(entry.get("name"))
         if name is None:
-            reason = f"category {category_id}: {mismatch('a name', quote(entry.get('name')))}"
+            reason = f"category {category_id}: {mismatch('a name', _quote_ascii(entry.get('name')))}"
             faults.add_error(reason, kind="category name")
             broken.categories.add(category_id)
             continue
@@ -181,7 +181,7 @@ def parse_categories(entries: Iterable[object], faults: FaultReport, broken: Bro
 
 def used_categories(annotations: Iterable[object]) -> set[int]:
     """The ids of the categories that have annotations."""
-    ids = (whole_number(entry.get("category_id")) for entry in annotations if isinstance(entry, Mapping))
+    ids = (identifier(entry.get("category_id")) for entry in annotations if isinstance(entry, Mapping))
     return {one for one in ids if one is not None}
 
 
@@ -211,8 +211,15 @@ def drop_placeholders(found: dict[int, str], used: Container[int], faults: Fault
 def class_name(value: object) -> str | None:
     """The name of a class as text in Unicode's form NFC, without spaces around it; None if it is no name."""
     if isinstance(value, str):
-        return unicodedata.normalize("NFC", value.strip()) or None
+        is_text = not any("\ud800" <= letter <= "\udfff" for letter in value)  # halves of pairs cannot be saved
+        return (unicodedata.normalize("NFC", value.strip()) or None) if is_text else None
     return quote(value) if is_number(value) and math.isfinite(value) else None
+
+
+def _an_id(entry: object) -> str:
+    """What is expected under `id`; the limit is named where it is the reason."""
+    too_large = isinstance(entry, Mapping) and whole_number(entry.get("id")) is not None
+    return f"an id (a whole number{' below 2^63' * too_large})"
 
 
 def _quote_ascii(value: object) -> str:
@@ -222,13 +229,7 @@ def _quote_ascii(value: object) -> str:
 
 
 class _EntryFault(Exception):
-    """An annotation is faulty. what: the arguments of `FaultReport.add_error`."""
-
-    def __init__(
-        self, reason: str, image_id: int | None = None, annotation_id: int | None = None, kind: str = ""
-    ) -> None:
-        super().__init__(reason)
-        self.what = reason, image_id, annotation_id, kind
+    """An annotation is faulty. Its arguments are those of `FaultReport.add_error`."""
 
 
 class AnnotationParser:
@@ -264,7 +265,7 @@ class AnnotationParser:
             try:
                 parsed = self._parse_one(position, entry)
             except _EntryFault as fault:
-                self._faults.add_error(*fault.what)
+                self._faults.add_error(*fault.args)
             else:
                 if parsed is not None:
                     yield position, parsed
@@ -273,24 +274,24 @@ class AnnotationParser:
         """An annotation; None where it is not wanted. Raises _EntryFault."""
         broken, where = self._broken, f"annotations[{position}]"
         if not isinstance(entry, Mapping):
-            raise _EntryFault(f"{where}: {mismatch('an object', quote(entry))}", kind="no object")
-        image_id = whole_number(entry.get("image_id"))
+            raise _EntryFault(f"{where}: {mismatch('an object', quote(entry))}", None, None, "no object")
+        image_id = identifier(entry.get("image_id"))
         if self._chosen is not None and image_id in self._images and image_id not in self._chosen:
             return None
-        annotation_id = whole_number(entry.get("id"))
+        annotation_id = identifier(entry.get("id"))
         if annotation_id is None:
-            expected = mismatch("an id (a whole number)", _quote_ascii(entry.get("id")))
-            raise _EntryFault(f"{where}: {expected}", image_id, kind="no id")
+            expected = mismatch(_an_id(entry), _quote_ascii(entry.get("id")))
+            raise _EntryFault(f"{where}: {expected}", image_id, None, "no id")
         if annotation_id in self.seen:
             reason = mismatch("an id of its own", "that of another annotation")
-            raise _EntryFault(f"{where}: {reason}", image_id, annotation_id, kind="repeated id")
+            raise _EntryFault(f"{where}: {reason}", image_id, annotation_id, "repeated id")
         self.seen.add(annotation_id)
         if broken.images and _is_broken(image_id, entry.get("image_id"), broken.images):
             return None
         if image_id is None or image_id not in self._images:
             reason = mismatch("the id of one of the images", _quote_ascii(entry.get("image_id")))
-            raise _EntryFault(f"image_id: {reason}", None, annotation_id, kind="unknown image")
-        category_id = whole_number(entry.get("category_id"))
+            raise _EntryFault(f"image_id: {reason}", None, annotation_id, "unknown image")
+        category_id = identifier(entry.get("category_id"))
         if broken.categories and _is_broken(category_id, entry.get("category_id"), broken.categories):
             return None
         if category_id is None or (self._categories is not None and category_id not in self._categories):
@@ -298,7 +299,7 @@ class AnnotationParser:
         try:
             flag = parse_iscrowd(entry)
         except DatasetError as error:
-            raise _EntryFault(str(error), image_id, annotation_id, kind="crowd flag") from None
+            raise _EntryFault(str(error), image_id, annotation_id, "crowd flag") from None
         flag = self.crowds.count(flag, image_id, category_id, annotation_id)
         area, box = _measures(entry, image_id, annotation_id, self._faults)
         return AnnotationEntry(annotation_id, image_id, category_id, flag, area, box, entry.get("segmentation"))
@@ -353,7 +354,7 @@ def parse_size(entry: Mapping[str, object]) -> tuple[int, int]:
     if None not in sides and max(side or 0 for side in sides) > LARGEST_IMAGE_SIDE:
         expected, got = f"at most {LARGEST_IMAGE_SIDE:,} pixels", " and ".join(f"{side:.15g}" for side in sides)
         raise DatasetError(f"height and width: {mismatch(expected, got)}")
-    height, width = whole_number(entry.get("height")), whole_number(entry.get("width"))
+    height, width = identifier(entry.get("height")), identifier(entry.get("width"))
     if height is None or width is None or min(height, width) < 1:
         got = f"{quote(entry.get('height'))} and {quote(entry.get('width'))}"
         raise DatasetError(f"height and width: {mismatch('whole numbers of pixels above 0', got)}")

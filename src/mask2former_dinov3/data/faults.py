@@ -133,7 +133,8 @@ def _merge(group: Sequence[Fault]) -> Fault:
     first = group[0]
     if len(group) == 1:
         return first
-    kinds = ("entry", "image") if first.annotation_id is None else ("annotation",) * 2
+    of_annotations = first.annotation_id is not None or first.reason.startswith("annotations[")
+    kinds = ("entry", "image") if not of_annotations else ("annotation",) * 2
     noun = kinds[first.image_id is not None]
     count = f"{len(group)} entries" if noun == "entry" else count_of(len(group), noun)
     alike = all(fault.reason == first.reason for fault in group)

@@ -45,7 +45,10 @@ def has_image_head(head: bytes) -> bool:
 
 def describe_head(path: Path | str) -> tuple[str, str]:
     """What a file is that is no image, and what to do: the two last arguments of `mismatch`."""
-    head = _read_head(Path(path)).lstrip()
+    head = _read_head(Path(path))
+    if not head.strip(b"\0"):
+        return ("an empty file" if not head else "zero bytes"), "copy it again from its source"
+    head = head.lstrip()
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc"):
         return "an HEIC image", "save it as JPEG or PNG"
     for start, kind, advice in _OTHER_FILES:

@@ -44,7 +44,7 @@ class FixSummary:
         for name, log in self.logs.items():
             lines += [f"{name}: {self.folder / annotations_of(name)}", *log.lines()]
         counts = [count_of(sum(one.severity == kind for one in self.left), kind) for kind in ("error", "warning")]
-        lines.append(f"check-data {self.folder}: {', '.join(counts)}")
+        lines.append(f"{self.folder}, checked as training does when it starts: {', '.join(counts)}")
         serious = [one for one in self.left if one.severity != "note"]
         lines += [f"  {one.severity}: {one.split}: {one.text}" for one in serious[:_SHOWN]]
         if len(serious) > _SHOWN:

@@ -25,10 +25,14 @@ _KEPT_BY_SYSTEMS = frozenset(
 
 @dataclass
 class PassedOver:
-    """Counts of the files of a folder that are not taken: others than images by their ending, and hidden ones."""
+    """Counts of the files of a folder that are not taken: others than images by their ending, and hidden ones.
+
+    special: broken links, pipes and devices.
+    """
 
     endings: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
+    special: int = 0
 
     def text(self) -> str:
         """Such as "passed over: 3 files (.txt 2, no ending 1) and 2 hidden"; empty if there are none."""
@@ -39,6 +43,8 @@ class PassedOver:
             parts.append(f"{count_of(number, 'file')} ({listed})")
         if self.hidden:
             parts.append(f"{self.hidden} hidden" if number else count_of(self.hidden, "hidden file"))
+        if self.special:
+            parts.append(count_of(self.special, "special file") + " (broken links, pipes, devices)")
         return f"passed over: {' and '.join(parts)}" if parts else ""
 
 
@@ -88,7 +94,9 @@ def image_names_in(folder: Path, passed_over: PassedOver, skip: Path | None = No
         if skip is not None:
             folders[:] = [one for one in folders if Path(at, one).resolve() != skip]
         start = "" if here == os.curdir else here.replace(os.sep, "/") + "/"
-        names += [start + file for file in files if os.path.isfile(os.path.join(at, file))]
+        regular = [start + file for file in files if os.path.isfile(os.path.join(at, file))]
+        passed_over.special += len(files) - len(regular)
+        names += regular
     if skip is None or folder.resolve() != skip:
         names.sort(key=lambda name: name.split("/"))  # the order of pathlib
         yield from choose_images(names, read_head, passed_over)

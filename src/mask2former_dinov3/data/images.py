@@ -27,11 +27,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +88,7 @@ def read_image(path: Path | str, options: ReadOptions = AS_STORED) -> npt.NDArra
 
     Raises DatasetError, naming the file, if it is missing, damaged, not an image, too large, or of a refused kind.
     """
-    with name_errors(path), open(path, "rb") as file:
+    with name_errors(path), _open(path) as file:
         return _to_rgb_array(*_decode(file, options), options)
 
 
@@ -99,7 +100,7 @@ def decode_image(data: bytes, name: Path | str, options: ReadOptions = AS_STORED
 
 def read_header(path: Path | str, options: ReadOptions = AS_STORED) -> ImageHeader:
     """Read size and orientation without decoding pixels. Raises DatasetError as `read_image` does."""
-    with name_errors(path), open(path, "rb") as file:
+    with name_errors(path), _open(path) as file:
         if (tiff := read_tiff(file)) is not None:
             page = tiff.chosen(options)[0][0]
             return ImageHeader(page.height, page.width, page.orientation, tiff.describe_unread(options))
@@ -114,7 +115,7 @@ def examine_image(path: Path | str, options: ReadOptions = AS_STORED) -> Examine
 
     Raises DatasetError as `read_image` does.
     """
-    with name_errors(path), open(path, "rb") as file:
+    with name_errors(path), _open(path) as file:
         values, kind = _decode(file, options, thorough=True)
         rgb = _to_rgb_array(values, kind, options)
         has_range = kind.bits > 8 or values.dtype.kind != "u"
@@ -134,6 +135,13 @@ def to_rgb(image: Image.Image, options: ReadOptions = AS_STORED) -> npt.NDArray[
     if image.width == 0 or image.height == 0:
         raise DatasetError(f"expected an image with pixels, got {image.height} x {image.width} (height x width)")
     return _to_rgb_array(*image_values(image, options.channels), options)
+
+
+def _open(path: Path | str) -> BinaryIO:
+    """Open a file of pixels; a pipe would be waited for without end. Raises DatasetError, OSError."""
+    if not os.path.isdir(path) and os.path.exists(path) and not os.path.isfile(path):
+        raise DatasetError(mismatch("an image file", "a pipe or a device"))
+    return open(path, "rb")
 
 
 def check_image_size(where: str, stated: tuple[int, ...], stored: tuple[int, ...]) -> None:

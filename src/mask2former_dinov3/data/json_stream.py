@@ -103,14 +103,16 @@ class _Reader:
         size = 2**16
         while True:
             cut = codecs.getincrementaldecoder("utf-8")()  # the last character may be cut
-            text = cut.decode(self._bytes[self._at : self._at + size])
             try:
+                text = cut.decode(self._bytes[self._at : self._at + size])
                 value, end = json.JSONDecoder().raw_decode(text)
                 if end < len(text):  # a number that ends with the window may go on
                     self._at += len(text[:end].encode())
                     return value
             except json.JSONDecodeError:
                 pass
+            except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, deep nesting
+                raise NotStreamableError(str(error)) from error
             if self._at + size >= len(self._bytes):
                 self._fill()
             size *= 8
@@ -136,7 +138,7 @@ class _Reader:
                 self._fill()
         end, tries = self._last_boundary(len(self._bytes)), 0
         while end > 0:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 entries = from_json(b"[" + self._bytes[self._at : end] + b"]")
                 self._at = end
                 return cast(list[object], entries)

@@ -21,6 +21,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -85,10 +86,11 @@ class _Listing:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.is_dir():
-                        self.entries[entry.name] = "folder"
-                    elif entry.is_file():  # not a link whose target is gone
-                        self.entries[entry.name] = "link" if entry.is_symlink() else "file"
+                    with suppress(OSError):  # of a link to itself
+                        if entry.is_dir():
+                            self.entries[entry.name] = "folder"
+                        elif entry.is_file():  # not a link whose target is gone
+                            self.entries[entry.name] = "link" if entry.is_symlink() else "file"
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError:  # its files may be readable nevertheless

@@ -23,6 +23,12 @@ def whole_number(value: object) -> int | None:
     return int(found) if found is not None and found.is_integer() and abs(found) <= _EXACT else None
 
 
+def identifier(value: object) -> int | None:
+    """Return an id as an int; None if it is no whole number, or one of more than 64 bits."""
+    found = whole_number(value)
+    return found if found is not None and -(2**63) <= found < 2**63 else None
+
+
 def number(value: object) -> float | None:
     """Return `value` as a float, which may be NaN or infinite; None if it is not a number. Booleans are not."""
     if isinstance(value, str):

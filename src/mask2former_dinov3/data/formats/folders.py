@@ -39,8 +39,8 @@ def look_into(folder: Path) -> tuple[list[Path], list[Path]]:
     with os.scandir(folder) as found:
         shown = (entry for entry in found if not entry.name.startswith("."))
         entries = sorted(islice(shown, _LOOKED_AT), key=lambda entry: entry.name)
-        folders = [Path(entry.path) for entry in entries if entry.is_dir()]
-        return [Path(entry.path) for entry in entries if not entry.is_dir()], folders
+        folders = [Path(entry.path) for entry in entries if os.path.isdir(entry.path)]  # also of links to themselves
+        return [Path(entry.path) for entry in entries if not os.path.isdir(entry.path)], folders
 
 
 def files_under(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:

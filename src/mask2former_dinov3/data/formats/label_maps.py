@@ -111,6 +111,8 @@ LABEL_MAPS = Format(
 def read_labels(path: Path) -> npt.NDArray[np.integer]:
     """The values (H, W) of a label map as they are stored. Raises DatasetError for pixels that number nothing."""
     with name_errors(path), Image.open(path) as image:
+        if image.format == "JPEG":
+            raise DatasetError(mismatch("a label map without losses", "JPEG, which changes values", "save it as PNG"))
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             raise DatasetError(mismatch("a label map of one page", f"{frames} pages"))

@@ -22,7 +22,7 @@ from ..faults import FaultReport, count_of, quote
 from ..file_kinds import IMAGE_SUFFIXES
 from ..images import name_errors
 from ..numbers import number, whole_number
-from ..segmentation import Polygon
+from ..segmentation import FARTHEST_VERTEX, Polygon
 from .folders import files_under, look_into, split_folders
 from .mask_codes import DrawnShape, join_shapes
 from .source_content import ContentBuilder, Format, Part, polygon_fault, relative_name
@@ -233,6 +233,10 @@ def _circle(points: Polygon) -> Polygon:
         got = count_of(len(points), "point") if len(points) != 2 else "NaN or infinity"
         raise DatasetError(f"points: {mismatch('the centre of a circle and a point on it', got)}")
     (x, y), radius = points[0].tolist(), float(np.hypot(*(points[1] - points[0])))
+    if not radius <= FARTHEST_VERTEX:
+        raise DatasetError(
+            f"points: {mismatch(f'a circle within {FARTHEST_VERTEX:.0f} pixels', f'a radius of {radius:g}')}"
+        )
     corners = max(int(math.pi / math.acos(1 - 1 / radius)), 12) if radius > 0.5 else 12
     angles = 2 * math.pi / corners * np.arange(corners)
     return np.stack((x + radius * np.sin(angles), y + radius * np.cos(angles)), axis=1)
