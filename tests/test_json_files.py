@@ -63,7 +63,7 @@ def test_read_json__missing_files_folders_and_repeated_keys(tmp_path: Path) -> N
             b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n",
             "a pointer of Git LFS, not the file; run `",
         ),
-        (gzip.compress(b"{}"), "a gzip file; decompress it"),
+        (gzip.compress(b"{}", mtime=0), "a gzip file; decompress it"),
         (bz2.compress(b"{}"), "a bzip2 file; decompress it"),
         (lzma.compress(b"{}"), "an xz file; decompress it"),
         (b"PK\x03\x04rest", "a zip file; unzip it"),
