@@ -125,7 +125,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "one_pixel_tiles.tif": (content(tiff(60_000, 60_000, tile=1)), f"{BOMB}|{CUT}"),
     "zero.tif": (content(tiff(0, 0)), CUT),
     "zero.png": (content(png(0, 0, b"")), f"{CUT}|{OTHER}"),
-    "empty.png": (content(b""), OTHER),
+    "empty.png": (content(b""), "got an empty file"),
     "text.jpg": (content(b"no image at all"), OTHER),
     "cut.png": (saved(), CUT),
     "cut.jpg": (saved(quality=95), CUT),
@@ -366,9 +366,10 @@ def test_check_data__shows_names_that_no_encoding_has(tmp_path: Path, capsys: py
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     report = tmp_path / "report.json"
-    assert main(["check-data", str(tmp_path / "a.json"), "--valid-split", "0", "--json", str(report)]) == 0
-    assert r"half \ud83d" in capsys.readouterr().out
-    assert json.loads(report.read_text())["splits"]["train"]["statistics"]["per_class"] == {"half \ud83d": 1}
+    assert main(["check-data", str(tmp_path / "a.json"), "--valid-split", "0", "--json", str(report)]) == 1
+    expected = r'category 1: expected a name, got "half \ud83d"'  # training could not save it
+    assert expected in capsys.readouterr().out
+    assert expected in [one["reason"] for one in json.loads(report.read_text())["splits"]["train"]["faults"]]
 
 
 def test_check_data__refuses_sizes_that_no_image_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
