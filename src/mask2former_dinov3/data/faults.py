@@ -136,7 +136,7 @@ def _merge(group: Sequence[Fault]) -> Fault:
     of_annotations = first.annotation_id is not None or first.reason.startswith("annotations[")
     kinds = ("entry", "image") if not of_annotations else ("annotation",) * 2
     noun = kinds[first.image_id is not None]
-    count = f"{len(group)} entries" if noun == "entry" else count_of(len(group), noun)
+    count = count_of(len(group), noun, "entries" if noun == "entry" else "")
     alike = all(fault.reason == first.reason for fault in group)
     reason = f"{count}: {first.reason}" if alike else f"{count}, for example: {first.reason}"
     more = tuple((fault.image_id, fault.annotation_id) for fault in group[1:])
@@ -156,9 +156,9 @@ def _list_places(places: Sequence[Place]) -> str:
     return " of ".join(texts)
 
 
-def count_of(number: int, noun: str) -> str:
-    """The number with its noun, such as "1 error" or "2 errors"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def count_of(number: int, noun: str, plural: str = "") -> str:
+    """The number with its noun, such as "1 error" or "2 errors". plural: where it is not the noun with an s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def quote(value: object) -> str:

@@ -62,6 +62,6 @@ def _count(places: list[Place]) -> str:
     annotations = [annotation for _, annotation in places if annotation is not None]
     noun, ids = ("annotation", annotations) if annotations else ("image", [one for one, _ in places if one is not None])
     if not ids:
-        return count_of(len(places), "entry").replace("entrys", "entries")
+        return count_of(len(places), "entry", "entries")
     more = ", …" if len(ids) > _SHOWN_IDS else ""
     return f"{count_of(len(places), noun)} (ids {', '.join(map(str, ids[:_SHOWN_IDS]))}{more})"

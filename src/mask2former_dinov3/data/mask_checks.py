@@ -78,7 +78,7 @@ def _check_boxes(masks: MaskArrays, report: FaultReport) -> Flags:
     wrong = np.flatnonzero(differs)
     if not len(wrong):
         return differs
-    what = f"of {count_of(int(known.sum()), 'box')}".replace("boxs", "boxes")
+    what = f"of {count_of(int(known.sum()), 'box', 'boxes')}"
     causes, unexplained = find_causes(masks, wrong)
     for cause in causes:
         reason = f"bbox: {len(cause.explains)} {what} lie elsewhere than their masks; likeliest cause: {cause.sentence}"

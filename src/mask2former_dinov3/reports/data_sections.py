@@ -183,7 +183,7 @@ def numbers_section(data: CocoData, report: SplitReport, view: TrainingView) -> 
     if report.statistics is not None:
         classes = sorted(report.statistics.per_class.items(), key=lambda pair: -pair[1])
         absent = sum(count == 0 for _, count in classes)
-        text = f"{count_of(len(classes), 'class').replace('classs', 'classes')}, {absent} of them without an object."
+        text = f"{count_of(len(classes), 'class', 'classes')}, {absent} of them without an object."
         parts.append(bar_chart("Objects by class", classes, "class", text))
         images = list(report.statistics.image_sizes.items())
         text = f"{count_of(len(images), 'size')} of {count_of(len(data.images), 'image')}; the canvas is "
