@@ -49,11 +49,9 @@ def check_image(record: ImageRecord, options: ReadOptions, decode: bool) -> Imag
         return found
     for size in dict.fromkeys(sizes):
         try:
-            check_image_size(record.file_name, stated, size)
+            check_image_size(record.file_name, stated, size, header.orientation)
         except DatasetError as error:
-            rotated = size == stated[::-1] and header.orientation > 4
-            hint = " (they may have been made on the image as EXIF rotates it)" if rotated else ""
-            found.errors.append(Fault("error", record.id, None, f"{error}{hint}", "image has another size"))
+            found.errors.append(Fault("error", record.id, None, str(error), "image has another size"))
             break
     return found
 

@@ -144,15 +144,17 @@ def _open(path: Path | str) -> BinaryIO:
     return open(path, "rb")
 
 
-def check_image_size(where: str, stated: tuple[int, ...], stored: tuple[int, ...]) -> None:
+def check_image_size(where: str, stated: tuple[int, ...], stored: tuple[int, ...], orientation: int = 1) -> None:
     """Raise DatasetError, beginning with `where`, unless an image has the (height, width) that its annotations state.
 
-    Masks would not lie on the objects.
+    Masks would not lie on the objects. orientation: by EXIF; the message says where it may be the reason.
     """
     if stored != stated:
         expected = f"{stated[0]} x {stated[1]} pixels (height x width) as in the annotations"
         advice = "correct the annotations, or use the image that they were made on"
-        raise DatasetError(f"{where}: {mismatch(expected, f'{stored[0]} x {stored[1]}', advice)}")
+        turned = stored == stated[::-1] and orientation > 4
+        hint = " (they may have been made on the image as EXIF rotates it)" * turned
+        raise DatasetError(f"{where}: {mismatch(expected, f'{stored[0]} x {stored[1]}', advice)}{hint}")
 
 
 @contextmanager

@@ -105,13 +105,10 @@ class ContentBuilder:
         except DatasetError as error:
             self.add("error", "unreadable image", place, f"{name}: {str(error).removeprefix(f'{path}: ')}")
             return None
-        stored = header.height, header.width
         try:
-            check_image_size(name, stated, stored)
+            check_image_size(name, stated, (header.height, header.width), header.orientation)
         except DatasetError as error:
-            turned = stored == stated[::-1] and header.orientation > 4
-            hint = " (they may have been made on the image as EXIF rotates it)" if turned else ""
-            self.add("error", "image of another size", place, f"{error}{hint}")
+            self.add("error", "image of another size", place, str(error))
             return None
         return self.add_image(name, *stated)
 
