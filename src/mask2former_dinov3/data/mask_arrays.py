@@ -14,12 +14,12 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .array_types import Floats, Ints
+from .array_types import Floats
 from .faults import Place
 from .records import CocoData, Columns, indices_of
 from .rle import boxes as rle_boxes
 from .rle import whole_mask_areas
-from .segmentation import Segmentation, polygons_to_runs
+from .segmentation import Segmentation, boxes_and_areas, polygons_to_runs
 
 Chosen: TypeAlias = npt.NDArray[np.intp]
 """Positions of masks among the N, (n,)."""
@@ -131,7 +131,7 @@ def collect_masks(data: CocoData) -> MaskArrays:
     if left:
         parts = [part for one in left for part in one.parts]
         lengths, number = np.array([len(part) for part in parts]), np.array([len(one.parts) for one in left])
-        measured = _boxes_and_areas(np.concatenate(parts), lengths, number)
+        measured = boxes_and_areas(np.concatenate(parts), lengths, number)
         arrays.boxes[len(rows) :], arrays.areas[len(rows) :] = measured
     _measure_codes(arrays)
     return arrays
@@ -146,23 +146,7 @@ def _measure_polygons(arrays: MaskArrays, columns: Columns, rows: Chosen) -> Non
         number = columns.part_offsets[rows[some] + 1] - first
         begin, end = columns.part_ranges[indices_of(first, number)].T
         points = columns.vertices[indices_of(begin, end - begin)]
-        arrays.boxes[some], arrays.areas[some] = _boxes_and_areas(points, end - begin, number)
-
-
-def _boxes_and_areas(points: Floats, lengths: Ints, number: Ints) -> tuple[Floats, Floats]:
-    """Boxes (n, 4) and areas (n,) of polygons with `number` (n,) parts each; the area is summed over the parts.
-
-    points: (V, 2) of all parts. lengths: (P,) vertices of each part.
-    """
-    x, y = np.ascontiguousarray(points[:, 0]), np.ascontiguousarray(points[:, 1])
-    first = np.cumsum(lengths) - lengths  # (P,)
-    following = np.arange(1, len(points) + 1)
-    following[first + lengths - 1] = first
-    doubled = np.abs(np.add.reduceat(x * y[following] - x[following] * y, first))
-    first_part = np.cumsum(number) - number
-    starts = first[first_part]
-    edges = [reduce.reduceat(side, starts) for reduce in (np.minimum, np.maximum) for side in (x, y)]
-    return np.stack(edges, axis=1), np.add.reduceat(doubled, first_part) / 2
+        arrays.boxes[some], arrays.areas[some] = boxes_and_areas(points, end - begin, number)
 
 
 def _measure_codes(arrays: MaskArrays) -> None:
