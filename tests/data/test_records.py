@@ -17,9 +17,9 @@ from mask2former_dinov3.data.faults import Fault, FaultReport, Place
 from mask2former_dinov3.data.json_stream import NotStreamableError, stream_lists
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.data.records import load_table
-from mask2former_dinov3.data.table_builder import make_table
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.sample_data import SAMPLE
+from support.coco import make_table
 
 
 def values_of(record: ImageRecord) -> object:
@@ -259,11 +259,11 @@ def test_image_table__stored_opened_pickled_and_sliced(tmp_path: Path) -> None:
 
 def test_image_table__of_records_and_its_counts(tmp_path: Path) -> None:
     data, _ = parse_coco(mixed_file(tmp_path))
-    remade = make_table(list(data.images))
+    remade = make_table(list(data.images), data.categories)
     assert [values_of(one) for one in remade] == all_values(data)
     part = data.images.take([5, 0, 7])
     rows, places = part.instance_rows()
     expected = [(place, one.id) for place, image in enumerate(part) for one in image.annotations if not one.iscrowd]
     assert list(zip(places.tolist(), part.columns.ids[rows].tolist(), strict=True)) == expected
     assert part.instance_counts().tolist() == [sum(not one.iscrowd for one in image.annotations) for image in part]
-    assert make_table([]).instance_counts().tolist() == []
+    assert make_table([], data.categories).instance_counts().tolist() == []

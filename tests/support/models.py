@@ -21,12 +21,13 @@ from transformers import (
 
 from mask2former_dinov3.config.train_config import load_config
 from mask2former_dinov3.data.coco import Category, CocoData
-from mask2former_dinov3.data.table_builder import make_table
 from mask2former_dinov3.model import (
     Mask2FormerDinov3Config,
     Mask2FormerDinov3ForInstanceSegmentation,
 )
 from mask2former_dinov3.model.necks import PlainNeck, SimpleFeaturePyramid
+
+from .coco import make_table
 
 HEAD: dict[str, Any] = {
     "feature_size": 32,
@@ -235,7 +236,8 @@ def saved_bytes(model: Mask2FormerDinov3ForInstanceSegmentation, **inputs: Any) 
     return sum(kept.values()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-DATA = CocoData(Path("none.json"), (Category(3, "disc"), Category(7, "bar")), make_table([]))
+CATEGORIES = (Category(3, "disc"), Category(7, "bar"))
+DATA = CocoData(Path("none.json"), CATEGORIES, make_table([], CATEGORIES))
 
 
 def config_of(**options: Any) -> Any:

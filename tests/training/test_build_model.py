@@ -17,13 +17,13 @@ from transformers import DINOv3ConvNextModel, DINOv3ViTModel
 
 from mask2former_dinov3.config.train_config import load_config
 from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
-from mask2former_dinov3.data.table_builder import make_table
 from mask2former_dinov3.errors import CheckpointError, ConfigError, OptionError, UserError
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.model_folder.folder import save_model_folder
 from mask2former_dinov3.read_options import ReadOptions
 from mask2former_dinov3.training.build_model import build_model, build_processor, resolve_auto
+from support.coco import make_table
 from support.models import DATA, config_of, hf_mask2former, randomised, small_convnext, small_vit
 
 
@@ -54,7 +54,9 @@ def test_resolve_auto__queries_follow_the_fullest_image(most: int, queries: int)
     triangle = [np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0]])]
     one, crowd = (Annotation(1, 0, 3, triangle, iscrowd, (0.0, 0.0, 4.0, 4.0), 8.0) for iscrowd in (False, True))
     record = ImageRecord(1, "x", Path("x"), 8, 8, [*[one] * most, crowd])
-    data = dataclasses.replace(DATA, images=make_table([record, dataclasses.replace(record, annotations=[])]))
+    data = dataclasses.replace(
+        DATA, images=make_table([record, dataclasses.replace(record, annotations=[])], DATA.categories)
+    )
     assert resolve_auto(config_of(num_queries="auto"), data).num_queries == queries
     assert resolve_auto(config_of(num_queries=7), data).num_queries == 7
 
@@ -64,11 +66,13 @@ def test_resolve_auto__mask_stride_follows_the_instances_on_the_canvas(side: flo
     """Small objects want fine masks, unless the canvas enlarges them; a head brings its own stride."""
     corner = np.array([[9.0, 9.0], [9 + side, 9.0], [9.0, 9 + side]])
     one = Annotation(1, 0, 3, [corner], False, (9.0, 9.0, side, side), side**2 / 2)
-    data = dataclasses.replace(DATA, images=make_table([ImageRecord(1, "x", Path("x"), 64, 64, [one])]))
+    data = dataclasses.replace(
+        DATA, images=make_table([ImageRecord(1, "x", Path("x"), 64, 64, [one])], DATA.categories)
+    )
     options: dict[str, Any] = {"mask_stride": "auto", "image_height": canvas, "image_width": canvas}
     assert resolve_auto(config_of(**options), data).mask_stride == stride
     assert resolve_auto(config_of(**options, head="x"), data).mask_stride is None
-    empty = dataclasses.replace(DATA, images=make_table([]))
+    empty = dataclasses.replace(DATA, images=make_table([], DATA.categories))
     assert resolve_auto(config_of(**options), empty).mask_stride == 4
 
 

@@ -196,15 +196,18 @@ class _SplitReader:
     def _add_annotation(self, entry: AnnotationEntry, position: int) -> None:
         self._used.add(entry.category_id)
         row = self._chosen[entry.image_id]
+        height, width = self._sizes[row].tolist()
         try:
-            annotation = _complete_annotation(entry, *self._sizes[row].tolist())
+            shape = parse_segmentation(entry.segmentation, height, width)
         except DatasetError as error:
             self._masks.add(error, entry)
             if isinstance(error, EmptyMaskError) and error.parts:
                 self._left_out.append(LeftOut(entry.id, entry.image_id, error.parts, entry.box))
-        else:
-            self._table.add_annotation(annotation, row, position)
-            self._strays.count(annotation.segmentation, entry.segmentation, (entry.image_id, entry.id))
+            return
+        box = segmentation_box(shape) if entry.box is None else entry.box
+        area = _mask_area(shape, height, width) if entry.area is None else entry.area
+        self._table.add_annotation(entry, shape, box, area, row, position)
+        self._strays.count(shape, entry.segmentation, (entry.image_id, entry.id))
 
     def _finish(self) -> CocoData:
         names = self._names or {}
@@ -258,23 +261,6 @@ _LEFT_OUT: dict[IncompleteRule, str] = {
     "keep": "left out of training, where the object is background; incomplete_images drop leaves its image out",
     "drop": "left out of training with its image",
 }
-
-
-def _complete_annotation(entry: AnnotationEntry, height: int, width: int) -> Annotation:
-    """Parse the mask; area and box follow from it where the file has none. Raises EmptyMaskError or DatasetError.
-
-    The label is not known yet: categories may stand behind the annotations.
-    """
-    segmentation = parse_segmentation(entry.segmentation, height, width)
-    return Annotation(
-        id=entry.id,
-        label=-1,
-        category_id=entry.category_id,
-        segmentation=segmentation,
-        iscrowd=entry.iscrowd,
-        bbox=segmentation_box(segmentation) if entry.box is None else entry.box,
-        area=_mask_area(segmentation, height, width) if entry.area is None else entry.area,
-    )
 
 
 def _mask_area(segmentation: Segmentation, height: int, width: int) -> float:

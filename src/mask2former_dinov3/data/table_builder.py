@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from .array_types import Ints
 from .batch_parsing import PlainAnnotations
-from .records import Annotation, Category, Columns, ImageRecord, ImageTable, indices_of
+from .coco_json import AnnotationEntry, Box
+from .records import Category, Columns, ImageTable, indices_of
+from .segmentation import Segmentation
 
 
 class TableBuilder:
@@ -19,7 +21,7 @@ class TableBuilder:
     def __init__(self) -> None:
         self.image_ids, self.sizes = array("q"), array("i")
         self.names, self.paths = _Texts(), _Texts()
-        self.ids, self.labels, self.category_ids = array("q"), array("q"), array("q")
+        self.ids, self.category_ids = array("q"), array("q")
         self.image_rows, self.positions = array("q"), array("q")
         self.iscrowd, self.is_rle = array("B"), array("B")
         self.boxes, self.areas = array("d"), array("d")
@@ -33,17 +35,17 @@ class TableBuilder:
         self.names.append(file_name)
         self.paths.append(path)
 
-    def add_annotation(self, annotation: Annotation, image_row: int, position: int) -> None:
+    def add_annotation(
+        self, entry: AnnotationEntry, shape: Segmentation, box: Box, area: float, image_row: int, position: int
+    ) -> None:
         """Add an instance of an image. position: its place in the file, which orders the instances of an image."""
-        self.ids.append(annotation.id)
-        self.labels.append(annotation.label)
-        self.category_ids.append(annotation.category_id)
+        self.ids.append(entry.id)
+        self.category_ids.append(entry.category_id)
         self.image_rows.append(image_row)
         self.positions.append(position)
-        self.iscrowd.append(annotation.iscrowd)
-        self.boxes.extend(annotation.bbox)
-        self.areas.append(annotation.area)
-        shape = annotation.segmentation
+        self.iscrowd.append(entry.iscrowd)
+        self.boxes.extend(box)
+        self.areas.append(area)
         self.is_rle.append(not isinstance(shape, list))
         if isinstance(shape, list):
             self.part_counts.append(len(shape))
@@ -58,13 +60,12 @@ class TableBuilder:
             self.part_ranges.extend((first, len(self.codes)))
 
     def add_plain(self, plain: PlainAnnotations) -> None:
-        """Add many instances that are parsed together; their labels are not known yet."""
+        """Add many instances that are parsed together."""
         first = len(self.vertices) // 2
         ends = first + np.cumsum(plain.vertex_counts)
         number = len(plain.ids)
         for values, new in (
             (self.ids, plain.ids),
-            (self.labels, np.full(number, -1)),
             (self.category_ids, plain.category_ids),
             (self.image_rows, plain.image_rows),
             (self.positions, plain.positions),
@@ -85,18 +86,14 @@ class TableBuilder:
         for row in rows[np.argsort(_array(self.positions)[rows], kind="stable")].tolist():
             yield self.category_ids[row], self.image_rows[row], self.ids[row]
 
-    def build(self, categories: Sequence[Category] | None = None) -> ImageTable:
+    def build(self, categories: Sequence[Category]) -> ImageTable:
         """The table of everything that was added. The builder cannot be used afterwards.
 
-        categories: label -> category, which gives the labels; instances of other categories are left out. None: the
-        annotations have their labels.
+        categories: in the order of their ids; a label is a place among them. Instances of others are left out.
         """
-        labels, kept = _array(self.labels), np.ones(len(self.ids), np.bool_)
-        if categories is not None:
-            known = np.array([category.id for category in categories], np.int64)
-            labels = np.searchsorted(known, _array(self.category_ids))
-            kept = np.append(known, 0)[labels] == _array(self.category_ids)
-            kept &= labels < len(known)
+        known = np.array([category.id for category in categories], np.int64)
+        labels = np.searchsorted(known, _array(self.category_ids))
+        kept = (labels < len(known)) & (np.append(known, 0)[labels] == _array(self.category_ids))
         image_rows = _array(self.image_rows)
         order = np.lexsort((_array(self.positions), image_rows))
         order = order[kept[order]]
@@ -128,16 +125,6 @@ class TableBuilder:
                 codes=np.frombuffer(self.codes, np.uint8),
             )
         )
-
-
-def make_table(records: Iterable[ImageRecord]) -> ImageTable:
-    """The table of records that are made already."""
-    builder = TableBuilder()
-    for row, record in enumerate(records):
-        builder.add_image(record.id, record.file_name, str(record.path), record.height, record.width)
-        for position, annotation in enumerate(record.annotations):
-            builder.add_annotation(annotation, row, position)
-    return builder.build()
 
 
 class _Texts:
