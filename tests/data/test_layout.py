@@ -221,3 +221,13 @@ def test_find_splits__bad_input_is_explained(tmp_path: Path) -> None:
     broken.write_text('{"images": [')
     with pytest.raises(DatasetError, match="got invalid JSON"):
         find_splits(broken)
+
+
+def test_find_splits__an_id_beyond_64_bits_does_not_end_the_division(tmp_path: Path) -> None:
+    """`parse_coco` reports it; the other images are divided."""
+    images = [{"id": number, "file_name": f"{number}.png", "height": 4, "width": 4} for number in (1, 2, 3, 2**63)]
+    content = {"images": images, "annotations": [], "categories": []}
+    (tmp_path / "_annotations.coco.json").write_text(json.dumps(content))
+    splits, _ = find_splits(tmp_path, valid_split=0.4)
+    held = [split.image_ids for split in splits.values()]
+    assert sorted(one for ids in held if ids is not None for one in ids) == [1, 2, 3]

@@ -22,7 +22,8 @@ from .coco_json import list_image_entries
 from .faults import FaultReport, count_of
 from .formats.format_table import ambiguity, expected_files, find_formats, find_named, format_of, read_content
 from .formats.source_content import Part, Reading
-from .numbers import whole_number
+from .locate import locate_images
+from .numbers import identifier
 from .read_rules import ReadRules
 from .siblings import choose_groups, describe_groups, join_equal_files, sibling_keys
 
@@ -274,7 +275,8 @@ def _hold_out_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[
         return ordered, [f"no valid split, and {count} cannot be divided: training runs without evaluation"]
     number = min(max(round(valid_split * len(names)), 1), len(names) - 1)
     files = list(names.values())
-    joined = join_equal_files(sibling_keys(files), [_path_of(train, file) for file in files])
+    paths, _ = locate_images(names, train, FaultReport(str(train.annotations)))
+    joined = join_equal_files(sibling_keys(files), list(paths.values()))
     keys = dict(zip(names, joined, strict=True))
     valid_ids = choose_groups(keys, number)
     together = describe_groups(names, keys)
@@ -294,12 +296,6 @@ def _hold_out_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[
     return held_out | {name: split for name, split in ordered.items() if name == "test"}, [note]
 
 
-def _path_of(split: Split, file_name: str) -> Path:
-    """Where the image of that name is likely to be, so that its content can be compared."""
-    path = split.images / file_name.replace("\\", "/")
-    return path if path.is_file() else split.images / path.name
-
-
 def _file_names(split: Split) -> tuple[Split, dict[int, str]]:
     """The split, with what was read of it, and image id -> file name of the images that have both.
 
@@ -316,7 +312,7 @@ def _file_names(split: Split) -> tuple[Split, dict[int, str]]:
     names: dict[int, str] = {}
     for image in images:
         if isinstance(image, dict):
-            image_id = whole_number(image.get("id"))
+            image_id = identifier(image.get("id"))
             if image_id is not None and isinstance(image.get("file_name"), str):
                 names[image_id] = image["file_name"]
     return split, names
