@@ -34,8 +34,8 @@ def share_data(accelerator: Accelerator, output_dir: Path, load: Callable[[], Sp
     if accelerator.num_processes == 1 and multiprocessing.get_start_method() == "fork":
         yield load()
         return
-    data = run_on_all(accelerator, lambda: _write(load(), folder) if is_reader else None)
     try:
+        data = run_on_all(accelerator, lambda: _write(load(), folder) if is_reader else None)
         yield run_on_all(accelerator, lambda: _open(folder) if data is None else data)
     finally:
         if is_reader:
