@@ -167,6 +167,27 @@ def test_parse_coco__a_damaged_large_file_is_named(tmp_path: Path, monkeypatch: 
         assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("change", ["images", "categories", "category id", "category name"])
+def test_parse_coco__faults_of_a_large_file_in_the_words_of_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Also where the categories stand behind the annotations, as in COCO's own files."""
+    split = mixed_file(tmp_path, 60)
+    content = json.loads(split.annotations.read_text())
+    if change in ("images", "categories"):
+        content[change] = []
+    elif change == "category id":
+        content["categories"][0]["id"] = "cell"
+        for one in content["annotations"]:
+            one["category_id"] = "cell" if one["category_id"] == 17 else one["category_id"]
+    else:
+        content["categories"][0]["name"] = None
+    split.annotations.write_text(json.dumps(content))
+    _, faults = parse_coco(split)
+    streamed(monkeypatch, 3000)
+    assert sorted(map(str, parse_coco(split)[1])) == sorted(map(str, faults))
+
+
 def test_stream_lists__each_entry_once_and_in_order(tmp_path: Path) -> None:
     """Texts with brackets, nested lists of objects, spaces, and characters of several bytes at every cut."""
     entries = [
@@ -237,6 +258,7 @@ def test_parse_splits__a_shared_file_is_read_once(tmp_path: Path, monkeypatch: p
         assert all_values(data) == all_values(alone[name][0])
     faults = [fault for _, faults in together.values() for fault in faults]
     assert places_of(faults) == places_of([fault for _, faults in alone.values() for fault in faults])
+    assert [data.source.name for data, _ in together.values() if data is not None and data.source] == ["train", "valid"]
     assert together["train"][0].images.columns is together["valid"][0].images.columns  # type: ignore[union-attr]
 
 

@@ -104,19 +104,28 @@ def _parse_shared(splits: Mapping[str, Split]) -> dict[str, tuple[CocoData | Non
     for fault in faults:
         owners = (one for one in others if fault.image_id in (splits[one].image_ids or ()))
         of_split[next(owners, first)].append(fault)
-    return {
-        one: (data if ids is None else replace(data, images=data.images.select(ids)), of_split[one])
-        for one, ids in ((one, split.image_ids) for one, split in splits.items())
-    }
+    found: dict[str, tuple[CocoData | None, list[Fault]]] = {}
+    for name, split in splits.items():
+        images = data.images if split.image_ids is None else data.images.select(split.image_ids)
+        found[name] = replace(data, images=images, source=replace(split, reading=None)), of_split[name]
+    return found
 
 
 def _parse(split: Split) -> tuple[CocoData, FaultReport]:
     if split.format == "coco" and split.classes is None and is_large(split.annotations):
         with suppress(NotStreamableError):
-            return _SplitReader(split).read(partial(stream_lists, split.annotations))
+            return _SplitReader(split).read(partial(_stream_sections, split.annotations))
     reader = _SplitReader(split)
     sections = list_sections(read_content(split, reader.faults), reader.faults)
     return reader.read(lambda keys: ((key, sections[key]) for key in SECTIONS if key in keys))
+
+
+def _stream_sections(path: Path, keys: Collection[str]) -> Iterator[tuple[str, Sequence[object]]]:
+    """The sections of a large file in pieces. Raises NotStreamableError for one that is wrongly empty."""
+    for key, entries in stream_lists(path, keys):
+        if not entries and key != "annotations":
+            raise NotStreamableError(f"{key} is empty")
+        yield key, entries
 
 
 class _SplitReader:
@@ -148,6 +157,8 @@ class _SplitReader:
             elif key == "categories":
                 entries = (entry for _, entries in group for entry in entries)
                 self._names = parse_categories(entries, self.faults, self._broken)
+                if self._broken.categories and "annotations" in seen:
+                    raise NotStreamableError("faulty categories behind the annotations that refer to them")
             elif "images" in seen:
                 self._add_annotations(group)
             else:
@@ -232,7 +243,6 @@ class _SplitReader:
             images,
             elsewhere=tuple(self._elsewhere),
             left_out=tuple(self._left_out),
-            rules=self._split.rules,
             source=replace(self._split, reading=None),
         )
 

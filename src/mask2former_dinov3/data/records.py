@@ -9,7 +9,7 @@ the processes of a machine through a folder of files (`ImageTable.save`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -252,9 +252,8 @@ class CocoData:
     """The records of a split: its annotation file, K categories in the order of their ids, images in file order.
 
     elsewhere: files of images of the file that are not in `images`: with a faulty entry, or left out by `rules`.
-    left_out: polygons that cover no pixel, for checks that look for the cause. rules: how the annotations were read;
-    evaluation reads them in the same way. source: the split that was read, from which evaluation reads what it scores
-    against.
+    left_out: polygons that cover no pixel, for checks that look for the cause. source: the split that was read, from
+    which evaluation reads what it scores against, by the same rules.
     """
 
     annotations: Path
@@ -262,8 +261,12 @@ class CocoData:
     images: ImageTable
     elsewhere: tuple[Path, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
-    rules: ReadRules = field(default_factory=ReadRules)
     source: Split | None = None
+
+    @property
+    def rules(self) -> ReadRules:
+        """How the annotations were read."""
+        return ReadRules() if self.source is None else self.source.rules
 
 
 def _segmentation(columns: Columns, row: int, size: tuple[int, int]) -> Segmentation:
