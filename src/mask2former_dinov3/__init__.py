@@ -34,7 +34,7 @@ _MODULE_OF = {
     "Mask2FormerDinov3ForInstanceSegmentation": "model",
     "Mask2FormerDinov3ImageProcessor": "inference.image_processing",
     "Predictor": "inference.predictor",
-    "evaluate_coco": "evaluation.evaluate",
+    "evaluate_coco": "evaluation.coco_ap",
 }
 
 

@@ -19,7 +19,6 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 
 from ..data.coco_types import Metrics
-from ..data.faults import FaultReport
 from ..data.layout import Split
 from ..data.read_rules import ReadRules
 from ..inference.settings import InferenceSettings
@@ -27,10 +26,8 @@ from .coco_files import (
     GroundTruth,
     ScoredMask,
     Source,
-    name_of_truth,
     read_ground_truth,
     read_results,
-    read_truth,
 )
 from .result_ids import IMAGES_FILE, translate_results
 from .truth_notes import duplicate_notes, misplaced_notes, overlap_notes
@@ -51,9 +48,9 @@ def evaluate_coco(
 
     max_detections: number of results per image and category that count, best first. COCO's own is 100; AP, AP50 ... and
     AR100 are all at this number (AR100 keeps its name; `max_detections` in the result says what it was).
-    image_ids: score only these images. rules: what crowd flags and incomplete images mean (None: as in COCO). An
-    images.json beside the results file, as `predict` writes it, says what its ids mean: images and classes are then
-    matched by name.
+    image_ids: score only these images. rules: what crowd flags and incomplete images mean; None: as for the split, or
+    as in COCO. An images.json beside the results file, as `predict` writes it, says what its ids mean: images and
+    classes are then matched by name.
     Returns AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 of masks, boundary_AP, box_AP, per_class (name -> AP), each
     in 0..1 or -1 where there is nothing to find; images, detections, max_detections, seconds; notes (sentences that a
     reader of the metrics should see). Raises DatasetError listing everything in either file that cannot be scored,
@@ -61,19 +58,24 @@ def evaluate_coco(
     """
     InferenceSettings(max_detections=max_detections)  # checks the value
     start = time.perf_counter()
+    metrics = score_predictions(read_ground_truth(annotations, image_ids, rules), predictions, max_detections)
+    metrics["seconds"] = round(time.perf_counter() - start, 3)
+    return metrics
+
+
+def score_predictions(
+    truth: GroundTruth, predictions: Source | Iterable[Mapping[str, object]], max_detections: int
+) -> Metrics:
+    """The metrics of `evaluate_coco`, but `seconds`, with the annotations read already."""
     notes: list[str] = []
     if isinstance(predictions, str | PathLike) and (Path(predictions).parent / IMAGES_FILE).is_file():
-        name = name_of_truth(annotations)
-        entries, notes = translate_results(Path(predictions), read_truth(annotations, FaultReport(name)), name)
-        truth = read_ground_truth(annotations, image_ids, rules)
+        entries, notes = translate_results(Path(predictions), truth.listed, truth.name)
         results = read_results(cast("list[Mapping[str, object]]", entries), truth)
     else:
-        truth = read_ground_truth(annotations, image_ids, rules)
         results = read_results(predictions, truth)
     metrics = score_results(truth, results, max_detections)
     misplaced = misplaced_notes(truth, results) if 0 <= metrics["AP50"] < _NEAR_ZERO else []
     metrics["notes"] = [*notes, *metrics["notes"], *misplaced]
-    metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics
 
 

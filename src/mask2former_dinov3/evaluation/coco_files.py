@@ -81,7 +81,8 @@ class GroundTruth:
     name: what messages call the file. images, categories: id in the file -> our number, counted from 1 in the order of
     the ids. skipped: ids of images in the file that are left out, by `image_ids` or by `rules`. skipped_categories: ids
     of unused categories under another's name. sizes: our image number -> (height, width). names: category names in the
-    order of our numbers. annotations: with our numbers. notes: what the reader of the score should know.
+    order of our numbers. annotations: with our numbers. listed: the file's entries under `images` and `categories`.
+    notes: what the reader of the score should know.
     """
 
     name: str
@@ -92,6 +93,7 @@ class GroundTruth:
     categories: dict[int, int]
     names: list[str]
     annotations: list[ScoredMask]
+    listed: dict[str, Sequence[object]]
     notes: list[str]
 
     def recall_limit(self, limit: int) -> dict[int, float]:
@@ -112,18 +114,16 @@ def read_ground_truth(
 ) -> GroundTruth:
     """A COCO annotation file, its content, or a split of any format, read as for training.
 
-    image_ids: only these images of it.
-
-    Areas and boxes are the file's own where it has them (COCO bins by the annotated area), else the mask's. Annotations
-    without a mask are left out, with a note; those whose mask covers no pixel are objects that nothing can match, as in
-    pycocotools. rules: what crowd flags and incomplete images mean. Raises DatasetError listing every annotation that
-    cannot be scored.
+    image_ids: only these images of it. rules: what crowd flags and incomplete images mean; None: as for the split, or
+    as in COCO. Areas and boxes are the file's own where it has them (COCO bins by the annotated area), else the mask's.
+    Annotations without a mask are left out, with a note; those whose mask covers no pixel are objects that nothing can
+    match, as in pycocotools. Raises DatasetError listing every annotation that cannot be scored.
     """
     if rules is None:
         rules = annotations.rules if isinstance(annotations, Split) else ReadRules()
-    name = name_of_truth(annotations)
+    name = _name_of(annotations)
     faults = FaultReport(name)
-    content = read_truth(annotations, faults)
+    content = _content_of(annotations, faults)
     broken = BrokenIds()
     sections = list_sections(content, faults)
     names = parse_categories(sections["categories"], faults, broken)
@@ -161,20 +161,21 @@ def read_ground_truth(
         skipped_categories=_ids_of(sections["categories"]) - categories.keys(),
         names=[names[key] for key in categories],
         annotations=_measure([found[row] for row in kept], areas[kept]),
+        listed={key: sections[key] for key in ("images", "categories")},
         notes=[],
     )
     truth.notes.extend(_describe_reading(truth, faults, () if dropped else without_mask, () if dropped else empty))
     return truth
 
 
-def read_truth(annotations: Source | Mapping[str, object] | Split, faults: FaultReport) -> Mapping[str, object]:
+def _content_of(annotations: Source | Mapping[str, object] | Split, faults: FaultReport) -> Mapping[str, object]:
     """The content of what is scored against, in COCO's form. Raises DatasetError if it cannot be read at all."""
     if isinstance(annotations, Mapping):
         return annotations
     return read_content(annotations, faults) if isinstance(annotations, Split) else read_coco_json(Path(annotations))
 
 
-def name_of_truth(annotations: Source | Mapping[str, object] | Split) -> str:
+def _name_of(annotations: Source | Mapping[str, object] | Split) -> str:
     """What messages call it."""
     if isinstance(annotations, Mapping):
         return "annotations"

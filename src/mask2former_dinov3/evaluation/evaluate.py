@@ -38,8 +38,8 @@ from ..inference.network import Network
 from ..inference.predictor import load_model
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
-from .coco_ap import ceiling_notes, evaluate_coco, score_results
-from .coco_files import read_ground_truth, read_results, read_truth
+from .coco_ap import ceiling_notes, score_predictions, score_results
+from .coco_files import read_ground_truth, read_results
 from .result_ids import IMAGES_FILE, write_names
 
 
@@ -177,7 +177,7 @@ def evaluate_model(
         )
         write_text(output / "predictions.json", json.dumps(results) + "\n")
         truth = read_ground_truth(mapped)
-        write_names(output, read_truth(mapped, FaultReport("")))
+        write_names(output, truth.listed)
         metrics = score_results(truth, read_results(results, truth), max_detections)
         if network.config.num_queries < max_detections:
             metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")
@@ -193,14 +193,17 @@ def evaluate_model(
 def _score_file(split: Split, predictions: Path, output: Path, max_detections: int) -> Metrics:
     """Score a results file, and copy it to the output with the names of its ids."""
     check_writable(output)
-    metrics = evaluate_coco(split, predictions, max_detections=max_detections)
+    start = time.perf_counter()
+    truth = read_ground_truth(split)
+    metrics = score_predictions(truth, predictions, max_detections)
+    metrics["seconds"] = round(time.perf_counter() - start, 3)
     if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
         shutil.copyfile(predictions, output / "predictions.json")
         beside = predictions.parent / IMAGES_FILE
         if beside.is_file():
             shutil.copyfile(beside, output / IMAGES_FILE)
         else:
-            write_names(output, read_truth(split, FaultReport("")))
+            write_names(output, truth.listed)
     return metrics
 
 

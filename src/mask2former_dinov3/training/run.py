@@ -150,7 +150,6 @@ class Run:
                 results,
                 max_detections=self.config.max_detections,
                 image_ids=[record.id for record in data.images],
-                rules=data.rules,
             ),
         )
         shared: list[Metrics] = [metrics or {}]
