@@ -34,7 +34,7 @@ from .arguments import (
     add_serve,
     add_train,
 )
-from .data_options import find_truth, read_classes
+from .data_options import find_truth, read_changes, read_classes
 from .messages import describe_error, describe_out_of_memory, is_out_of_memory
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
 
@@ -192,6 +192,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         max_detections=arguments.max_detections,
         batch_size=arguments.batch_size,
         device=arguments.device,
+        reading=read_changes(arguments),
         predictions=arguments.predictions,
         progress=sys.stderr.isatty(),
     )
@@ -228,6 +229,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         settings=settings,
         save=tuple(kind.strip() for kind in arguments.save.split(",") if kind.strip()),
         device=arguments.device,
+        reading=read_changes(arguments),
         progress=sys.stderr.isatty(),
     )
     print(summary.text())
@@ -247,6 +249,7 @@ def run_batch_predict(arguments: argparse.Namespace) -> int:
             settings=settings,
             column=arguments.column,
             device=arguments.device,
+            reading=read_changes(arguments),
             ray_address=arguments.ray_address,
             actors=arguments.actors,
             cpus_per_actor=arguments.cpus_per_actor,
@@ -352,7 +355,14 @@ def run_serve(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     names = ("batch_size", "max_queue", "max_bytes", "max_pixels", "timeout", "max_wait")
     limits = Limits(**{name: getattr(arguments, name) for name in names})
-    serve(arguments.model, host=arguments.host, port=arguments.port, device=arguments.device, limits=limits)
+    serve(
+        arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        device=arguments.device,
+        reading=read_changes(arguments),
+        limits=limits,
+    )
     return 0
 
 

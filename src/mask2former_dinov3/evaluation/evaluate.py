@@ -38,6 +38,7 @@ from ..inference.network import Network
 from ..inference.predictor import load_model
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
+from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .coco_ap import ceiling_notes, score_predictions, score_results
 from .coco_files import read_ground_truth, read_results
 from .result_ids import IMAGES_FILE, write_names
@@ -142,12 +143,14 @@ def evaluate_model(
     device: str | None = None,
     predictions: Path | None = None,
     rules: ReadRules | None = None,
+    reading: ReadChanges = AS_SAVED,
     progress: bool = False,
 ) -> Metrics:
     """Score a model (as `load_model` takes it) on a COCO file with its images, or the results file `predictions`.
 
     annotations: the file, or a split of any format, whose own images are then used. images: the only folder in which
-    those of a file are looked for; all are checked before the model is loaded. rules: what crowd flags and incomplete
+    those of a file are looked for; all are checked before the first prediction. reading: how images are read, where
+    that is not as saved with the model. rules: what crowd flags and incomplete
     images mean, for a file. Where a model was trained with `classes`, a file that has the original names is read with
     the same map.
     Writes metrics.json, predictions.json and images.json, which names the images and classes of its ids, into `output`,
@@ -166,10 +169,9 @@ def evaluate_model(
     else:
         if model is None or (images is None and not isinstance(annotations, Split)):
             raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
-        data = _read_checked(split)  # before the model, which takes longer to load
-        network, processor = load_model(model, device)
+        network, processor = load_model(model, device, reading)  # it says how the images are read
         mapped = split_for(split, network.config.id2label.values(), network.config.class_map)
-        data = _read_checked(mapped) if mapped.classes != split.classes else data
+        data = _read_checked(mapped, processor.read_options)
         check_writable(output)
         start = time.perf_counter()
         results = predict_split(
@@ -207,11 +209,11 @@ def _score_file(split: Split, predictions: Path, output: Path, max_detections: i
     return metrics
 
 
-def _read_checked(split: Split) -> CocoData:
+def _read_checked(split: Split, options: ReadOptions) -> CocoData:
     """The records of a split whose images are all there; warnings and notes are logged. Raises the errors of both."""
     if split.annotations.exists() and not split.images.is_dir():
         raise missing_path("images", [split.images], "folder")
-    report = check_data({split.name: split}, num_queries=None, full=False)
+    report = check_data({split.name: split}, num_queries=None, options=options, full=False)
     report.raise_errors()
     report.log_faults(skip=UNLISTED)
     return report.data[split.name]

@@ -12,9 +12,10 @@ from types import FrameType
 from ..errors import ConfigError, OptionError, mismatch
 from ..extras import require
 from ..inference.onnx_model import OnnxModel
-from ..inference.predictor import Predictor
+from ..inference.predictor import Predictor, load_model
 from ..model import Mask2FormerDinov3Config
 from ..model_folder.licence import is_bound
+from ..read_options import AS_SAVED, ReadChanges
 from .limits import Limits
 from .queue import ModelQueue
 
@@ -25,11 +26,18 @@ GRACE = 5.0  # seconds beyond the timeout that a closing server waits for reques
 
 
 def serve(
-    model: str | Path, *, host: str = "127.0.0.1", port: int = 8000, device: str | None = None, limits: Limits
+    model: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str | None = None,
+    reading: ReadChanges = AS_SAVED,
+    limits: Limits,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests that are in the server. A second signal exits at once.
 
-    port: 0 for any free one; the log says which. Raises MissingExtraError without the extra `serve`, ConfigError for
+    port: 0 for any free one; the log says which. reading: how images are read, where that is not as saved with the
+    model. Raises MissingExtraError without the extra `serve`, ConfigError for
     an address that cannot be used, CheckpointError for a model that cannot be loaded.
     """
     require("serve", "serve", *PACKAGES)
@@ -37,7 +45,7 @@ def serve(
         raise OptionError("port", "a number from 0 to 65535", port)
     name = display_name(model)
     logger.info("loading model %s", name)
-    predictor = Predictor.from_pretrained(model, device)
+    predictor = Predictor(*load_model(model, device, reading))
     listening = _listen(host, port)
     import uvicorn
 
