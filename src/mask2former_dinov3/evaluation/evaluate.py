@@ -169,7 +169,8 @@ def evaluate_model(
     else:
         if model is None or (images is None and not isinstance(annotations, Split)):
             raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
-        network, processor = load_model(model, device, reading)  # it says how the images are read
+        _check_paths(split)  # before the model, which takes time to load and says how the images are read
+        network, processor = load_model(model, device, reading)
         mapped = split_for(split, network.config.id2label.values(), network.config.class_map)
         data = _read_checked(mapped, processor.read_options)
         check_writable(output)
@@ -209,10 +210,16 @@ def _score_file(split: Split, predictions: Path, output: Path, max_detections: i
     return metrics
 
 
-def _read_checked(split: Split, options: ReadOptions) -> CocoData:
-    """The records of a split whose images are all there; warnings and notes are logged. Raises the errors of both."""
+def _check_paths(split: Split) -> None:
+    """Raise OptionError where the annotations or the folder of the images are not there."""
+    if split.format == "coco" and not split.annotations.exists():
+        raise missing_path("annotations", [split.annotations], "file")
     if split.annotations.exists() and not split.images.is_dir():
         raise missing_path("images", [split.images], "folder")
+
+
+def _read_checked(split: Split, options: ReadOptions) -> CocoData:
+    """The records of a split whose images are all there; warnings and notes are logged. Raises the errors of both."""
     report = check_data({split.name: split}, num_queries=None, options=options, full=False)
     report.raise_errors()
     report.log_faults(skip=UNLISTED)
