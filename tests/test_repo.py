@@ -35,7 +35,8 @@ RECIPES = sorted(ROOT.glob("mask2former-dinov3_*_train_args.json"))
 OPTIONS = """
 adam_beta1 adam_beta2 adam_epsilon backbone backbone_lr_multiplier backbone_norm backbone_taps channels
 checkpointing_steps classes color_jitter copy_paste crowd dataloader_num_workers dataset_format dataset_name
-decoder_layers description ema_decay encoder_layers flip freeze_backbone frozen_blocks gradient_accumulation_steps
+decoder_layers description ema_decay encoder_layers extra_images flip freeze_backbone frozen_blocks
+gradient_accumulation_steps
 gradient_checkpointing head hub_model_id hub_private_repo hub_token image_height image_width incomplete_images
 layer_decay learning_rate logging_steps lora_alpha lora_rank lora_targets lr_scheduler_type mask_feature_size
 mask_loss mask_stride matching max_detections max_grad_norm max_train_steps metric_for_best_model mixed_precision neck

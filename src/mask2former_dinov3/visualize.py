@@ -58,6 +58,12 @@ def _typical_side(areas: Iterable[int]) -> float:
     return math.sqrt(float(np.median(values))) if values else math.inf
 
 
+def rgb_view(image: Picture) -> Picture:
+    """An image (H, W, C) as a picture (H, W, 3): RGB as it is, of more channels the first three, of two the first."""
+    count = image.shape[2]
+    return image if count == 3 else np.ascontiguousarray(image[:, :, :3] if count > 3 else image[:, :, [0, 0, 0]])
+
+
 def draw_instances(image: Picture, instances: Instances, *, scale: int = 1, labels: bool = True) -> Picture:
     """Draw instances onto a copy of the image (H, W, 3), enlarged to (scale*H, scale*W, 3); both uint8 RGB.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.presets import DATASET_FORMATS, SPLIT_OPTIONS
-from .data_options import add_read_options
+from .data_options import add_extra_images, add_read_options
 from .parser import VerbParser, not_negative, positive, real_number
 
 SAVEABLE = ("overlays", "masks", "coco", "geojson", "yolo")
@@ -381,4 +381,5 @@ def add_export(parser: VerbParser) -> None:
         metavar="DIR",
         help="for int8: folder with some dozens of images like those that will be predicted",
     )
+    add_extra_images(parser)
     parser.memory_advice += ("lower --size",)

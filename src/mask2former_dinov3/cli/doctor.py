@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..canvas import check_canvas
 from ..config.presets import SPLIT_OPTIONS
 from ..config.train_config import TrainConfig, load_config
-from ..errors import OptionError
+from ..errors import DatasetError, OptionError
 from ..read_options import check_channels
 from .data_options import read_classes
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _FLAGS = (
     *("dataset_name", *SPLIT_OPTIONS, "valid_split", "image_height", "image_width", "num_queries"),
-    *("crowd", "incomplete_images", "value_range", "page", "channels"),
+    *("crowd", "incomplete_images", "value_range", "page", "channels", "extra_images"),
 )
 
 
@@ -36,7 +36,8 @@ def options_of_check(arguments: argparse.Namespace) -> TrainConfig:
     if (classes := read_classes(arguments)) is not None:
         given["classes"] = classes
     if arguments.channels is not None:
-        given["channels"] = list(check_channels(arguments.channels))
+        channels = check_channels(arguments.channels)
+        given["channels"] = list(channels) if isinstance(channels, tuple) else channels
     texts = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     data = {name: value for name, value in texts.items() if name in ("dataset_name", *SPLIT_OPTIONS)}
     config, _ = load_config(arguments.config, {**data, "output_dir": "unused"})
@@ -106,6 +107,7 @@ def write_outputs(
 
 def _training_view(arguments: argparse.Namespace, report: Report, config: TrainConfig) -> TrainingView | None:
     """The data set that training would read; None without training images."""
+    from ..data.channel_statistics import count_channels_of
     from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
     from ..reports.data_sections import TrainingView
     from ..training.train import training_dataset
@@ -114,6 +116,12 @@ def _training_view(arguments: argparse.Namespace, report: Report, config: TrainC
     if data is None or not data.images:
         return None
     # Its mean and std are taken out again where samples are drawn, so those of the weights are not needed.
-    processor = Mask2FormerDinov3ImageProcessor({"height": config.image_height, "width": config.image_width})
+    try:
+        count, extra = count_channels_of(data.images, config.read_options)
+    except DatasetError:
+        return None  # the report says why
+    size = {"height": config.image_height, "width": config.image_width}
+    processor = Mask2FormerDinov3ImageProcessor(size, [0.5] * count, [0.25] * count, extra_channels=extra)
+    processor.read_options = config.read_options
     source = f"options of {arguments.config}" if arguments.config else "the defaults of train"
     return TrainingView(training_dataset(config, processor, data), source)

@@ -333,6 +333,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         with_postprocess=arguments.with_postprocess,
         images=arguments.images,
         calibration_images=arguments.calibration_images,
+        extra_images=arguments.extra_images,
         say=complain,
     )
     print(done.text())

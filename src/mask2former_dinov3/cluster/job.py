@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..errors import OptionError, UserError, mismatch
 from ..extras import require
-from ..inference.predictor import Predictor, load_model
+from ..inference.predictor import Predictor, load_model, refuse_extra_images
 from ..inference.settings import DEFAULTS, InferenceSettings
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .gathering import Batches, BatchSummary, Gathering
@@ -81,6 +81,7 @@ def batch_predict(
     _check_options(device, actors, cpus_per_actor, gpus_per_actor, shard_size)
     # A model that cannot be used fails before the cluster starts.
     predictor = Predictor(*load_model(model, "cpu", reading))
+    refuse_extra_images(predictor.processor, "batch-predict")
     files = ModelFiles.read(_find_files(model))
     folder = ShardFolder(output, _describe_results(files, settings, predictor, reading))
     if retry_failed:
@@ -96,7 +97,7 @@ def batch_predict(
 
         size = predictor.processor.size
         canvas, options = (size["height"], size["width"]), predictor.processor.read_options
-        job = Job(batches, ray.put(files), canvas, options, settings)
+        job = Job(batches, ray.put(files), canvas, options, settings, predictor.processor.num_channels)
         del files, predictor
         gathering = Gathering(batches, folder, summary, bar.update)
         try:
@@ -111,13 +112,15 @@ def batch_predict(
 
 @dataclass(frozen=True)
 class Job:
-    """Batches, and what is needed to predict them. canvas: (height, width). options: how images are read."""
+    """Batches, and what is needed to predict them. canvas: (height, width). options: how images are read, with so many
+    channels."""
 
     batches: Batches
     model: ObjectRef[ModelFiles]
     canvas: tuple[int, int]
     options: ReadOptions
     settings: InferenceSettings
+    channels: int = 3
 
 
 def _predict_all(job: Job, gathering: Gathering, plan: Callable[[], Workers]) -> None:
@@ -186,7 +189,7 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     run = ray.remote(num_cpus=0, scheduling_strategy=here)(Pass).remote()
     rows = run.results.options(num_returns="streaming").remote(
-        parts, [job.model], job.canvas, job.options, job.settings, workers, careful=careful
+        parts, [job.model], job.canvas, job.options, job.settings, workers, channels=job.channels, careful=careful
     )
     try:
         while True:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from ..errors import mismatch
 from .presets import LARGEST, LARGEST_QUERIES
 
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
@@ -29,4 +31,19 @@ Tracker = Literal[
 ]  # accelerate's LoggerType
 
 
+def join_limits(value: object) -> object:
+    """JSON's [LOW, HIGH] as "LOW,HIGH"."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def join_names(value: object) -> object:
+    """Names as a text with commas: one form, so that the flag, the file and the tracker agree. Raises ValueError."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(mismatch("names of layers such as q_proj,v_proj", json.dumps(value, default=str)))
+    return ",".join(name.strip() for name in names)
+
+
+ValueRange = Annotated[str, BeforeValidator(join_limits)]
+LayerNames = Annotated[str, BeforeValidator(join_names)]
 DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets"]

@@ -145,6 +145,7 @@ def explain_unknown(key: str, word: str, known: Collection[str]) -> str:
 
 _EITHER = {
     "backbone_taps": "four block numbers such as 3,6,9,12, or null",
+    "channels": 'channel numbers from 1 such as 3,2,1, "all", or null',
     "checkpointing_steps": 'a whole number above 0, "epoch", or null',
     "num_queries": f'a whole number from 1 to {LARGEST_QUERIES:,}, or "auto"',
 }

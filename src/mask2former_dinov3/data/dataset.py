@@ -1,6 +1,7 @@
 """Make training samples: tensors with instance masks, from a record and a random number generator.
 
-B batch, N instances of one image, H and W the tensor's sides (the canvas, padded to multiples of 32).
+B batch, C channels (3 for RGB), N instances of one image, H and W the tensor's sides (the canvas, padded to multiples
+of 32).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from ..read_options import AS_STORED, ReadOptions
 from .coco import CocoData, ImageRecord
 from .copy_paste import PlacedImage, paste
 from .fitting import Matrix, fit_matrix, size_on_canvas, to_pixel_values, warp_image
-from .images import check_image_size, read_image
+from .images import check_channel_count, check_image_size, read_image
 from .transforms import Augmentation, jitter_colors, rasterise_windows, sample_matrix
 
 
 class Sample(TypedDict):
     """One image ready for the model, in Hugging Face's names."""
 
-    pixel_values: Tensor  # (3, H, W) float32, normalised, 0 in the padding
+    pixel_values: Tensor  # (C, H, W) float32, normalised, 0 in the padding
     pixel_mask: Tensor  # (H, W) bool, True on real pixels
     mask_labels: Tensor  # (N, H, W) uint8 0/1; instances may overlap
     class_labels: Tensor  # (N,) int64, 0..K-1
@@ -36,7 +37,7 @@ class Sample(TypedDict):
 class Batch(TypedDict):
     """Samples of one size, stacked; what differs in N stays a list."""
 
-    pixel_values: Tensor  # (B, 3, H, W) float32
+    pixel_values: Tensor  # (B, C, H, W) float32
     pixel_mask: Tensor  # (B, H, W) bool
     mask_labels: list[Tensor]  # B times (N, H, W) uint8
     class_labels: list[Tensor]  # B times (N,) int64
@@ -64,7 +65,7 @@ class CocoInstanceDataset(Dataset[Sample]):
         seed: int = 0,
     ) -> None:
         """image_height, image_width: the canvas. augmentation None: every image fitted into the canvas, nothing random.
-        options: how image files are read.
+        image_mean, image_std: C numbers. options: how image files are read, with C channels.
 
         Raises OptionError, with the nearest valid sizes, unless both sides of the canvas are multiples of 16.
         """
@@ -115,18 +116,20 @@ class CocoInstanceDataset(Dataset[Sample]):
     def _place(self, record: ImageRecord, rng: np.random.Generator) -> PlacedImage:
         """An image placed on the canvas, with the instances that the canvas still shows."""
         image = read_image(record.path, self.options)
-        check_image_size(f"image {record.id}, {record.path}", (record.height, record.width), image.shape[:2])
+        where = f"image {record.id}, {record.path}"
+        check_image_size(where, (record.height, record.width), image.shape[:2])
+        check_channel_count(where, len(self.image_mean), image.shape[2])
         # A transposed image is placed on a canvas with its sides exchanged, then the result is transposed.
         transposed = self.augmentation is not None and self.augmentation.flip == "all" and rng.random() < 0.5
         canvas = self.canvas[::-1] if transposed else self.canvas
         matrix = self._matrix(rng, record, canvas)
-        image = warp_image(image, matrix, *size_on_canvas(matrix, record.height, record.width, *canvas))  # (r, c, 3)
+        image = warp_image(image, matrix, *size_on_canvas(matrix, record.height, record.width, *canvas))  # (r, c, C)
         size = (record.height, record.width)
         targets = [one for one in record.annotations if not one.iscrowd]
         windows = rasterise_windows([one.segmentation for one in targets], size, matrix, *canvas)
         shown = [(one.label, window) for one, window in zip(targets, windows, strict=True) if window is not None]
         if transposed:
-            image = np.ascontiguousarray(image.swapaxes(0, 1))  # (c, r, 3)
+            image = np.ascontiguousarray(image.swapaxes(0, 1))  # (c, r, C)
             shown = [(label, window.transpose()) for label, window in shown]
         return PlacedImage(image, [label for label, _ in shown], [window for _, window in shown])
 

@@ -29,13 +29,13 @@ from ..data.faults import FaultReport
 from ..data.formats.class_map import ClassMap, applicable, class_names
 from ..data.formats.format_table import read_content
 from ..data.formats.source_content import Reading
-from ..data.images import check_image_size, read_image
+from ..data.images import check_channel_count, check_image_size, read_image
 from ..data.layout import Split, missing_path
 from ..data.read_rules import ReadRules
 from ..errors import ConfigError, DatasetError
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from ..inference.network import Network
-from ..inference.predictor import load_model
+from ..inference.predictor import check_extra_images, load_model
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
@@ -171,6 +171,7 @@ def evaluate_model(
             raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
         _check_paths(split)  # before the model, which takes time to load and says how the images are read
         network, processor = load_model(model, device, reading)
+        check_extra_images(processor)
         mapped = split_for(split, network.config.id2label.values(), network.config.class_map)
         data = _read_checked(mapped, processor.read_options)
         check_writable(output)
@@ -249,7 +250,9 @@ def _load_batches(
 
     def load(record: ImageRecord) -> tuple[ImageRecord, Prepared]:
         image = read_image(record.path, processor.read_options)
-        check_image_size(f"image {record.id}, {record.path}", (record.height, record.width), image.shape[:2])
+        where = f"image {record.id}, {record.path}"
+        check_image_size(where, (record.height, record.width), image.shape[:2])
+        check_channel_count(where, processor.num_channels, image.shape[2])
         return record, processor.prepare(image)
 
     with closing(prefetch(records, load, ahead=batch_size)) as loaded:

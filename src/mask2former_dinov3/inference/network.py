@@ -15,7 +15,8 @@ class NetworkConfig(Protocol):
     """What users of a network read from its configuration; names as in `Mask2FormerDinov3Config`.
 
     id2label: label 0..K-1 -> class name. category_ids: the data set's category id of every label. class_map: name in
-    the data -> name of the class, or None for one that was left out; None: the names are the data's own.
+    the data -> name of the class, or None for one that was left out; None: the names are the data's own. num_channels:
+    C, of the images.
     """
 
     @property
@@ -29,6 +30,8 @@ class NetworkConfig(Protocol):
     @property
     def mask_stride(self) -> int: ...
     @property
+    def num_channels(self) -> int: ...
+    @property
     def class_map(self) -> Mapping[str, str | None] | None: ...
 
 
@@ -41,7 +44,7 @@ class Network(Protocol):
     def device(self) -> torch.device: ...
 
     def __call__(self, pixel_values: Tensor, *, pixel_mask: Tensor | None = None) -> Mask2FormerDinov3Output:
-        """pixel_values (B, 3, H, W), normalised; pixel_mask (B, H, W), non-zero on real pixels, None: all are.
+        """pixel_values (B, C, H, W), normalised; pixel_mask (B, H, W), non-zero on real pixels, None: all are.
 
         class_queries_logits (B, Q, K+1) and masks_queries_logits (B, Q, H/s, W/s), s = `config.mask_stride`.
         """

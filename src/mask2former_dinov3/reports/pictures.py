@@ -19,7 +19,7 @@ from ..data.rle import Window
 from ..data.segmentation import Polygon, Segmentation
 from ..data.transforms import rasterise_windows
 from ..instances import Instances, encode_masks
-from ..visualize import FILL, draw_instances
+from ..visualize import FILL, draw_instances, rgb_view
 
 SIDE_OF_PICTURE = 320  # pixels: twice the width of a column of the page, for sharp screens
 LARGEST_ENLARGEMENT = 12.0  # beyond it, single pixels of the image are larger than a letter
@@ -37,10 +37,11 @@ class View(NamedTuple):
 
 
 def view_of(image: PixelArray, box: Sequence[float] | None = None, side: int = SIDE_OF_PICTURE) -> View:
-    """The part of an image (H, W, 3) within a box (x0, y0, x1, y1), clipped to it; None: the whole image.
+    """The part of an image (H, W, C) within a box (x0, y0, x1, y1), clipped to it, as RGB; None: the whole image.
 
     Its longer side becomes `side` pixels, or less where that would enlarge it more than `LARGEST_ENLARGEMENT`.
     """
+    image = rgb_view(image)
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (0.0, 0.0, float(width), float(height)) if box is None else box
     x0, x1 = np.clip([np.floor(x0), np.ceil(x1)], 0, width)

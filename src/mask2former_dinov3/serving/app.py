@@ -81,8 +81,12 @@ def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str, known: S
                 raise Refused(408, f"the image did not arrive within {limits.timeout:g} seconds", "slow") from None
             work = queue.predict(data, file_name, wanted)
             found, picture = await _await_unless_gone(request, queue, work, end)
+            preview = None
+            if options.preview:
+                preview = await _await_unless_gone(request, queue, queue.preview(data, file_name, wanted), end)
         request.state.noted["instances"] = len(found)
-        return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, picture))
+        pictures = {"overlay": picture, "preview": preview}
+        return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, pictures))
 
     @router.get("/healthz", response_model=Health, responses={503: {"model": Health, "description": "Shutting down."}})
     async def healthz() -> Response:
@@ -100,9 +104,9 @@ def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str, known: S
 
 
 def to_coco_file(
-    found: Instances, file_name: str, categories: Sequence[tuple[int, str]], picture: bytes | None
+    found: Instances, file_name: str, categories: Sequence[tuple[int, str]], pictures: Mapping[str, bytes | None]
 ) -> dict[str, object]:
-    """The instances of one image as a COCO file, see `Prediction`. picture: a PNG, None for none."""
+    """The instances of one image as a COCO file, see `Prediction`. pictures: PNGs by their names, None for none."""
     annotations = [
         {
             "id": number,
@@ -119,7 +123,7 @@ def to_coco_file(
         "images": [{"id": 1, "file_name": file_name, "height": found.height, "width": found.width}],
         "categories": [{"id": id_, "name": name} for id_, name in categories],
         "annotations": annotations,
-        **({} if picture is None else {"overlay": base64.b64encode(picture).decode("ascii")}),
+        **{key: base64.b64encode(png).decode("ascii") for key, png in pictures.items() if png is not None},
     }
 
 

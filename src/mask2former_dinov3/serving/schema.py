@@ -38,6 +38,10 @@ class Options(BaseModel):
         list[str] | None, Field(description="Names of the classes to report; repeat the option for several.")
     ] = None
     overlay: Annotated[bool, Field(description="Also return a PNG with the instances drawn in, as base64.")] = False
+    preview: Annotated[
+        bool,
+        Field(description="Also return the image as a PNG of at most 2048 pixels a side, for browsers, as base64."),
+    ] = False
 
     def settings(self) -> InferenceSettings:
         """The options that `Predictor` takes."""
@@ -54,6 +58,7 @@ EXPECTED = {
     "overlap": f"a fraction from 0 to below {LARGEST_OVERLAP}",
     "classes": "names of classes",
     "overlay": "true or false",
+    "preview": "true or false",
 }
 
 
@@ -94,6 +99,7 @@ class Prediction(BaseModel):
     categories: list[Category]
     annotations: list[Annotation]
     overlay: Annotated[str | None, Field(description="PNG as base64, if the request asked for it.")] = None
+    preview: Annotated[str | None, Field(description="PNG as base64, if the request asked for it.")] = None
 
 
 class Health(BaseModel):

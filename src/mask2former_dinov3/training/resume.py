@@ -30,7 +30,7 @@ FIXED = (
     *("backbone", "head", "seed", "valid_split", "dataset_format", "classes", "crowd", "incomplete_images", *NETWORK),
     *("freeze_backbone", "frozen_blocks", "layer_decay", "lora_rank", "lora_alpha", "lora_targets"),
     *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter", "copy_paste"),
-    *("value_range", "page", "channels"),
+    *("value_range", "page", "channels"),  # not extra_images, whose folder may have moved
 )
 RATES = ("initial_lr", "weight_decay", "betas", "eps")  # keys of a parameter group that the options decide
 

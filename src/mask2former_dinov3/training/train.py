@@ -231,7 +231,7 @@ def start_run(config: TrainConfig, accelerator: Accelerator, data: dict[str, Coc
         accelerator=accelerator,
         data=data,
         model=model,
-        processor=build_processor(config, model),
+        processor=build_processor(config, model, data["train"]),
         optimizer=prepared,
         scheduler=scheduler,
         order=TrainingOrder(

@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from ...atomic_files import check_writable, write_file, write_text
 from ...data.image_folders import PassedOver
-from ...data.images import read_header, read_image
+from ...data.images import check_channel_count, read_header, read_image
 from ...errors import DatasetError, OptionError, mismatch, system_reason
 from ...instances import Instances
 from ...read_options import AS_SAVED, ReadChanges
 from ...version import __version__
 from ..image_processing import Prepared
-from ..predictor import Predictor, load_model
+from ..predictor import Predictor, check_extra_images, load_model
 from ..prefetch import prefetch
 from ..settings import DEFAULTS, InferenceSettings
 from ..tiles.grid import Grid
@@ -107,6 +107,7 @@ def predict_files(
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
         raise OptionError("inputs", "at least one image", f"none:{reasons}")
     predictor = model if isinstance(model, Predictor) else Predictor(*load_model(model, device, reading))
+    check_extra_images(predictor.processor)
     decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
         "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
@@ -158,7 +159,7 @@ class _Loaded(NamedTuple):
 
     file: _File
     unread: str
-    rgb: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]  # (H, W, C)
     prepared: Prepared
 
 
@@ -238,12 +239,17 @@ class _Run:
 
     def _load(self, file: _File) -> _Loaded | _Large | _Failed:
         """Read and prepare one file; called in threads."""
-        tile, options = self.settings.tile, self.predictor.processor.read_options
+        tile, processor = self.settings.tile, self.predictor.processor
+        options = processor.read_options
         try:
-            if tile is not None and max(image_size(file.path, options)) > tile:
-                return _Large(file, read_header(file.path, options).unread)
-            rgb = read_image(file.path, options)
-            return _Loaded(file, read_header(file.path, options).unread, rgb, self.predictor.processor.prepare(rgb))
+            is_large = tile is not None and max(image_size(file.path, options)) > tile
+            pixels = None if is_large else read_image(file.path, options)
+            header = read_header(file.path, options)
+            count = header.channels if pixels is None else pixels.shape[2]
+            check_channel_count(str(file.path), processor.num_channels, count)
+            if pixels is None:
+                return _Large(file, header.unread)
+            return _Loaded(file, header.unread, pixels, processor.prepare(pixels))
         except DatasetError as error:
             return _Failed(file, error)
 
@@ -251,7 +257,7 @@ class _Run:
         found = self.predictor.predict_prepared([one.prepared for one in batch], self.settings)
         for one, instances in zip(batch, found, strict=True):
             try:
-                self._finish(one.file, ImageReader.of(one.rgb), instances)
+                self._finish(one.file, ImageReader.of(one.pixels), instances)
             except DatasetError as error:
                 self._fail(one.file, error)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from ...errors import DatasetError, OptionError, mismatch
 from ...extras import require
 from ...instances import Instances
-from ...visualize import Picture, draw_instances, enlargement
+from ...visualize import Picture, draw_instances, enlargement, rgb_view
 from ..tiles.grid import Region
 from ..tiles.image_reader import ImageReader, georeference
 from .polygons import write_geojson, write_yolo, yolo_classes
@@ -80,22 +80,22 @@ def save_classes(output: Path, categories: tuple[tuple[int, str], ...], save: Co
 
 
 def draw_overlay(image: ImageReader, instances: Instances) -> Picture:
-    """The image with its instances drawn in: enlarged if small, reduced if too large for memory."""
+    """The image (`rgb_view` of it) with its instances drawn in: enlarged if small, reduced if too large for memory."""
     labels = len(instances) <= MOST_LABELLED
     if not image.large:
         whole = image.read(Region(0, 0, image.height, image.width))
-        return draw_instances(whole, instances, scale=enlargement(instances), labels=labels)
+        return draw_instances(rgb_view(whole), instances, scale=enlargement(instances), labels=labels)
     small = shrink_image(image, math.ceil(max(image.height, image.width) / LONGEST_OVERLAY))
     return draw_instances(small, instances.shrink(*small.shape[:2]), labels=labels)
 
 
 def shrink_image(image: ImageReader, factor: int) -> Picture:
-    """The image reduced by `factor` along each side, read and averaged band by band."""
+    """`rgb_view` of the image reduced by `factor` along each side, read and averaged band by band."""
     width = math.ceil(image.width / factor)
     rows = factor * max(1, BAND_PIXELS // (image.width * factor))
     bands = []
     for top in range(0, image.height, rows):
-        band = image.read(Region(top, 0, min(top + rows, image.height), image.width))
+        band = rgb_view(image.read(Region(top, 0, min(top + rows, image.height), image.width)))
         size = (width, math.ceil(len(band) / factor))
         bands.append(cv2.resize(band, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False))
     return np.concatenate(bands)

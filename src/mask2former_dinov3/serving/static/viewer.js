@@ -220,6 +220,7 @@ const pause = (seconds, signal) =>
 async function ask(file, signal) {
   const query = new URLSearchParams({ threshold: settings.least, max_detections: settings.max_detections });
   if (state.tile) query.set("tile", state.tile);
+  if (state.blank) query.set("preview", true); // the browser cannot show the file itself
   for (let attempt = 1; ; attempt++) {
     const body = new FormData();
     body.append("image", file, file.name || "image");
@@ -236,6 +237,14 @@ async function ask(file, signal) {
   }
 }
 
+/** The server's picture of a file that the browser cannot show, such as TIFF. */
+async function preview(text) {
+  const canvas = $("canvas"), bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+  const picture = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
+  [canvas.width, canvas.height] = [picture.width, picture.height];
+  canvas.getContext("2d").drawImage(picture, 0, 0);
+}
+
 async function predict() {
   running?.abort();
   const control = (running = new AbortController()), begun = performance.now(), progress = $(".m2f-progress");
@@ -244,6 +253,8 @@ async function predict() {
   say("Finding instances …");
   try {
     const answer = await ask(state.file, control.signal);
+    if (answer.preview) await preview(answer.preview);
+    delete answer.preview; // no part of a COCO file
     state.answer = answer;
     show(true);
     state.seconds = (performance.now() - begun) / 1000;
