@@ -12,6 +12,13 @@ import numpy as np
 import rasterio
 from rasterio.errors import NotGeoreferencedWarning
 
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.model_folder.folder import save_model_folder
+from mask2former_dinov3.weights.input_channels import widen_trained
+from mask2former_dinov3.weights.mask2former import TrainedModel, rebuild
+
+from .models import small_model
+
 SIDE = (48, 64)  # height, width in pixels
 
 
@@ -115,3 +122,13 @@ def run_options(root: Path, output: Path, **changed: Any) -> dict[str, Any]:
         "checkpointing_steps": 1,
         **changed,
     }
+
+
+def wide_model(folder: Path, channels: int) -> Path:
+    """A small model of random weights for images of so many channels, as training saves it."""
+    model = small_model()
+    found = TrainedModel(model.config, dict(model.state_dict()))
+    size = {"height": 64, "width": 64}
+    processor = Mask2FormerDinov3ImageProcessor(size, [0.3] * channels, [0.2] * channels, channels="all")
+    save_model_folder(rebuild(widen_trained(found, channels))[0], processor, folder, {})
+    return folder

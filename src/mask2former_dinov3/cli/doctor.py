@@ -96,7 +96,7 @@ def write_outputs(
     if arguments.fix is not None:
         from ..data.fixes import write_fixes
 
-        say(f"\n{write_fixes(report, splits, arguments.fix, config.valid_split).text()}")
+        say(f"\n{write_fixes(report, splits, arguments.fix, config.valid_split, config.read_options).text()}")
     if arguments.suggest is not None:
         from ..training.recipe import suggest_recipe
 

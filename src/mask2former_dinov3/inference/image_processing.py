@@ -76,7 +76,7 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         if not image_mean:
             raise OptionError("image_mean", "a number for each channel", image_mean)
         if len(image_std) != len(image_mean) or min(image_std) <= 0:
-            raise OptionError("image_std", f"{len(image_mean)} numbers above 0", image_std)
+            raise OptionError("image_std", f"{len(image_mean)} numbers above 0, one for each channel", image_std)
         if not 0 <= extra_channels < len(image_mean):
             raise OptionError("extra_channels", f"a number from 0 to below {len(image_mean)}", extra_channels)
         self.size = {"height": int(size["height"]), "width": int(size["width"])}
