@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -115,15 +116,10 @@ def resample(pixels: PixelArray, matrix: Matrix, height: int, width: int, border
         return _resample_few(pixels, matrix, height, width, border)
     # OpenCV averages areas of up to four channels, and interpolates two or more than four less exactly.
     moved = np.empty((height, width, channels), np.uint8)
-    groups = [slice(first, first + 3) for first in range(0, channels - 2, 3)]
-    groups += [slice(one, one + 1) for one in range(channels - channels % 3, channels)]
-    for group in groups:
-        some = (
-            np.squeeze(np.ascontiguousarray(pixels[:, :, group]), 2)
-            if group.stop - group.start == 1
-            else (np.ascontiguousarray(pixels[:, :, group]))
-        )
-        moved[:, :, group] = _resample_few(some, matrix, height, width, border).reshape(height, width, -1)
+    threes = channels - channels % 3
+    for first, end in pairwise([*range(0, threes, 3), *range(threes, channels + 1)]):
+        some = np.ascontiguousarray(pixels[:, :, first:end])
+        moved[:, :, first:end] = _resample_few(some, matrix, height, width, border).reshape(height, width, -1)
     return moved
 
 
