@@ -9,5 +9,6 @@ Read in this order:
     coco_files   read annotations and results as they are scored
     truth_notes  write notes on objects annotated twice and on results of other images
     coco_ap      compute COCO AP of results on annotations
+    matches      which result finds which object, for all that is counted beside AP
     evaluate     predict a split with a model, and score the results
 """
