@@ -10,5 +10,11 @@ Read in this order:
     truth_notes  write notes on objects annotated twice and on results of other images
     coco_ap      compute COCO AP of results on annotations
     matches      which result finds which object, for all that is counted beside AP
+    average_precision  AP from matches, also of weighted images
+    error_kinds  errors by kind, and the AP that each costs
+    bootstrap    intervals of AP, by resampling images
+    confusion    which class is found as which, at a threshold
+    calibration  scores against the precision they have
+    breakdown    AP over size of objects, crowding and size of images
     evaluate     predict a split with a model, and score the results
 """
