@@ -44,14 +44,14 @@ class RankedResults:
 def rank_results(
     overlaps: Overlaps,
     matches: ResultMatches,
-    num_images: int,
+    images: Ints,
     num_classes: int,
     counted_objects: Bools | None = None,
     counted_results: Bools | None = None,
 ) -> list[RankedResults]:
     """The ranked results of every class.
 
-    counted_objects (G,) bool: those that count, without crowd regions; None: all. counted_results (D,) bool: those that
+    images (I,): numbers of the images that are scored, ascending. counted_objects (G,) bool: those that count, without crowd regions; None: all. counted_results (D,) bool: those that
     count although they find nothing; None: all.
     """
     whole = ~overlaps.crowd if counted_objects is None else counted_objects & ~overlaps.crowd
@@ -65,10 +65,11 @@ def rank_results(
     ranked = []
     for category in range(1, num_classes + 1):
         own = best_first[categories == category]
-        image = (overlaps.result_image[own] - 1).astype(np.int32)
+        image = np.searchsorted(images, overlaps.result_image[own]).astype(np.int32)
         places = np.flatnonzero(right[own]).astype(np.int32)
         mine = whole & (overlaps.object_category == category)
-        objects = np.bincount(overlaps.object_image[mine] - 1, minlength=num_images).astype(np.int32)
+        rows = np.searchsorted(images, overlaps.object_image[mine])
+        objects = np.bincount(rows, minlength=len(images)).astype(np.int32)
         ranked.append(RankedResults(image, places, image[places], objects))
     return ranked
 
@@ -122,14 +123,14 @@ def mean_over_classes(values: Floats) -> Floats:
 
 def rank_all(
     overlaps: Overlaps,
-    num_images: int,
+    images: Ints,
     num_classes: int,
     size: tuple[float, float] | None = None,
     ious: Sequence[float] = IOUS,
 ) -> list[list[RankedResults]]:
     """The ranked results of every class, for each IoU.
 
-    size: a range of area in square pixels, both ends included, of the objects to be found; None: all.
+    images (I,): numbers of the images that are scored, ascending. size: a range of area in square pixels, both ends included, of the objects to be found; None: all.
     """
     objects = results = None
     if size is not None:
@@ -138,7 +139,7 @@ def rank_all(
     ranked = []
     for iou in ious:
         matches = match_overlaps(overlaps, iou, None if objects is None else ~objects)
-        ranked.append(rank_results(overlaps, matches, num_images, num_classes, objects, results))
+        ranked.append(rank_results(overlaps, matches, images, num_classes, objects, results))
     return ranked
 
 

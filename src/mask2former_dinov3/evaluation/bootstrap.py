@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..data.array_types import Floats
+from ..data.array_types import Floats, Ints
 from .average_precision import SIZES, mean_over_classes, precision_table, rank_all
 from .matches import Overlaps
 
-RESAMPLES = 1000
+MOST_RESAMPLES = 1000
 FEWEST_RESAMPLES = 200
 LEVEL = 0.95  # of the intervals
 _WORK = 200_000_000  # results times resamples, beyond which fewer are drawn: about a quarter of a minute
@@ -25,7 +25,7 @@ _AREAS = {"APs": "small", "APm": "medium", "APl": "large"}
 
 
 @dataclass(frozen=True)
-class Interval:
+class ApInterval:
     """A metric of the data set itself, and the bounds that `LEVEL` of the resamples lie between; -1: undefined."""
 
     value: float
@@ -37,8 +37,8 @@ class Interval:
 class BootstrapIntervals:
     """Intervals of AP, AP50, AP75, APs, APm, APl, and of AP of each class by name. resamples: how many were drawn."""
 
-    metrics: dict[str, Interval]
-    per_class: dict[str, Interval]
+    metrics: dict[str, ApInterval]
+    per_class: dict[str, ApInterval]
     resamples: int
     seed: int
 
@@ -51,33 +51,32 @@ def draw_resamples(num_images: int, resamples: int, seed: int) -> npt.NDArray[np
 
 
 def number_of_resamples(num_results: int) -> int:
-    """`RESAMPLES`, or fewer where they would take more than about a quarter of a minute."""
-    return int(np.clip(_WORK // max(num_results, 1), FEWEST_RESAMPLES, RESAMPLES))
+    """`MOST_RESAMPLES`, or fewer where they would take more than about a quarter of a minute."""
+    return int(np.clip(_WORK // max(num_results, 1), FEWEST_RESAMPLES, MOST_RESAMPLES))
 
 
 def weighted_metrics(
-    overlaps: Overlaps, num_classes: int, weights: npt.NDArray[np.int32]
+    overlaps: Overlaps, images: Ints, num_classes: int, weights: npt.NDArray[np.int32]
 ) -> tuple[dict[str, Floats], Floats]:
     """AP, AP50, AP75, APs, APm, APl of each set of weights of the images, (B,) each, and AP of each class, (B, K).
 
-    weights (B, I): how often each image counts. -1 where there is nothing to find.
+    images (I,): their numbers, ascending. weights (B, I): how often each image counts. -1 where there is nothing to find.
     """
-    num_images = weights.shape[1]
-    table = precision_table(rank_all(overlaps, num_images, num_classes), weights)  # (B, T, K)
+    table = precision_table(rank_all(overlaps, images, num_classes), weights)  # (B, T, K)
     per_iou = mean_over_classes(table)
     values = {"AP": per_iou.mean(1), "AP50": per_iou[:, 0], "AP75": per_iou[:, 5]}
     for name, size in _AREAS.items():
-        ranked = rank_all(overlaps, num_images, num_classes, SIZES[size])
+        ranked = rank_all(overlaps, images, num_classes, SIZES[size])
         values[name] = mean_over_classes(precision_table(ranked, weights)).mean(1)
     return values, table.mean(1)
 
 
-def bootstrap_intervals(overlaps: Overlaps, num_images: int, names: list[str], seed: int = 0) -> BootstrapIntervals:
-    """Intervals of the metrics of results. names: of the classes, in the order of their numbers."""
+def bootstrap_intervals(overlaps: Overlaps, images: Ints, names: list[str], seed: int = 0) -> BootstrapIntervals:
+    """Intervals of the metrics of results. images (I,): their numbers, ascending. names: of the classes, in the order of their numbers."""
     resamples = number_of_resamples(len(overlaps.score))
-    once = np.ones((1, num_images), np.int32)
-    drawn = np.concatenate([once, draw_resamples(num_images, resamples, seed)])
-    values, per_class = weighted_metrics(overlaps, len(names), drawn)
+    once = np.ones((1, len(images)), np.int32)
+    drawn = np.concatenate([once, draw_resamples(len(images), resamples, seed)])
+    values, per_class = weighted_metrics(overlaps, images, len(names), drawn)
     return BootstrapIntervals(
         metrics={name: interval_of(column) for name, column in values.items()},
         per_class={name: interval_of(per_class[:, place]) for place, name in enumerate(names)},
@@ -86,11 +85,11 @@ def bootstrap_intervals(overlaps: Overlaps, num_images: int, names: list[str], s
     )
 
 
-def interval_of(values: Floats) -> Interval:
+def interval_of(values: Floats) -> ApInterval:
     """The interval of a metric: its value first, then those of the resamples, (1 + B,). Resamples in which it is
     undefined do not count."""
     defined = values[1:][values[1:] > -1]
     if values[0] == -1 or not len(defined):
-        return Interval(float(values[0]), -1.0, -1.0)
+        return ApInterval(float(values[0]), -1.0, -1.0)
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(values[0]), float(low), float(high))
+    return ApInterval(float(values[0]), float(low), float(high))

@@ -43,21 +43,19 @@ class Breakdown:
 
 def breakdown_of(overlaps: Overlaps, truth: GroundTruth) -> Breakdown:
     """AP in groups; a quantity that is the same everywhere gives one group."""
-    num_images, num_classes = len(truth.images), len(truth.names)
-    numbers = sorted(truth.sizes)
+    num_images, num_classes = len(truth.sizes), len(truth.names)
+    images = np.array(sorted(truth.sizes), dtype=np.int64)
     whole = ~overlaps.crowd
-    crowding = np.bincount(overlaps.object_image[whole] - 1, minlength=max(numbers, default=0))[
-        np.array(numbers, int) - 1
-    ]
-    sides = np.sqrt([float(truth.sizes[number][0] * truth.sizes[number][1]) for number in numbers])
+    crowding = np.bincount(np.searchsorted(images, overlaps.object_image[whole]), minlength=num_images)
+    sides = np.sqrt([float(truth.sizes[number][0] * truth.sizes[number][1]) for number in images.tolist()])
     by_size = []
     for low, high in group_bounds(np.sqrt(overlaps.area[whole])):
         inside = whole & (np.sqrt(overlaps.area) >= low) & (np.sqrt(overlaps.area) <= high)
-        ranked = rank_all(overlaps, num_images, num_classes, (low**2, high**2))
+        ranked = rank_all(overlaps, images, num_classes, (low**2, high**2))
         ap, ap50 = _ap_of(precision_table(ranked, np.ones((1, num_images), np.int32)))[0]
-        images = len(np.unique(overlaps.object_image[inside]))
-        by_size.append(ApGroup(low, high, images, int(inside.sum()), ap, ap50))
-    ranked = rank_all(overlaps, num_images, num_classes)
+        with_them = len(np.unique(overlaps.object_image[inside]))
+        by_size.append(ApGroup(low, high, with_them, int(inside.sum()), ap, ap50))
+    ranked = rank_all(overlaps, images, num_classes)
 
     def of_images(values: Floats) -> list[ApGroup]:
         bounds = group_bounds(values)
