@@ -51,8 +51,8 @@ def rank_results(
 ) -> list[RankedResults]:
     """The ranked results of every class.
 
-    images (I,): numbers of the images that are scored, ascending. counted_objects (G,) bool: those that count, without crowd regions; None: all. counted_results (D,) bool: those that
-    count although they find nothing; None: all.
+    images (I,): numbers of the images that are scored, ascending. counted_objects (G,) bool: those that count, without
+    crowd regions; None: all. counted_results (D,) bool: those that count although they find nothing; None: all.
     """
     whole = ~overlaps.crowd if counted_objects is None else counted_objects & ~overlaps.crowd
     right = matches.right
@@ -130,7 +130,8 @@ def rank_all(
 ) -> list[list[RankedResults]]:
     """The ranked results of every class, for each IoU.
 
-    images (I,): numbers of the images that are scored, ascending. size: a range of area in square pixels, both ends included, of the objects to be found; None: all.
+    images (I,): numbers of the images that are scored, ascending. size: a range of area in square pixels, both ends
+    included, of the objects to be found; None: all.
     """
     objects = results = None
     if size is not None:

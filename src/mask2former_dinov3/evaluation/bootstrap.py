@@ -60,7 +60,7 @@ def weighted_metrics(
 ) -> tuple[dict[str, Floats], Floats]:
     """AP, AP50, AP75, APs, APm, APl of each set of weights of the images, (B,) each, and AP of each class, (B, K).
 
-    images (I,): their numbers, ascending. weights (B, I): how often each image counts. -1 where there is nothing to find.
+    images (I,): their numbers, ascending. weights (B, I): how often each image counts. -1: nothing to find.
     """
     table = precision_table(rank_all(overlaps, images, num_classes), weights)  # (B, T, K)
     per_iou = mean_over_classes(table)
@@ -72,7 +72,10 @@ def weighted_metrics(
 
 
 def bootstrap_intervals(overlaps: Overlaps, images: Ints, names: list[str], seed: int = 0) -> BootstrapIntervals:
-    """Intervals of the metrics of results. images (I,): their numbers, ascending. names: of the classes, in the order of their numbers."""
+    """Intervals of the metrics of results.
+
+    images (I,): numbers of the images, ascending. names: of the classes, in the order of their numbers.
+    """
     resamples = number_of_resamples(len(overlaps.score))
     once = np.ones((1, len(images)), np.int32)
     drawn = np.concatenate([once, draw_resamples(len(images), resamples, seed)])
