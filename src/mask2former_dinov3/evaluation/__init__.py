@@ -5,10 +5,12 @@ metrics as a dictionary, and as files metrics.json, predictions.json and images.
 
 Read in this order:
 
-    result_ids   match results with annotations by the names of images
-    coco_files   read annotations and results as they are scored
-    truth_notes  write notes on objects annotated twice and on results of other images
-    coco_ap      compute COCO AP of results on annotations
-    matches      which result finds which object, for all that is counted beside AP
-    evaluate     predict a split with a model, and score the results
+    result_ids       match results with annotations by the names of images
+    coco_files       read annotations and results as they are scored
+    truth_notes      write notes on objects annotated twice and on results of other images
+    coco_ap          compute COCO AP of results on annotations
+    matches          which result finds which object, for all that is counted beside AP
+    score_curves     precision, recall and F1 over the score threshold
+    operating_point  the choice of a threshold, with its uncertainty
+    evaluate         predict a split with a model, and score the results
 """
