@@ -138,12 +138,19 @@ def error_costs(
 def _most_overlapped(overlaps: Overlaps, chosen: Bools) -> tuple[Ints, Floats]:
     """Of every result the object that it overlaps most among the chosen pairs (P,), the first of equal ones; and the
     IoU. (D,) each, -1 and 0 without one."""
-    result, other, iou = overlaps.pair_result[chosen], overlaps.pair_object[chosen], overlaps.pair_iou[chosen]
-    order = np.lexsort((other, -iou, result))
-    which, first = np.unique(result[order], return_index=True)
+    places = strongest_pairs(overlaps.pair_result, overlaps.pair_object, np.where(chosen, overlaps.pair_iou, 0.0))
     subject, highest = np.full(len(overlaps.score), -1, dtype=np.int64), np.zeros(len(overlaps.score))
-    subject[which], highest[which] = other[order[first]], iou[order[first]]
+    which = overlaps.pair_result[places]
+    subject[which], highest[which] = overlaps.pair_object[places], overlaps.pair_iou[places]
     return subject, highest
+
+
+def strongest_pairs(one: Ints, other: Ints, weight: Floats) -> Ints:
+    """For each value of `one` the place of its pair with the highest weight above 0, of equal ones that with the lowest
+    `other`. All (P,)."""
+    places = np.flatnonzero(weight > 0)
+    order = places[np.lexsort((other[places], -weight[places], one[places]))]
+    return order[np.unique(one[order], return_index=True)[1]].astype(np.int64)
 
 
 def _ap_per_class(score: Floats, category: Ints, right: Bools, counted: Bools, objects: Ints, before: Ints) -> Floats:
