@@ -155,9 +155,7 @@ def count_findings(
         limit_recall=float(np.mean(list(limits.values()))) if limits else -1.0,
     )
     ids = {number: key for key, number in truth.images.items()}
-    return Findings(
-        truth, results, overlaps, matches, errors, thresholds, shown, ids, _file_names(truth), numbers
-    )
+    return Findings(truth, results, overlaps, matches, errors, thresholds, shown, ids, _file_names(truth), numbers)
 
 
 def _thresholds(curves: Sequence[ScoreCurve], choice: ThresholdChoice | None, aim: Aim) -> Floats:
@@ -167,9 +165,7 @@ def _thresholds(curves: Sequence[ScoreCurve], choice: ThresholdChoice | None, ai
     return np.array([common if one is None else one.threshold for one in own], dtype=np.float64)
 
 
-def _class_numbers(
-    name: str, curve: ScoreCurve, point: ScorePoint, ap: ApInterval, ap50: float
-) -> ClassNumbers:
+def _class_numbers(name: str, curve: ScoreCurve, point: ScorePoint, ap: ApInterval, ap50: float) -> ClassNumbers:
     made = point.right + point.wrong
     rates = (point.precision, point.recall, point.f1)
     return ClassNumbers(name, curve.objects, made, ap, ap50, point.threshold, *rates)
@@ -228,9 +224,7 @@ def _choice_to_json(choice: ThresholdChoice) -> dict[str, object]:
         "aim": choice.aim.text,
         "reached": choice.reached,
         **choice.point.to_json(),
-        "intervals": {
-            name: list(getattr(choice, name)) for name in ("thresholds", "precision", "recall", "f1")
-        },
+        "intervals": {name: list(getattr(choice, name)) for name in ("thresholds", "precision", "recall", "f1")},
         "loss": choice.loss,
         "unstable": choice.unstable,
     }
