@@ -39,7 +39,8 @@ _BADGES = {"better": "good", "worse": "error", "no difference": "note"}
 def write_comparison(comparison: Comparison, folder: Path, options: ReadOptions = AS_STORED) -> Path:
     """Write compare.json and compare.html to `folder`; returns the path of the page.
 
-    options: how images are read. Where an image cannot be read, the page gives the reason. Memory: one image at a time. Raises CheckpointError when the folder cannot be written.
+    options: how images are read. Where an image cannot be read, the page gives the reason. Memory: one
+    image at a time. Raises CheckpointError when the folder cannot be written.
     """
     check_writable(folder)
     write_text(folder / COMPARE_JSON, json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
