@@ -1,8 +1,7 @@
-"""AP of weighted images equals COCO's of repeated ones; paired intervals tell a difference from noise."""
+"""Paired intervals tell a difference from noise; the precision curve is COCO's."""
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -11,65 +10,50 @@ import pytest
 
 from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
-from mask2former_dinov3.evaluation.paired_bootstrap import Difference, RankedMatches, paired_bootstrap, rank_matches
+from mask2former_dinov3.evaluation.matches import Overlaps, overlaps_of
+from mask2former_dinov3.evaluation.paired_bootstrap import (
+    Difference,
+    PairedDifferences,
+    paired_bootstrap,
+    precision_at_recalls,
+)
 from support.coco_reference import Scene, by_pycocotools, random_scene
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
 
-def ranked(scene: Scene, results: list[dict[str, Any]] | None = None, limit: int = 100) -> RankedMatches:
+def overlaps_in(scene: Scene, results: list[dict[str, Any]] | None = None) -> Overlaps:
     truth = read_ground_truth(scene.truth)
-    return rank_matches(truth, read_results(scene.results if results is None else results, truth), limit)
+    return overlaps_of(truth, read_results(scene.results if results is None else results, truth), 100)
 
 
-@pytest.mark.parametrize(("seed", "levels", "limit"), [(0, None, 100), (3, 3, 100), (5, None, 2)])
-def test_average_precision__equals_pycocotools(seed: int, levels: int | None, limit: int) -> None:
-    scene = random_scene(seed, levels)
-    found = ranked(scene, limit=limit)
-    expected = by_pycocotools(scene.truth, scene.results, "segm", limit)
-    table = found.average_precision()
-    assert np.nanmean(table) == pytest.approx(expected["AP"], abs=1e-9)
-    assert np.nanmean(table[:, 0]) == pytest.approx(expected["AP50"], abs=1e-9)
-    per_class = [expected[f"class {number}"] for number in (1, 7, 90)]
-    assert table.mean(axis=1) == pytest.approx(per_class, abs=1e-9)
-    assert found.precision_curve(0.5).mean() == pytest.approx(expected["AP50"], abs=1e-9)
+def compared(scene: Scene, before: Overlaps, after: Overlaps, seed: int = 0) -> PairedDifferences:
+    truth = read_ground_truth(scene.truth)
+    images = np.array(sorted(truth.sizes))
+    return paired_bootstrap(before, after, images, len(truth.names), samples=200, seed=seed)
 
 
-def test_average_precision__of_weights_is_that_of_repeated_images() -> None:
-    scene = random_scene(4)
-    weights = [2, 0, 1, 3]  # of the images in the order of their ids: 1, 3, 15, 200
-    ids = sorted(one["id"] for one in scene.truth["images"])
-    repeated = Scene()
-    repeated.truth["categories"] = scene.truth["categories"]
-    for own, count in zip(ids, weights, strict=True):
-        for turn in range(count):
-            new = own * 10 + turn
-            entry = next(one for one in scene.truth["images"] if one["id"] == own)
-            repeated.truth["images"].append({**entry, "id": new})
-            for source, target in (
-                (scene.truth["annotations"], repeated.truth["annotations"]),
-                (scene.results, repeated.results),
-            ):
-                target.extend({**copy.deepcopy(one), "image_id": new} for one in source if one["image_id"] == own)
-    for number, one in enumerate(repeated.truth["annotations"], start=1):
-        one["id"] = number
-    table = ranked(scene).average_precision(np.array(weights, dtype=np.float64))
-    expected = by_pycocotools(repeated.truth, repeated.results, "segm")
-    assert np.nanmean(table) == pytest.approx(expected["AP"], abs=1e-9)
+@pytest.mark.parametrize(("iou", "metric"), [(0.5, "AP50"), (0.75, "AP75")])
+def test_precision_at_recalls__has_the_mean_of_pycocotools(iou: float, metric: str) -> None:
+    for seed, levels in ((0, None), (3, 3)):
+        scene = random_scene(seed, levels)
+        curve = precision_at_recalls(overlaps_in(scene), np.arange(1, 5), 3, iou)
+        expected = by_pycocotools(scene.truth, scene.results, "segm")
+        assert curve.shape == (101,)
+        assert curve.mean() == pytest.approx(expected[metric], abs=1e-9)
+        assert (np.diff(curve) <= 1e-12).all()
+    assert precision_at_recalls(overlaps_in(scene, []), np.arange(1, 5), 3, iou).tolist() == [0.0] * 101
 
 
-def test_average_precision__is_undefined_without_objects_and_0_without_results() -> None:
-    scene = random_scene(0)
-    assert np.all(ranked(scene, []).average_precision() == 0)
-    nothing = np.zeros(4)
-    assert np.isnan(ranked(scene).average_precision(nothing)).all()
+def test_paired_bootstrap__is_undefined_without_objects() -> None:
     empty = Scene()
     empty.image(1)
-    assert np.isnan(ranked(empty).precision_curve(0.5)).all()
-    overall = paired_bootstrap(ranked(empty), ranked(empty), samples=100).overall["AP"]
+    overlaps = overlaps_in(empty)
+    overall = compared(empty, overlaps, overlaps).overall["AP"]
     assert math.isnan(overall.difference)
     assert not overall.worse
     assert not overall.better
+    assert np.isnan(precision_at_recalls(overlaps, np.array([1]), 3, 0.5)).all()
 
 
 def many_images(count: int, seed: int = 0) -> Scene:
@@ -80,7 +64,7 @@ def many_images(count: int, seed: int = 0) -> Scene:
     return scene
 
 
-def shifted(scene: Scene, share: float, seed: int) -> list[dict[str, Any]]:
+def thinned(scene: Scene, share: float, seed: int) -> list[dict[str, Any]]:
     """The results, a share of them left out."""
     rng = np.random.default_rng(seed)
     return [one for one in scene.results if rng.random() >= share]
@@ -88,32 +72,31 @@ def shifted(scene: Scene, share: float, seed: int) -> list[dict[str, Any]]:
 
 def test_paired_bootstrap__tells_a_difference_from_noise() -> None:
     scene = many_images(30)
-    base, worse = ranked(scene, shifted(scene, 0.05, 1)), ranked(scene, shifted(scene, 0.5, 2))
-    other = ranked(scene, shifted(scene, 0.05, 3))
-    same = paired_bootstrap(base, other, samples=300).overall["AP"]
+    base, worse, other = (overlaps_in(scene, thinned(scene, *one)) for one in ((0.05, 1), (0.5, 2), (0.05, 3)))
+    same = compared(scene, base, other).overall["AP"]
     assert not same.worse
     assert not same.better
     assert same.low < same.difference < same.high
-    found = paired_bootstrap(base, worse, samples=300)
-    assert all(one.worse for one in found.overall.values())
+    found = compared(scene, base, worse)
+    assert all(found.overall[name].worse for name in ("AP", "AP50", "AP75"))
     assert len(found.per_class) == 2
-    back = paired_bootstrap(worse, base, samples=300).overall["AP"]
+    back = compared(scene, worse, base).overall["AP"]
     assert back.better
     assert [back.low, back.high] == pytest.approx([-found.overall["AP"].high, -found.overall["AP"].low])
 
 
 def test_paired_bootstrap__is_the_same_for_the_same_seed_and_exact_for_equal_results() -> None:
     scene = many_images(10)
-    base, other = ranked(scene), ranked(scene, shifted(scene, 0.3, 0))
-    assert paired_bootstrap(base, other, samples=100) == paired_bootstrap(base, other, samples=100)
-    assert paired_bootstrap(base, other, samples=100) != paired_bootstrap(base, other, samples=100, seed=1)
-    own = paired_bootstrap(base, base, samples=100).overall["AP"]
+    base, other = overlaps_in(scene), overlaps_in(scene, thinned(scene, 0.3, 0))
+    assert compared(scene, base, other).overall["AP"] == compared(scene, base, other).overall["AP"]
+    assert compared(scene, base, other).overall["AP"] != compared(scene, base, other, seed=1).overall["AP"]
+    own = compared(scene, base, base).overall["AP"]
+    expected = by_pycocotools(scene.truth, scene.results, "segm")["AP"]
     assert own == Difference(own.before, own.before, 0.0, 0.0)
+    assert own.before == pytest.approx(expected, abs=1e-9)
 
 
-def test_paired_bootstrap__refuses_few_samples_and_other_ground_truths() -> None:
-    base = ranked(many_images(3))
+def test_paired_bootstrap__refuses_few_samples() -> None:
+    scene = many_images(3)
     with pytest.raises(OptionError, match="at least 100 draws"):
-        paired_bootstrap(base, base, samples=99)
-    with pytest.raises(ValueError, match="same ground truth"):
-        paired_bootstrap(base, ranked(many_images(4)))
+        paired_bootstrap(overlaps_in(scene), overlaps_in(scene), np.arange(1, 4), 2, samples=99)

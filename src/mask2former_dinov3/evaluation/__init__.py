@@ -11,6 +11,18 @@ Read in this order:
     truth_notes        write notes on objects annotated twice and on results of other images
     coco_ap            compute COCO AP of results on annotations
     matches            which result finds which object, for all that is counted beside AP
+    score_curves       precision, recall and F1 over the score threshold
+    operating_point    the choice of a threshold, with its uncertainty
+    average_precision  AP from matches, also of weighted images
+    bootstrap          intervals of AP, by resampling images
+    error_kinds        errors by kind, and the AP that each costs
+    confusion          which class is found as which, at a threshold
+    calibration        scores against the precision they have
+    breakdown          AP over size of objects, crowding and size of images
+    doubtful_labels    labels that the results contradict, the most doubtful first
+    image_ranking      images by what is wrong on them
+    report_numbers     all of these in one structure, for report.json
+    verdict            what the numbers say, in five sentences
     stored_evaluation  what an evaluation was made on, as a file
     evaluate           predict a split with a model, and score the results
     paired_bootstrap   intervals of the difference in AP of two sets of results

@@ -62,6 +62,7 @@ class ScoredMask(TypedDict):
     """An annotation, or a result (which has a score), as COCO's evaluation takes it.
 
     image_id, category_id: our numbers, from 1. bbox: [left, top, width, height] in pixels; area in square pixels.
+    source_id: of an annotation, its id in the file.
     """
 
     id: int
@@ -72,6 +73,7 @@ class ScoredMask(TypedDict):
     bbox: list[float]
     iscrowd: int
     score: NotRequired[float]
+    source_id: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -350,6 +352,8 @@ def _measure(candidates: Sequence[_Candidate], areas: npt.NDArray[np.int64]) -> 
         )
         if one.score is not None:
             scored["score"] = one.score
+        if (source_id := one.where[1]) is not None:
+            scored["source_id"] = source_id
         measured.append(scored)
     return measured
 

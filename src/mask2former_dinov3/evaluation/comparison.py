@@ -12,23 +12,19 @@ import numpy as np
 from ..data.array_types import Floats
 from ..data.layout import Split
 from ..errors import OptionError
+from .bootstrap import LEVEL
 from .coco_ap import ceiling_notes, coverage_notes, read_named_results
 from .coco_files import GroundTruth, ScoredMask
 from .compared_inputs import ComparedInput, common_limit, common_truth, find_inputs, recipe_changes
 from .image_changes import ImageChange, changes_by_image, match_above
-from .paired_bootstrap import (
-    CONFIDENCE,
-    Difference,
-    PairedDifferences,
-    RankedMatches,
-    paired_bootstrap,
-    rank_matches,
-)
+from .matches import Overlaps, match_overlaps, overlaps_of
+from .paired_bootstrap import FEWEST_DRAWS, Difference, PairedDifferences, paired_bootstrap, precision_at_recalls
+from .score_curves import ScoreCurve, score_curve
 from .stored_evaluation import names_of_images
 
 ENOUGH_IMAGES = 30  # below it, percentile intervals are too narrow
 CURVE_IOUS = (0.5, 0.75)
-INTERVAL = f"{CONFIDENCE * 100:g} % interval"
+INTERVAL = f"{LEVEL * 100:g} % interval"
 
 
 @dataclass(frozen=True)
@@ -47,8 +43,8 @@ class ComparisonSettings:
     max_detections: int | None = None
 
     def __post_init__(self) -> None:
-        if self.samples < 100:
-            raise OptionError("samples", "at least 100 draws", self.samples)
+        if self.samples < FEWEST_DRAWS:
+            raise OptionError("samples", f"at least {FEWEST_DRAWS} draws", self.samples)
         if not 0 <= self.threshold <= 1:
             raise OptionError("threshold", "a score from 0 to 1", self.threshold)
         if not 0 < self.iou <= 1:
@@ -59,13 +55,15 @@ class ComparisonSettings:
 class ComparedResults:
     """One set of results. source: where it is from; results: all of it; notes: what the reader should know.
 
-    precision: IoU -> precision (101,) at the recalls 0.00 to 1.00, mean over the classes.
+    precision: IoU -> precision (101,) at the recalls 0.00 to 1.00, mean over the classes. scores: counts over the score
+    threshold, of all classes.
     """
 
     source: ComparedInput
     results: list[ScoredMask]
     notes: list[str]
     precision: dict[float, Floats]
+    scores: ScoreCurve
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Comparison:
             "images": len(self.truth.sizes),
             "objects": sum(not one["iscrowd"] for one in self.truth.annotations),
             "max_detections": self.max_detections,
-            "confidence": CONFIDENCE,
+            "level": LEVEL,
             "samples": self.settings.samples,
             "seed": self.settings.seed,
             "threshold": self.settings.threshold,
@@ -148,20 +146,18 @@ def compare_results(
     inputs = find_inputs(paths)
     split, truth = common_truth(inputs, annotations)
     limit = common_limit(inputs, settings.max_detections)
-    sides: list[tuple[ComparedResults, RankedMatches]] = []
-    for one in inputs:
-        results, notes = read_named_results(truth, one.predictions)
-        ranked = rank_matches(truth, results, limit)
-        curves = {iou: ranked.precision_curve(iou) for iou in CURVE_IOUS}
-        sides.append((ComparedResults(one, results, [*notes, *coverage_notes(truth, results)], curves), ranked))
-    stated = [match_above(truth, side.results, settings.threshold, settings.iou, limit) for side, _ in sides]
+    sides = [_read_side(one, truth, limit, settings.iou) for one in inputs]
+    stated = [match_above(overlaps, side.results, settings.threshold, settings.iou) for side, overlaps in sides]
+    numbers = np.array(sorted(truth.sizes), dtype=np.int64)
     pairs = [
         PairComparison(
             side,
-            paired_bootstrap(sides[0][1], ranked, samples=settings.samples, seed=settings.seed),
+            paired_bootstrap(
+                sides[0][1], overlaps, numbers, len(truth.names), samples=settings.samples, seed=settings.seed
+            ),
             changes_by_image(truth, stated[0], found),
         )
-        for (side, ranked), found in zip(sides[1:], stated[1:], strict=True)
+        for (side, overlaps), found in zip(sides[1:], stated[1:], strict=True)
     ]
     notes = [*dict.fromkeys(truth.notes), *ceiling_notes(truth, limit)]
     if len(truth.sizes) < ENOUGH_IMAGES:
@@ -170,6 +166,16 @@ def compare_results(
         )
     recipes = recipe_changes([one.recipe() for one in inputs])
     return Comparison(split, truth, settings, limit, sides[0][0], pairs, recipes, notes)
+
+
+def _read_side(source: ComparedInput, truth: GroundTruth, limit: int, iou: float) -> tuple[ComparedResults, Overlaps]:
+    """One set of results with its curves, and its overlaps with the objects."""
+    results, notes = read_named_results(truth, source.predictions)
+    overlaps = overlaps_of(truth, results, limit)
+    numbers = np.array(sorted(truth.sizes), dtype=np.int64)
+    curves = {one: precision_at_recalls(overlaps, numbers, len(truth.names), one) for one in CURVE_IOUS}
+    scores = score_curve(overlaps, match_overlaps(overlaps, iou))
+    return ComparedResults(source, results, [*notes, *coverage_notes(truth, results)], curves, scores), overlaps
 
 
 def summary_lines(comparison: Comparison) -> list[str]:

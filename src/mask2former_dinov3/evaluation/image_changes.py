@@ -10,7 +10,7 @@ from faster_coco_eval.core import mask as rle_codec
 
 from ..data.array_types import Ints
 from .coco_files import GroundTruth, ScoredMask
-from .matches import ResultMatches, match_overlaps, overlaps_of
+from .matches import Overlaps, match_overlaps
 
 SAME_RESULT = 0.5  # IoU from which two wrong results of one class are the same mistake
 
@@ -72,20 +72,29 @@ class ImageChange:
 
 @dataclass(frozen=True)
 class StatedMatches:
-    """Results that count at a threshold, and what they find. rows (D,): index of each in the list of results."""
+    """What the results at or above a threshold find.
+
+    results: the whole list. finder (G,): index in it of the result that finds each object, -1: none. wrong: indices of
+    the results that find none, in the order of the images, best first.
+    """
 
     results: Sequence[ScoredMask]
-    rows: Ints
-    matches: ResultMatches
+    finder: Ints
+    wrong: Ints
 
 
-def match_above(
-    truth: GroundTruth, results: Sequence[ScoredMask], threshold: float, iou: float, max_detections: int
-) -> StatedMatches:
-    """Match the results with a score of at least `threshold`."""
-    rows = np.array([row for row, one in enumerate(results) if one.get("score", 0.0) >= threshold], dtype=np.int64)
-    overlaps = overlaps_of(truth, [results[row] for row in rows.tolist()], max_detections)
-    return StatedMatches(results, rows[overlaps.result_row], match_overlaps(overlaps, iou))
+def match_above(overlaps: Overlaps, results: Sequence[ScoredMask], threshold: float, iou: float) -> StatedMatches:
+    """Match the results with a score of at least `threshold`. results: those that the overlaps are of.
+
+    Results are matched best first, so those below the threshold change nothing for those above it.
+    """
+    matches = match_overlaps(overlaps, iou)
+    stated = overlaps.score >= threshold
+    finder = np.full(len(matches.result_of), -1, dtype=np.int64)
+    found = matches.result_of >= 0
+    found[found] = stated[matches.result_of[found]]
+    finder[found] = overlaps.result_row[matches.result_of[found]]
+    return StatedMatches(results, finder, overlaps.result_row[matches.wrong & stated])
 
 
 def changes_by_image(truth: GroundTruth, before: StatedMatches, after: StatedMatches) -> list[ImageChange]:
@@ -96,7 +105,6 @@ def changes_by_image(truth: GroundTruth, before: StatedMatches, after: StatedMat
             objects.setdefault(one["image_id"], []).append(index)
     both = before, after
     wrong = [_wrong_by_image(one) for one in both]
-    found_by = [one.matches.result_of for one in both]
     changes = []
     for image in sorted(truth.sizes):
         own = objects.get(image, [])
@@ -104,8 +112,8 @@ def changes_by_image(truth: GroundTruth, before: StatedMatches, after: StatedMat
         same = _pair_wrong(before.results, rows[0], after.results, rows[1])
         sides = []
         for this, other in ((0, 1), (1, 0)):
-            found = {index: int(both[this].rows[found_by[this][index]]) for index in own if found_by[this][index] >= 0}
-            of_other = {index for index in own if found_by[other][index] >= 0}
+            found = {index: int(both[this].finder[index]) for index in own if both[this].finder[index] >= 0}
+            of_other = {index for index in own if both[other].finder[index] >= 0}
             sides.append(
                 SideOfImage(
                     found=tuple(row for index, row in found.items() if index in of_other),
@@ -125,7 +133,7 @@ def changes_by_image(truth: GroundTruth, before: StatedMatches, after: StatedMat
 def _wrong_by_image(stated: StatedMatches) -> dict[int, list[int]]:
     """Image -> rows of the results that find nothing, best first."""
     found: dict[int, list[int]] = {}
-    for row in stated.rows[stated.matches.wrong].tolist():
+    for row in stated.wrong.tolist():
         found.setdefault(stated.results[row]["image_id"], []).append(row)
     return found
 

@@ -127,6 +127,10 @@ def _curves(comparison: Comparison) -> Html:
                 f"Precision over recall at IoU {iou:g}", curves, ("recall", "precision"), summary, unit_square=True
             )
         )
+    threshold = f"Results at or above the score, IoU {comparison.settings.iou:g}, all classes together."
+    pairs = [(one.source.name, one.scores) for one in comparison.all]
+    f1 = [Curve(name, list(zip(one.scores[::-1].tolist(), one.f1[::-1].tolist(), strict=True))) for name, one in pairs]
+    drawn.append(overlaid_curves("F1 over the score threshold", f1, ("score", "F1"), threshold, unit_square=True))
     for key, title, better in (("AP", "AP during training", "higher"), ("loss", "Loss during training", "lower")):
         histories = [Curve(one.source.name, one.source.history(key)) for one in comparison.all]
         if any(len(one.points) > 1 for one in histories):
