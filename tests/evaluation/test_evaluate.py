@@ -194,6 +194,7 @@ def test_evaluate_model__leaves_metrics_and_results_that_agree(
     assert json.loads((tmp_path / "again" / "predictions.json").read_text()) == results
     evaluate_model(None, file, None, tmp_path / "out", predictions=tmp_path / "out" / "predictions.json")  # in place
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "evaluation.json",
         "images.json",
         "metrics.json",
         "predictions.json",

@@ -41,6 +41,7 @@ from ..inference.settings import InferenceSettings
 from .coco_ap import ceiling_notes, score_predictions, score_results
 from .coco_files import read_ground_truth, read_results
 from .result_ids import IMAGES_FILE, write_names
+from .stored_evaluation import write_evaluation
 
 
 def match_categories(id2label: Mapping[int, str], data: CocoData) -> list[int | None]:
@@ -150,8 +151,8 @@ def evaluate_model(
     those of a file are looked for; all are checked before the model is loaded. rules: what crowd flags and incomplete
     images mean, for a file. Where a model was trained with `classes`, a file that has the original names is read with
     the same map.
-    Writes metrics.json, predictions.json and images.json, which names the images and classes of its ids, into `output`,
-    each atomically, and returns the metrics.
+    Writes metrics.json, predictions.json, images.json, which names the images and classes of its ids, and
+    evaluation.json, which names the ground truth, into `output`, each atomically, and returns the metrics.
     Raises ConfigError if neither a model with images nor predictions are given, OptionError for batch_size or
     max_detections below 1, DatasetError and CheckpointError for what cannot be read.
     """
@@ -178,6 +179,7 @@ def evaluate_model(
         write_text(output / "predictions.json", json.dumps(results) + "\n")
         truth = read_ground_truth(mapped)
         write_names(output, truth.listed)
+        write_evaluation(output, mapped, truth, max_detections, model)
         metrics = score_results(truth, read_results(results, truth), max_detections)
         if network.config.num_queries < max_detections:
             metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")
@@ -204,6 +206,7 @@ def _score_file(split: Split, predictions: Path, output: Path, max_detections: i
             shutil.copyfile(beside, output / IMAGES_FILE)
         else:
             write_names(output, truth.listed)
+    write_evaluation(output, split, truth, max_detections, predictions)
     return metrics
 
 
