@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..atomic_files import write_text
 from ..data.coco_types import Metrics
-from ..data.faults import FaultReport
-from ..data.layout import Split
-from ..data.locate import locate_images
-from ..evaluation.coco_files import GroundTruth, ScoredMask
+from ..errors import DatasetError, mismatch
+from ..evaluation.coco_ap import read_named_results
+from ..evaluation.coco_files import GroundTruth, ScoredMask, read_ground_truth
 from ..evaluation.doubt_files import write_doubts
 from ..evaluation.operating_point import BEST_F1, Aim
 from ..evaluation.report_numbers import Findings, count_findings, numbers_to_json
 from ..evaluation.run_record import RunRecord
+from ..evaluation.scored_model import METRICS_FILE, describe_model, read_metrics
+from ..evaluation.stored_evaluation import digest_of_truth, read_evaluation
 from ..evaluation.verdict import verdict_of
 from ..read_options import AS_STORED, ReadOptions
 from ..version import __version__
@@ -25,7 +26,7 @@ from .evaluation_charts import CHART_STYLE
 from .evaluation_pictures import EvaluationPictures
 from .evaluation_sections import errors_section, numbers_section, run_section, verdict_section
 from .html_page import page, write_page
-from .image_source import ImageSource
+from .image_source import ImageSource, paths_of_images
 from .layered_pictures import LAYER_STYLE
 from .picture_store import PictureStore
 
@@ -82,19 +83,40 @@ def write_evaluation_report(
         pictures.doubts_section(),
     ]
     style = CHART_STYLE + LAYER_STYLE + _STYLE
-    whole = page(f"Report: {title}", _lead(findings), parts, style, files_beside=True)
+    whole = page(f"Report: {title}", _lead(findings, run), parts, style, files_beside=True)
     write_page(folder / PAGE, store.place(whole, folder, PICTURES_FOLDER))
     return folder / PAGE
 
 
-def _lead(findings: Findings) -> str:
-    return f"Scored on {findings.truth.name}. mask2former-dinov3 {__version__}."
+def _lead(findings: Findings, run: RunRecord | None) -> str:
+    what = "The best model of a training run, scored" if run is not None else "Scored"
+    return f"{what} on {findings.truth.name}. mask2former-dinov3 {__version__}."
 
 
-def find_pictures(truth: GroundTruth, names: Mapping[int, str], split: Split) -> dict[int, Path]:
-    """Number of an image -> its file, of those that are found. names: by image number."""
-    ids = {number: key for key, number in truth.images.items()}
-    numbers = {key: number for number, key in ids.items()}
-    wanted = {ids[number]: name for number, name in names.items()}
-    found, unsure = locate_images(wanted, split, FaultReport(truth.name))
-    return {numbers[key]: path for key, path in found.items() if key not in unsure and path.is_file()}
+def report_folder(folder: Path, *, run: RunRecord | None = None, images: Path | None = None) -> Path:
+    """Write the report of an evaluation folder into it; returns the page.
+
+    The folder holds metrics.json, predictions.json, images.json and evaluation.json, as `evaluate` writes them. The
+    ground truth is read again, where evaluation.json says. run: the training run that they are from. images: the folder
+    of the images, None: that of the evaluation.
+    Raises DatasetError where one of the files is missing or malformed, or the ground truth has changed since.
+    """
+    stored = read_evaluation(folder)
+    if stored is None:
+        expected = "an evaluation folder with evaluation.json"
+        raise DatasetError(f"{folder}: {mismatch(expected, 'none', 'run evaluate first')}")
+    truth = read_ground_truth(stored.split, stored.split.image_ids)
+    if digest_of_truth(truth) != stored.digest:
+        got = "other content: changed since"
+        raise DatasetError(
+            f"{stored.split.annotations}: {mismatch(f'the ground truth of {folder}', got, 'run evaluate again')}"
+        )
+    metrics = read_metrics(folder / METRICS_FILE)
+    results, _ = read_named_results(truth, folder / "predictions.json")
+    split = stored.split if images is None else replace(stored.split, images=images)
+    num_queries, options = describe_model(stored.scored)
+    title = folder.resolve().name if run is not None else Path(stored.scored).name
+    paths = paths_of_images(truth, split)
+    return write_evaluation_report(
+        truth, results, metrics, folder, title, paths, run=run, num_queries=num_queries, options=options
+    )

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.faults import FaultReport
 from ..data.fitting import PixelArray
 from ..data.images import check_image_size, read_image
+from ..data.layout import Split
+from ..data.locate import locate_images
 from ..errors import DatasetError
+from ..evaluation.coco_files import GroundTruth
+from ..evaluation.stored_evaluation import names_of_images
 from ..read_options import AS_STORED, ReadOptions
 
 _GREY = 96
@@ -43,3 +48,9 @@ class ImageSource:
             else:
                 return pixels, ""
         return np.full((*size, 3), _GREY, np.uint8), reason
+
+
+def paths_of_images(truth: GroundTruth, split: Split) -> dict[int, Path]:
+    """Number of an image -> its file, of those that have a name; the file may not exist."""
+    found, unsure = locate_images(names_of_images(truth), split, FaultReport(truth.name))
+    return {number: path for number, path in found.items() if number not in unsure}
