@@ -147,10 +147,7 @@ def add_evaluate(parser: VerbParser) -> None:
         "--predictions", type=Path, metavar="FILE", help="score this COCO results file; no model and images then"
     )
     parser.add_argument(
-        "--report",
-        action="store_true",
-        help="also write report.html and report.json: numbers with intervals, errors by kind, pictures, labels in "
-        "doubt; with --predictions, --images names the folder of the pictures",
+        "--report", action="store_true", help="also write report.html, report.json and the labels in doubt"
     )
     add_read_rules(parser)
     add_model_options(parser, required=False)

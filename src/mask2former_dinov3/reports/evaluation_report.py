@@ -93,6 +93,16 @@ def _lead(findings: Findings, run: RunRecord | None) -> str:
     return f"{what} on {findings.truth.name}. mask2former-dinov3 {__version__}."
 
 
+def report_run_alone(folder: Path, run: RunRecord) -> Path:
+    """Write the report of a run without validation data: its log and options. Returns the page."""
+    title = folder.resolve().name
+    content = {"title": title, "version": __version__, "verdict": [], "run": asdict(run)}
+    write_text(folder / NUMBERS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    lead = f"A training run without validation data, so nothing is scored. mask2former-dinov3 {__version__}."
+    write_page(folder / PAGE, page(f"Report: {title}", lead, [run_section(run)]))
+    return folder / PAGE
+
+
 def report_folder(folder: Path, *, run: RunRecord | None = None, images: Path | None = None) -> Path:
     """Write the report of an evaluation folder into it; returns the page.
 
@@ -105,7 +115,7 @@ def report_folder(folder: Path, *, run: RunRecord | None = None, images: Path | 
     if stored is None:
         expected = "an evaluation folder with evaluation.json"
         raise DatasetError(f"{folder}: {mismatch(expected, 'none', 'run evaluate first')}")
-    truth = read_ground_truth(stored.split, stored.split.image_ids)
+    truth = read_ground_truth(stored.split)
     if digest_of_truth(truth) != stored.digest:
         got = "other content: changed since"
         raise DatasetError(
