@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
+from ..canvas import LARGEST_IMAGE_SIDE
 from ..errors import DatasetError, OptionError, mismatch
 from ..inference.settings import InferenceSettings
 from ..inference.tiles.grid import Grid
@@ -95,6 +96,9 @@ def check_header(data: bytes, name: str, max_pixels: int, wanted: Wanted) -> Non
     if height * width > max_pixels:
         size = f"{height} x {width} (height x width)"
         raise TooLarge(f"{name}: {mismatch(limit, size, 'cut it into parts')}")
+    if max(height, width) > LARGEST_IMAGE_SIDE:
+        expected, got = f"at most {LARGEST_IMAGE_SIDE:,} pixels a side", f"{height} x {width} (height x width)"
+        raise TooLarge(f"{name}: {mismatch(expected, got, 'cut it into parts')}")
     tile = wanted.settings.tile
     if tile is not None and height and width:
         tiles = Grid.of(height, width, tile, wanted.settings.overlap).number_of_tiles
