@@ -354,9 +354,19 @@ def add_serve(parser: VerbParser) -> None:
         ("max-bytes", positive, 20_000_000, "maximum size of a request in bytes"),
         ("max-pixels", positive, 50_000_000, "maximum number of pixels of an image"),
         ("timeout", real_number, 60.0, "seconds until an unanswered request fails"),
+        ("max-connections", positive, 256, "maximum number of open connections"),
         ("max-wait", real_number, 10.0, "milliseconds that an image waits for others, to be predicted in one batch"),
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="N", default=default, help=f"{text} (default: %(default)s)")
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="further name that a request may have in Host and Origin, such as that of a proxy, or * for any; may be "
+        "repeated (default: localhost and the address of --host; any IP address where that is 0.0.0.0)",
+    )
+    parser.add_argument("--no-metrics", action="store_true", help="do not serve /metrics")
+    parser.add_argument("--no-docs", action="store_true", help="do not serve /docs and /openapi.json")
     parser.memory_advice += ("lower --batch-size", "lower --max-pixels")
 
 

@@ -358,9 +358,18 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from ..serving.server import serve
 
     keep_freed_memory()
-    names = ("batch_size", "max_queue", "max_bytes", "max_pixels", "timeout", "max_wait")
+    names = ("batch_size", "max_queue", "max_bytes", "max_pixels", "timeout", "max_wait", "max_connections")
     limits = Limits(**{name: getattr(arguments, name) for name in names})
-    serve(arguments.model, host=arguments.host, port=arguments.port, device=arguments.device, limits=limits)
+    serve(
+        arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        device=arguments.device,
+        limits=limits,
+        allowed_hosts=arguments.allowed_host or (),
+        metrics=not arguments.no_metrics,
+        docs=not arguments.no_docs,
+    )
     return 0
 
 
