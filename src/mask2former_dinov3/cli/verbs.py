@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..allocator import keep_freed_memory
+from ..atomic_files import write_text
 from ..config.presets import SPLIT_OPTIONS
 from ..errors import ConfigError, OptionError, UserError
 from ..version import __version__
@@ -309,9 +310,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
         )
     print(report.text())
     if arguments.json is not None:  # after the text, so that it is not lost if this fails
-        text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
-        # What UTF-8 does not have, half a surrogate pair in a name, stays as JSON's own escape.
-        arguments.json.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(arguments.json, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
     write_outputs(arguments, splits, report, config, print)
     return 1 if report.errors else 0
 
