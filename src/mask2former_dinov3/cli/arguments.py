@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.presets import DATASET_FORMATS, SPLIT_OPTIONS
+from .data_options import add_read_options
 from .parser import VerbParser, not_negative, positive, real_number
 
 SAVEABLE = ("overlays", "masks", "coco", "geojson", "yolo")
@@ -57,6 +58,7 @@ def add_model_options(parser: VerbParser, *, required: bool) -> None:
         default=100,
         help="maximum number of instances per image (default: %(default)s, as in COCO)",
     )
+    add_read_options(parser)
     parser.memory_advice += ("lower --batch-size",)
 
 
@@ -259,7 +261,7 @@ def add_check_data(parser: VerbParser) -> None:
             help=f"{side} of the training canvas in pixels; objects too small for it are reported "
             "(default: 1024, or as in --config)",
         )
-    add_read_options(parser)
+    add_read_options(parser, "full", "1", "the file's grey or RGB", "as in --config")
     for option in SPLIT_OPTIONS:
         split, kind = option.split("_")
         text = "COCO JSON file" if kind == "annotations" else "folder with the images"
@@ -275,22 +277,6 @@ def add_check_data(parser: VerbParser) -> None:
         "--config)",
     )
     add_read_rules(parser, with_config=True)
-
-
-def add_read_options(parser: VerbParser) -> None:
-    """The options that say how image files are read, as in the configuration of a training run."""
-    parser.add_argument(
-        "--value-range",
-        metavar="RANGE",
-        help='values that become black and white, in images of more than 8 bits per channel: "full", "percentile" or '
-        "LOW,HIGH (default: full, or as in --config)",
-    )
-    parser.add_argument(
-        "--page", type=positive, metavar="N", help="page or frame of files with several (default: 1, or as in --config)"
-    )
-    parser.add_argument(
-        "--channels", metavar="N,N,N", help="channels to read, counted from 1: one (grey) or three (red, green, blue)"
-    )
 
 
 def add_convert_data(parser: VerbParser) -> None:
@@ -343,6 +329,7 @@ def add_serve(parser: VerbParser) -> None:
         "--port", type=not_negative, metavar="N", default=8000, help="0 for any free port (default: %(default)s)"
     )
     parser.add_argument("--device", help=DEVICE)
+    add_read_options(parser)
     for name, kind, default, text in (
         ("batch-size", positive, 8, "maximum number of images per forward pass"),
         (

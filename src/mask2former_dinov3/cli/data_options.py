@@ -1,4 +1,4 @@
-"""Read the options that name a data set: its format, its classes, the split to score against."""
+"""Read the options about data: format, classes, the split to score against, how image files are read."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 from ..config.class_option import parse_class_map
 from ..errors import ConfigError, OptionError
+from ..read_options import ReadChanges
+from .parser import VerbParser, positive
 
 if TYPE_CHECKING:
     from ..data.layout import Split
+
+SAVED = "as saved with the model"
 
 
 def find_truth(arguments: argparse.Namespace) -> Split:
@@ -50,3 +54,29 @@ def read_classes(arguments: argparse.Namespace) -> dict[str, str | None] | None:
         return parse_class_map(arguments.classes)
     except ValueError as error:
         raise ConfigError(f"--classes: {error}") from error
+
+
+def add_read_options(
+    parser: VerbParser, value_range: str = "", page: str = "", channels: str = "", otherwise: str = ""
+) -> None:
+    """The options that say how image files are read. Their defaults, for the help; without them those of a model."""
+    values = [", or ".join(filter(None, (value, otherwise))) or SAVED for value in (value_range, page, channels)]
+    parser.add_argument(
+        "--value-range",
+        metavar="RANGE",
+        help='values that become black and white, in images of more than 8 bits per channel: "full", "percentile" or '
+        f"LOW,HIGH (default: {values[0]})",
+    )
+    parser.add_argument(
+        "--page", type=positive, metavar="N", help=f"page or frame of files with several (default: {values[1]})"
+    )
+    parser.add_argument(
+        "--channels",
+        metavar="N,N,N",
+        help=f"channels to read, counted from 1: one (grey) or three (red, green, blue) (default: {values[2]})",
+    )
+
+
+def read_changes(arguments: argparse.Namespace) -> ReadChanges:
+    """What flags say about reading image files, instead of what is saved with the model. Raises OptionError."""
+    return ReadChanges(arguments.value_range, arguments.page, arguments.channels)

@@ -36,7 +36,7 @@ from .arguments import (
     add_train,
 )
 from .comparing import add_compare, run_compare
-from .data_options import find_truth, read_classes
+from .data_options import find_truth, read_changes, read_classes
 from .messages import describe_error, describe_out_of_memory, is_out_of_memory
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
 
@@ -197,6 +197,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         max_detections=arguments.max_detections,
         batch_size=arguments.batch_size,
         device=arguments.device,
+        reading=read_changes(arguments),
         predictions=arguments.predictions,
         progress=sys.stderr.isatty(),
     )
@@ -237,6 +238,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         settings=settings,
         save=tuple(kind.strip() for kind in arguments.save.split(",") if kind.strip()),
         device=arguments.device,
+        reading=read_changes(arguments),
         progress=sys.stderr.isatty(),
     )
     print(summary.text())
@@ -256,6 +258,7 @@ def run_batch_predict(arguments: argparse.Namespace) -> int:
             settings=settings,
             column=arguments.column,
             device=arguments.device,
+            reading=read_changes(arguments),
             ray_address=arguments.ray_address,
             actors=arguments.actors,
             cpus_per_actor=arguments.cpus_per_actor,
@@ -364,6 +367,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         host=arguments.host,
         port=arguments.port,
         device=arguments.device,
+        reading=read_changes(arguments),
         limits=limits,
         allowed_hosts=arguments.allowed_host or (),
         metrics=not arguments.no_metrics,

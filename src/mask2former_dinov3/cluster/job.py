@@ -26,9 +26,9 @@ from tqdm import tqdm
 from ..errors import OptionError, UserError, mismatch
 from ..extras import require
 from ..folder_lock import hold_folder
-from ..inference.predictor import Predictor
+from ..inference.predictor import Predictor, load_model
 from ..inference.settings import DEFAULTS, InferenceSettings
-from ..read_options import ReadOptions
+from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .gathering import Batches, BatchSummary, Gathering
 from .image_list import filesystem_of, is_local, list_images
 from .reading import ResultRow
@@ -58,6 +58,7 @@ def batch_predict(
     settings: InferenceSettings = DEFAULTS,
     column: str | None = None,
     device: str | None = None,
+    reading: ReadChanges = AS_SAVED,
     ray_address: str | None = None,
     actors: int | None = None,
     cpus_per_actor: float | None = None,
@@ -70,7 +71,8 @@ def batch_predict(
 
     Images that `output` holds already are skipped; failed ones are repeated with retry_failed. The results equal those
     of `predict`. settings: as in `Predictor`; with tiles a batch is one image. column: of Parquet lists. device: "cpu"
-    or "cuda", None for GPUs if the cluster has any. ray_address: of a cluster ("auto": the one on this machine); None
+    or "cuda", None for GPUs if the cluster has any. reading: how images are read, where that is not as saved with the
+    model. ray_address: of a cluster ("auto": the one on this machine); None
     for RAY_ADDRESS or, if it is not set, for a new cluster that ends with the call. If Ray is initialised already, its
     cluster is used. actors, cpus_per_actor, gpus_per_actor: see `plan_workers`. shard_size: images per shard. progress:
     show a progress bar.
@@ -79,10 +81,11 @@ def batch_predict(
     """
     require("ray", "batch-predict", "ray", "pyarrow", "fsspec")
     _check_options(device, actors, cpus_per_actor, gpus_per_actor, shard_size)
-    predictor = Predictor.from_pretrained(model, "cpu")  # a model that cannot be used fails before the cluster starts
+    # A model that cannot be used fails before the cluster starts.
+    predictor = Predictor(*load_model(model, "cpu", reading))
     files = ModelFiles.read(_find_files(model))
     with _hold_output(output):
-        folder = ShardFolder(output, _describe_results(files, settings, predictor))
+        folder = ShardFolder(output, _describe_results(files, settings, predictor, reading))
         if retry_failed:
             folder.forget_failures()
         images, summary = _select_remaining(list_images(inputs, column), folder)
@@ -267,8 +270,10 @@ def _find_files(model: str | Path) -> Path:
     return path if path.exists() else Path(snapshot_download(str(model), local_files_only=True))
 
 
-def _describe_results(files: ModelFiles, settings: InferenceSettings, predictor: Predictor) -> dict[str, object]:
-    """Everything that the results depend on, for settings.json."""
+def _describe_results(
+    files: ModelFiles, settings: InferenceSettings, predictor: Predictor, reading: ReadChanges
+) -> dict[str, object]:
+    """Everything that the results depend on, for settings.json; what is read as saved with the model is left out."""
     digest = hashlib.sha256()
     for name, data in files.files.items():
         digest.update(f"{name} {len(data)} ".encode())
@@ -278,6 +283,7 @@ def _describe_results(files: ModelFiles, settings: InferenceSettings, predictor:
     return {
         "model_sha256": digest.hexdigest(),
         **values,
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in reading.given.items()},
         "categories": [{"id": id_, "name": name} for id_, name in predictor.categories],
     }
 

@@ -38,6 +38,7 @@ from ..inference.network import Network
 from ..inference.predictor import load_model
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
+from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .coco_ap import ceiling_notes, score_predictions, score_results
 from .coco_files import read_ground_truth, read_results
 from .result_ids import IMAGES_FILE, write_names
@@ -143,12 +144,14 @@ def evaluate_model(
     device: str | None = None,
     predictions: Path | None = None,
     rules: ReadRules | None = None,
+    reading: ReadChanges = AS_SAVED,
     progress: bool = False,
 ) -> Metrics:
     """Score a model (as `load_model` takes it) on a COCO file with its images, or the results file `predictions`.
 
     annotations: the file, or a split of any format, whose own images are then used. images: the only folder in which
-    those of a file are looked for; all are checked before the model is loaded. rules: what crowd flags and incomplete
+    those of a file are looked for; all are checked before the first prediction. reading: how images are read, where
+    that is not as saved with the model. rules: what crowd flags and incomplete
     images mean, for a file. Where a model was trained with `classes`, a file that has the original names is read with
     the same map.
     Writes metrics.json, predictions.json, images.json, which names the images and classes of its ids, and
@@ -169,19 +172,26 @@ def evaluate_model(
         if predictions is not None:
             metrics = _score_file(split, predictions, output, max_detections)
         else:
-            metrics = _score_model(str(model), split, output, max_detections, batch_size, device, progress)
+            metrics = _score_model(str(model), split, output, max_detections, batch_size, device, reading, progress)
         write_text(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     return metrics
 
 
 def _score_model(
-    model: str, split: Split, output: Path, max_detections: int, batch_size: int, device: str | None, progress: bool
+    model: str,
+    split: Split,
+    output: Path,
+    max_detections: int,
+    batch_size: int,
+    device: str | None,
+    reading: ReadChanges,
+    progress: bool,
 ) -> Metrics:
     """Predict and score a split; writes predictions.json, images.json and evaluation.json."""
-    data = _read_checked(split)  # before the model, which takes longer to load
-    network, processor = load_model(model, device)
+    _check_paths(split)  # before the model, which takes time to load and says how the images are read
+    network, processor = load_model(model, device, reading)
     mapped = split_for(split, network.config.id2label.values(), network.config.class_map)
-    data = _read_checked(mapped) if mapped.classes != split.classes else data
+    data = _read_checked(mapped, processor.read_options)
     check_writable(output)
     start = time.perf_counter()
     results = predict_split(
@@ -220,11 +230,17 @@ def _score_file(split: Split, predictions: Path, output: Path, max_detections: i
     return metrics
 
 
-def _read_checked(split: Split) -> CocoData:
-    """The records of a split whose images are all there; warnings and notes are logged. Raises the errors of both."""
+def _check_paths(split: Split) -> None:
+    """Raise OptionError where the annotations or the folder of the images are not there."""
+    if split.format == "coco" and not split.annotations.exists():
+        raise missing_path("annotations", [split.annotations], "file")
     if split.annotations.exists() and not split.images.is_dir():
         raise missing_path("images", [split.images], "folder")
-    report = check_data({split.name: split}, num_queries=None, full=False)
+
+
+def _read_checked(split: Split, options: ReadOptions) -> CocoData:
+    """The records of a split whose images are all there; warnings and notes are logged. Raises the errors of both."""
+    report = check_data({split.name: split}, num_queries=None, options=options, full=False)
     report.raise_errors()
     report.log_faults(skip=UNLISTED)
     return report.data[split.name]

@@ -13,9 +13,10 @@ from types import FrameType
 from ..errors import ConfigError, OptionError, mismatch
 from ..extras import require
 from ..inference.onnx_model import OnnxModel
-from ..inference.predictor import Predictor
+from ..inference.predictor import Predictor, load_model
 from ..model import Mask2FormerDinov3Config
 from ..model_folder.licence import is_bound
+from ..read_options import AS_SAVED, ReadChanges
 from .limits import Limits
 from .queue import ModelQueue
 
@@ -31,6 +32,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     device: str | None = None,
+    reading: ReadChanges = AS_SAVED,
     limits: Limits,
     allowed_hosts: Sequence[str] = (),
     metrics: bool = True,
@@ -38,7 +40,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests that are in the server. A second signal exits at once.
 
-    port: 0 for any free one; the log says which. allowed_hosts: further names in `Host`, see `Doors`. metrics, docs:
+    port: 0 for any free one; the log says which. reading: how images are read, where that is not as saved with the
+    model. allowed_hosts: further names in `Host`, see `Doors`. metrics, docs:
     whether to serve /metrics and /docs. Raises MissingExtraError without the extra `serve`, ConfigError for
     an address that cannot be used, CheckpointError for a model that cannot be loaded.
     """
@@ -50,7 +53,7 @@ def serve(
     doors = Doors.at(host, allowed_hosts, metrics=metrics, docs=docs)
     name = display_name(model)
     logger.info("loading model %s", name)
-    predictor = Predictor.from_pretrained(model, device)
+    predictor = Predictor(*load_model(model, device, reading))
     listening = _listen(host, port)
     import uvicorn
 

@@ -21,9 +21,10 @@ from ...data.images import read_header, read_image
 from ...errors import DatasetError, OptionError, mismatch, system_reason
 from ...folder_lock import hold_folder
 from ...instances import Instances
+from ...read_options import AS_SAVED, ReadChanges
 from ...version import __version__
 from ..image_processing import Prepared
-from ..predictor import Predictor
+from ..predictor import Predictor, load_model
 from ..prefetch import prefetch
 from ..settings import DEFAULTS, InferenceSettings
 from ..tiles.grid import Grid
@@ -81,6 +82,7 @@ def predict_files(
     settings: InferenceSettings = DEFAULTS,
     save: Collection[str] = ("overlays", "coco"),
     device: str | None = None,
+    reading: ReadChanges = AS_SAVED,
     progress: bool = False,
 ) -> PredictionSummary:
     """Predict on files, folders (searched recursively) and glob patterns; write what `save` names into `output`.
@@ -90,6 +92,7 @@ def predict_files(
     `predictions.json`, COCO results of all images, and `images.json` with the images and categories of its ids: of each
     image its name below the folder (`file_name`), its path, and its name in the output where that is another.
     geojson, yolo: see `polygons`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`).
+    reading: how image files are read, where that is not as saved with the model (which is then no `Predictor`).
     progress: show progress bars.
 
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
@@ -105,7 +108,7 @@ def predict_files(
     if not files:
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
         raise OptionError("inputs", "at least one image", f"none:{reasons}")
-    predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model, device)
+    predictor = model if isinstance(model, Predictor) else Predictor(*load_model(model, device, reading))
     decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
         "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
