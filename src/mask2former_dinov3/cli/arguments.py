@@ -134,9 +134,17 @@ def add_evaluate(parser: VerbParser) -> None:
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE", help="COCO JSON file with the ground truth, or another format's"
     )
-    parser.add_argument("--dataset", type=Path, metavar="DIR", help="folder of a data set, for --annotations")
     parser.add_argument(
-        "--split", choices=("train", "valid", "test"), default="valid", help="split of --dataset (default: %(default)s)"
+        "--dataset",
+        type=Path,
+        metavar="DIR",
+        help="folder of a data set, for --annotations; without both: the data of the model's run",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "valid", "test"),
+        default="valid",
+        help="split of --dataset, or of the model's run (default: %(default)s)",
     )
     add_formats(parser)
     parser.add_argument(

@@ -152,8 +152,9 @@ def run_train(arguments: argparse.Namespace) -> int:
     """Run `train`, also for the launch scripts under `accelerate launch`."""
     from ..config.train_config import load_config
 
+    source, words = options_of_train(arguments.config, arguments.options)
     try:
-        config, notes = load_config(arguments.config, arguments.options)
+        config, notes = load_config(source, words)
     except ConfigError:
         if is_main_process():
             raise
@@ -175,6 +176,23 @@ def run_train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def options_of_train(file: str | None, words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """The JSON file and the flags that `train` reads its options from.
+
+    Without a file, a run that goes on takes the options that it was started with, and a new one the recipe `auto`; a
+    model to start from has options of its own.
+    """
+    from ..config.parsing import read_flags
+
+    given, _, _ = read_flags(words, ())
+    if file is not None or given.keys() & {"recipe", "head"}:
+        return file, words
+    if "resume_from_checkpoint" not in given:
+        return None, [*words, "--recipe", "auto"]
+    started = Path(str(given.get("output_dir"))) / "train_config.json"
+    return (str(started) if started.is_file() else None), words
+
+
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Run `evaluate`."""
     of_model = [name for name in ("model", "images") if getattr(arguments, name) is not None]
@@ -182,9 +200,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         of_model = []  # for the pictures
     if arguments.predictions is not None and of_model:
         arguments.parser.error(f"--predictions: cannot be combined with --{of_model[0]}; give one or the other")
-    if (arguments.annotations is None) == (arguments.dataset is None):
+    given = [name for name in ("annotations", "dataset") if getattr(arguments, name) is not None]
+    if len(given) == 2:
         arguments.parser.error("expected --annotations, or --dataset with --split")
-    if arguments.predictions is None and len(of_model) < 2 - (arguments.dataset is not None):
+    if not given and (arguments.model is None or arguments.images is not None):
+        arguments.parser.error("expected --annotations or --dataset, or a --model in its run folder")
+    if arguments.predictions is None and len(of_model) < 2 - (given != ["annotations"]):
         arguments.parser.error("expected --model and --images, or --predictions")
     from ..evaluation.evaluate import evaluate_model
 
