@@ -21,6 +21,7 @@ from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.read_options import ReadOptions
 from mask2former_dinov3.serving.app import build_app
+from mask2former_dinov3.serving.doors import Doors
 from mask2former_dinov3.serving.limits import Limits, TooLarge, Wanted, check_header
 from mask2former_dinov3.serving.middleware import ServerMetrics
 from mask2former_dinov3.serving.queue import ModelQueue
@@ -45,7 +46,8 @@ def bands(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(predictor: Predictor) -> Iterator[TestClient]:
     metrics = ServerMetrics()
-    with TestClient(build_app(ModelQueue(predictor, Limits(max_wait=0), metrics), metrics, "bands", "")) as client:
+    queue = ModelQueue(predictor, Limits(max_wait=0), metrics)
+    with TestClient(build_app(queue, metrics, "bands", "", Doors()), "http://localhost") as client:
         yield client
 
 

@@ -134,9 +134,17 @@ def add_evaluate(parser: VerbParser) -> None:
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE", help="COCO JSON file with the ground truth, or another format's"
     )
-    parser.add_argument("--dataset", type=Path, metavar="DIR", help="folder of a data set, for --annotations")
     parser.add_argument(
-        "--split", choices=("train", "valid", "test"), default="valid", help="split of --dataset (default: %(default)s)"
+        "--dataset",
+        type=Path,
+        metavar="DIR",
+        help="folder of a data set, for --annotations; without both: the data of the model's run",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "valid", "test"),
+        default="valid",
+        help="split of --dataset, or of the model's run (default: %(default)s)",
     )
     add_formats(parser)
     parser.add_argument(
@@ -147,6 +155,9 @@ def add_evaluate(parser: VerbParser) -> None:
     )
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE", help="score this COCO results file; no model and images then"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="also write report.html, report.json and the labels in doubt"
     )
     add_read_rules(parser)
     add_model_options(parser, required=False)
@@ -338,9 +349,19 @@ def add_serve(parser: VerbParser) -> None:
         ("max-bytes", positive, 20_000_000, "maximum size of a request in bytes"),
         ("max-pixels", positive, 50_000_000, "maximum number of pixels of an image"),
         ("timeout", real_number, 60.0, "seconds until an unanswered request fails"),
+        ("max-connections", positive, 256, "maximum number of open connections"),
         ("max-wait", real_number, 10.0, "milliseconds that an image waits for others, to be predicted in one batch"),
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="N", default=default, help=f"{text} (default: %(default)s)")
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="further name that a request may have in Host and Origin, such as that of a proxy, or * for any; may be "
+        "repeated (default: localhost and the address of --host; any IP address where that is 0.0.0.0)",
+    )
+    parser.add_argument("--no-metrics", action="store_true", help="do not serve /metrics")
+    parser.add_argument("--no-docs", action="store_true", help="do not serve /docs and /openapi.json")
     parser.memory_advice += ("lower --batch-size", "lower --max-pixels")
 
 

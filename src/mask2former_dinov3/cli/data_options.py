@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.class_option import parse_class_map
@@ -23,6 +24,8 @@ def find_truth(arguments: argparse.Namespace) -> Split:
 
     classes, dataset_format, file = read_classes(arguments), arguments.format, arguments.annotations
     rules = ReadRules(arguments.crowd, arguments.incomplete_images)
+    if file is None and arguments.dataset is None:
+        return split_of_run(arguments.model, arguments.split)
     if arguments.dataset is not None:
         splits, _ = find_splits(
             arguments.dataset, dataset_format=dataset_format, classes=classes, valid_split=0, rules=rules
@@ -44,6 +47,24 @@ def find_truth(arguments: argparse.Namespace) -> Split:
         rules=rules,
     )
     return splits["valid"]
+
+
+def split_of_run(model: str, name: str) -> Split:
+    """The split that the run of a model folder (`RUN/best`) trained, validated or tested on, read as there.
+
+    Raises OptionError for a model that is not in a run folder, or a run without this split.
+    """
+    from ..config.train_config import load_config
+    from ..training.train import find_splits_of
+
+    options = Path(model).resolve().parent / "train_config.json"
+    if not options.is_file():
+        expected = "a file, a --dataset, or a --model in its run folder, whose data are then used"
+        raise OptionError("annotations", expected, f"neither, and no {options}")
+    splits, _ = find_splits_of(load_config(options)[0])
+    if name not in splits:
+        raise OptionError("split", f"a split of {options}: {', '.join(splits)}", name)
+    return splits[name]
 
 
 def read_classes(arguments: argparse.Namespace) -> dict[str, str | None] | None:

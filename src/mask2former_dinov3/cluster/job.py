@@ -13,8 +13,9 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,12 @@ from tqdm import tqdm
 
 from ..errors import OptionError, UserError, mismatch
 from ..extras import require
+from ..folder_lock import hold_folder
 from ..inference.predictor import Predictor, load_model, refuse_extra_images
 from ..inference.settings import DEFAULTS, InferenceSettings
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .gathering import Batches, BatchSummary, Gathering
-from .image_list import list_images
+from .image_list import filesystem_of, is_local, list_images
 from .reading import ResultRow
 from .resources import Workers, plan_workers
 from .shards import ShardFolder
@@ -83,31 +85,42 @@ def batch_predict(
     predictor = Predictor(*load_model(model, "cpu", reading))
     refuse_extra_images(predictor.processor, "batch-predict")
     files = ModelFiles.read(_find_files(model))
-    folder = ShardFolder(output, _describe_results(files, settings, predictor, reading))
-    if retry_failed:
-        folder.forget_failures()
-    images, summary = _select_remaining(list_images(inputs, column), folder)
-    if not len(images):
-        return summary
-    batches = Batches(images, shard_size, 1 if settings.tile else settings.batch_size)
-    gpus = {"cpu": 0.0, "cuda": gpus_per_actor or 1.0}.get(device or "", gpus_per_actor)
-    bar = tqdm(total=len(images), desc="predict", unit="image", disable=not progress)
-    with bar, _connect_ray(ray_address):
-        import ray
+    with _hold_output(output):
+        folder = ShardFolder(output, _describe_results(files, settings, predictor, reading))
+        if retry_failed:
+            folder.forget_failures()
+        images, summary = _select_remaining(list_images(inputs, column), folder)
+        if not len(images):
+            return summary
+        batches = Batches(images, shard_size, 1 if settings.tile else settings.batch_size)
+        gpus = {"cpu": 0.0, "cuda": gpus_per_actor or 1.0}.get(device or "", gpus_per_actor)
+        bar = tqdm(total=len(images), desc="predict", unit="image", disable=not progress)
+        with bar, _connect_ray(ray_address):
+            import ray
 
-        size = predictor.processor.size
-        canvas, options = (size["height"], size["width"]), predictor.processor.read_options
-        job = Job(batches, ray.put(files), canvas, options, settings, predictor.processor.num_channels)
-        del files, predictor
-        gathering = Gathering(batches, folder, summary, bar.update)
-        try:
-            _predict_all(job, gathering, lambda: plan_workers(list(_nodes().values()), actors, cpus_per_actor, gpus))
-        except KeyboardInterrupt:
-            done = summary.images + summary.failed
-            raise KeyboardInterrupt(
-                f"stopped after {done} images in {output}; the same command continues from there"
-            ) from None
+            size, channels = predictor.processor.size, predictor.processor.num_channels
+            canvas, options = (size["height"], size["width"]), predictor.processor.read_options
+            job = Job(batches, ray.put(files), canvas, options, settings, channels)
+            del files, predictor
+            gathering = Gathering(batches, folder, summary, bar.update)
+            try:
+                plan = partial(plan_workers, count=actors, cpus=cpus_per_actor, gpus=gpus)
+                _predict_all(job, gathering, lambda: plan(list(_nodes().values())))
+            except KeyboardInterrupt:
+                done = summary.images + summary.failed
+                message = f"stopped after {done} images in {output}; the same command continues from there"
+                raise KeyboardInterrupt(message) from None
     return summary
+
+
+@contextmanager
+def _hold_output(output: str) -> Iterator[None]:
+    """Lock an output folder of this machine; an object store has no locks, which is said."""
+    filesystem, root = filesystem_of(output)
+    if not is_local(filesystem):
+        logger.warning("%s: object stores have no locks; start no second job with this output", output)
+    with hold_folder(Path(root), "output", "batch-predict") if is_local(filesystem) else nullcontext():
+        yield
 
 
 @dataclass(frozen=True)

@@ -47,3 +47,4 @@ def join_names(value: object) -> object:
 ValueRange = Annotated[str, BeforeValidator(join_limits)]
 LayerNames = Annotated[str, BeforeValidator(join_names)]
 DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets"]
+RecipeName = Literal["auto", "published", "few-images", "frozen", "full", "from-scratch"]  # files of `recipes/`

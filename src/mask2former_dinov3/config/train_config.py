@@ -31,6 +31,7 @@ from .option_types import (
     PositiveFloat,
     PositiveInt,
     QueryCount,
+    RecipeName,
     Scheduler,
     Seed,
     Share,
@@ -41,10 +42,7 @@ from .option_types import (
 from .parsing import GivenOptions, explain_fault
 from .presets import SPLIT_OPTIONS
 
-PATHS = (
-    *("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", "extra_images"),
-    *SPLIT_OPTIONS,
-)
+PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", "extra_images") + SPLIT_OPTIONS
 
 
 class TrainConfig(BaseModel):
@@ -59,6 +57,12 @@ class TrainConfig(BaseModel):
     # --- the run
     description: str = Field("", description="Notes for readers: hardware, hours, expected AP. Not used by the run.")
     output_dir: str = Field(min_length=1, description="Folder of the run: metrics, checkpoints, `best/` and `last/`.")
+    recipe: RecipeName | None = Field(
+        None,
+        description="Recipe for the options that are not given (see docs/recipes.md). `auto`: one of the others, by "
+        "the data and this machine; null: the defaults of this list. `train` without `config`, `head` and "
+        "`resume_from_checkpoint` uses `auto`.",
+    )
     seed: Seed = Field(0, description="Seed of random weights, of the order of the images, and of augmentation.")
     # --- the data
     dataset_name: str | None = Field(None, description="Folder of a data set (see docs/data.md and docs/formats.md).")
@@ -206,9 +210,8 @@ class TrainConfig(BaseModel):
     page: PositiveInt = Field(1, description="Page or frame that is read of files with several. Saved with the model.")
     channels: list[PositiveInt] | Literal["all"] | None = Field(
         None,
-        description="Channels that are read, counted from 1, as a list or as `3,2,1`: one (as grey), three (as red, "
-        "green, blue) or another number; `all`: all but alpha; null: grey or RGB as the file has it. Saved with the "
-        "model.",
+        description="Channels that are read, counted from 1, as a list or as `3,2,1`: one (grey), three (red, green, "
+        "blue) or more; `all`: all but alpha; null: grey or RGB, as the file has it. Saved with the model.",
     )
     extra_images: str | None = Field(
         None,

@@ -19,6 +19,7 @@ from ...atomic_files import check_writable, write_file, write_text
 from ...data.image_folders import PassedOver
 from ...data.images import check_channel_count, read_header, read_image
 from ...errors import DatasetError, OptionError, mismatch, system_reason
+from ...folder_lock import hold_folder
 from ...instances import Instances
 from ...read_options import AS_SAVED, ReadChanges
 from ...version import __version__
@@ -97,7 +98,8 @@ def predict_files(
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
     predicted. A stopped run leaves its
     finished images in a hidden file, and the same call continues from there.
-    Raises OptionError when no image is found, and for an unknown word in `save`.
+    Raises OptionError when no image is found, for an unknown word in `save`, and when another command is writing to
+    the output folder.
     """
     check_outputs(save)
     check_writable(output)
@@ -117,11 +119,12 @@ def predict_files(
         "tile": None if settings.tile is None else [settings.tile, settings.overlap],
         "save": sorted(save),
     }
-    with Progress(output / PROGRESS_FILE, decides) as done:
-        images = [_File(number, *one, key_of(one.path, one.name)) for number, one in enumerate(files, start=1)]
-        save_classes(output, predictor.categories, save)
-        _Run(predictor, settings, tuple(save), progress, done, summary).predict(images)
-    (output / PROGRESS_FILE).unlink()
+    with hold_folder(output, "output", "predict"):
+        with Progress(output / PROGRESS_FILE, decides) as done:
+            images = [_File(number, *one, key_of(one.path, one.name)) for number, one in enumerate(files, start=1)]
+            save_classes(output, predictor.categories, save)
+            _Run(predictor, settings, tuple(save), progress, done, summary).predict(images)
+        (output / PROGRESS_FILE).unlink()
     return summary
 
 
