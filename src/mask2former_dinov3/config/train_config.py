@@ -42,7 +42,7 @@ from .option_types import (
 from .parsing import GivenOptions, explain_fault
 from .presets import SPLIT_OPTIONS
 
-PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", "extra_images") + SPLIT_OPTIONS
+PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", "extra_images", *SPLIT_OPTIONS)
 
 
 class TrainConfig(BaseModel):
