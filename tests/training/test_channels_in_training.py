@@ -180,7 +180,9 @@ def test_verbs__want_second_files_where_the_model_does(
     predict = ["predict", *with_model, str(depth / "valid"), "--output", str(tmp_path / "out"), "--threshold", "0"]
     evaluate = ["evaluate", *with_model, "--dataset", str(depth), "--output", str(tmp_path / "scores")]
     where = ["--extra-images", str(depth / "depth")]
-    sentence = "--extra-images: expected where the second file of each image is, since the model takes 1 channels"
+    sentence = (
+        "--extra-images: expected where the second file of each image is, since the model takes 1 channel from it"
+    )
     for words in (predict, evaluate):
         assert main(words) == 1
         assert sentence in capsys.readouterr().err

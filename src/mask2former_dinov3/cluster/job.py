@@ -98,9 +98,7 @@ def batch_predict(
         with bar, _connect_ray(ray_address):
             import ray
 
-            size, channels = predictor.processor.size, predictor.processor.num_channels
-            canvas, options = (size["height"], size["width"]), predictor.processor.read_options
-            job = Job(batches, ray.put(files), canvas, options, settings, channels)
+            job = Job.of(batches, ray.put(files), predictor, settings)
             del files, predictor
             gathering = Gathering(batches, folder, summary, bar.update)
             try:
@@ -134,6 +132,15 @@ class Job:
     options: ReadOptions
     settings: InferenceSettings
     channels: int = 3
+
+    @classmethod
+    def of(
+        cls, batches: Batches, model: ObjectRef[ModelFiles], predictor: Predictor, settings: InferenceSettings
+    ) -> Job:
+        """The job of a model, which `predictor` holds and `model` has in Ray's object store."""
+        size, options = predictor.processor.size, predictor.processor.read_options
+        canvas = size["height"], size["width"]
+        return cls(batches, model, canvas, options, settings, predictor.processor.num_channels)
 
 
 def _predict_all(job: Job, gathering: Gathering, plan: Callable[[], Workers]) -> None:

@@ -83,11 +83,7 @@ def export(
     """
     check_request(output, size, dynamic, precision, calibration_images)
     network, processor = load_network(model, "cpu")
-    if images is None and processor.num_channels != 3:
-        expected = f"a folder of images of {processor.num_channels} channels, to compare the file on"
-        raise OptionError("images", expected, "none", "the bundled images have three")
-    processor.read_options = ReadChanges(extra_images=extra_images).apply(processor.read_options)
-    check_extra_images(processor)
+    prepare_reading(processor, images, extra_images)
     if dynamic and network.config.backbone_config.model_type == "swin":
         advice = "a file with a Swin takes one size: leave dynamic out, and export one file per size"
         raise OptionError("dynamic", "a DINOv3 backbone", "a Swin", advice)
@@ -144,6 +140,15 @@ def check_request(
         raise OptionError("calibration_images", "a folder of images for the precision int8", "none", advice)
     if precision != "int8" and calibration_images is not None:
         raise OptionError("calibration_images", f"none for the precision {precision}", calibration_images)
+
+
+def prepare_reading(processor: Mask2FormerDinov3ImageProcessor, images: Path | None, extra_images: str | None) -> None:
+    """Set where second files are. Raises OptionError unless there are images for the check of the model's channels."""
+    if images is None and processor.num_channels != 3:
+        expected = f"a folder of images of {processor.num_channels} channels, to compare the file on"
+        raise OptionError("images", expected, "none", "the bundled images have three")
+    processor.read_options = ReadChanges(extra_images=extra_images).apply(processor.read_options)
+    check_extra_images(processor)
 
 
 def trace(

@@ -13,6 +13,7 @@ from typing import overload
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from ..data.faults import count_of
 from ..data.images import check_channel_count, read_header
 from ..errors import CheckpointError, OptionError, mismatch
 from ..instances import Instances
@@ -195,7 +196,8 @@ def check_extra_images(processor: Mask2FormerDinov3ImageProcessor) -> None:
     """
     count, given = processor.extra_channels, processor.read_options.extra_images
     if count and given is None:
-        expected = f"where the second file of each image is, since the model takes {count} channels from it"
+        number = count_of(count, "channel")
+        expected = f"where the second file of each image is, since the model takes {number} from it"
         raise OptionError(
             "extra_images", expected, "none", "give a folder, or a pattern such as {folder}/../depth/{stem}.png"
         )
@@ -209,7 +211,7 @@ def refuse_extra_images(processor: Mask2FormerDinov3ImageProcessor, verb: str) -
     verb: one that gets one file an image.
     """
     if count := processor.extra_channels:
-        got = f"one that takes {count} channels from a second file of each image"
+        got = f"one that takes {count_of(count, 'channel')} from a second file of each image"
         raise OptionError("model", f"a model of one file an image, as {verb} gets", got, "predict reads second files")
     check_extra_images(processor)
 
