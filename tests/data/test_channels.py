@@ -60,7 +60,8 @@ def test_read_image__names_the_way_to_more_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value_range", ["percentile", "1000,60000"])
 def test_read_image__scales_each_channel_for_itself(tmp_path: Path, value_range: str) -> None:
     """A bright channel does not darken the others; in parts as well as whole."""
-    values: npt.NDArray[np.uint16] = np.right_shift(FIVE, np.arange(5, dtype=np.uint16)).astype(np.uint16)
+    shifts: npt.NDArray[np.uint16] = np.arange(5, dtype=np.uint16)
+    values: npt.NDArray[np.uint16] = FIVE >> shifts
     path = write_bands(tmp_path / "a.tif", values)
     options = ReadOptions(value_range, channels="all")
     pixels = images.read_image(path, options)
