@@ -76,7 +76,7 @@ def test_read_image__scales_each_channel_for_itself(tmp_path: Path, value_range:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_read_image__takes_bytes_and_floating_point(tmp_path: Path, dtype: type) -> None:
-    values = (FIVE // 256).astype(dtype)
+    values: npt.NDArray[np.generic] = (FIVE // 256).astype(dtype)
     path = write_bands(tmp_path / "a.tif", values)
     if dtype is np.float32:
         with pytest.raises(DatasetError, match="floating point"):
