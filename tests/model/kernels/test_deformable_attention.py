@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from mask2former_dinov3.model.kernels import deformable_cpu
-from mask2former_dinov3.model.kernels.deformable_attention import deformable_attention, plain_attention
+from mask2former_dinov3.model.kernels.deformable_attention import (
+    STEPS_PER_PIXEL,
+    deformable_attention,
+    gather_attention,
+    plain_attention,
+)
 
 SHAPES = [(2, 3), (5, 4), (7, 9)]
 
@@ -35,6 +40,15 @@ def test_deformable_attention__by_hand(body: Callable[..., Tensor]) -> None:
     positions = torch.tensor([[1.5, 0.5], [1.0, 0.5], [6.0, 1.0], [0.0, 0.5]]).view(1, 4, 1, 1, 1, 2)
     output = body(value, [(2, 3)], positions, torch.ones(1, 4, 1, 1, 1))
     torch.testing.assert_close(output.flatten(), torch.tensor([1.0, 0.5, 0.0, 0.0]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("tokens", [None, 5], ids=["all-tokens", "few-queries"])
+def test_gather_attention__equals_the_plain_form(tokens: int | None) -> None:
+    """At positions in whole units, many of them outside."""
+    value, positions, weights = made_inputs(tokens=tokens)
+    whole = (positions * STEPS_PER_PIXEL).round().long()
+    got = gather_attention(value, SHAPES, whole, weights)
+    torch.testing.assert_close(got, plain_attention(value, SHAPES, whole / STEPS_PER_PIXEL, weights), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("tokens", [None, 5], ids=["all-tokens", "few-queries"])
