@@ -99,7 +99,8 @@ import openvino
 
 model = openvino.compile_model({file!r}, "CPU")  # in its own default precision: bf16 where the CPU has it
 with np.load("inputs.npz") as inputs:
-    outputs = [model({{"pixel_values": v[None], "pixel_mask": r[None]}}) for v, r in zip(inputs["values"], inputs["real"])]
+    pairs = zip(inputs["values"][:, None], inputs["real"][:, None])
+    outputs = [model({{"pixel_values": values, "pixel_mask": real}}) for values, real in pairs]
     names = ("class_queries_logits", "masks_queries_logits")
     np.savez("outputs.npz", **{{name: np.concatenate([one[name] for one in outputs]) for name in names}})
 """

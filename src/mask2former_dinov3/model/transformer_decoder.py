@@ -218,7 +218,8 @@ class TransformerDecoder(nn.Module):
         return self.mask_prior.draw(normed, seeds.doubled, size, self._stride_of(mask_features, like))
 
     def _stride_of(self, mask_features: Tensor, like: Tensor) -> int:
-        return self.mask_stride * mask_features.shape[2] // like.shape[2]
+        stride: int = self.mask_stride * mask_features.shape[2] // like.shape[2]
+        return stride
 
 
 def _resize_features(mask_features: Tensor, height: int, width: int) -> Tensor:

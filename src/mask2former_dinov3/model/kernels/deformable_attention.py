@@ -1,8 +1,8 @@
-"""Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, section 4.1): one function, three versions.
+"""Multi-scale deformable attention (Deformable DETR, arXiv:2010.04159, section 4.1): one function, four versions.
 
-A CPU uses `deformable_cpu`, a CUDA device the Triton kernels of `deformable_triton`, all other devices the plain version
-below, against which the others are tested. An export uses `gather_attention`: gathers and products, which every runtime
-computes alike, and positions as integers, which no runtime rounds.
+A CPU uses `deformable_cpu`, a CUDA device the Triton kernels of `deformable_triton`, all other devices the plain
+version below, against which the others are tested. An export uses `gather_attention`: gathers and products, which every
+runtime computes alike, and positions as integers, which no runtime rounds.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class MultiScaleDeformableAttention(nn.Module):
         valid: Tensor | None,
     ) -> Tensor:
         """hidden_states and position_embeddings (B, S, C); reference (B, S, A, L, P, 2): position of each token in
-        pixels of each level (the same for all heads and points), in an export in whole units of 1 / STEPS_PER_PIXEL pixel; valid (B, S) bool, None if nothing is padding.
+        pixels of each level (the same for all heads and points), in an export in whole units of 1 / STEPS_PER_PIXEL
+        pixel; valid (B, S) bool, None if nothing is padding.
 
         Values of padding tokens are zero, so padding adds nothing to the output. Returns (B, S, C).
         """
