@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-Tree = dict[str, int]
-"""Path below the root -> inode."""
+Tree = dict[str, tuple[int, bool]]
+"""Path below the root -> inode, and whether it is a folder."""
 
 
 class PowerCuts:
@@ -59,7 +59,7 @@ class PowerCuts:
         tree: Tree = {}
         for path in sorted(self.root.rglob("*")):
             status = path.stat()
-            tree[str(path.relative_to(self.root))] = status.st_ino
+            tree[str(path.relative_to(self.root))] = status.st_ino, path.is_dir()
             kept = self.store / str(status.st_ino)
             if path.is_file() and (status.st_ino, status.st_mtime_ns) in flushed and not kept.exists():
                 os.link(path, kept)  # which also keeps the inode's number from being used again
@@ -74,34 +74,28 @@ class PowerCuts:
             inodes = {inode for inode, _ in self.flushed[moment]}
             for names in range(self.root_flushed[moment], moment + 1):
                 tree = self.trees[names]
-                there = {name: inode in inodes for name, inode in tree.items()}
-                lost = {name for name, is_flushed in there.items() if not is_flushed and self._is_folder(name, tree)}
+                there = {name: inode in inodes for name, (inode, _) in tree.items()}
+                lost = {name for name, is_flushed in there.items() if not is_flushed and tree[name][1]}
                 kept = {
                     name: is_flushed
                     for name, is_flushed in there.items()
                     if not any(name.startswith(f"{folder}/") for folder in lost)
                 }
-                if (key := tuple(sorted((f"{name}:{tree[name]}", on) for name, on in kept.items()))) in seen:
+                if (key := tuple(sorted((f"{name}:{tree[name][0]}", on) for name, on in kept.items()))) in seen:
                     continue
                 seen.add(key)
                 shutil.rmtree(target, ignore_errors=True)
                 target.mkdir()
                 for name, is_flushed in kept.items():
-                    self._build(target / name, tree, name, is_flushed)
+                    self._build(target / name, *tree[name], is_flushed)
                 yield target
 
-    def _is_folder(self, name: str, tree: Tree) -> bool:
-        return not (self.store / str(tree[name])).exists() and any(one.startswith(f"{name}/") for one in tree)
-
-    def _build(self, path: Path, tree: Tree, name: str, is_flushed: bool) -> None:
-        content = self.store / str(tree[name])
-        if content.exists() and is_flushed:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(content, path)
-        elif self._is_folder(name, tree):
+    def _build(self, path: Path, inode: int, is_folder: bool, is_flushed: bool) -> None:
+        if is_folder:
             path.mkdir(parents=True, exist_ok=True)
+        elif is_flushed:
+            os.link(self.store / str(inode), path)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 
 

@@ -108,7 +108,7 @@ def _training_view(arguments: argparse.Namespace, report: Report, config: TrainC
     """The data set that training would read; None without training images."""
     from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
     from ..reports.data_sections import TrainingView
-    from ..training.train import training_dataset
+    from ..training.batches import training_dataset
 
     data = report.data.get("train")
     if data is None or not data.images:

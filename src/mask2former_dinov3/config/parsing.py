@@ -77,6 +77,10 @@ class GivenOptions:
             return self._written[option][1]
         return write_flag(option) if self._path is None and self._has_flags else option
 
+    def is_flag(self, option: str) -> bool:
+        """Whether the option was given on the command line."""
+        return self._written.get(option, ("", ""))[0] == COMMAND_LINE
+
     def add_fault(self, option: str, reason: str) -> None:
         """Note what is wrong with the value of an option, or with its absence."""
         default = f"in {self._path}" if self._path is not None else COMMAND_LINE if self._has_flags else ""
@@ -118,6 +122,14 @@ def read_flags(words: Sequence[str], nullable: Collection[str]) -> tuple[dict[st
         given[key] = None if is_null else value if equals else True
         flags[key] = flag
     return given, flags, stray
+
+
+def join_names(value: object, expected: str) -> str:
+    """A list of names, or a text of names with commas between them, in one form. Raises ValueError for others."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(mismatch(expected, json.dumps(value, default=str)))
+    return ",".join(name.strip() for name in names)
 
 
 def allows_null(annotation: object) -> bool:

@@ -7,7 +7,6 @@ JSON file < command line and reports all faults in one ConfigError. Options of t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from ..errors import OptionError, mismatch
 from ..json_files import describe
 from ..read_options import ReadOptions
 from .class_option import parse_class_map
-from .cross_checks import advise, find_conflicts
+from .cross_checks import advise, find_conflicts, find_recorded_token
 from .option_types import (
     ComparedOn,
     DatasetFormat,
@@ -35,9 +34,10 @@ from .option_types import (
     Seed,
     Share,
     Side,
+    Taps,
     Tracker,
 )
-from .parsing import GivenOptions, explain_fault
+from .parsing import GivenOptions, explain_fault, join_names
 from .presets import SPLIT_OPTIONS
 
 PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", *SPLIT_OPTIONS)
@@ -92,6 +92,11 @@ class TrainConfig(BaseModel):
         "the image is left out of training and evaluation.",
     )
     dataloader_num_workers: NotNegativeInt = Field(2, description="Processes that read images, per training process.")
+    max_bad_images: Fraction = Field(
+        0.001,
+        description="Fraction of a split's images, rounded up, that may be unreadable: they are named and, in "
+        "training, replaced by others. One more ends the run; 0: the first does.",
+    )
     # --- the model
     backbone: str = Field(
         "smallplus",
@@ -112,7 +117,7 @@ class TrainConfig(BaseModel):
         "`none` is for a Swin or ConvNeXt, which already have these strides.",
     )
     backbone_norm: bool = Field(True, description="Apply the backbone's final norm to each feature map it returns.")
-    backbone_taps: list[PositiveInt] | None = Field(
+    backbone_taps: Taps | None = Field(
         None,
         description="The four blocks of a ViT whose outputs go to the neck, counted from 1, as a list or as "
         "`3,6,9,12`; null: the last block of each quarter of the depth.",
@@ -248,6 +253,11 @@ class TrainConfig(BaseModel):
     mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
         None, description="Number format of the forward pass; null: as set by `accelerate launch`."
     )
+    process_group_timeout: PositiveInt = Field(
+        1800,
+        description="Seconds after which a process that does not answer is given up, in a run of several. One of them "
+        "scores an evaluation while the others wait.",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Compute each block again in the backward pass: less memory, slower."
     )
@@ -292,7 +302,7 @@ class TrainConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse JSON's true where a number is expected: pydantic would read `learning_rate: true` as 1.0."""
+        """Refuse JSON's true for a number: pydantic would read `learning_rate: true` as 1.0."""
         if isinstance(value, bool) and "bool" not in str(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError(mismatch("a number or a string", describe(value)))
         return value
@@ -320,13 +330,6 @@ class TrainConfig(BaseModel):
     def _split_at_commas(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
 
-    @field_validator("backbone_taps")
-    @classmethod
-    def _check_order(cls, value: list[int] | None) -> list[int] | None:
-        if value is not None and (len(value) != 4 or value != sorted(value)):
-            raise ValueError(mismatch("four block numbers in increasing order", value))
-        return value
-
     @field_validator("value_range", mode="before")
     @classmethod
     def _join_limits(cls, value: object) -> object:
@@ -345,11 +348,7 @@ class TrainConfig(BaseModel):
     @field_validator("lora_targets", mode="before")
     @classmethod
     def _join_with_commas(cls, value: object) -> object:
-        """Store one form, so that the flag, the file and the tracker agree."""
-        names = value.split(",") if isinstance(value, str) else value
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
-            raise ValueError(mismatch("names of layers such as q_proj,v_proj", json.dumps(value, default=str)))
-        return ",".join(name.strip() for name in names)
+        return join_names(value, "names of layers such as q_proj,v_proj")
 
     @field_validator("image_height", "image_width")
     @classmethod
@@ -395,5 +394,7 @@ def load_config(
     for keys, reason in find_conflicts(config, given.name):
         if not wrong & set(keys):
             given.add_fault(keys[0], reason)
+    if given.is_flag("hub_token") and (reason := find_recorded_token(config)):
+        given.add_fault("hub_token", reason)
     given.raise_faults()
     return config, given.notes + advise(config)

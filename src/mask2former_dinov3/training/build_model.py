@@ -11,12 +11,12 @@ from ..config.train_config import TrainConfig
 from ..data.achievable_ap import mask_ceilings
 from ..data.coco import CocoData
 from ..data.statistics import statistics_of
-from ..errors import ConfigError, OptionError, mismatch
+from ..errors import CheckpointError, ConfigError, OptionError, mismatch
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
 from ..weights.backbones import from_backbone, load_backbone, pixel_statistics
-from ..weights.loading import is_path
+from ..weights.loading import is_path, load_network_config
 from ..weights.mask2former import load_trained_model, rebuild
 from .finetuning import choose_trained
 
@@ -58,9 +58,12 @@ def resolve_auto(config: TrainConfig, data: CocoData) -> TrainConfig:
     return config.model_copy(update=resolved)
 
 
-def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInstanceSegmentation:
+def build_model(
+    config: TrainConfig, data: CocoData, checkpoint: Path | None = None
+) -> Mask2FormerDinov3ForInstanceSegmentation:
     """A model for the classes of `data`, with the part of its backbone trainable that `config` says.
 
+    checkpoint: the one that its weights will be loaded from; then neither backbone nor head are read.
     Raises UserError when backbone or head cannot be loaded, or do not fit the options.
     """
     names = {label: category.name for label, category in enumerate(data.categories)}
@@ -71,7 +74,9 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         "class_map": config.classes,
         **{name: getattr(config, name) for name in NETWORK if getattr(config, name) is not None},
     }
-    if config.head is None:
+    if checkpoint is not None:
+        model = _build_from_checkpoint(checkpoint, fields)
+    elif config.head is None:
         model = from_backbone(config.backbone, config.hub_token, **fields)
     else:
         model = _build_from_head(config.head, config, fields)
@@ -79,7 +84,7 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
     choose_trained(model, config)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    if config.head is None and model.config.neck != config.neck:
+    if checkpoint is None and config.head is None and model.config.neck != config.neck:
         kind = model.config.backbone_config.model_type
         logger.info("neck: %s instead of %s, because a %s is a pyramid itself", model.config.neck, config.neck, kind)
     pretrained = model.config.backbone_source is not None
@@ -90,6 +95,18 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         model.config.backbone_source or (f"of {model.name_or_path}" if model.name_or_path else config.backbone),
         "pretrained" if pretrained else "no weights of DINOv3",
     )
+    return model
+
+
+def _build_from_checkpoint(checkpoint: Path, fields: dict[str, Any]) -> Mask2FormerDinov3ForInstanceSegmentation:
+    """The network that a checkpoint describes, with random weights, for today's category ids."""
+    stored = load_network_config(str(checkpoint))
+    if not isinstance(stored, Mask2FormerDinov3Config):
+        got = f"one of the type {stored.model_type!r}"
+        raise CheckpointError(f"{checkpoint / 'config.json'}: {mismatch('a model of this package', got)}")
+    stored.update({name: fields[name] for name in LABEL_FIELDS})
+    model = Mask2FormerDinov3ForInstanceSegmentation(stored)
+    model.name_or_path = str(checkpoint)
     return model
 
 
