@@ -30,15 +30,12 @@ EVERY_STEP = {"checkpointing_steps": 1, "save_total_limit": None}
 def straight(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps with a test split, from start to end. Read only."""
     folder = tmp_path_factory.mktemp("straight")
-    train(small_config(toy_dataset, folder / "run", **EVERY_STEP, **test_split(toy_dataset)))
+    train(small_config(toy_dataset, folder / "run", **EVERY_STEP, **with_test(toy_dataset)))
     return folder / "run"
 
 
-def test_split(dataset: Path) -> dict[str, Any]:
+def with_test(dataset: Path) -> dict[str, Any]:
     return {"test_annotations": str(dataset / "valid" / "_annotations.coco.json")}
-
-
-test_split.__test__ = False  # type: ignore[attr-defined]
 
 
 def truncate(path: Path) -> None:
@@ -66,11 +63,12 @@ def test_train__saves_a_step_before_it_is_evaluated(
     data, folder = make_toy_dataset(), tmp_path / "run"
     options = {**EVERY_STEP, "max_bad_images": 0.0}
     whole = (data / "valid" / "001.png").read_bytes()
-    save = run.save_checkpoint
+    save = vars(run)["save_checkpoint"]
 
     def cut_then_save(*args: Any) -> Path:
         truncate(data / "valid" / "001.png")
-        return save(*args)
+        saved: Path = save(*args)
+        return saved
 
     with monkeypatch.context() as patch:
         patch.setattr(run, "save_checkpoint", cut_then_save)
@@ -117,14 +115,14 @@ def test_train__saves_the_last_finished_step_after_any_error(
     kind: type[Exception], straight: Path, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second step fails; the first was not to be saved, yet resuming gives what a straight run gives."""
-    folder, read = tmp_path / "run", training.read_window
+    folder, read = tmp_path / "run", vars(training)["read_window"]
 
     def fail_later(one: run.Run, batches: Any) -> Any:
         if one.state.step == 1:
             raise kind("something else")
         return read(one, batches)
 
-    options = {"checkpointing_steps": None, **test_split(toy_dataset)}
+    options = {"checkpointing_steps": None, **with_test(toy_dataset)}
     with monkeypatch.context() as patch:
         patch.setattr(training, "read_window", fail_later)
         with pytest.raises(kind, match="something else"):
@@ -138,8 +136,8 @@ def test_train__a_signal_in_an_evaluation_is_served_at_once(
     straight: Path, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The evaluation of step 1 would take for ever; after the signal its checkpoint is there, and resuming does it."""
-    folder, predict = tmp_path / "run", run.predict_split
-    options = {**EVERY_STEP, **test_split(toy_dataset)}
+    folder, predict = tmp_path / "run", vars(run)["predict_split"]
+    options = {**EVERY_STEP, **with_test(toy_dataset)}
 
     def endless(*args: Any, **named: Any) -> Any:
         if (folder / "checkpoint-1").exists():
@@ -161,7 +159,7 @@ def test_train__does_what_is_left_after_a_kill_at_any_operation(
     straight: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:
     """A child ends at every 19th of its renames, flushes and removals behind its first checkpoint."""
-    options = {**EVERY_STEP, **test_split(toy_dataset), "resume_from_checkpoint": "latest"}
+    options = {**EVERY_STEP, **with_test(toy_dataset), "resume_from_checkpoint": "latest"}
     code, number = 9, 0
     while code:
         folder = tmp_path / str(number)
@@ -237,7 +235,7 @@ def test_rehearse__finds_before_the_first_step_what_would_fail_later(
         return str(caught.value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rehearsal.shutil, "disk_usage", lambda _: free._replace(free=10_000_000))
+        patch.setattr(shutil, "disk_usage", lambda _: free._replace(free=10_000_000))
         assert "run: expected room for 1 checkpoints of 0." in refused()
         patch.setattr(rehearsal, "check_room", lambda _: None)
         message = refused(dataloader_num_workers=60, image_height=512, image_width=512)

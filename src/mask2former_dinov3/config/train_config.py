@@ -394,7 +394,7 @@ def load_config(
     for keys, reason in find_conflicts(config, given.name):
         if not wrong & set(keys):
             given.add_fault(keys[0], reason)
-    if given.is_flag("hub_token") and (reason := find_recorded_token(config)):
-        given.add_fault("hub_token", reason)
+    if given.is_flag("hub_token") and (recorded := find_recorded_token(config)):
+        given.add_fault("hub_token", recorded)
     given.raise_faults()
     return config, given.notes + advise(config)

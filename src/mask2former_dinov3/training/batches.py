@@ -89,7 +89,7 @@ def read_batches(run: Run) -> Iterator[Iterator[Batch]]:
 def _kill_workers(batches: object) -> None:
     """Kill the workers of a DataLoader's iterator, of which torch would otherwise report the death as an error."""
     if getattr(batches, "_worker_pids_set", False):
-        signal_handling._remove_worker_pids(id(batches))
+        signal_handling._remove_worker_pids(id(batches))  # type: ignore[attr-defined]  # no public name for it
         vars(batches)["_worker_pids_set"] = False
         for worker in vars(batches)["_workers"]:
             worker.kill()
