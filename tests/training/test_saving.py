@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mask2former_dinov3.atomic_files import sweep
+from mask2former_dinov3.data.dataset import CocoInstanceDataset
 from mask2former_dinov3.errors import CheckpointError, DatasetError, OptionError, UserError
 from mask2former_dinov3.evaluation import evaluate
 from mask2former_dinov3.training import rehearsal, run
@@ -279,3 +282,23 @@ def test_train__refuses_a_folder_in_use(toy_dataset: Path, tmp_path: Path) -> No
     message = r"^output_dir: expected a folder that no other command is writing to, got .*/run, in use by"
     with hold_folder(tmp_path / "run", "output_dir", "train"), pytest.raises(OptionError, match=message):
         train(small_config(toy_dataset, tmp_path / "run"))
+
+
+def test_read_batches__a_dead_worker_ends_the_run_at_once(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two workers dies as in a full /dev/shm, with the lock of their queue; what was done is saved."""
+    get = CocoInstanceDataset.__getitem__
+
+    def die_later(dataset: CocoInstanceDataset, key: Any) -> Any:
+        if key[0] > 0 and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGBUS)
+        return get(dataset, key)
+
+    monkeypatch.setattr(CocoInstanceDataset, "__getitem__", die_later)
+    options = {"max_train_steps": 100, "checkpointing_steps": None, "dataloader_num_workers": 2}
+    with pytest.raises(UserError, match=r"expected processes that read images, got the death of one .*Bus error.*ipc"):
+        train(small_config(toy_dataset, tmp_path / "run", **options))
+    assert not multiprocessing.active_children()
+    (saved,) = list_checkpoints(tmp_path / "run")
+    assert find_damage(saved) is None

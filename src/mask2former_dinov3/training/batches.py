@@ -21,11 +21,11 @@ from ..data.coco import CocoData
 from ..data.dataset import Batch, CocoInstanceDataset, collate
 from ..data.statistics import statistics_of
 from ..data.transforms import Augmentation
-from ..errors import DatasetError, OptionError, UserError, mismatch
+from ..errors import DatasetError, OptionError, UserError, mark_shared, mismatch
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import loss_normalizers
 from .bad_images import bad_images_allowed, too_many_unreadable
-from .distributed import mark_shared, run_on_all, sum_over_processes
+from .distributed import run_on_all, sum_over_processes
 from .run import Run
 from .signals import ignore_signals
 

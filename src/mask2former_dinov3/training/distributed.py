@@ -12,11 +12,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
-from ..errors import UserError
+from ..errors import UserError, is_shared, mark_shared
 
 JobResult = TypeVar("JobResult")
-SharedError = TypeVar("SharedError", bound=BaseException)
-_SHARED = "is_raised_on_all_processes"  # an attribute of the exception
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Timed out", "timed out", "Broken pipe", "NCCL")
 
 
@@ -58,17 +56,6 @@ def is_lost_peer(error: BaseException, num_processes: int) -> bool:
         and not is_shared(error)
         and any(words in str(error) for words in _LOST_PEER)
     )
-
-
-def mark_shared(error: SharedError) -> SharedError:
-    """Note on an error that all processes raise it, or one that stands for it."""
-    vars(error)[_SHARED] = True
-    return error
-
-
-def is_shared(error: BaseException) -> bool:
-    """Whether all processes raise this error, so that exchanges between them go on working."""
-    return getattr(error, _SHARED, False)
 
 
 def run_on_all(accelerator: Accelerator, job: Callable[[], JobResult]) -> JobResult:

@@ -13,9 +13,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, str_to_bool
 
 from ..config.train_config import TrainConfig
-from ..errors import ConfigError, OptionError, mismatch
+from ..errors import ConfigError, OptionError, mark_shared, mismatch
 from ..extras import require
-from .distributed import mark_shared
 
 logger = logging.getLogger(__name__)
 SHARDING = {  # variables by which `accelerate launch` passes the settings of other ways to train on several GPUs

@@ -9,9 +9,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ..data.dataset import Batch
-from ..errors import UserError
+from ..errors import UserError, mark_shared
 from .checkpoint import list_checkpoints
-from .distributed import mark_shared, sum_over_processes
+from .distributed import sum_over_processes
 from .run import Run
 
 LOGGED = ("loss", "loss_cross_entropy", "loss_mask", "loss_dice")

@@ -123,7 +123,7 @@ def compare_options(config: TrainConfig, path: Path, then: Mapping[str, object])
     now = config.model_dump(mode="json")
     changed = [name for name in (*FIXED, *OPTIMIZATION) if name in then and then[name] != now[name]]
     for name in [name for name in changed if name in WEIGHTS and _has_moved(then[name])]:
-        logger.info("%s: %s has moved; the checkpoint holds all weights", name, then[name])
+        logger.warning("%s: %s has moved; the checkpoint holds all weights", name, then[name])
         changed.remove(name)
     texts = {name: f"{name}: was {then[name]}, now {now[name]}" for name in changed}
     fixed = [f"\n  {texts[name]}" for name in changed if name in FIXED]

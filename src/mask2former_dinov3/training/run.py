@@ -19,6 +19,7 @@ from ..data.coco_types import CocoResult, Metrics
 from ..data.records import ImageTable
 from ..data.sampler import TrainingOrder
 from ..data.statistics import statistics_of
+from ..errors import mark_shared
 from ..evaluation.coco_ap import evaluate_coco
 from ..evaluation.evaluate import predict_split
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
@@ -36,7 +37,7 @@ from .checkpoint import (
     save_checkpoint,
     update_checkpoint,
 )
-from .distributed import mark_shared, run_on_all, run_on_main
+from .distributed import run_on_all, run_on_main
 from .ema import AveragedWeights
 from .metrics_log import MetricsLog
 from .run_folder import Score, score_entries, set_aside_best

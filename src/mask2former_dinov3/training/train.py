@@ -23,7 +23,7 @@ from ..data.layout import find_splits
 from ..data.read_rules import ReadRules
 from ..data.records import with_class_order
 from ..data.sampler import TrainingOrder
-from ..errors import CheckpointError, DatasetError
+from ..errors import CheckpointError, DatasetError, is_shared, mark_shared
 from ..folder_lock import hold_folder
 from ..model_folder.hub import prepare_repository, push_finished
 from .batches import explain_dead_worker, read_batches, read_window
@@ -32,8 +32,6 @@ from .checkpoint import OptimizationState, RngState, RunState, best_folder, find
 from .distributed import (
     end_processes_at_exit,
     is_lost_peer,
-    is_shared,
-    mark_shared,
     run_on_main,
     sum_over_processes,
 )
