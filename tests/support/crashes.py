@@ -70,10 +70,10 @@ class PowerCuts:
         self.versions.append(versions)
         self.flushed.append(flushed)
 
-    def states(self, target: Path) -> Iterator[Path]:
-        """Each tree that a cut may leave, built at `target`, one after the other."""
+    def states(self, target: Path, *, at_end: bool = False) -> Iterator[Path]:
+        """Each tree that a cut may leave, built at `target`, one after the other. at_end: a cut after all was done."""
         root, seen = self.root.stat().st_ino, set()
-        for moment in range(len(self.folders)):
+        for moment in range(len(self.folders) - 1 if at_end else 0, len(self.folders)):
             for names in range(self.flushed[moment][root], moment + 1):
                 tree = dict(self._tree(root, "", names, moment))
                 if (key := tuple(sorted(tree.items()))) in seen:
