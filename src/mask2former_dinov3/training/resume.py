@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..config.presets import PRESETS
 from ..config.train_config import TrainConfig
 from ..errors import CheckpointError, ConfigError, OptionError, mismatch
 from ..json_files import read_json_object
@@ -110,9 +111,10 @@ def class_order(path: Path, names: Sequence[str]) -> list[str] | None:
     raise ConfigError(f"{path}: {mismatch('the classes of the checkpoint', got + 'rename them or start a new run')}")
 
 
-def _has_moved(then: object) -> bool:
-    """Whether an option named a path that is not there any more."""
-    return isinstance(then, str) and is_path(then) and not Path(then).exists()
+def _has_moved(then: object, now: object) -> bool:
+    """Whether one of two paths is not there (any more), so that they do not name two different weights."""
+    paths = [one for one in (then, now) if isinstance(one, str) and one not in PRESETS and is_path(one)]
+    return len(paths) == 2 and not all(Path(path).exists() for path in paths)
 
 
 def compare_options(config: TrainConfig, path: Path, then: Mapping[str, object]) -> None:
@@ -122,8 +124,8 @@ def compare_options(config: TrainConfig, path: Path, then: Mapping[str, object])
     """
     now = config.model_dump(mode="json")
     changed = [name for name in (*FIXED, *OPTIMIZATION) if name in then and then[name] != now[name]]
-    for name in [name for name in changed if name in WEIGHTS and _has_moved(then[name])]:
-        logger.warning("%s: %s has moved; the checkpoint holds all weights", name, then[name])
+    for name in [name for name in changed if name in WEIGHTS and _has_moved(then[name], now[name])]:
+        logger.warning("%s: was %s, now %s; the checkpoint holds all weights", name, then[name], now[name])
         changed.remove(name)
     texts = {name: f"{name}: was {then[name]}, now {now[name]}" for name in changed}
     fixed = [f"\n  {texts[name]}" for name in changed if name in FIXED]
