@@ -58,7 +58,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def start_two(words: list[str], folder: Path, *, use_cpu: bool = True) -> list[StartedPython]:
-    """Two processes of one run, as a launcher starts them. use_cpu: accelerate is told to use the CPU."""
+    """Two processes of one run, as a launcher starts them. use_cpu: by the variable of accelerate for it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
