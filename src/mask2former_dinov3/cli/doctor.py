@@ -110,7 +110,7 @@ def _training_view(arguments: argparse.Namespace, report: Report, config: TrainC
     from ..data.channel_statistics import count_channels_of
     from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
     from ..reports.data_sections import TrainingView
-    from ..training.train import training_dataset
+    from ..training.batches import training_dataset
 
     data = report.data.get("train")
     if data is None or not data.images:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ..allocator import keep_freed_memory
 from ..atomic_files import write_text
 from ..config.presets import SPLIT_OPTIONS
-from ..errors import ConfigError, OptionError, UserError
+from ..errors import ConfigError, OptionError, UserError, is_shared
 from ..version import __version__
 from .arguments import (
     add_batch_predict,
@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as stop:
-        complain(str(stop) or "interrupted")
+        if is_main_process() or not is_shared(stop):
+            complain(str(stop) or "interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         if traceback:
             raise
+        if is_shared(error) and not is_main_process():
+            return 1  # the main process shows it
         complain(f"error: {describe_error(error, verb, getattr(arguments, 'config', None))}")
         return 1
     except (RuntimeError, MemoryError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..errors import mismatch
 from .presets import LARGEST, LARGEST_QUERIES
@@ -19,6 +19,15 @@ Side = Annotated[int, Field(gt=0)]  # of the canvas; `check_side` has the rest
 QueryCount = Annotated[int, Field(gt=0, le=LARGEST_QUERIES)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_order(value: list[int]) -> list[int]:
+    if len(value) != 4 or value != sorted(value):
+        raise ValueError(mismatch("four block numbers in increasing order", value))
+    return value
+
+
+Taps = Annotated[list[PositiveInt], AfterValidator(_check_order)]
 ComparedOn = Literal["points", "pixels"]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"

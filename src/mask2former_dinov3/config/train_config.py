@@ -19,7 +19,7 @@ from ..errors import OptionError, mismatch
 from ..json_files import describe
 from ..read_options import ALL, ReadOptions, as_channels
 from .class_option import parse_class_map
-from .cross_checks import advise, find_conflicts
+from .cross_checks import advise, find_conflicts, find_recorded_token
 from .option_types import (
     ComparedOn,
     DatasetFormat,
@@ -36,6 +36,7 @@ from .option_types import (
     Seed,
     Share,
     Side,
+    Taps,
     Tracker,
     ValueRange,
 )
@@ -100,6 +101,11 @@ class TrainConfig(BaseModel):
         "the image is left out of training and evaluation.",
     )
     dataloader_num_workers: NotNegativeInt = Field(2, description="Processes that read images, per training process.")
+    max_bad_images: Fraction = Field(
+        0.001,
+        description="Fraction of a split's images, rounded up, that may be unreadable: they are named and, in "
+        "training, replaced by others. One more ends the run; 0: the first does.",
+    )
     # --- the model
     backbone: str = Field(
         "smallplus",
@@ -120,7 +126,7 @@ class TrainConfig(BaseModel):
         "`none` is for a Swin or ConvNeXt, which already have these strides.",
     )
     backbone_norm: bool = Field(True, description="Apply the backbone's final norm to each feature map it returns.")
-    backbone_taps: list[PositiveInt] | None = Field(
+    backbone_taps: Taps | None = Field(
         None,
         description="The four blocks of a ViT whose outputs go to the neck, counted from 1, as a list or as "
         "`3,6,9,12`; null: the last block of each quarter of the depth.",
@@ -261,6 +267,11 @@ class TrainConfig(BaseModel):
     mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
         None, description="Number format of the forward pass; null: as set by `accelerate launch`."
     )
+    process_group_timeout: PositiveInt = Field(
+        1800,
+        description="Seconds after which a process that does not answer is given up, in a run of several. One of them "
+        "scores an evaluation while the others wait.",
+    )
     gradient_checkpointing: bool = Field(
         False, description="Compute each block again in the backward pass: less memory, slower."
     )
@@ -305,7 +316,7 @@ class TrainConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse JSON's true where a number is expected: pydantic would read `learning_rate: true` as 1.0."""
+        """Refuse JSON's true for a number: pydantic would read `learning_rate: true` as 1.0."""
         if isinstance(value, bool) and "bool" not in str(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError(mismatch("a number or a string", describe(value)))
         return value
@@ -333,13 +344,6 @@ class TrainConfig(BaseModel):
     def _split_at_commas(cls, value: object, info: ValidationInfo) -> object:
         is_all = info.field_name == "channels" and value == ALL
         return value.split(",") if isinstance(value, str) and not is_all else value
-
-    @field_validator("backbone_taps")
-    @classmethod
-    def _check_order(cls, value: list[int] | None) -> list[int] | None:
-        if value is not None and (len(value) != 4 or value != sorted(value)):
-            raise ValueError(mismatch("four block numbers in increasing order", value))
-        return value
 
     @field_validator("value_range", "channels")
     @classmethod
@@ -394,5 +398,7 @@ def load_config(
     for keys, reason in find_conflicts(config, given.name):
         if not wrong & set(keys):
             given.add_fault(keys[0], reason)
+    if given.is_flag("hub_token") and (recorded := find_recorded_token(config)):
+        given.add_fault("hub_token", recorded)
     given.raise_faults()
     return config, given.notes + advise(config)

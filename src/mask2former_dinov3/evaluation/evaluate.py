@@ -79,14 +79,16 @@ def predict_split(
     rank: int = 0,
     world: int = 1,
     progress: bool = False,
+    unreadable: dict[int, str] | None = None,
 ) -> list[CocoResult]:
     """COCO results of every image i of `data` with i % world == rank, for `evaluate_coco`.
 
     The lists of all ranks, joined in any order, give the score that one process gives. Memory: two batches of images
     and what `post_process` may take; of an image only RLE stays. The model runs in evaluation mode and without
-    gradients; every module is left in the mode that it came in. device: None for the model's own.
-    Raises DatasetError for an image that cannot be read or is not of the size in the annotations, and for classes that
-    are not the model's; OptionError for batch_size or max_detections below 1.
+    gradients; every module is left in the mode that it came in. device: None for the model's own. unreadable: gets the
+    images that cannot be read, id -> reason, which have no results then.
+    Raises DatasetError for classes that are not the model's and, without `unreadable`, for an image that cannot be read
+    or is not of the size in the annotations; OptionError for batch_size or max_detections below 1.
     """
     settings = InferenceSettings(batch_size=batch_size, max_detections=max_detections)
     ids = match_categories(model.config.id2label, data)
@@ -102,7 +104,7 @@ def predict_split(
         _in_evaluation_mode(model),
         torch.no_grad(),
         tqdm(total=len(records), desc="evaluate", unit="image", disable=not progress, leave=False) as bar,
-        closing(_load_batches(records, processor, settings.batch_size)) as batches,
+        closing(_load_batches(records, processor, settings.batch_size, unreadable)) as batches,
     ):
         for batch in batches:
             inputs = processor.collate([prepared for _, prepared in batch]).to(device)
@@ -264,17 +266,33 @@ def _in_evaluation_mode(model: Network) -> Iterator[None]:
 
 
 def _load_batches(
-    records: Sequence[ImageRecord], processor: Mask2FormerDinov3ImageProcessor, batch_size: int
+    records: Sequence[ImageRecord],
+    processor: Mask2FormerDinov3ImageProcessor,
+    batch_size: int,
+    unreadable: dict[int, str] | None,
 ) -> Generator[list[tuple[ImageRecord, Prepared]], None, None]:
     """Batches of prepared images; while the model works on one, the next is loaded."""
 
-    def load(record: ImageRecord) -> tuple[ImageRecord, Prepared]:
-        image = read_image(record.path, processor.read_options)
-        where = f"image {record.id}, {record.path}"
-        check_image_size(where, (record.height, record.width), image.shape[:2])
-        check_channel_count(where, processor.num_channels, image.shape[2])
-        return record, processor.prepare(image)
+    def load(record: ImageRecord) -> tuple[ImageRecord, Prepared | DatasetError]:
+        try:
+            image = read_image(record.path, processor.read_options)
+            where = f"image {record.id}, {record.path}"
+            check_image_size(where, (record.height, record.width), image.shape[:2])
+            check_channel_count(where, processor.num_channels, image.shape[2])
+            return record, processor.prepare(image)
+        except DatasetError as error:
+            if unreadable is None:
+                raise
+            return record, error
+
+    def good(loaded: Iterable[tuple[ImageRecord, Prepared | DatasetError]]) -> Iterator[tuple[ImageRecord, Prepared]]:
+        for record, one in loaded:
+            if not isinstance(one, DatasetError):
+                yield record, one
+            elif unreadable is not None:
+                unreadable[record.id] = str(one)
 
     with closing(prefetch(records, load, ahead=batch_size)) as loaded:
-        while batch := list(islice(loaded, batch_size)):
+        prepared = good(loaded)
+        while batch := list(islice(prepared, batch_size)):
             yield batch

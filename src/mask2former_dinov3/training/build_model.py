@@ -12,14 +12,14 @@ from ..data.achievable_ap import mask_ceilings
 from ..data.channel_statistics import count_channels_of, measure_channels
 from ..data.coco import CocoData
 from ..data.statistics import statistics_of
-from ..errors import ConfigError, OptionError, mismatch
+from ..errors import CheckpointError, ConfigError, OptionError, mismatch
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.backbone import backbone_blocks
 from ..model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
 from ..weights.backbones import from_backbone, load_backbone, pixel_statistics
 from ..weights.input_channels import widen_backbone, widen_trained, with_channels
-from ..weights.loading import is_path
+from ..weights.loading import is_path, load_network_config
 from ..weights.mask2former import load_trained_model, rebuild
 from .checkpoint import find_checkpoint
 from .finetuning import choose_trained
@@ -67,9 +67,12 @@ def queries_for(most: int) -> int:
     return max(50, 25 * -(-most * 5 // 100))
 
 
-def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInstanceSegmentation:
+def build_model(
+    config: TrainConfig, data: CocoData, checkpoint: Path | None = None
+) -> Mask2FormerDinov3ForInstanceSegmentation:
     """A model for classes and channels of `data`, with the part of its backbone trainable that `config` says.
 
+    checkpoint: the one that its weights will be loaded from; then neither backbone nor head are read.
     Raises UserError when backbone or head cannot be loaded, or do not fit the options.
     """
     channels, _ = count_channels_of(data.images, config.read_options)
@@ -81,7 +84,9 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         "class_map": config.classes,
         **{name: getattr(config, name) for name in NETWORK if getattr(config, name) is not None},
     }
-    if config.head is None:
+    if checkpoint is not None:
+        model = _build_from_checkpoint(checkpoint, fields)
+    elif config.head is None:
         model = from_backbone(config.backbone, config.hub_token, channels, **fields)
     else:
         model = _build_from_head(config.head, config, fields, channels)
@@ -89,7 +94,7 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
     choose_trained(model, config)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    if config.head is None and model.config.neck != config.neck:
+    if checkpoint is None and config.head is None and model.config.neck != config.neck:
         kind = model.config.backbone_config.model_type
         logger.info("neck: %s instead of %s, because a %s is a pyramid itself", model.config.neck, config.neck, kind)
     pretrained = model.config.backbone_source is not None
@@ -116,6 +121,18 @@ def _say_channels(model: Mask2FormerDinov3ForInstanceSegmentation, channels: int
         "; where weights are for RGB, further channels start from the mean of the RGB filters" * widened,
         ". They are frozen: freeze_backbone false trains them" * (widened and frozen),
     )
+
+
+def _build_from_checkpoint(checkpoint: Path, fields: dict[str, Any]) -> Mask2FormerDinov3ForInstanceSegmentation:
+    """The network that a checkpoint describes, with random weights, for today's category ids."""
+    stored = load_network_config(str(checkpoint))
+    if not isinstance(stored, Mask2FormerDinov3Config):
+        got = f"one of the type {stored.model_type!r}"
+        raise CheckpointError(f"{checkpoint / 'config.json'}: {mismatch('a model of this package', got)}")
+    stored.update({name: fields[name] for name in LABEL_FIELDS})
+    model = Mask2FormerDinov3ForInstanceSegmentation(stored)
+    model.name_or_path = str(checkpoint)
+    return model
 
 
 def _build_from_head(
