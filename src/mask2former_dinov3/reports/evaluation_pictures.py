@@ -140,7 +140,8 @@ class EvaluationPictures:
         counts = ", ".join(f"{count} {kind}" for kind, count in count_kinds(doubts).items() if count)
         note = (
             f"{count_of(len(doubts), 'label')} in doubt: {counts}. The suspicion is the score of the result times the "
-            "precision of its class, less what the overlap takes off; an object that is never found has at most 0.5. "
+            "precision of its class, less what the overlap takes off; an object that is never found has at most 0.5, "
+            "less where the model misses many. "
             "Orange: the label. Pink: the result. labels_in_doubt.csv and labels_in_doubt.json (COCO) beside this page "
             "hold all of them, for a labelling tool."
         )
