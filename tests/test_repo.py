@@ -108,7 +108,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "export": MODEL_USE | {"inference"},
     "serving": MODEL_USE | {"inference"},
     "cluster": MODEL_USE | {"inference"},
-    "training": MODEL_USE | {"config", "evaluation", "inference"},
+    "training": MODEL_USE | {"config", "evaluation", "inference", "reports"},
     "cli": MODEL_USE | {"cluster", "config", "evaluation", "export", "inference", "reports", "serving", "training"},
 }
 

@@ -146,6 +146,9 @@ def add_evaluate(parser: VerbParser) -> None:
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE", help="score this COCO results file; no model and images then"
     )
+    parser.add_argument(
+        "--report", action="store_true", help="also write report.html, report.json and the labels in doubt"
+    )
     add_read_rules(parser)
     add_model_options(parser, required=False)
 

@@ -178,6 +178,8 @@ def run_train(arguments: argparse.Namespace) -> int:
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Run `evaluate`."""
     of_model = [name for name in ("model", "images") if getattr(arguments, name) is not None]
+    if arguments.report and of_model == ["images"]:
+        of_model = []  # for the pictures
     if arguments.predictions is not None and of_model:
         arguments.parser.error(f"--predictions: cannot be combined with --{of_model[0]}; give one or the other")
     if (arguments.annotations is None) == (arguments.dataset is None):
@@ -200,6 +202,10 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     )
     print_metrics(metrics)
     print(f"\n{arguments.output / 'metrics.json'}\n{arguments.output / 'predictions.json'}")
+    if arguments.report:
+        from ..reports.evaluation_report import report_folder
+
+        print(report_folder(arguments.output, images=arguments.images))
     return 0
 
 

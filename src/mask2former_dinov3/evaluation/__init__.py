@@ -21,9 +21,12 @@ Read in this order:
     breakdown          AP over size of objects, crowding and size of images
     doubtful_labels    labels that the results contradict, the most doubtful first
     image_ranking      images by what is wrong on them
+    stored_evaluation  what an evaluation was made on, as a file
+    scored_model       metrics and model of an evaluation folder
+    run_record         log and options of a training run
     report_numbers     all of these in one structure, for report.json
     verdict            what the numbers say, in five sentences
-    stored_evaluation  what an evaluation was made on, as a file
+    doubt_files        the labels in doubt as COCO and CSV
     evaluate           predict a split with a model, and score the results
     paired_bootstrap   intervals of the difference in AP of two sets of results
     image_changes      what changed on each image between two sets of results

@@ -168,4 +168,5 @@ def doubts_per_image(doubts: Iterable[DoubtfulLabel], images: Ints) -> Floats:
     """Sum of the suspicions on each image, (I,). images (I,): their numbers, ascending."""
     found = [(one.image, one.suspicion) for one in doubts]
     rows = np.searchsorted(images, np.array([image for image, _ in found], dtype=np.int64))
-    return np.bincount(rows, [weight for _, weight in found], minlength=len(images))
+    total = np.bincount(rows, np.array([weight for _, weight in found], np.float64), minlength=len(images))
+    return total.astype(np.float64)

@@ -12,7 +12,6 @@ import numpy as np
 
 from ..data.array_types import Bools, Floats, Ints
 from ..data.coco_types import Metrics
-from ..data.numbers import identifier
 from .average_precision import mean_over_classes
 from .bootstrap import ApInterval, BootstrapIntervals, bootstrap_intervals
 from .breakdown import Breakdown, breakdown_of
@@ -25,6 +24,7 @@ from .image_ranking import ImageCount, count_images
 from .matches import Overlaps, ResultMatches, match_overlaps, overlaps_of
 from .operating_point import BEST_F1, FEWEST_OBJECTS, Aim, ThresholdChoice, best_point, choose_point
 from .score_curves import CURVE_IOUS, ScoreCurve, ScorePoint, score_curve
+from .stored_evaluation import names_of_images
 
 CURVE_POINTS = 200  # of a curve in a report
 NO_THRESHOLD = 0.5  # where no result finds an object, so that none can be chosen
@@ -155,7 +155,8 @@ def count_findings(
         limit_recall=float(np.mean(list(limits.values()))) if limits else -1.0,
     )
     ids = {number: key for key, number in truth.images.items()}
-    return Findings(truth, results, overlaps, matches, errors, thresholds, shown, ids, _file_names(truth), numbers)
+    file_names = {number: f"image {key}" for number, key in ids.items()} | names_of_images(truth)
+    return Findings(truth, results, overlaps, matches, errors, thresholds, shown, ids, file_names, numbers)
 
 
 def _thresholds(curves: Sequence[ScoreCurve], choice: ThresholdChoice | None, aim: Aim) -> Floats:
@@ -177,17 +178,6 @@ def _curve_numbers(name: str, curve: ScoreCurve) -> CurveNumbers:
     places = np.unique(np.linspace(0, count - 1, min(count, CURVE_POINTS)).round().astype(np.int64))
     columns = (curve.scores, curve.precision, curve.recall, curve.f1)
     return CurveNumbers(name, curve.iou, *(np.round(column[places], 6).tolist() for column in columns))
-
-
-def _file_names(truth: GroundTruth) -> dict[int, str]:
-    """Image number -> its file name, or its id where the file names none."""
-    found = {number: f"image {key}" for key, number in truth.images.items()}
-    for entry in truth.listed["images"]:
-        if isinstance(entry, Mapping) and isinstance(entry.get("file_name"), str):
-            key = identifier(entry.get("id"))
-            if key in truth.images:
-                found[truth.images[key]] = entry["file_name"]
-    return found
 
 
 def numbers_to_json(findings: Findings) -> dict[str, object]:

@@ -103,8 +103,8 @@ def _threshold(numbers: ReportNumbers) -> VerdictSentence:
     point = choice.point
     doubt = f" This choice is not stable: {choice.unstable}." if choice.unstable else ""
     text = (
-        f"The score threshold for the {choice.aim.text} is {point.threshold:g}: precision {point.precision:.3f}, recall "
-        f"{point.recall:.3f}, F1 {point.f1:.3f}.{doubt}"
+        f"The score threshold for the {choice.aim.text} is {point.threshold:g}: precision {point.precision:.3f}, "
+        f"recall {point.recall:.3f}, F1 {point.f1:.3f}.{doubt}"
     )
     return VerdictSentence(text, "threshold")
 
@@ -175,8 +175,8 @@ def _small_misses(findings: Findings) -> str:
     if small < 2 * len(missed) * bounds[0].objects / max(findings.numbers.objects, 1):
         return ""
     return (
-        f" {small} of them are among the smallest {bounds[0].objects} objects (side up to {bounds[0].high:.0f} pixels): "
-        "a larger canvas may help."
+        f" {small} of them are among the smallest {bounds[0].objects} objects (side up to {bounds[0].high:.0f} "
+        "pixels): a larger canvas may help."
     )
 
 

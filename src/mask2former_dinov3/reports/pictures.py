@@ -140,12 +140,17 @@ def draw_box(picture: PixelArray, view: View, box: Sequence[float]) -> None:
         cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, line)
 
 
-def data_uri(picture: PixelArray) -> str:
-    """A picture (h, w, 3) as a JPEG in a data URI."""
+def encode_jpeg(picture: PixelArray) -> bytes:
+    """A picture (h, w, 3) as a JPEG file."""
     done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not done:
         raise RuntimeError("OpenCV could not encode a picture")
-    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
+    return data.tobytes()
+
+
+def data_uri(picture: PixelArray) -> str:
+    """A picture (h, w, 3) as a JPEG in a data URI."""
+    return f"data:image/jpeg;base64,{base64.b64encode(encode_jpeg(picture)).decode('ascii')}"
 
 
 def _outline(picture: PixelArray, window: Window, colour: tuple[int, int, int], line: int) -> None:

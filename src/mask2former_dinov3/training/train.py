@@ -41,6 +41,7 @@ from .metrics_log import MetricsLog
 from .optimizer import build_optimizer, build_scheduler
 from .resume import load_progress, restore_optimization
 from .run import Run, describe_run
+from .run_report import report_run
 from .shared_data import share_data
 from .signals import StopRequest, ignore_signals
 
@@ -91,6 +92,8 @@ def loop(run: Run, wrapped: nn.Module) -> None:
         while not run.is_finished:
             if bool(sum_over_processes(run.accelerator, torch.tensor([float(stop.requested)]))[0]):
                 path = run.save_checkpoint()
+                reason = f"It was stopped on request at step {state.step} of {run.order.last_step}."
+                run_on_main(run.accelerator, partial(report_run, run.output_dir, reason))
                 raise KeyboardInterrupt(f"stopped at step {state.step}; resume with --resume-from-checkpoint {path}")
             window, normalizers = read_window(run, batches)
             sums += update(run, wrapped, window, normalizers)
