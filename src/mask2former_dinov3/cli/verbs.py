@@ -34,7 +34,7 @@ from .arguments import (
     add_serve,
     add_train,
 )
-from .comparing import add_compare, run_compare
+from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
 from .data_options import find_truth, read_classes
 from .messages import describe_error, describe_out_of_memory, is_out_of_memory
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
@@ -112,6 +112,7 @@ def build_parser() -> VerbParser:
     add_train(verb("train", run_train, "Train on a COCO data set; writes a run folder with best/ and last/."))
     add_evaluate(verb("evaluate", run_evaluate, "Compute the COCO mask AP of a model, or of a predictions file."))
     add_compare(verb("compare", run_compare, "Compare evaluations of models: AP with intervals, what changed where."))
+    add_rank_images(verb("rank-images", run_rank_images, "Rank unlabelled images by what labelling them would teach."))
     add_predict(verb("predict", run_predict, "Find instances in images, folders and patterns such as 'shots/*.jpg'."))
     add_batch_predict(
         verb("batch-predict", run_batch_predict, "Find instances in very large sets of images, on a Ray cluster.")
