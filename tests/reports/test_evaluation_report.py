@@ -19,6 +19,7 @@ from mask2former_dinov3.evaluation.coco_files import read_ground_truth
 from mask2former_dinov3.reports.evaluation_report import report_folder
 from mask2former_dinov3.reports.html_page import element, page
 from mask2former_dinov3.reports.picture_store import PictureStore
+from mask2former_dinov3.reports.pictures import square_around
 from support.shapes import make_shapes
 
 SECTIONS = ["Verdict", "Numbers", "Errors by kind", "Pictures", "Labels in doubt"]
@@ -188,3 +189,10 @@ def test_picture_store__writes_files_beside_a_large_page(tmp_path: Path) -> None
     assert len(list((tmp_path / "pictures").iterdir())) == 2
     store.place(whole, tmp_path, "pictures")
     assert not (tmp_path / "pictures").exists()
+
+
+def test_square_around__lies_in_the_image() -> None:
+    assert square_around([[0, 40, 10, 20]], (100, 200)) == (0, 24, 52, 76)
+    assert square_around([[190, 90, 10, 10]], (100, 200)) == (158, 58, 200, 100)
+    assert square_around([[0, 0, 200, 100]], (100, 200)) == (0, 0, 400, 400)
+    assert square_around([[300, 0, 5, 5]], (100, 200)) is None

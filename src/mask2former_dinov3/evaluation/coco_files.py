@@ -126,9 +126,8 @@ def read_ground_truth(
         rules = rules or annotations.rules
         image_ids = annotations.image_ids if image_ids is None else image_ids
     rules, name = rules or ReadRules(), _name_of(annotations)
-    faults = FaultReport(name)
+    faults, broken = FaultReport(name), BrokenIds()
     content = _content_of(annotations, faults)
-    broken = BrokenIds()
     sections = list_sections(content, faults)
     names = parse_categories(sections["categories"], faults, broken)
     drop_placeholders(names, used_categories(sections["annotations"]), faults)

@@ -50,7 +50,7 @@ def _how_good(numbers: ReportNumbers) -> VerdictSentence:
     text = (
         f"AP is {ap.value:.3f}{interval}, AP50 {numbers.AP50:.3f}, on {count_of(numbers.metrics['images'], 'image')} "
         f"with {count_of(numbers.objects, 'object')}: {_percent(point.recall)} of the objects are found, and "
-        f"{_percent(point.precision)} of the results are right, at the threshold below and an IoU of 0.5."
+        f"{_percent(point.precision)} of the results are right, at the threshold of each class and an IoU of 0.5."
     )
     return VerdictSentence(text, "numbers")
 
