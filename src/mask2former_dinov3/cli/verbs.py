@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..allocator import keep_freed_memory
 from ..config.presets import SPLIT_OPTIONS
@@ -37,8 +37,10 @@ from .arguments import (
 from .data_options import find_truth, read_classes
 from .messages import describe_error, describe_out_of_memory, is_out_of_memory
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
+from .threshold_options import add_set_threshold, read_aim, run_set_threshold
 
 if TYPE_CHECKING:
+    from ..data.coco_types import OperatingBlock
     from ..inference.settings import InferenceSettings
 
 PROGRAM = "mask2former-dinov3"
@@ -110,6 +112,9 @@ def build_parser() -> VerbParser:
 
     add_train(verb("train", run_train, "Train on a COCO data set; writes a run folder with best/ and last/."))
     add_evaluate(verb("evaluate", run_evaluate, "Compute the COCO mask AP of a model, or of a predictions file."))
+    add_set_threshold(
+        verb("set-threshold", run_set_threshold, "Store the score threshold of an evaluation in a model folder.")
+    )
     add_predict(verb("predict", run_predict, "Find instances in images, folders and patterns such as 'shots/*.jpg'."))
     add_batch_predict(
         verb("batch-predict", run_batch_predict, "Find instances in very large sets of images, on a Ray cluster.")
@@ -142,6 +147,7 @@ def inference_settings(arguments: argparse.Namespace) -> InferenceSettings:
         batch_size=arguments.batch_size,
         tile=arguments.tile,
         overlap=arguments.overlap,
+        copy_overlap=arguments.copy_overlap,
     )
 
 
@@ -189,10 +195,11 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         find_truth(arguments),
         arguments.images,
         arguments.output,
-        max_detections=arguments.max_detections,
+        max_detections=arguments.max_detections or 100,
         batch_size=arguments.batch_size,
         device=arguments.device,
         predictions=arguments.predictions,
+        aim=read_aim(arguments),
         progress=sys.stderr.isatty(),
     )
     print_metrics(metrics)
@@ -379,6 +386,10 @@ def print_metrics(metrics: Mapping[str, object]) -> None:
         width = max(map(len, classes))
         print("per class\n" + "\n".join(f"  {name:{width}}  {format_metric(ap)}" for name, ap in classes.items()))
     print(f"{metrics['detections']} detections in {metrics['images']} images, at most {metrics['max_detections']} each")
+    if "operating_point" in metrics:
+        from ..evaluation.threshold_choice import operating_lines
+
+        print("\n".join(operating_lines(cast("OperatingBlock", metrics["operating_point"]))))
     notes = metrics.get("notes")
     for note in notes if isinstance(notes, list) else ():
         print(f"note: {note}")

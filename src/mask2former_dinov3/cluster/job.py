@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..errors import OptionError, UserError, mismatch
 from ..extras import require
 from ..inference.predictor import Predictor
-from ..inference.settings import DEFAULTS, InferenceSettings
+from ..inference.settings import DEFAULTS, InferenceSettings, describe_threshold
 from ..read_options import ReadOptions
 from .gathering import Batches, BatchSummary, Gathering
 from .image_list import list_images
@@ -78,11 +78,15 @@ def batch_predict(
     require("ray", "batch-predict", "ray", "pyarrow", "fsspec")
     _check_options(device, actors, cpus_per_actor, gpus_per_actor, shard_size)
     predictor = Predictor.from_pretrained(model, "cpu")  # a model that cannot be used fails before the cluster starts
+    threshold = describe_threshold(settings, predictor.model.config)
+    settings = predictor.fill(settings)
     files = ModelFiles.read(_find_files(model))
     folder = ShardFolder(output, _describe_results(files, settings, predictor))
     if retry_failed:
         folder.forget_failures()
     images, summary = _select_remaining(list_images(inputs, column), folder)
+    summary.threshold, summary.tiles = threshold, settings.tile is not None
+    summary.max_detections = settings.max_detections or 0
     if not len(images):
         return summary
     batches = Batches(images, shard_size, 1 if settings.tile else settings.batch_size)
@@ -260,6 +264,10 @@ def _describe_results(files: ModelFiles, settings: InferenceSettings, predictor:
         digest.update(data)
     values = asdict(settings)
     del values["batch_size"]  # changes the speed only
+    if settings.copy_overlap == 1:  # nothing is dropped, as in results of earlier versions
+        del values["copy_overlap"]
+    if isinstance(settings.threshold, tuple):
+        values["threshold"] = list(settings.threshold)  # as JSON reads it
     return {
         "model_sha256": digest.hexdigest(),
         **values,

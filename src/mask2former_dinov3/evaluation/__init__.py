@@ -12,5 +12,8 @@ Read in this order:
     matches          which result finds which object, for all that is counted beside AP
     score_curves     precision, recall and F1 over the score threshold
     operating_point  the choice of a threshold, with its uncertainty
+    copy_choice      whether dropping copies of results raises F1
+    threshold_choice  the operating point in metrics.json, in a model's config.json and in print
+    set_threshold    store the threshold of an evaluation in a model folder
     evaluate         predict a split with a model, and score the results
 """

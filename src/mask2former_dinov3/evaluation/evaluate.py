@@ -40,6 +40,7 @@ from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
 from .coco_ap import ceiling_notes, score_predictions, score_results
 from .coco_files import read_ground_truth, read_results
+from .operating_point import BEST_F1, Aim
 from .result_ids import IMAGES_FILE, write_names
 
 
@@ -142,6 +143,7 @@ def evaluate_model(
     device: str | None = None,
     predictions: Path | None = None,
     rules: ReadRules | None = None,
+    aim: Aim = BEST_F1,
     progress: bool = False,
 ) -> Metrics:
     """Score a model (as `load_model` takes it) on a COCO file with its images, or the results file `predictions`.
@@ -149,7 +151,8 @@ def evaluate_model(
     annotations: the file, or a split of any format, whose own images are then used. images: the only folder in which
     those of a file are looked for; all are checked before the model is loaded. rules: what crowd flags and incomplete
     images mean, for a file. Where a model was trained with `classes`, a file that has the original names is read with
-    the same map.
+    the same map. aim: what the score threshold is chosen for. max_detections: of COCO's metrics; the model predicts at
+    least as many as it has queries, and all of them count for the operating point.
     Writes metrics.json, predictions.json and images.json, which names the images and classes of its ids, into `output`,
     each atomically, and returns the metrics.
     Raises ConfigError if neither a model with images nor predictions are given, OptionError for batch_size or
@@ -162,7 +165,7 @@ def evaluate_model(
         rules = ReadRules() if rules is None else rules
         split = Split("evaluate", Path(annotations), images or Path(), only_images=True, rules=rules)
     if predictions is not None:
-        metrics = _score_file(split, predictions, output, max_detections)
+        metrics = _score_file(split, predictions, output, max_detections, aim)
     else:
         if model is None or (images is None and not isinstance(annotations, Split)):
             raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
@@ -172,13 +175,14 @@ def evaluate_model(
         data = _read_checked(mapped) if mapped.classes != split.classes else data
         check_writable(output)
         start = time.perf_counter()
+        limit = max(max_detections, network.config.num_queries)
         results = predict_split(
-            network, processor, data, batch_size=batch_size, max_detections=max_detections, progress=progress
+            network, processor, data, batch_size=batch_size, max_detections=limit, progress=progress
         )
         write_text(output / "predictions.json", json.dumps(results) + "\n")
         truth = read_ground_truth(mapped)
         write_names(output, truth.listed)
-        metrics = score_results(truth, read_results(results, truth), max_detections)
+        metrics = score_results(truth, read_results(results, truth), max_detections, aim)
         if network.config.num_queries < max_detections:
             metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")
         ids = match_categories(network.config.id2label, data)
@@ -190,12 +194,12 @@ def evaluate_model(
     return metrics
 
 
-def _score_file(split: Split, predictions: Path, output: Path, max_detections: int) -> Metrics:
+def _score_file(split: Split, predictions: Path, output: Path, max_detections: int, aim: Aim) -> Metrics:
     """Score a results file, and copy it to the output with the names of its ids."""
     check_writable(output)
     start = time.perf_counter()
     truth = read_ground_truth(split)
-    metrics = score_predictions(truth, predictions, max_detections)
+    metrics = score_predictions(truth, predictions, max_detections, aim)
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
         shutil.copyfile(predictions, output / "predictions.json")

@@ -13,6 +13,7 @@ from ..errors import ConfigError, OptionError, mismatch
 from ..extras import require
 from ..inference.onnx_model import OnnxModel
 from ..inference.predictor import Predictor
+from ..inference.settings import DEFAULTS, describe_threshold
 from ..model import Mask2FormerDinov3Config
 from ..model_folder.licence import is_bound
 from .limits import Limits
@@ -69,6 +70,7 @@ def serve(
         timeout_graceful_shutdown=int(limits.timeout + GRACE),
     )
     logger.info("model loaded on %s", predictor.model.device)
+    logger.info("%s", describe_threshold(DEFAULTS, predictor.model.config))
     logger.info("listening on http://%s:%d", *_address_of(listening))
     server = Server(config)
     server.run([listening])
