@@ -65,7 +65,7 @@ def add_set_threshold(parser: VerbParser) -> None:
     parser.add_argument(
         "--model", type=Path, metavar="FOLDER", required=True, help="folder saved by training, such as best/"
     )
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--from",
         dest="evaluation",
@@ -79,6 +79,8 @@ def add_set_threshold(parser: VerbParser) -> None:
 
 def run_set_threshold(arguments: argparse.Namespace) -> int:
     """Run `set-threshold`."""
+    if arguments.evaluation is None and arguments.threshold is None:
+        arguments.parser.error("expected --from or --threshold")
     given = [f"--{name.replace('_', '-')}" for name in _AIMS if getattr(arguments, name) is not None]
     if arguments.threshold is not None and given:
         arguments.parser.error(f"{given[0]}: cannot be combined with --threshold")
