@@ -68,7 +68,6 @@ def add_set_threshold(parser: VerbParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--from",
-        dest="evaluation",
         type=Path,
         metavar="DIR",
         help="output folder of evaluate; its threshold, or the one for a target below",
@@ -79,7 +78,8 @@ def add_set_threshold(parser: VerbParser) -> None:
 
 def run_set_threshold(arguments: argparse.Namespace) -> int:
     """Run `set-threshold`."""
-    if arguments.evaluation is None and arguments.threshold is None:
+    evaluation: Path | None = getattr(arguments, "from")
+    if evaluation is None and arguments.threshold is None:
         arguments.parser.error("expected --from or --threshold")
     given = [f"--{name.replace('_', '-')}" for name in _AIMS if getattr(arguments, name) is not None]
     if arguments.threshold is not None and given:
@@ -87,6 +87,6 @@ def run_set_threshold(arguments: argparse.Namespace) -> int:
     from ..evaluation.set_threshold import set_threshold
 
     aim = read_aim(arguments) if given else None
-    for line in set_threshold(arguments.model, arguments.evaluation, arguments.threshold, aim):
+    for line in set_threshold(arguments.model, evaluation, arguments.threshold, aim):
         print(line)
     return 0
