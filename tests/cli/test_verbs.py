@@ -28,6 +28,7 @@ VERBS = (
     "evaluate",
     "predict",
     "check-data",
+    "compare",
     "convert-data",
     "convert",
     "export",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ..allocator import keep_freed_memory
+from ..atomic_files import write_text
 from ..config.presets import SPLIT_OPTIONS
 from ..errors import ConfigError, OptionError, UserError
 from ..version import __version__
@@ -34,7 +35,8 @@ from .arguments import (
     add_serve,
     add_train,
 )
-from .data_options import find_truth, read_classes
+from .comparing import add_compare, run_compare
+from .data_options import find_truth, read_changes, read_classes
 from .messages import describe_error, describe_out_of_memory, is_out_of_memory
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
 from .threshold_options import add_set_threshold, read_aim, run_set_threshold
@@ -115,6 +117,7 @@ def build_parser() -> VerbParser:
     add_set_threshold(
         verb("set-threshold", run_set_threshold, "Store the score threshold of an evaluation in a model folder.")
     )
+    add_compare(verb("compare", run_compare, "Compare evaluations of models: AP with intervals, what changed where."))
     add_predict(verb("predict", run_predict, "Find instances in images, folders and patterns such as 'shots/*.jpg'."))
     add_batch_predict(
         verb("batch-predict", run_batch_predict, "Find instances in very large sets of images, on a Ray cluster.")
@@ -155,8 +158,9 @@ def run_train(arguments: argparse.Namespace) -> int:
     """Run `train`, also for the launch scripts under `accelerate launch`."""
     from ..config.train_config import load_config
 
+    source, words = options_of_train(arguments.config, arguments.options)
     try:
-        config, notes = load_config(arguments.config, arguments.options)
+        config, notes = load_config(source, words)
     except ConfigError:
         if is_main_process():
             raise
@@ -178,14 +182,36 @@ def run_train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def options_of_train(file: str | None, words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """The JSON file and the flags that `train` reads its options from.
+
+    Without a file, a run that goes on takes the options that it was started with, and a new one the recipe `auto`; a
+    model to start from has options of its own.
+    """
+    from ..config.parsing import read_flags
+
+    given, _, _ = read_flags(words, ())
+    if file is not None or given.keys() & {"recipe", "head"}:
+        return file, words
+    if "resume_from_checkpoint" not in given:
+        return None, [*words, "--recipe", "auto"]
+    started = Path(str(given.get("output_dir"))) / "train_config.json"
+    return (str(started) if started.is_file() else None), words
+
+
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Run `evaluate`."""
     of_model = [name for name in ("model", "images") if getattr(arguments, name) is not None]
+    if arguments.report and of_model == ["images"]:
+        of_model = []  # for the pictures
     if arguments.predictions is not None and of_model:
         arguments.parser.error(f"--predictions: cannot be combined with --{of_model[0]}; give one or the other")
-    if (arguments.annotations is None) == (arguments.dataset is None):
+    given = [name for name in ("annotations", "dataset") if getattr(arguments, name) is not None]
+    if len(given) == 2:
         arguments.parser.error("expected --annotations, or --dataset with --split")
-    if arguments.predictions is None and len(of_model) < 2 - (arguments.dataset is not None):
+    if not given and (arguments.model is None or arguments.images is not None):
+        arguments.parser.error("expected --annotations or --dataset, or a --model in its run folder")
+    if arguments.predictions is None and len(of_model) < 2 - (given != ["annotations"]):
         arguments.parser.error("expected --model and --images, or --predictions")
     from ..evaluation.evaluate import evaluate_model
 
@@ -198,12 +224,17 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         max_detections=arguments.max_detections or 100,
         batch_size=arguments.batch_size,
         device=arguments.device,
+        reading=read_changes(arguments),
         predictions=arguments.predictions,
         aim=read_aim(arguments),
         progress=sys.stderr.isatty(),
     )
     print_metrics(metrics)
     print(f"\n{arguments.output / 'metrics.json'}\n{arguments.output / 'predictions.json'}")
+    if arguments.report:
+        from ..reports.evaluation_report import report_folder
+
+        print(report_folder(arguments.output, images=arguments.images))
     return 0
 
 
@@ -235,6 +266,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         settings=settings,
         save=tuple(kind.strip() for kind in arguments.save.split(",") if kind.strip()),
         device=arguments.device,
+        reading=read_changes(arguments),
         progress=sys.stderr.isatty(),
     )
     print(summary.text())
@@ -254,6 +286,7 @@ def run_batch_predict(arguments: argparse.Namespace) -> int:
             settings=settings,
             column=arguments.column,
             device=arguments.device,
+            reading=read_changes(arguments),
             ray_address=arguments.ray_address,
             actors=arguments.actors,
             cpus_per_actor=arguments.cpus_per_actor,
@@ -308,9 +341,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
         )
     print(report.text())
     if arguments.json is not None:  # after the text, so that it is not lost if this fails
-        text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
-        # What UTF-8 does not have, half a surrogate pair in a name, stays as JSON's own escape.
-        arguments.json.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(arguments.json, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
     write_outputs(arguments, splits, report, config, print)
     return 1 if report.errors else 0
 
@@ -357,9 +388,19 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from ..serving.server import serve
 
     keep_freed_memory()
-    names = ("batch_size", "max_queue", "max_bytes", "max_pixels", "timeout", "max_wait")
+    names = ("batch_size", "max_queue", "max_bytes", "max_pixels", "timeout", "max_wait", "max_connections")
     limits = Limits(**{name: getattr(arguments, name) for name in names})
-    serve(arguments.model, host=arguments.host, port=arguments.port, device=arguments.device, limits=limits)
+    serve(
+        arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        device=arguments.device,
+        reading=read_changes(arguments),
+        limits=limits,
+        allowed_hosts=arguments.allowed_host or (),
+        metrics=not arguments.no_metrics,
+        docs=not arguments.no_docs,
+    )
     return 0
 
 

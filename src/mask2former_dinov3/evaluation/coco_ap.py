@@ -73,16 +73,21 @@ def score_predictions(
     aim: Aim = BEST_F1,
 ) -> Metrics:
     """The metrics of `evaluate_coco`, but `seconds`, with the annotations read already."""
-    notes: list[str] = []
-    if isinstance(predictions, str | PathLike) and (Path(predictions).parent / IMAGES_FILE).is_file():
-        entries, notes = translate_results(Path(predictions), truth.listed, truth.name)
-        results = read_results(cast("list[Mapping[str, object]]", entries), truth)
-    else:
-        results = read_results(predictions, truth)
+    results, notes = read_named_results(truth, predictions)
     metrics = score_results(truth, results, max_detections, aim)
     misplaced = misplaced_notes(truth, results) if 0 <= metrics["AP50"] < _NEAR_ZERO else []
     metrics["notes"] = [*notes, *metrics["notes"], *misplaced]
     return metrics
+
+
+def read_named_results(
+    truth: GroundTruth, predictions: Source | Iterable[Mapping[str, object]]
+) -> tuple[list[ScoredMask], list[str]]:
+    """Results with the numbers of `truth`, by the names in an images.json beside their file, and notes on that."""
+    if isinstance(predictions, str | PathLike) and (Path(predictions).parent / IMAGES_FILE).is_file():
+        entries, notes = translate_results(Path(predictions), truth.listed, truth.name)
+        return read_results(cast("list[Mapping[str, object]]", entries), truth), notes
+    return read_results(predictions, truth), []
 
 
 def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections: int, aim: Aim = BEST_F1) -> Metrics:

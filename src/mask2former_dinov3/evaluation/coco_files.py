@@ -62,6 +62,7 @@ class ScoredMask(TypedDict):
     """An annotation, or a result (which has a score), as COCO's evaluation takes it.
 
     image_id, category_id: our numbers, from 1. bbox: [left, top, width, height] in pixels; area in square pixels.
+    source_id: of an annotation, its id in the file.
     """
 
     id: int
@@ -72,6 +73,7 @@ class ScoredMask(TypedDict):
     bbox: list[float]
     iscrowd: int
     score: NotRequired[float]
+    source_id: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,16 @@ def read_ground_truth(
 ) -> GroundTruth:
     """A COCO annotation file, its content, or a split of any format, read as for training.
 
-    image_ids: only these images of it. rules: what crowd flags and incomplete images mean; None: as for the split, or
-    as in COCO. Areas and boxes are the file's own where it has them (COCO bins by the annotated area), else the mask's.
-    Annotations without a mask are left out, with a note; those whose mask covers no pixel are objects that nothing can
-    match, as in pycocotools. Raises DatasetError listing every annotation that cannot be scored.
+    image_ids: only these images of it; None: those of the split, or all. rules: what crowd flags and incomplete images
+    mean; None: as for the split, or as in COCO. Areas and boxes are the file's own where it has them (COCO bins by the
+    annotated area), else the mask's. Annotations without a mask are left out, with a note; those whose mask covers no
+    pixel are objects that nothing can match, as in pycocotools. Raises DatasetError listing every annotation that
+    cannot be scored.
     """
     if rules is None:
         rules = annotations.rules if isinstance(annotations, Split) else ReadRules()
+    if image_ids is None and isinstance(annotations, Split):
+        image_ids = annotations.image_ids
     name = _name_of(annotations)
     faults = FaultReport(name)
     content = _content_of(annotations, faults)
@@ -350,6 +355,8 @@ def _measure(candidates: Sequence[_Candidate], areas: npt.NDArray[np.int64]) -> 
         )
         if one.score is not None:
             scored["score"] = one.score
+        if (source_id := one.where[1]) is not None:
+            scored["source_id"] = source_id
         measured.append(scored)
     return measured
 

@@ -27,7 +27,7 @@ class Overlaps:
 
     Results are in the order of their images, best first, equal scores in the order of the list. Image and category
     numbers are those of `GroundTruth`, from 1.
-    result_row (D,): index in the list of results. result_image, result_category (D,). score (D,) float64.
+    result_row (D,): index in the list of results. result_image, result_category (D,). score, result_area (D,) float64.
     object_image, object_category (G,), in the order of `GroundTruth.annotations`. crowd (G,) bool. area (G,) float64:
     square pixels, as annotated. pair_result, pair_object (P,): indices into results and objects, sorted by result, then
     object. pair_iou (P,) float64, above 0: IoU of the masks; for a crowd region the part of the result in it, as in
@@ -38,6 +38,7 @@ class Overlaps:
     result_image: Ints
     result_category: Ints
     score: Floats
+    result_area: Floats
     object_image: Ints
     object_category: Ints
     crowd: Bools
@@ -53,8 +54,9 @@ class ResultMatches:
     """Which result finds which object at one IoU threshold.
 
     iou: the threshold. object_of (D,): index of the object that the result finds, -1: none. iou_of (D,) float64: its
-    IoU, 0 without one. ignored (D,) bool: the result lies in a crowd region, and counts neither as right nor as wrong.
-    result_of (G,): index of the result that finds the object, -1: none; of a crowd region always -1.
+    IoU, 0 without one. ignored (D,) bool: the result lies in a crowd region or finds an object that is set aside, and
+    counts neither as right nor as wrong. result_of (G,): index of the result that finds the object, -1: none; of a
+    crowd region always -1.
     """
 
     iou: float
@@ -112,6 +114,7 @@ def overlaps_of(truth: GroundTruth, results: Sequence[ScoredMask], max_detection
         result_image=result_image,
         result_category=_numbers(results, "category_id")[order],
         score=np.array([results[row].get("score", 0.0) for row in order.tolist()], dtype=np.float64),
+        result_area=np.array([results[row]["area"] for row in order.tolist()], dtype=np.float64),
         object_image=object_image,
         object_category=_numbers(objects, "category_id"),
         crowd=crowd,
@@ -123,11 +126,12 @@ def overlaps_of(truth: GroundTruth, results: Sequence[ScoredMask], max_detection
     )
 
 
-def match_overlaps(overlaps: Overlaps, iou: float) -> ResultMatches:
+def match_overlaps(overlaps: Overlaps, iou: float, set_aside: Bools | None = None) -> ResultMatches:
     """Assign results to objects of their class at an IoU of at least `iou`, as COCO's evaluation does for all areas.
 
     Each result, best first, takes the free object of its class that it overlaps most (of equal ones the last), or else
-    a crowd region (pycocotools, `COCOeval.evaluateImg`).
+    a free object that is set aside, or a crowd region (pycocotools, `COCOeval.evaluateImg`).
+    set_aside (G,) bool: objects that count neither as found nor as missed, as those of other sizes for AP of a size.
     """
     close = overlaps.pair_iou >= min(iou, 1 - 1e-10)
     close &= overlaps.result_category[overlaps.pair_result] == overlaps.object_category[overlaps.pair_object]
@@ -135,21 +139,23 @@ def match_overlaps(overlaps: Overlaps, iou: float) -> ResultMatches:
     iou_of = np.zeros(len(overlaps.score))
     result_of = [-1] * len(overlaps.object_image)
     crowd = overlaps.crowd.tolist()
+    passed_over = overlaps.crowd if set_aside is None else overlaps.crowd | set_aside
+    ignored = passed_over.tolist()
     results, objects = overlaps.pair_result[close].tolist(), overlaps.pair_object[close].tolist()
-    # The best of each result, compared by (no crowd region, IoU, place in the file).
+    # The best of each result, compared by (counts, IoU, place in the file).
     best: tuple[bool, float, int] | None = None
     for position, (result, index, value) in enumerate(zip(results, objects, overlaps.pair_iou[close], strict=True)):
         if result_of[index] < 0:
-            candidate = (not crowd[index], float(value), index)
+            candidate = (not ignored[index], float(value), index)
             best = candidate if best is None else max(best, candidate)
         if (position + 1 == len(results) or results[position + 1] != result) and best is not None:
-            whole, iou_of[result], taken = best
+            _, iou_of[result], taken = best
             object_of[result] = taken
-            if whole:
+            if not crowd[taken]:
                 result_of[taken] = result
             best = None
     inside = object_of >= 0
-    inside[inside] = overlaps.crowd[object_of[inside]]
+    inside[inside] = passed_over[object_of[inside]]
     return ResultMatches(iou, object_of, iou_of, inside, np.array(result_of, dtype=np.int64))
 
 

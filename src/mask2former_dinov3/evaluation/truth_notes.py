@@ -23,25 +23,31 @@ def _edges(masks: Sequence[ScoredMask]) -> NDArray[np.float64]:
     return boxes
 
 
-def duplicate_notes(truth: GroundTruth) -> list[str]:
-    """One sentence if objects are annotated twice: of two equal masks, one detection can match only one."""
+def near_copies(truth: GroundTruth) -> NDArray[np.intp]:
+    """Pairs of objects whose masks have an IoU of at least 0.95, whatever their classes: (M, 2) indices, the earlier
+    first; without crowd regions."""
     masks = truth.annotations
     image_of = np.array([one["image_id"] for one in masks], dtype=np.int64)
-    classes = np.array([one["category_id"] for one in masks], dtype=np.int64)
     crowd = np.array([one["iscrowd"] for one in masks], dtype=bool)
     pairs = near_pairs(_edges(masks), image_of)
-    pairs = pairs[(classes[pairs[:, 0]] == classes[pairs[:, 1]]) & ~crowd[pairs].any(axis=1)]
+    pairs = pairs[~crowd[pairs].any(axis=1)]
     if not len(pairs):
-        return []
+        return pairs
     areas = np.array(rle_codec.area([one["segmentation"] for one in masks]), dtype=np.float64)
-    same = same_masks(
+    return same_masks(
         pairs, areas, lambda index: masks[index]["segmentation"], lambda index: truth.sizes[int(image_of[index])]
     )
-    repeated = len(np.unique(same[:, 1]))
+
+
+def duplicate_notes(truth: GroundTruth) -> list[str]:
+    """One sentence if objects are annotated twice: of two equal masks, one detection can match only one."""
+    classes = np.array([one["category_id"] for one in truth.annotations], dtype=np.int64)
+    pairs = near_copies(truth)
+    repeated = len(np.unique(pairs[classes[pairs[:, 0]] == classes[pairs[:, 1]], 1]))
     if not repeated:
         return []
     return [
-        f"{repeated} of {len(masks)} objects are annotated twice (same class, masks with an IoU of at least 0.95): a "
+        f"{repeated} of {len(classes)} objects are annotated twice (same class, masks with an IoU of at least 0.95): a "
         "detection matches one of them, and the other counts as missed; remove one of each"
     ]
 

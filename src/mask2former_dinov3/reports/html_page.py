@@ -15,7 +15,7 @@ from ..atomic_files import write_text
 from ..version import __version__
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # not allowed in HTML
-_EMPTY = frozenset({"img", "meta", "br"})  # elements of HTML that take no end tag
+_EMPTY = frozenset({"img", "meta", "br", "input"})  # elements of HTML that take no end tag
 
 
 class Html(str):
@@ -51,9 +51,9 @@ def paragraph(*children: str | Html) -> Html:
     return element("p", *children)
 
 
-def section(title: str, *children: str | Html) -> Html:
-    """A part of the page with a heading of the second level."""
-    return element("section", element("h2", title), *children)
+def section(title: str, *children: str | Html, anchor: str = "") -> Html:
+    """A part of the page with a heading of the second level. anchor: its name, for links to it."""
+    return element("section", element("h2", title), *children, **({"id": anchor} if anchor else {}))
 
 
 def figure(uri: str, alt: str, caption: str | Html, size: tuple[int, ...]) -> Html:
@@ -104,9 +104,13 @@ def badge(text: str, kind: str) -> Html:
     return element("span", text, class_=f"badge {kind}")
 
 
-def page(title: str, lead: str | Html, parts: Iterable[Html]) -> Html:
-    """The whole document. lead: what stands below the title."""
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+def page(title: str, lead: str | Html, parts: Iterable[Html], style: str = "", *, files_beside: bool = False) -> Html:
+    """The whole document. lead: what stands below the title. style: rules beside those of all pages.
+
+    files_beside: whether its pictures may be files in a folder beside the page.
+    """
+    sources = "data: 'self' file:" if files_beside else "data:"
+    policy = f"default-src 'none'; img-src {sources}; style-src 'unsafe-inline'"
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -115,7 +119,7 @@ def page(title: str, lead: str | Html, parts: Iterable[Html]) -> Html:
         element("meta", name="color-scheme", content="light dark"),
         element("meta", name="generator", content=f"mask2former-dinov3 {__version__}"),
         element("title", title),
-        element("style", Html(_STYLE)),
+        element("style", Html(_STYLE + style)),
     )
     body = element("body", element("main", element("h1", title), element("div", lead, class_="lead"), *parts))
     return Html(f"<!doctype html>\n{element('html', head, body, lang='en')}\n")

@@ -97,14 +97,27 @@ def draw_masks(pixels: PixelArray, masks: NDArray[np.bool_]) -> PixelArray:
 def draw_focus(view: View, focus: Sequence[Segmentation], others: Sequence[Segmentation]) -> PixelArray:
     """The picture with the masks in focus filled, and thin outlines around the others."""
     picture = view.pixels.copy()
-    for window in masks_in_view(view, others):
-        _outline(picture, window, OTHERS, 1)
-    for window in masks_in_view(view, focus):
-        part = picture[window.place]
-        inside = window.pixels.astype(bool)
-        part[inside] = (part[inside] * (1 - FILL) + np.array(FOCUS) * FILL + 0.5).astype(np.uint8)
-        _outline(picture, window, FOCUS, 2)
+    draw_layer(picture, view, others, OTHERS)
+    draw_layer(picture, view, focus, FOCUS, filled=True, line=2)
     return picture
+
+
+def draw_layer(
+    picture: PixelArray,
+    view: View,
+    segmentations: Sequence[Segmentation],
+    colour: tuple[int, int, int],
+    *,
+    filled: bool = False,
+    line: int = 1,
+) -> None:
+    """Draw masks in one colour, in place: as outlines, or filled too. line: width of the outline in pixels."""
+    for window in masks_in_view(view, segmentations):
+        if filled:
+            part = picture[window.place]
+            inside = window.pixels.astype(bool)
+            part[inside] = (part[inside] * (1 - FILL) + np.array(colour) * FILL + 0.5).astype(np.uint8)
+        _outline(picture, window, colour, line)
 
 
 def draw_lines(picture: PixelArray, view: View, parts: Sequence[Polygon]) -> None:
@@ -127,12 +140,17 @@ def draw_box(picture: PixelArray, view: View, box: Sequence[float]) -> None:
         cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), colour, line)
 
 
-def data_uri(picture: PixelArray) -> str:
-    """A picture (h, w, 3) as a JPEG in a data URI."""
+def encode_jpeg(picture: PixelArray) -> bytes:
+    """A picture (h, w, 3) as a JPEG file."""
     done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not done:
         raise RuntimeError("OpenCV could not encode a picture")
-    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode('ascii')}"
+    return data.tobytes()
+
+
+def data_uri(picture: PixelArray) -> str:
+    """A picture (h, w, 3) as a JPEG in a data URI."""
+    return f"data:image/jpeg;base64,{base64.b64encode(encode_jpeg(picture)).decode('ascii')}"
 
 
 def _outline(picture: PixelArray, window: Window, colour: tuple[int, int, int], line: int) -> None:

@@ -1,12 +1,14 @@
 """The training run: the verb `train` and what it needs beside data and model.
 
 In comes a `TrainConfig`. Out goes the run folder: configuration, metrics, checkpoints to resume from, `best/` and
-`last/` (model folders). The same run gives the same numbers on one process or several, in one go or resumed.
+`last/` (model folders), and a report. The same run gives the same numbers on one process or several, in one go or
+resumed.
 
 Read in this order:
 
     train          the run from top to bottom: data, model, loop
     run            the parts of a run, its evaluations, and what it saves
+    run_report     the results of the best model, and the report of the run
     shared_data    read the data set once per machine
     build_model    options and data -> model and image processor
     finetuning     which part of the backbone is trained: all, the last blocks, adapters, or nothing
@@ -17,5 +19,6 @@ Read in this order:
     metrics_log    metrics.jsonl, the tracker, and what the terminal or the log shows
     signals        stop after the current step on Ctrl-C and SIGTERM
     recipe         suggest the options of a run from the data, each with its reason
+    apply_recipe   give a run the options of its recipe, and judge its length
     distributed    sums over processes, and failures that reach all of them
 """

@@ -32,6 +32,7 @@ from .distributed import run_on_all, run_on_main
 from .ema import AveragedWeights
 from .metrics_log import MetricsLog
 from .resume import get_rng_state
+from .run_report import keep_results, report_run
 
 logger = logging.getLogger(__name__)
 NOT_ON_CARD = (  # options that tell a reader of the model card nothing about the model
@@ -173,11 +174,15 @@ class Run:
             if self.state.best_metric is None or value >= self.state.best_metric:  # on a tie, the longer trained
                 self.state.best_metric, self.state.best_step = value, self.state.step
                 self.save_folder("best", results)
+                run_on_main(
+                    self.accelerator, lambda: keep_results(self.output_dir, self.data["valid"], results, metrics)
+                )
         self.save_checkpoint()
         if self.is_finished:
             self.save_folder("last", results)
             if "test" in self.data:
                 log.log_evaluation(self.state.step, self.epoch, "test", self.evaluate("test")[0])
+            run_on_main(self.accelerator, lambda: report_run(self.output_dir, "It ended with its last step."))
         log.restart_clock()
 
     def save_folder(self, name: str, results: Sequence[CocoResult]) -> None:

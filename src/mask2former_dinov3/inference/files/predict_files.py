@@ -19,11 +19,13 @@ from ...atomic_files import check_writable, write_file, write_text
 from ...data.image_folders import PassedOver
 from ...data.images import read_header, read_image
 from ...errors import DatasetError, OptionError, mismatch, system_reason
+from ...folder_lock import hold_folder
 from ...instances import Instances
+from ...read_options import AS_SAVED, ReadChanges
 from ...version import __version__
 from ..image_processing import Prepared
 from ..limit_notes import LimitNotes
-from ..predictor import Predictor
+from ..predictor import Predictor, load_model
 from ..prefetch import prefetch
 from ..settings import DEFAULTS, InferenceSettings, describe_threshold
 from ..tiles.grid import Grid
@@ -91,6 +93,7 @@ def predict_files(
     settings: InferenceSettings = DEFAULTS,
     save: Collection[str] = ("overlays", "coco"),
     device: str | None = None,
+    reading: ReadChanges = AS_SAVED,
     progress: bool = False,
 ) -> PredictionSummary:
     """Predict on files, folders (searched recursively) and glob patterns; write what `save` names into `output`.
@@ -100,12 +103,14 @@ def predict_files(
     `predictions.json`, COCO results of all images, and `images.json` with the images and categories of its ids: of each
     image its name below the folder (`file_name`), its path, and its name in the output where that is another.
     geojson, yolo: see `polygons`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`).
+    reading: how image files are read, where that is not as saved with the model (which is then no `Predictor`).
     progress: show progress bars.
 
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
     predicted. A stopped run leaves its
     finished images in a hidden file, and the same call continues from there.
-    Raises OptionError when no image is found, and for an unknown word in `save`.
+    Raises OptionError when no image is found, for an unknown word in `save`, and when another command is writing to
+    the output folder.
     """
     check_outputs(save)
     check_writable(output)
@@ -114,7 +119,7 @@ def predict_files(
     if not files:
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
         raise OptionError("inputs", "at least one image", f"none:{reasons}")
-    predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model, device)
+    predictor = model if isinstance(model, Predictor) else Predictor(*load_model(model, device, reading))
     summary.threshold = describe_threshold(settings, predictor.model.config)
     settings = predictor.fill(settings)
     summary.max_detections, summary.tiles = settings.max_detections or 0, settings.tile is not None
@@ -128,11 +133,12 @@ def predict_files(
         "tile": None if settings.tile is None else [settings.tile, settings.overlap],
         "save": sorted(save),
     }
-    with Progress(output / PROGRESS_FILE, decides) as done:
-        images = [_File(number, *one, key_of(one.path, one.name)) for number, one in enumerate(files, start=1)]
-        save_classes(output, predictor.categories, save)
-        _Run(predictor, settings, tuple(save), progress, done, summary).predict(images)
-    (output / PROGRESS_FILE).unlink()
+    with hold_folder(output, "output", "predict"):
+        with Progress(output / PROGRESS_FILE, decides) as done:
+            images = [_File(number, *one, key_of(one.path, one.name)) for number, one in enumerate(files, start=1)]
+            save_classes(output, predictor.categories, save)
+            _Run(predictor, settings, tuple(save), progress, done, summary).predict(images)
+        (output / PROGRESS_FILE).unlink()
     return summary
 
 

@@ -1,0 +1,60 @@
+"""Calibration: whether results with a score of 0.8 are right in 80 of 100 cases.
+
+D results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .matches import Overlaps, ResultMatches
+
+BINS = 10
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Results with scores from `low` to `high`: number, mean score, and the part of them that finds an object."""
+
+    low: float
+    high: float
+    count: int
+    score: float
+    precision: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Reliability of scores at one IoU. error: the expected calibration error (ECE, arXiv:1706.04599), the mean
+    distance between score and precision over results; -1 without results. bins: those that hold results."""
+
+    iou: float
+    error: float
+    bins: list[ReliabilityBin]
+
+
+def calibration_of(overlaps: Overlaps, matches: ResultMatches, bins: int = BINS) -> Calibration:
+    """Scores of all results against their precision, in bins of equal width. Results in crowd regions do not count.
+
+    Scores outside of 0..1, which are no probabilities, count in the first or last bin.
+    """
+    counted = ~matches.ignored
+    score, right = overlaps.score[counted], matches.right[counted]
+    place = np.clip((score * bins).astype(np.int64), 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    total, hits = np.bincount(place, score, bins), np.bincount(place, right, bins)
+    filled = np.flatnonzero(count).tolist()
+    found = [
+        ReliabilityBin(
+            number / bins,
+            (number + 1) / bins,
+            int(count[number]),
+            total[number] / count[number],
+            hits[number] / count[number],
+        )
+        for number in filled
+    ]
+    distance = sum(one.count * abs(one.score - one.precision) for one in found)
+    return Calibration(matches.iou, distance / len(score) if len(score) else -1.0, found)

@@ -1,0 +1,109 @@
+"""Paired bootstrap over images of the difference in AP of two sets of results on the same ground truth.
+
+The images of a test set are a sample of those that the model will meet. Drawing as many of them again with replacement,
+thousands of times, shows how much of a difference comes from the choice of images (Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, chapters 6 and 13). Both sets of results are scored on the same draws, so what is
+easy or hard for both cancels out. What another seed of the training would change is not in these intervals.
+
+I images, K classes, S draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..data.array_types import Floats, Ints
+from ..errors import OptionError
+from .average_precision import RECALLS, make_monotonic, rank_results
+from .bootstrap import LEVEL, draw_resamples, weighted_metrics
+from .matches import Overlaps, match_overlaps
+
+FEWEST_DRAWS = 100
+
+
+@dataclass(frozen=True)
+class Difference:
+    """B minus A of one number, with its interval over the choice of images.
+
+    before, after: the number of A and of B; low, high: bounds of the difference, at the level of `bootstrap.LEVEL`. All
+    are NaN where the ground truth has no object of the kind.
+    """
+
+    before: float
+    after: float
+    low: float
+    high: float
+
+    @property
+    def difference(self) -> float:
+        """After minus before."""
+        return self.after - self.before
+
+    @property
+    def worse(self) -> bool:
+        """B is worse than A beyond the noise of the images."""
+        return self.high < 0
+
+    @property
+    def better(self) -> bool:
+        """B is better than A beyond the noise of the images."""
+        return self.low > 0
+
+
+@dataclass(frozen=True)
+class PairedDifferences:
+    """Differences of AP, AP50, AP75, APs, APm, APl over all classes; and of AP of each, in the order of the classes."""
+
+    overall: dict[str, Difference]
+    per_class: tuple[Difference, ...]
+
+
+def paired_bootstrap(
+    before: Overlaps, after: Overlaps, images: Ints, num_classes: int, *, samples: int = 2000, seed: int = 0
+) -> PairedDifferences:
+    """Percentile intervals of AP(after) - AP(before) over `samples` draws of the images, the same for both.
+
+    images (I,): numbers of the images, ascending. The same seed gives the same intervals. In a draw without an object
+    of a class, the class is left out of the mean of both. Raises OptionError for fewer than `FEWEST_DRAWS` samples.
+    """
+    if samples < FEWEST_DRAWS:
+        raise OptionError("samples", f"at least {FEWEST_DRAWS} draws", samples)
+    drawn = np.concatenate([np.ones((1, len(images)), np.int32), draw_resamples(len(images), samples, seed)])
+    first, first_classes = weighted_metrics(before, images, num_classes, drawn)
+    second, second_classes = weighted_metrics(after, images, num_classes, drawn)
+    return PairedDifferences(
+        {name: _difference(values, second[name]) for name, values in first.items()},
+        tuple(_difference(first_classes[:, place], second_classes[:, place]) for place in range(num_classes)),
+    )
+
+
+def _difference(before: Floats, after: Floats) -> Difference:
+    """The difference of a number, and its interval. before, after (1 + S,): of the data set, then of the draws.
+
+    Draws in which the number is undefined (-1, for both) do not count.
+    """
+    defined = (before > -1) & (after > -1)
+    if not defined[0] or not defined[1:].any():
+        return Difference(*[float("nan")] * 4)
+    drawn = (after - before)[1:][defined[1:]]
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Difference(float(before[0]), float(after[0]), float(low), float(high))
+
+
+def precision_at_recalls(overlaps: Overlaps, images: Ints, num_classes: int, iou: float) -> Floats:
+    """Interpolated precision (101,) at COCO's recalls, mean over the classes that have objects; NaN if none has."""
+    curves: list[Floats] = []
+    for ranked in rank_results(overlaps, match_overlaps(overlaps, iou), images, num_classes):
+        total = int(ranked.objects.sum())
+        if total:
+            found = np.arange(1, len(ranked.right) + 1)
+            precision = np.append(make_monotonic(found / (ranked.right + 1)), 0.0)
+            curves.append(precision[np.searchsorted(found / total, RECALLS)])
+    return _mean_curve(curves)
+
+
+def _mean_curve(curves: Sequence[Floats]) -> Floats:
+    return np.asarray(np.mean(curves, axis=0)) if curves else np.full(len(RECALLS), np.nan)
