@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.presets import DATASET_FORMATS, SPLIT_OPTIONS
+from .data_options import add_read_options
 from .parser import VerbParser, not_negative, positive, real_number
+from .threshold_options import add_aims, add_threshold
 
 SAVEABLE = ("overlays", "masks", "coco", "geojson", "yolo")
 DEVICE = "cpu, cuda, or one GPU such as cuda:1 (default: a GPU if there is one)"
@@ -34,8 +36,8 @@ A flag without a value is true; null in JSON is null or none as a flag.
 {format_options()}"""
 
 
-def add_model_options(parser: VerbParser, *, required: bool) -> None:
-    """Add what every verb takes that runs a model on images."""
+def add_model_options(parser: VerbParser, *, required: bool, limit: str = "the number of the model's queries") -> None:
+    """Add what every verb takes that runs a model on images. limit: the default of --max-detections."""
     parser.add_argument(
         "--model",
         metavar="M",
@@ -54,20 +56,10 @@ def add_model_options(parser: VerbParser, *, required: bool) -> None:
         "--max-detections",
         type=positive,
         metavar="N",
-        default=100,
-        help="maximum number of instances per image (default: %(default)s, as in COCO)",
+        help=f"maximum number of instances per image (default: {limit})",
     )
+    add_read_options(parser)
     parser.memory_advice += ("lower --batch-size",)
-
-
-def add_threshold(parser: VerbParser) -> None:
-    parser.add_argument(
-        "--threshold",
-        type=real_number,
-        metavar="T",
-        default=0.5,
-        help="minimum score of a reported instance (default: %(default)s)",
-    )
 
 
 def add_tiles(parser: VerbParser) -> None:
@@ -132,9 +124,17 @@ def add_evaluate(parser: VerbParser) -> None:
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE", help="COCO JSON file with the ground truth, or another format's"
     )
-    parser.add_argument("--dataset", type=Path, metavar="DIR", help="folder of a data set, for --annotations")
     parser.add_argument(
-        "--split", choices=("train", "valid", "test"), default="valid", help="split of --dataset (default: %(default)s)"
+        "--dataset",
+        type=Path,
+        metavar="DIR",
+        help="folder of a data set, for --annotations; without both: the data of the model's run",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "valid", "test"),
+        default="valid",
+        help="split of --dataset, or of the model's run (default: %(default)s)",
     )
     add_formats(parser)
     parser.add_argument(
@@ -150,7 +150,8 @@ def add_evaluate(parser: VerbParser) -> None:
         "--report", action="store_true", help="also write report.html, report.json and the labels in doubt"
     )
     add_read_rules(parser)
-    add_model_options(parser, required=False)
+    add_aims(parser)
+    add_model_options(parser, required=False, limit="100 for the metrics, as in COCO")
 
 
 def add_predict(parser: VerbParser) -> None:
@@ -259,7 +260,7 @@ def add_check_data(parser: VerbParser) -> None:
             help=f"{side} of the training canvas in pixels; objects too small for it are reported "
             "(default: 1024, or as in --config)",
         )
-    add_read_options(parser)
+    add_read_options(parser, "full", "1", "the file's grey or RGB", "as in --config")
     for option in SPLIT_OPTIONS:
         split, kind = option.split("_")
         text = "COCO JSON file" if kind == "annotations" else "folder with the images"
@@ -275,22 +276,6 @@ def add_check_data(parser: VerbParser) -> None:
         "--config)",
     )
     add_read_rules(parser, with_config=True)
-
-
-def add_read_options(parser: VerbParser) -> None:
-    """The options that say how image files are read, as in the configuration of a training run."""
-    parser.add_argument(
-        "--value-range",
-        metavar="RANGE",
-        help='values that become black and white, in images of more than 8 bits per channel: "full", "percentile" or '
-        "LOW,HIGH (default: full, or as in --config)",
-    )
-    parser.add_argument(
-        "--page", type=positive, metavar="N", help="page or frame of files with several (default: 1, or as in --config)"
-    )
-    parser.add_argument(
-        "--channels", metavar="N,N,N", help="channels to read, counted from 1: one (grey) or three (red, green, blue)"
-    )
 
 
 def add_convert_data(parser: VerbParser) -> None:
@@ -343,6 +328,7 @@ def add_serve(parser: VerbParser) -> None:
         "--port", type=not_negative, metavar="N", default=8000, help="0 for any free port (default: %(default)s)"
     )
     parser.add_argument("--device", help=DEVICE)
+    add_read_options(parser)
     for name, kind, default, text in (
         ("batch-size", positive, 8, "maximum number of images per forward pass"),
         (
@@ -354,9 +340,19 @@ def add_serve(parser: VerbParser) -> None:
         ("max-bytes", positive, 20_000_000, "maximum size of a request in bytes"),
         ("max-pixels", positive, 50_000_000, "maximum number of pixels of an image"),
         ("timeout", real_number, 60.0, "seconds until an unanswered request fails"),
+        ("max-connections", positive, 256, "maximum number of open connections"),
         ("max-wait", real_number, 10.0, "milliseconds that an image waits for others, to be predicted in one batch"),
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="N", default=default, help=f"{text} (default: %(default)s)")
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="further name that a request may have in Host and Origin, such as that of a proxy, or * for any; may be "
+        "repeated (default: localhost and the address of --host; any IP address where that is 0.0.0.0)",
+    )
+    parser.add_argument("--no-metrics", action="store_true", help="do not serve /metrics")
+    parser.add_argument("--no-docs", action="store_true", help="do not serve /docs and /openapi.json")
     parser.memory_advice += ("lower --batch-size", "lower --max-pixels")
 
 

@@ -78,14 +78,17 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         self.size = {"height": int(size["height"]), "width": int(size["width"])}
         self.image_mean = [float(value) for value in image_mean]
         self.image_std = [float(value) for value in image_std]
-        options = ReadOptions(value_range, page, None if channels is None else tuple(channels))
-        self.value_range, self.page = options.value_range, options.page
-        self.channels = None if options.channels is None else list(options.channels)  # as JSON gives it back
+        self.read_options = ReadOptions(value_range, page, None if channels is None else tuple(channels))
 
     @property
     def read_options(self) -> ReadOptions:
         """How image files are read; everything that reads files for this model takes it from here."""
         return ReadOptions(self.value_range, self.page, None if self.channels is None else tuple(self.channels))
+
+    @read_options.setter
+    def read_options(self, options: ReadOptions) -> None:
+        self.value_range, self.page = options.value_range, options.page
+        self.channels = None if options.channels is None else list(options.channels)  # as JSON gives it back
 
     def preprocess(
         self, images: ImageLike | Sequence[ImageLike], return_tensors: str | None = "pt", **kwargs: object
@@ -133,19 +136,20 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         outputs: Logits,
         target_sizes: Sequence[tuple[int, int]] | Tensor,
         pixel_mask: Tensor | None = None,
-        threshold: float = 0.0,
-        max_detections: int = 100,
+        threshold: float | Sequence[float] = 0.0,
+        max_detections: int | None = None,
         categories: tuple[tuple[int, str], ...] | None = None,
+        copy_overlap: float | None = None,
     ) -> list[Instances]:
         """One `Instances` per image from the model's output, best score first; see `postprocess.post_process`.
 
-        pixel_mask: None for the one in `outputs`.
+        pixel_mask: None for the one in `outputs`. max_detections: None for the number of queries.
         """
         return post_process(
             *logits_of(outputs),
             target_sizes,
             pixel_mask_of(outputs) if pixel_mask is None else pixel_mask,
-            settings=InferenceSettings(threshold=threshold, max_detections=max_detections),
+            settings=InferenceSettings(threshold, max_detections, copy_overlap=copy_overlap),
             categories=categories,
         )
 

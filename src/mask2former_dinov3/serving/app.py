@@ -9,9 +9,10 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import PurePath
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,8 +24,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ..errors import DatasetError, mismatch
+from ..inference.limit_notes import limit_lines
+from ..inference.settings import InferenceSettings
 from ..instances import Instances
 from ..version import __version__
+from .doors import Doorkeeper, Doors
 from .limits import Busy, ModelFailed, TooLarge, Wanted
 from .middleware import CLIENT_GONE, Refused, ServerMetrics, Watch, error_response, too_many_bytes
 from .page import PageOrApi, build_page
@@ -34,29 +38,35 @@ from .schema import BODY, FORM, RAW, Health, Options, Prediction, describe_failu
 _T = TypeVar("_T")
 
 
-def build_app(queue: ModelQueue, metrics: ServerMetrics, name: str, licence: str) -> FastAPI:
+def build_app(queue: ModelQueue, metrics: ServerMetrics, name: str, licence: str, doors: Doors) -> FastAPI:
     """The whole server. name: of the model. licence: last line of the page. Do not call it inside an event loop."""
     metrics.queue.set_function(lambda: queue.inside)
-    page, page_lifespan = build_page(queue.predictor, name, licence, queue.limits.max_bytes)
+    page, page_lifespan = build_page(queue.predictor, name, licence, queue.limits.max_bytes, doors.docs)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with page_lifespan(), queue.running():
             yield
 
-    app: FastAPI = FastAPIOffline(
-        title=f"Instance segmentation with {name}", version=__version__, redoc_url=None, lifespan=lifespan
+    about: dict[str, Any] = {"title": f"Instance segmentation with {name}", "version": __version__}
+    app: FastAPI = (
+        FastAPIOffline(**about, redoc_url=None, lifespan=lifespan)
+        if doors.docs
+        else FastAPI(**about, openapi_url=None, lifespan=lifespan)
     )
     known = [category for _, category in queue.predictor.categories]
-    app.include_router(_build_routes(queue, metrics, name, known))
+    app.include_router(_build_routes(queue, metrics, name, known, doors.metrics))
     for error in (Refused, Busy, TooLarge, DatasetError, ModelFailed, RequestValidationError, HTTPException):
         app.add_exception_handler(error, partial(_answer_error, metrics, known))
     app.add_middleware(PageOrApi, page=page)
+    app.add_middleware(Doorkeeper, doors=doors)
     app.add_middleware(Watch, metrics=metrics, max_bytes=queue.limits.max_bytes)
     return app
 
 
-def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str, known: Sequence[str]) -> APIRouter:
+def _build_routes(
+    queue: ModelQueue, metrics: ServerMetrics, name: str, known: Sequence[str], with_metrics: bool
+) -> APIRouter:
     router = APIRouter()
     limits = queue.limits
 
@@ -71,7 +81,8 @@ def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str, known: S
         """Instances in one image: the file in the field `image` of a form, or as the whole body."""
         if faults := _query_faults(request, known):
             raise Refused(422, "; ".join(faults))
-        wanted = Wanted(options.settings(), frozenset(options.classes) if options.classes else None, options.overlay)
+        settings = queue.predictor.fill(options.settings())
+        wanted = Wanted(settings, frozenset(options.classes) if options.classes else None, options.overlay)
         end = asyncio.get_running_loop().time() + limits.timeout
         with queue.place():
             try:
@@ -82,14 +93,19 @@ def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str, known: S
             work = queue.predict(data, file_name, wanted)
             found, picture = await _await_unless_gone(request, queue, work, end)
         request.state.noted["instances"] = len(found)
-        return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, picture))
+        return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, settings, picture))
 
-    @router.get("/healthz", response_model=Health, responses={503: {"model": Health, "description": "Shutting down."}})
+    @router.get(
+        "/healthz", response_model=Health, responses={503: {"model": Health, "description": "Shutting down, or stuck."}}
+    )
     async def healthz() -> Response:
         """Whether the server accepts images."""
-        status = "closing" if queue.closing else "ready"
+        status = "closing" if queue.closing else "stuck" if queue.stuck else "ready"
         health = Health(status=status, model=name, device=str(queue.predictor.model.device), version=__version__)
-        return JSONResponse(health.model_dump(), 503 if queue.closing else 200)
+        return JSONResponse(health.model_dump(), 200 if status == "ready" else 503)
+
+    if not with_metrics:
+        return router
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
@@ -100,9 +116,14 @@ def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str, known: S
 
 
 def to_coco_file(
-    found: Instances, file_name: str, categories: Sequence[tuple[int, str]], picture: bytes | None
+    found: Instances,
+    file_name: str,
+    categories: Sequence[tuple[int, str]],
+    settings: InferenceSettings,
+    picture: bytes | None,
 ) -> dict[str, object]:
-    """The instances of one image as a COCO file, see `Prediction`. picture: a PNG, None for none."""
+    """The instances of one image as a COCO file, see `Prediction`. settings: in use. picture: a PNG, None for none."""
+    used = settings.threshold
     annotations = [
         {
             "id": number,
@@ -119,6 +140,9 @@ def to_coco_file(
         "images": [{"id": 1, "file_name": file_name, "height": found.height, "width": found.width}],
         "categories": [{"id": id_, "name": name} for id_, name in categories],
         "annotations": annotations,
+        "thresholds": list(used) if isinstance(used, Sequence) else [used] * len(categories),
+        "left_out": asdict(found.left_out),
+        "notes": limit_lines(found.left_out, settings.max_detections or 0, tiles=settings.tile is not None),
         **({} if picture is None else {"overlay": base64.b64encode(picture).decode("ascii")}),
     }
 

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..inference.predictor import Predictor
-from ..inference.settings import DEFAULTS, SMALLEST_TILE
+from ..inference.settings import DEFAULTS, SMALLEST_TILE, one_threshold
 from ..visualize import PALETTE
 
 STATIC = Path(__file__).parent / "static"
@@ -45,16 +45,19 @@ class PageOrApi:
 
 
 def build_page(
-    predictor: Predictor, name: str, licence: str, max_bytes: int
+    predictor: Predictor, name: str, licence: str, max_bytes: int, with_docs: bool
 ) -> tuple[FastAPI, Callable[[], AbstractAsyncContextManager[object]]]:
-    """The page as an application, and its lifespan: a context manager to hold while the page is served."""
+    """The page as an application, and its lifespan: a context manager to hold while the page is served.
+
+    with_docs: with a link to /docs.
+    """
 
     async def build() -> FastAPI:
         """Build it inside an event loop: without one Gradio would create one and leave it open."""
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         gr.mount_gradio_app(
             app,
-            _blocks(predictor, name, licence, max_bytes),
+            _blocks(predictor, name, licence, max_bytes, with_docs),
             path="/",
             footer_links=[],
             run_history=False,
@@ -77,12 +80,13 @@ def build_page(
     return app, lambda: app.router.lifespan_context(app)
 
 
-def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int) -> gr.Blocks:
+def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int, with_docs: bool) -> gr.Blocks:
     classes = [html.escape(name) for _, name in predictor.categories]
     kinds = classes[0] if len(classes) == 1 else f"{len(classes)} classes"
+    start = max(MIN_THRESHOLD, round(one_threshold(predictor.fill(DEFAULTS)), 2))  # the slider's steps
     settings = {
         "least": MIN_THRESHOLD,
-        "threshold": DEFAULTS.threshold,
+        "threshold": start,
         "max_detections": min(MOST_INSTANCES, int(predictor.model.config.num_queries)),
         "max_bytes": max_bytes,
         "palette": [f"rgb({red}, {green}, {blue})" for red, green, blue in PALETTE.tolist()],
@@ -100,18 +104,21 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int) -> gr
                     elem_id="m2f-viewer",
                 )
             with gr.Column(scale=2, min_width=250, elem_id="m2f-side"):
-                _controls()
-        foot = f'{html.escape(licence)} <a href="docs">API</a>'
+                _controls(start)
+        foot = html.escape(licence) + ' <a href="docs">API</a>' * with_docs
         _html(f'<div id="m2f-foot">{foot}</div>')
     return page
 
 
-def _controls() -> None:
-    """The column at the side; its controls call `window.m2f` in the browser and nothing in Python."""
+def _controls(start: float) -> None:
+    """The column at the side; its controls call `window.m2f` in the browser and nothing in Python.
+
+    start: first value of the minimum score.
+    """
     threshold = gr.Slider(
         MIN_THRESHOLD,
         1,
-        value=DEFAULTS.threshold,
+        value=start,
         step=0.01,
         label="Minimum score",
         buttons=[],

@@ -10,6 +10,7 @@ import asyncio
 import io
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -55,10 +56,6 @@ class _Job:
     wanted: Wanted
     answer: asyncio.Future[Instances]
 
-    def fits(self, other: _Job) -> bool:
-        """Whether both can be in one batch: post-processing takes one max_detections per batch."""
-        return self.wanted.settings.max_detections == other.wanted.settings.max_detections
-
 
 class ModelQueue:
     """From the bytes of images to instances, in batches. Use it inside `async with queue.running()`.
@@ -79,6 +76,7 @@ class ModelQueue:
         self._seconds = FIRST_GUESS
         # Queued bodies stay encoded; at most two batches are decoded: one in the model, the next one prepared.
         self._decoded = asyncio.Semaphore(2 * limits.batch_size)
+        self._running: dict[object, tuple[str, float]] = {}  # calls in the threads: kind of thread, time of the start
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
@@ -87,6 +85,8 @@ class ModelQueue:
         """Reserve a place in the queue for one request, before its body is read. Raises Busy when there is none."""
         if self.closing:
             raise Busy("the server is shutting down; try again later, or another server", SECONDS_TO_RESTART)
+        if self.stuck:
+            raise Busy("the server works on an image for longer than its timeout; try again later", SECONDS_TO_RESTART)
         # A request that would time out in the queue is refused at once, so that its client can go elsewhere.
         if self.inside >= self.limits.max_queue or self._seconds * self.ahead > self.limits.timeout / 2:
             raise Busy(f"{self.inside} requests are waiting already; try again later", self.seconds_to_wait())
@@ -104,6 +104,31 @@ class ModelQueue:
             yield
         finally:
             self.ahead -= images
+
+    @property
+    def stuck(self) -> bool:
+        """Whether no request can be answered: the model, or all readers, have been at one call beyond the timeout."""
+        oldest = time.monotonic() - self.limits.timeout
+        late = [name for name, since in list(self._running.values()) if since < oldest]
+        return "model" in late or late.count("reader") >= READERS
+
+    @property
+    def working(self) -> int:
+        """How many threads are at work."""
+        return len(self._running)
+
+    def _noting(self, name: str, function: Callable[[], _T]) -> Callable[[], _T]:
+        """`function`, which notes since when it is running, in the thread that runs it."""
+
+        def run() -> _T:
+            mark = object()
+            self._running[mark] = name, time.monotonic()
+            try:
+                return function()
+            finally:
+                del self._running[mark]
+
+        return run
 
     def seconds_to_wait(self) -> int:
         """Whole seconds until half of the images ahead should be done, at the average speed so far."""
@@ -139,7 +164,8 @@ class ModelQueue:
 
     async def _read(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function in a thread that reads images."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *args, **kwargs))
+        call = self._noting("reader", partial(function, *args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._readers, call)
 
     def _decode(self, data: bytes, name: str, wanted: Wanted) -> NDArray[np.uint8]:
         check_header(data, name, self.limits.max_pixels, wanted)
@@ -158,11 +184,12 @@ class ModelQueue:
         settings = wanted.settings
         assert settings.tile is not None
         grid = Grid.of(rgb.shape[0], rgb.shape[1], settings.tile, settings.overlap)
-        merger = Merger(grid, self.predictor.categories)
+        merger = Merger(grid, self.predictor.categories, self.predictor.fill(settings).copy_overlap)
+        of_tiles = replace(wanted, settings=replace(settings, copy_overlap=1.0))  # copies are those of the whole image
 
         async def predict(tile: Region) -> Instances:
             prepared = await self._read(self.predictor.processor.prepare, rgb[tile.y0 : tile.y1, tile.x0 : tile.x1])
-            return await self._run_model(prepared, wanted)
+            return await self._run_model(prepared, of_tiles)
 
         with self._count_ahead(grid.number_of_tiles - 1):  # `place` has counted one
             for row in range(len(grid.tops)):
@@ -177,8 +204,7 @@ class ModelQueue:
         job = _Job(prepared, wanted, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._arrived.set()
-        found = await job.answer
-        return found[found.scores >= wanted.settings.threshold]
+        return await job.answer
 
     async def _work(self) -> None:
         """Predict batch after batch and hand out the results, until cancelled."""
@@ -186,7 +212,7 @@ class ModelQueue:
         while True:
             batch = await self._next_batch()
             begun = loop.time()
-            results = await loop.run_in_executor(self._model, self._predict, batch)
+            results = await loop.run_in_executor(self._model, self._noting("model", partial(self._predict, batch)))
             self._seconds += SMOOTHING * ((loop.time() - begun) / len(batch) - self._seconds)
             self._meter.count_batch(len(batch))
             for job, result in zip(batch, results, strict=True):
@@ -199,22 +225,22 @@ class ModelQueue:
             del batch, results, job, result  # otherwise they would keep this batch's pixels until the next batch
 
     async def _next_batch(self) -> list[_Job]:
-        """The image that has waited longest, and others that fit; waits for these at most max_wait milliseconds."""
+        """The image that has waited longest, and others; waits for these at most max_wait milliseconds."""
         while True:
-            while not self._fitting_jobs():
+            while not self._waiting_jobs():
                 await self._wait_for_job()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.limits.max_wait / 1000):
-                    while len(self._fitting_jobs()) < self.limits.batch_size:
+                    while len(self._waiting_jobs()) < self.limits.batch_size:
                         await self._wait_for_job()
-            if batch := self._fitting_jobs()[: self.limits.batch_size]:  # empty if all were cancelled meanwhile
+            if batch := self._waiting_jobs()[: self.limits.batch_size]:  # empty if all were cancelled meanwhile
                 self._waiting = [job for job in self._waiting if job not in batch]
                 return batch
 
-    def _fitting_jobs(self) -> list[_Job]:
+    def _waiting_jobs(self) -> list[_Job]:
         """All jobs that could be in the next batch; cancelled ones are removed from the queue."""
         self._waiting = [job for job in self._waiting if not job.answer.done()]
-        return [job for job in self._waiting if job.fits(self._waiting[0])]
+        return self._waiting
 
     async def _wait_for_job(self) -> None:
         self._arrived.clear()
@@ -222,9 +248,7 @@ class ModelQueue:
 
     def _predict(self, jobs: list[_Job]) -> list[Instances | Exception]:
         """Run the model, in its thread. A batch that fails is repeated image by image, to find those that fail."""
-        # With the lowest threshold of the batch: `_run_model` drops the rest, and no score depends on the threshold.
-        threshold = min(job.wanted.settings.threshold for job in jobs)
-        settings = replace(jobs[0].wanted.settings, threshold=threshold)
+        settings = [job.wanted.settings for job in jobs]
         try:
             return list(self.predictor.predict_prepared([job.image for job in jobs], settings))
         except Exception:

@@ -12,6 +12,7 @@ from ..data.achievable_ap import mask_ceilings
 from ..data.coco import CocoData
 from ..data.statistics import statistics_of
 from ..errors import ConfigError, OptionError, mismatch
+from ..evaluation.threshold_choice import NOT_STORED
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
@@ -47,7 +48,7 @@ def resolve_auto(config: TrainConfig, data: CocoData) -> TrainConfig:
     resolved: dict[str, int | None] = {}
     if config.num_queries == "auto":
         most = statistics_of(data).instances_per_image_most
-        resolved["num_queries"] = number = max(50, 25 * -(-most * 5 // 100))
+        resolved["num_queries"] = number = queries_for(most)
         logger.info("num_queries: %d, because an image has up to %d instances", number, most)
     if config.mask_stride == "auto" and config.head is not None:
         resolved["mask_stride"] = None
@@ -56,6 +57,11 @@ def resolve_auto(config: TrainConfig, data: CocoData) -> TrainConfig:
         resolved["mask_stride"] = stride = 4 if reached >= STRIDE_4_AP else 2
         logger.info("mask_stride: %d, because masks of stride 4 can reach an AP of %.2f here", stride, reached)
     return config.model_copy(update=resolved)
+
+
+def queries_for(most: int) -> int:
+    """The number of queries that `auto` means. most: instances in the image with the most."""
+    return max(50, 25 * -(-most * 5 // 100))
 
 
 def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInstanceSegmentation:
@@ -69,6 +75,7 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         "label2id": {name: label for label, name in names.items()},
         "category_ids": [category.id for category in data.categories],
         "class_map": config.classes,
+        **NOT_STORED,
         **{name: getattr(config, name) for name in NETWORK if getattr(config, name) is not None},
     }
     if config.head is None:
@@ -106,7 +113,7 @@ def _build_from_head(
     if not found.published:
         _check_options(head, fields, {name: getattr(own, name) for name in NETWORK if name not in CHANGEABLE})
         changed = {name: value for name, value in _chosen_options(fields).items() if name in CHANGEABLE}
-        changes = {name: fields[name] for name in LABEL_FIELDS} | changed
+        changes = {name: fields[name] for name in (*LABEL_FIELDS, *NOT_STORED)} | changed
     else:
         published = {"query_init": "learned", "mask_stride": 4, **{n: getattr(own, n) for n in HEAD_SIZES}}
         _check_options(head, fields, published)
