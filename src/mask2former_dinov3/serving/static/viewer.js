@@ -247,7 +247,9 @@ function pick(shape, find = false) {
     row.setAttribute("aria-pressed", String(row.shape === shape));
     if (row.shape !== shape) continue;
     reach(row.parentElement, row);
-    if (!find) row.scrollIntoView({ block: "nearest" });
+    // The list alone: scrolling to the row would move the image away on a phone.
+    const list = row.parentElement, top = row.getBoundingClientRect().top - list.getBoundingClientRect().top;
+    if (!find) list.scrollTop += top - (list.clientHeight - row.clientHeight) / 2;
   }
   if (shape && find) focusOn(shape);
   shape ? point(shape) : (tip.hidden = true);
