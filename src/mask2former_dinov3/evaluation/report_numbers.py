@@ -66,8 +66,7 @@ class ReportNumbers:
 
     point: counts of all classes together, each at its own threshold. choice: the threshold of all classes together with
     its uncertainty, None where no result finds an object. confusion: see `confusion_matrix`. AP50: that the errors are
-    counted against. images: in the order of their numbers. limit_recall: highest recall that the number of results per
-    image allows.
+    counted against. images: in the order of their numbers.
     """
 
     metrics: Metrics
@@ -85,7 +84,6 @@ class ReportNumbers:
     errors: list[ErrorCost]
     images: list[ImageCount]
     doubts: list[DoubtfulLabel]
-    limit_recall: float
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,6 @@ def count_findings(
     doubts = doubtful_labels(truth, overlaps, matches, thresholds)
     intervals = bootstrap_intervals(overlaps, images, names, seed)
     points = [curve.at(float(threshold)) for curve, threshold in zip(by_class, thresholds, strict=True)]
-    limits = truth.recall_limit(metrics["max_detections"])
     numbers = ReportNumbers(
         metrics=metrics,
         objects=int((~overlaps.crowd).sum()),
@@ -152,7 +149,6 @@ def count_findings(
         errors=costs,
         images=count_images(overlaps, matches, shown, images, doubts),
         doubts=doubts,
-        limit_recall=float(np.mean(list(limits.values()))) if limits else -1.0,
     )
     ids = {number: key for key, number in truth.images.items()}
     file_names = {number: f"image {key}" for number, key in ids.items()} | names_of_images(truth)

@@ -50,7 +50,7 @@ def _how_good(numbers: ReportNumbers) -> VerdictSentence:
     text = (
         f"AP is {ap.value:.3f}{interval}, AP50 {numbers.AP50:.3f}, on {count_of(numbers.metrics['images'], 'image')} "
         f"with {count_of(numbers.objects, 'object')}: {_percent(point.recall)} of the objects are found, and "
-        f"{_percent(point.precision)} of the results are right, at the threshold below and an IoU of 0.5."
+        f"{_percent(point.precision)} of the results are right, at the threshold of each class and an IoU of 0.5."
     )
     return VerdictSentence(text, "numbers")
 
@@ -110,27 +110,34 @@ def _threshold(numbers: ReportNumbers) -> VerdictSentence:
 
 
 def _what_helps(findings: Findings, num_queries: int | None) -> list[VerdictSentence]:
-    """What is most likely to help, the largest gain first. Labels in doubt come second at the latest."""
+    """What is most likely to help: a limit that is reached, then the largest gain. Labels in doubt are second at the
+    latest."""
     numbers = findings.numbers
     found = [
         (one.cost, VerdictSentence(_describe_errors(one.kind, one.count, one.cost, findings), "errors"))
         for one in numbers.errors[: len(ERROR_KINDS)]
         if one.cost >= _COSTLY
     ]
-    limit = numbers.limit_recall
-    if 0 <= limit < _REACHED:
-        most = numbers.metrics["max_detections"]
-        text = f"At most {most} results per image and class count, which limits recall to {limit:.3f}."
-        found.append((1 - limit, VerdictSentence(f"{text} A higher --max-detections lifts it.", "numbers")))
-    if num_queries is not None:
-        reachable = findings.truth.recall_limit(num_queries)
-        recall = float(np.mean(list(reachable.values()))) if reachable else 1.0
-        if recall < _REACHED:
-            text = f"The model has {num_queries} queries, which limits recall to {recall:.3f}."
-            found.append((1 - recall, VerdictSentence(f"{text} Train with more (num_queries).", "numbers")))
     found.sort(key=lambda one: -one[0])
-    ranked = [sentence for _, sentence in found]
+    ranked = [*_describe_ceiling(findings, num_queries), *(sentence for _, sentence in found)]
     return [*ranked[:1], *_describe_doubts(findings), *ranked[1:]]
+
+
+def _describe_ceiling(findings: Findings, num_queries: int | None) -> list[VerdictSentence]:
+    """One sentence if the number of results limits recall: what is missed for it, nothing else can find."""
+    most = findings.numbers.metrics["max_detections"]
+    limit = min(most, num_queries or most)
+    reachable = findings.truth.recall_limit(limit)
+    recall = float(np.mean(list(reachable.values()))) if reachable else 1.0
+    if recall >= _REACHED:
+        return []
+    if limit == num_queries:
+        what, advice = f"The model has {limit} queries", "Train with more (num_queries)"
+        advice += ", and score with more (--max-detections)." if most == limit else "."
+    else:
+        what, advice = f"At most {limit} results per image and class count", "Score with more (--max-detections)."
+    text = f"{what}, so recall cannot be above {recall:.3f}: some images hold more objects. {advice}"
+    return [VerdictSentence(text, "numbers")]
 
 
 def _describe_errors(kind: str, count: int, cost: float, findings: Findings) -> str:

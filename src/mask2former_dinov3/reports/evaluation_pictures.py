@@ -16,7 +16,7 @@ from .html_page import Html, element, folded, grid, join, paragraph, section, ta
 from .image_source import ImageSource
 from .layered_pictures import Layer, Outlined, layered_figure
 from .picture_store import PictureStore
-from .pictures import View, surround, view_of
+from .pictures import View, square_around, view_of
 
 WORST, BEST, DISPUTED = 12, 6, 6  # images shown of each kind
 CROPS = 4  # of the worst objects of an image
@@ -78,7 +78,7 @@ class EvaluationPictures:
         layers = self._layers(one.image)
         parts = []
         for box, what in self._worst_objects(one.image)[:crops]:
-            view = view_of(pixels, surround([box], pixels.shape[:2]), SIDE_OF_CROP)
+            view = view_of(pixels, square_around([box], pixels.shape[:2]), SIDE_OF_CROP)
             parts.append(self._figure(view, layers, what, f"{name}: {what}", switches=False))
         whole = self._figure(view_of(pixels, None, SIDE_OF_IMAGE), layers, caption, f"{name}: {text}")
         return element("div", *([grid(parts)] if parts else []), whole, class_="image")
@@ -140,7 +140,8 @@ class EvaluationPictures:
         counts = ", ".join(f"{count} {kind}" for kind, count in count_kinds(doubts).items() if count)
         note = (
             f"{count_of(len(doubts), 'label')} in doubt: {counts}. The suspicion is the score of the result times the "
-            "precision of its class, less what the overlap takes off; an object that is never found has at most 0.5. "
+            "precision of its class, less what the overlap takes off; an object that is never found has at most 0.5, "
+            "less where the model misses many. "
             "Orange: the label. Pink: the result. labels_in_doubt.csv and labels_in_doubt.json (COCO) beside this page "
             "hold all of them, for a labelling tool."
         )
@@ -155,7 +156,7 @@ class EvaluationPictures:
         results = [findings.results[one.result]] if one.result >= 0 else []
         pixels, fault = self.source.read(one.image)
         boxes = [mask["bbox"] for mask in (*labels, *results)]
-        view = view_of(pixels, surround(boxes, pixels.shape[:2]), SIDE_OF_CROP)
+        view = view_of(pixels, square_around(boxes, pixels.shape[:2]), SIDE_OF_CROP)
         layers = [
             Layer("subject", "label", True, [_outlined(mask, self.name(mask["category_id"])) for mask in labels]),
             Layer("claim", "result", True, [_outlined(mask, self.name(mask["category_id"])) for mask in results]),

@@ -24,7 +24,7 @@ from ..version import __version__
 from .data_report import PAGE
 from .evaluation_charts import CHART_STYLE
 from .evaluation_pictures import EvaluationPictures
-from .evaluation_sections import errors_section, numbers_section, run_section, verdict_section
+from .evaluation_sections import errors_section, run_section, scores_section, verdict_section
 from .html_page import page, write_page
 from .image_source import ImageSource, paths_of_images
 from .layered_pictures import LAYER_STYLE
@@ -77,7 +77,7 @@ def write_evaluation_report(
     parts = [
         verdict_section(sentences, metrics.get("notes", [])),
         *([run_section(run)] if run is not None else []),
-        numbers_section(findings),
+        scores_section(findings),
         errors_section(findings),
         pictures.images_section(),
         pictures.doubts_section(),
@@ -90,7 +90,8 @@ def write_evaluation_report(
 
 def _lead(findings: Findings, run: RunRecord | None) -> str:
     what = "The best model of a training run, scored" if run is not None else "Scored"
-    return f"{what} on {findings.truth.name}. mask2former-dinov3 {__version__}."
+    place = "/".join(Path(findings.truth.name).parts[-3:])  # of a path of this computer the end is enough
+    return f"{what} on {place}. mask2former-dinov3 {__version__}."
 
 
 def report_run_alone(folder: Path, run: RunRecord) -> Path:
