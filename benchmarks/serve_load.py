@@ -185,7 +185,8 @@ class Client:
                 raise AssertionError(f"{path}: expected {expected}, got {status}")
 
     def _connection(self, data: bytes, sent: int) -> socket.socket:
-        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
+        head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+        head += f"Content-Length: {len(data)}\r\n\r\n"
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=3 * TIMEOUT)
         connection.sendall(head.encode() + data[:sent])
         return connection

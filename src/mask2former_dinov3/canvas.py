@@ -6,6 +6,7 @@ from .errors import OptionError
 
 PATCH_SIZE = 16  # of the DINOv3 ViTs: both sides of a canvas are multiples of it
 LARGEST_SIDE = 65_536  # pixels: one row of patches more needs memory that no machine has, and OpenCV fails beyond int32
+LARGEST_IMAGE_SIDE = 1_000_000  # pixels, of an image before it is fitted into the canvas
 PADDING = 32  # the coarsest stride of the model: both sides of a tensor are multiples of it
 
 

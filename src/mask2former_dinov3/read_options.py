@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from numbers import Integral
+from typing import Any
 
 from .errors import OptionError
 
@@ -42,6 +43,42 @@ class ReadOptions:
         return None if self.value_range in (FULL, PERCENTILE) else _parse_limits(self.value_range)
 
 
+@dataclass(frozen=True, slots=True)
+class ReadChanges:
+    """What a caller asks for instead of the `ReadOptions` that are saved with a model; None: as saved.
+
+    channels: also as text such as "3,2,1". Raises OptionError as `ReadOptions` does.
+    """
+
+    value_range: str | None = None
+    page: int | None = None
+    channels: tuple[int, ...] | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels is not None:
+            object.__setattr__(self, "channels", check_channels(self.channels))
+        self.apply(ReadOptions())
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The values that replace the saved ones, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def apply(self, saved: ReadOptions) -> ReadOptions:
+        """The saved options with the values of this one."""
+        return replace(saved, **self.given)
+
+    def describe(self, saved: ReadOptions) -> str:
+        """How the result differs from `saved`, in one line; empty if it does not."""
+        before, after = asdict(saved), asdict(self.apply(saved))
+        parts = [
+            f"{name} {_as_text(value)} instead of {_as_text(before[name])}"
+            for name, value in after.items()
+            if value != before[name]
+        ]
+        return f"images are read otherwise than saved with the model: {', '.join(parts)}" if parts else ""
+
+
 def check_channels(value: object) -> tuple[int, ...]:
     """Channels as a tuple of one or three numbers from 1; given as a list, or as text such as "2" or "3,2,1".
 
@@ -69,8 +106,16 @@ def _parse_limits(value: object) -> tuple[float, float]:
     return low, high
 
 
+def _as_text(value: object) -> str:
+    """A value as it is written in an option; None as what it stands for."""
+    if value is None:
+        return "none"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def _is_count(value: object) -> bool:
     return type(value) is not bool and isinstance(value, Integral) and int(value) >= 1
 
 
 AS_STORED = ReadOptions()
+AS_SAVED = ReadChanges()

@@ -214,3 +214,15 @@ def test_read_image__takes_named_channels_of_ordinary_files(tmp_path: Path) -> N
     np.testing.assert_array_equal(images.read_image(path, ReadOptions(channels=(2,))), expected)
     with pytest.raises(DatasetError, match="expected a channel 4, got an image with 3 channels"):
         images.read_image(path, ReadOptions(channels=(4,)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_read_image__refuses_a_side_that_no_image_has(tmp_path: Path, suffix: str) -> None:
+    """Work and memory grow with the sides as well: such a file has a few kilobytes."""
+    path = save(tmp_path / f"a.{suffix}", Image.new("L", (1_000_001, 1)))
+    for read in (images.read_image, images.read_header):
+        with pytest.raises(
+            DatasetError, match=r"at most 1,000,000 pixels a side, got 1 x 1,000,001 \(height x width\)"
+        ):
+            read(path)
+    assert images.read_image(save(path, Image.new("L", (1_000_000, 1)))).shape == (1, 1_000_000, 3)

@@ -102,3 +102,24 @@ def test_photographs__raise_no_false_alarm() -> None:
     assert files
     for file in files:
         check_jpeg(file.read_bytes())
+
+
+def many_scans(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is there `scans` times: each is valid, and refines nothing."""
+    data = jpeg(progressive=True)
+    last = data.rfind(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + data[-2:]
+
+
+def test_many_scans__are_refused_before_they_are_decoded() -> None:
+    """Each scan is as much work as a picture: two files of 2 MB kept a server busy for good."""
+    message = "^a.jpg: expected a JPEG of at most 100 scans, got 20,009, each as much work as a picture; save it again$"
+    with pytest.raises(DatasetError, match=message):
+        decode_image(many_scans(20_000), "a.jpg")
+
+
+def test_many_scans__behind_the_picture_are_no_scans_of_it() -> None:
+    """Phones append a film, whose bytes may be any."""
+    film = b"\xff\xda" * 1000
+    expected = decode_image(jpeg(progressive=True), "a.jpg")
+    np.testing.assert_array_equal(decode_image(jpeg(progressive=True) + film, "a.jpg"), expected)

@@ -15,12 +15,14 @@ from mask2former_dinov3.data.segmentation import (
     EmptyMaskError,
     compress_runs,
     count_stray_parts,
+    longest_way,
     parse_segmentation,
     polygons_to_runs,
     rle_window,
     segmentation_area,
     segmentation_box,
 )
+from mask2former_dinov3.errors import DatasetError
 
 
 def random_masks() -> list[npt.NDArray[np.uint8]]:
@@ -246,3 +248,40 @@ def test_parse_segmentation__outlines_that_cross_themselves_cover_pixels(outline
     assert segmentation_area(shape) == pytest.approx(0)
     expected = coco_mask.area(coco_mask.frPyObjects([outline], 24, 24)[0])
     assert polygons_to_runs(shape, 24, 24)[1::2].sum() == expected > 20
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "longest"), [(64, 64, 1_000_000), (600, 600, 1_440_000), (9000, 9000, 4_000_000)]
+)
+def test_longest_way__grows_with_the_image(height: int, width: int, longest: int) -> None:
+    assert longest_way(height, width) == longest
+
+
+def test_zigzag__of_a_small_file_is_refused_before_it_takes_gigabytes() -> None:
+    """COCO's rasteriser walks along every edge, also outside the image."""
+    zigzag = [side for row in range(200) for side in (-1e5 if row % 2 else 1e5, row / 4)]
+    message = (
+        "^polygon: expected an outline of at most 1,000,000 pixels in an image of 64 x 64, got 40,000,000; it may jump"
+    )
+    with pytest.raises(DatasetError, match=message):
+        parse_segmentation([zigzag], 64, 64)
+    halves = [zigzag[:10], zigzag[10:20]]  # each is short enough, together they are not
+    with pytest.raises(DatasetError, match=r"got 1,600,00[0-9]"):
+        parse_segmentation(halves, 64, 64)
+
+
+def test_self_crossing_outlines__are_kept_exactly_where_they_cover_a_pixel() -> None:
+    """The formula of the area may say 0 where the halves of an outline cancel; the raster decides."""
+    rng = np.random.default_rng(0)
+    empty = 0
+    for _ in range(3000):
+        outline = (rng.integers(0, 40, 8) * rng.choice([0.1, 1])).tolist()
+        covered = coco_mask.area(coco_mask.frPyObjects([outline], 32, 32))[0] > 0
+        try:
+            parse_segmentation([outline], 32, 32)
+        except EmptyMaskError:
+            assert not covered, outline
+            empty += 1
+        else:
+            assert covered, outline
+    assert empty > 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from mask2former_dinov3.cli import main
 from mask2former_dinov3.data.coco import Category, CocoData, read_coco
 from mask2former_dinov3.data.coco_types import CocoResult
-from mask2former_dinov3.data.layout import Split
+from mask2former_dinov3.data.layout import Split, find_splits
 from mask2former_dinov3.data.read_rules import ReadRules
 from mask2former_dinov3.errors import CheckpointError, ConfigError, DatasetError, OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
@@ -265,3 +267,29 @@ def test_evaluate_coco__refuses_masks_that_cannot_be(segmentation: Any, reason: 
     result = {"image_id": image["id"], "category_id": 3, "segmentation": segmentation, "score": 0.5}
     with pytest.raises(DatasetError, match=reason):
         evaluate_coco(truth, [result])
+
+
+def test_evaluate__of_a_run_is_on_its_own_split(
+    model_folder: Path, toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held-out images are scored as in training: those alone, with nothing but the model named."""
+    run = tmp_path / "run"
+    shutil.copytree(model_folder, run / "best")
+    file = toy_dataset / "train" / "_annotations.coco.json"
+    options = {"train_annotations": str(file), "valid_split": 0.4, "output_dir": str(run)}
+    (run / "train_config.json").write_text(json.dumps(options))
+    held_out = find_splits(None, train_annotations=file, valid_split=0.4)[0]["valid"].image_ids
+    assert held_out is not None
+    for split, number in (("valid", len(held_out)), ("train", 6 - len(held_out))):
+        output = tmp_path / split
+        words = ["evaluate", "--model", str(run / "best"), "--output", str(output), "--split", split]
+        assert main([*words, "--device", "cpu"]) == 0
+        metrics = json.loads((output / "metrics.json").read_text())
+        assert metrics["images"] == number
+    again = evaluate_coco(file, tmp_path / "valid" / "predictions.json", image_ids=held_out)
+    metrics = json.loads((tmp_path / "valid" / "metrics.json").read_text())
+    assert again["AP"] == metrics["AP"]
+    assert main([*words[:-1], "test"]) == 1
+    assert "--split: expected a split of" in capsys.readouterr().err
+    assert main(["evaluate", "--model", str(model_folder), "--output", str(tmp_path / "none")]) == 1
+    assert "--annotations: expected a file, a --dataset, or a --model in its run folder" in capsys.readouterr().err

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mask2former_dinov3.inference.resize_masks import BLOCK, Masks, cut_axis, drop_pairs, resize_masks
+from mask2former_dinov3.inference import resize_masks as resize_masks_module
+from mask2former_dinov3.inference.resize_masks import BLOCK, Masks, _weights, cut_axis, drop_pairs, resize_masks
 from mask2former_dinov3.instances import encode_masks
 
 Size = tuple[int, int]
@@ -82,3 +83,25 @@ def test_cut_axis__every_place_of_the_image_is_weighed_to_one_and_nothing_beyond
 def test_drop_pairs__sorts_and_leaves_out_pairs() -> None:
     assert drop_pairs(np.array([5, 1, 5, 0, 7, 1])).tolist() == [0, 7]
     assert drop_pairs(np.zeros(0, dtype=np.int64)).tolist() == []
+
+
+@pytest.mark.parametrize("size", [(1, 40_000), (40_000, 1)])
+def test_resize_masks__of_a_very_long_image_takes_weights_in_parts(size: Size, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask_logits = scene(4, (16, 24))
+    real = (64, 1) if size[0] > 1 else (1, 96)
+    expected = plain(mask_logits, (64, 96), real, size, 0.0)
+    largest = 0
+
+    def watched(units: Tensor, size: int, blocks: Tensor) -> Tensor:
+        nonlocal largest
+        made = _weights(units, size, blocks)
+        largest = max(largest, made.numel())
+        return made
+
+    monkeypatch.setattr(resize_masks_module, "_weights", watched)
+    monkeypatch.setattr(resize_masks_module, "WEIGHTS", 50_000)
+    cut_axis.cache_clear()
+    found = resize_masks(mask_logits, torch.arange(4), (64, 96), real, size, 0.0, 10**6)
+    cut_axis.cache_clear()
+    assert found.rles == expected.rles
+    assert 0 < largest <= 50_000

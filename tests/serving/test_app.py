@@ -23,6 +23,7 @@ from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.serving.app import build_app
+from mask2former_dinov3.serving.doors import Doors
 from mask2former_dinov3.serving.limits import Limits
 from mask2former_dinov3.serving.middleware import ServerMetrics
 from mask2former_dinov3.serving.queue import ModelQueue
@@ -43,7 +44,7 @@ def predictor() -> Predictor:
 def client(predictor: Predictor) -> Iterator[TestClient]:
     metrics = ServerMetrics()
     queue = ModelQueue(predictor, LIMITS, metrics)
-    with TestClient(build_app(queue, metrics, "nuclei", "")) as client:
+    with TestClient(build_app(queue, metrics, "nuclei", "", Doors()), "http://localhost") as client:
         client.app_state["queue"] = queue
         yield client
 
@@ -226,7 +227,7 @@ def test_predict__gives_up_what_takes_too_long(predictor: Predictor) -> None:
     metrics = ServerMetrics()
     limits = Limits(timeout=0.3, batch_size=2)
     queue = ModelQueue(predictor, limits, metrics)
-    with TestClient(build_app(queue, metrics, "nuclei", "")) as client:
+    with TestClient(build_app(queue, metrics, "nuclei", "", Doors()), "http://localhost") as client:
         # Dozens of tiles, which take seconds.
         response = client.post("/predict?tile=32", content=IMAGE.read_bytes(), headers={"Content-Type": "image/png"})
         assert response.status_code == 504

@@ -104,7 +104,7 @@ def test_serve__answers_the_commands_of_its_documentation(server: Server, tmp_pa
 
 def test_serve__refuses_a_body_that_is_too_long_while_it_comes(server: Server) -> None:
     """Without a Content-Length nothing says in advance how long it will be."""
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(head)
         for _ in range(11):  # the twelfth never comes: the answer must come without it

@@ -25,8 +25,10 @@ BOUNDARY = "in-between"
 class Server:
     """`python -m mask2former_dinov3 serve`, on a free port of this machine."""
 
-    def __init__(self, model: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "mask2former_dinov3", "serve", "--model", str(model), "--port", "0", *flags]
+    def __init__(self, model: Path, *flags: str, script: Path | None = None) -> None:
+        """script: what runs in the place of the package; it must end with `main`."""
+        run = ["-m", "mask2former_dinov3"] if script is None else [str(script)]
+        command = [sys.executable, *run, "serve", "--model", str(model), "--port", "0", *flags]
         self.process = PipedPython(command, stderr=subprocess.PIPE)
         self.log: list[str] = []
         for line in self.process.stderr:
@@ -95,9 +97,8 @@ class Server:
     def half_sent(self, data: bytes) -> Iterator[socket.socket]:
         """A connection that has sent its headers and half of an image, and has a place in the server's queue."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
-            head = (
-                f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
-            )
+            head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+            head += f"Content-Length: {len(data)}\r\n\r\n"
             connection.sendall(head.encode() + data[: len(data) // 2])
             while self.metric("queue_length") < 1:
                 time.sleep(0.02)

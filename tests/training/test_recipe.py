@@ -34,7 +34,7 @@ def report_of(root: Path) -> Report:
 
 def suggest(root: Path, gpu_memory: float | None = None) -> dict[str, Any]:
     config = TrainConfig(output_dir="unused", dataset_name=str(root))
-    return dict(suggest_recipe(report_of(root), config, gpu_memory).options)
+    return dict(suggest_recipe(report_of(root).data["train"], config, gpu_memory).options)
 
 
 def test_suggest__trains_the_sample_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,11 +86,10 @@ def test_suggest__scale_keeps_the_smallest_objects(make_toy_dataset: Callable[..
 
 
 def test_suggest__canvas_has_the_shape_of_the_images_and_masks_their_stride(toy_dataset: Path) -> None:
-    report = report_of(toy_dataset)
-    data = report.data["train"]
+    data = report_of(toy_dataset).data["train"]
     wide = [place for place, record in enumerate(data.images) if record.width > record.height]
-    report.splits["train"].data = replace(data, images=data.images.take(wide))
-    options = suggest_recipe(report, TrainConfig(output_dir="unused", dataset_name="data"), 24).options
+    data = replace(data, images=data.images.take(wide))
+    options = suggest_recipe(data, TrainConfig(output_dir="unused", dataset_name="data"), 24).options
     assert (options["image_height"], options["image_width"]) == (224, 256)  # 64 x 80 is 205 x 256
     assert options["mask_stride"] == 4
     assert options["dataset_name"] == str(Path("data").resolve())

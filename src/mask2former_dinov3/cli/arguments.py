@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.presets import DATASET_FORMATS, SPLIT_OPTIONS
+from .data_options import add_read_options
 from .parser import VerbParser, not_negative, positive, real_number
 
 SAVEABLE = ("overlays", "masks", "coco", "geojson", "yolo")
@@ -57,6 +58,7 @@ def add_model_options(parser: VerbParser, *, required: bool) -> None:
         default=100,
         help="maximum number of instances per image (default: %(default)s, as in COCO)",
     )
+    add_read_options(parser)
     parser.memory_advice += ("lower --batch-size",)
 
 
@@ -132,9 +134,17 @@ def add_evaluate(parser: VerbParser) -> None:
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE", help="COCO JSON file with the ground truth, or another format's"
     )
-    parser.add_argument("--dataset", type=Path, metavar="DIR", help="folder of a data set, for --annotations")
     parser.add_argument(
-        "--split", choices=("train", "valid", "test"), default="valid", help="split of --dataset (default: %(default)s)"
+        "--dataset",
+        type=Path,
+        metavar="DIR",
+        help="folder of a data set, for --annotations; without both: the data of the model's run",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "valid", "test"),
+        default="valid",
+        help="split of --dataset, or of the model's run (default: %(default)s)",
     )
     add_formats(parser)
     parser.add_argument(
@@ -259,7 +269,7 @@ def add_check_data(parser: VerbParser) -> None:
             help=f"{side} of the training canvas in pixels; objects too small for it are reported "
             "(default: 1024, or as in --config)",
         )
-    add_read_options(parser)
+    add_read_options(parser, "full", "1", "the file's grey or RGB", "as in --config")
     for option in SPLIT_OPTIONS:
         split, kind = option.split("_")
         text = "COCO JSON file" if kind == "annotations" else "folder with the images"
@@ -275,22 +285,6 @@ def add_check_data(parser: VerbParser) -> None:
         "--config)",
     )
     add_read_rules(parser, with_config=True)
-
-
-def add_read_options(parser: VerbParser) -> None:
-    """The options that say how image files are read, as in the configuration of a training run."""
-    parser.add_argument(
-        "--value-range",
-        metavar="RANGE",
-        help='values that become black and white, in images of more than 8 bits per channel: "full", "percentile" or '
-        "LOW,HIGH (default: full, or as in --config)",
-    )
-    parser.add_argument(
-        "--page", type=positive, metavar="N", help="page or frame of files with several (default: 1, or as in --config)"
-    )
-    parser.add_argument(
-        "--channels", metavar="N,N,N", help="channels to read, counted from 1: one (grey) or three (red, green, blue)"
-    )
 
 
 def add_convert_data(parser: VerbParser) -> None:
@@ -343,6 +337,7 @@ def add_serve(parser: VerbParser) -> None:
         "--port", type=not_negative, metavar="N", default=8000, help="0 for any free port (default: %(default)s)"
     )
     parser.add_argument("--device", help=DEVICE)
+    add_read_options(parser)
     for name, kind, default, text in (
         ("batch-size", positive, 8, "maximum number of images per forward pass"),
         (
@@ -354,9 +349,19 @@ def add_serve(parser: VerbParser) -> None:
         ("max-bytes", positive, 20_000_000, "maximum size of a request in bytes"),
         ("max-pixels", positive, 50_000_000, "maximum number of pixels of an image"),
         ("timeout", real_number, 60.0, "seconds until an unanswered request fails"),
+        ("max-connections", positive, 256, "maximum number of open connections"),
         ("max-wait", real_number, 10.0, "milliseconds that an image waits for others, to be predicted in one batch"),
     ):
         parser.add_argument(f"--{name}", type=kind, metavar="N", default=default, help=f"{text} (default: %(default)s)")
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        metavar="NAME",
+        help="further name that a request may have in Host and Origin, such as that of a proxy, or * for any; may be "
+        "repeated (default: localhost and the address of --host; any IP address where that is 0.0.0.0)",
+    )
+    parser.add_argument("--no-metrics", action="store_true", help="do not serve /metrics")
+    parser.add_argument("--no-docs", action="store_true", help="do not serve /docs and /openapi.json")
     parser.memory_advice += ("lower --batch-size", "lower --max-pixels")
 
 

@@ -1,15 +1,20 @@
-"""Read the options that name a data set: its format, its classes, the split to score against."""
+"""Read the options about data: format, classes, the split to score against, how image files are read."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.class_option import parse_class_map
 from ..errors import ConfigError, OptionError
+from ..read_options import ReadChanges
+from .parser import VerbParser, positive
 
 if TYPE_CHECKING:
     from ..data.layout import Split
+
+SAVED = "as saved with the model"
 
 
 def find_truth(arguments: argparse.Namespace) -> Split:
@@ -19,6 +24,8 @@ def find_truth(arguments: argparse.Namespace) -> Split:
 
     classes, dataset_format, file = read_classes(arguments), arguments.format, arguments.annotations
     rules = ReadRules(arguments.crowd, arguments.incomplete_images)
+    if file is None and arguments.dataset is None:
+        return split_of_run(arguments.model, arguments.split)
     if arguments.dataset is not None:
         splits, _ = find_splits(
             arguments.dataset, dataset_format=dataset_format, classes=classes, valid_split=0, rules=rules
@@ -42,6 +49,24 @@ def find_truth(arguments: argparse.Namespace) -> Split:
     return splits["valid"]
 
 
+def split_of_run(model: str, name: str) -> Split:
+    """The split that the run of a model folder (`RUN/best`) trained, validated or tested on, read as there.
+
+    Raises OptionError for a model that is not in a run folder, or a run without this split.
+    """
+    from ..config.train_config import load_config
+    from ..training.train import find_splits_of
+
+    options = Path(model).resolve().parent / "train_config.json"
+    if not options.is_file():
+        expected = "a file, a --dataset, or a --model in its run folder, whose data are then used"
+        raise OptionError("annotations", expected, f"neither, and no {options}")
+    splits, _ = find_splits_of(load_config(options)[0])
+    if name not in splits:
+        raise OptionError("split", f"a split of {options}: {', '.join(splits)}", name)
+    return splits[name]
+
+
 def read_classes(arguments: argparse.Namespace) -> dict[str, str | None] | None:
     """The option `--classes`. Raises ConfigError for a text that is no map of classes."""
     if arguments.classes is None:
@@ -50,3 +75,29 @@ def read_classes(arguments: argparse.Namespace) -> dict[str, str | None] | None:
         return parse_class_map(arguments.classes)
     except ValueError as error:
         raise ConfigError(f"--classes: {error}") from error
+
+
+def add_read_options(
+    parser: VerbParser, value_range: str = "", page: str = "", channels: str = "", otherwise: str = ""
+) -> None:
+    """The options that say how image files are read. Their defaults, for the help; without them those of a model."""
+    values = [", or ".join(filter(None, (value, otherwise))) or SAVED for value in (value_range, page, channels)]
+    parser.add_argument(
+        "--value-range",
+        metavar="RANGE",
+        help='values that become black and white, in images of more than 8 bits per channel: "full", "percentile" or '
+        f"LOW,HIGH (default: {values[0]})",
+    )
+    parser.add_argument(
+        "--page", type=positive, metavar="N", help=f"page or frame of files with several (default: {values[1]})"
+    )
+    parser.add_argument(
+        "--channels",
+        metavar="N,N,N",
+        help=f"channels to read, counted from 1: one (grey) or three (red, green, blue) (default: {values[2]})",
+    )
+
+
+def read_changes(arguments: argparse.Namespace) -> ReadChanges:
+    """What flags say about reading image files, instead of what is saved with the model. Raises OptionError."""
+    return ReadChanges(arguments.value_range, arguments.page, arguments.channels)

@@ -11,7 +11,6 @@ from itertools import count
 from pathlib import Path
 
 from ..atomic_files import check_writable
-from ..config.presets import HUB_BACKBONES
 from ..sample_data import SAMPLE
 
 
@@ -93,7 +92,6 @@ def summarise(before: float, after: float, overlays: Path, seconds: float) -> st
 Done in {seconds / 60:.1f} minutes. COCO mask AP {before:.4f} before, {after:.4f} after training on 40 images
 Pictures: {overlays}
 
-Next, check your own COCO data set:
+Next, check your own data, then train on them:
   mask2former-dinov3 check-data DIR
-then train with DINOv3's weights (first accept their licence at https://huggingface.co/{HUB_BACKBONES["smallplus"]}):
-  mask2former-dinov3 train --dataset-name DIR --output-dir runs/first --backbone {HUB_BACKBONES["smallplus"]}"""
+  mask2former-dinov3 train --dataset-name DIR --output-dir runs/first"""

@@ -99,7 +99,7 @@ def write_outputs(
     if arguments.suggest is not None:
         from ..training.recipe import suggest_recipe
 
-        recipe = suggest_recipe(report, config, gpu_memory=arguments.gpu_memory)
+        recipe = suggest_recipe(report.data.get("train"), config, arguments.gpu_memory)
         recipe.write(arguments.suggest)
         say(f"\n{recipe.text()}\nnext: mask2former-dinov3 train --config {arguments.suggest}")
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..allocator import keep_freed_memory
+from ..atomic_files import write_text
 from ..config.presets import SPLIT_OPTIONS
 from ..errors import ConfigError, OptionError, UserError
 from ..version import __version__
@@ -35,7 +36,7 @@ from .arguments import (
     add_train,
 )
 from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
-from .data_options import find_truth, read_classes
+from .data_options import find_truth, read_changes, read_classes
 from .messages import describe_error, describe_out_of_memory, is_out_of_memory
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
 
@@ -152,8 +153,9 @@ def run_train(arguments: argparse.Namespace) -> int:
     """Run `train`, also for the launch scripts under `accelerate launch`."""
     from ..config.train_config import load_config
 
+    source, words = options_of_train(arguments.config, arguments.options)
     try:
-        config, notes = load_config(arguments.config, arguments.options)
+        config, notes = load_config(source, words)
     except ConfigError:
         if is_main_process():
             raise
@@ -175,6 +177,23 @@ def run_train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def options_of_train(file: str | None, words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """The JSON file and the flags that `train` reads its options from.
+
+    Without a file, a run that goes on takes the options that it was started with, and a new one the recipe `auto`; a
+    model to start from has options of its own.
+    """
+    from ..config.parsing import read_flags
+
+    given, _, _ = read_flags(words, ())
+    if file is not None or given.keys() & {"recipe", "head"}:
+        return file, words
+    if "resume_from_checkpoint" not in given:
+        return None, [*words, "--recipe", "auto"]
+    started = Path(str(given.get("output_dir"))) / "train_config.json"
+    return (str(started) if started.is_file() else None), words
+
+
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Run `evaluate`."""
     of_model = [name for name in ("model", "images") if getattr(arguments, name) is not None]
@@ -182,9 +201,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         of_model = []  # for the pictures
     if arguments.predictions is not None and of_model:
         arguments.parser.error(f"--predictions: cannot be combined with --{of_model[0]}; give one or the other")
-    if (arguments.annotations is None) == (arguments.dataset is None):
+    given = [name for name in ("annotations", "dataset") if getattr(arguments, name) is not None]
+    if len(given) == 2:
         arguments.parser.error("expected --annotations, or --dataset with --split")
-    if arguments.predictions is None and len(of_model) < 2 - (arguments.dataset is not None):
+    if not given and (arguments.model is None or arguments.images is not None):
+        arguments.parser.error("expected --annotations or --dataset, or a --model in its run folder")
+    if arguments.predictions is None and len(of_model) < 2 - (given != ["annotations"]):
         arguments.parser.error("expected --model and --images, or --predictions")
     from ..evaluation.evaluate import evaluate_model
 
@@ -197,6 +219,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         max_detections=arguments.max_detections,
         batch_size=arguments.batch_size,
         device=arguments.device,
+        reading=read_changes(arguments),
         predictions=arguments.predictions,
         progress=sys.stderr.isatty(),
     )
@@ -237,6 +260,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         settings=settings,
         save=tuple(kind.strip() for kind in arguments.save.split(",") if kind.strip()),
         device=arguments.device,
+        reading=read_changes(arguments),
         progress=sys.stderr.isatty(),
     )
     print(summary.text())
@@ -256,6 +280,7 @@ def run_batch_predict(arguments: argparse.Namespace) -> int:
             settings=settings,
             column=arguments.column,
             device=arguments.device,
+            reading=read_changes(arguments),
             ray_address=arguments.ray_address,
             actors=arguments.actors,
             cpus_per_actor=arguments.cpus_per_actor,
@@ -310,9 +335,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
         )
     print(report.text())
     if arguments.json is not None:  # after the text, so that it is not lost if this fails
-        text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
-        # What UTF-8 does not have, half a surrogate pair in a name, stays as JSON's own escape.
-        arguments.json.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_text(arguments.json, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
     write_outputs(arguments, splits, report, config, print)
     return 1 if report.errors else 0
 
@@ -359,9 +382,19 @@ def run_serve(arguments: argparse.Namespace) -> int:
     from ..serving.server import serve
 
     keep_freed_memory()
-    names = ("batch_size", "max_queue", "max_bytes", "max_pixels", "timeout", "max_wait")
+    names = ("batch_size", "max_queue", "max_bytes", "max_pixels", "timeout", "max_wait", "max_connections")
     limits = Limits(**{name: getattr(arguments, name) for name in names})
-    serve(arguments.model, host=arguments.host, port=arguments.port, device=arguments.device, limits=limits)
+    serve(
+        arguments.model,
+        host=arguments.host,
+        port=arguments.port,
+        device=arguments.device,
+        reading=read_changes(arguments),
+        limits=limits,
+        allowed_hosts=arguments.allowed_host or (),
+        metrics=not arguments.no_metrics,
+        docs=not arguments.no_docs,
+    )
     return 0
 
 

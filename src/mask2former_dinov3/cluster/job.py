@@ -13,8 +13,9 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,12 @@ from tqdm import tqdm
 
 from ..errors import OptionError, UserError, mismatch
 from ..extras import require
-from ..inference.predictor import Predictor
+from ..folder_lock import hold_folder
+from ..inference.predictor import Predictor, load_model
 from ..inference.settings import DEFAULTS, InferenceSettings
-from ..read_options import ReadOptions
+from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .gathering import Batches, BatchSummary, Gathering
-from .image_list import list_images
+from .image_list import filesystem_of, is_local, list_images
 from .reading import ResultRow
 from .resources import Workers, plan_workers
 from .shards import ShardFolder
@@ -56,6 +58,7 @@ def batch_predict(
     settings: InferenceSettings = DEFAULTS,
     column: str | None = None,
     device: str | None = None,
+    reading: ReadChanges = AS_SAVED,
     ray_address: str | None = None,
     actors: int | None = None,
     cpus_per_actor: float | None = None,
@@ -68,7 +71,8 @@ def batch_predict(
 
     Images that `output` holds already are skipped; failed ones are repeated with retry_failed. The results equal those
     of `predict`. settings: as in `Predictor`; with tiles a batch is one image. column: of Parquet lists. device: "cpu"
-    or "cuda", None for GPUs if the cluster has any. ray_address: of a cluster ("auto": the one on this machine); None
+    or "cuda", None for GPUs if the cluster has any. reading: how images are read, where that is not as saved with the
+    model. ray_address: of a cluster ("auto": the one on this machine); None
     for RAY_ADDRESS or, if it is not set, for a new cluster that ends with the call. If Ray is initialised already, its
     cluster is used. actors, cpus_per_actor, gpus_per_actor: see `plan_workers`. shard_size: images per shard. progress:
     show a progress bar.
@@ -77,32 +81,46 @@ def batch_predict(
     """
     require("ray", "batch-predict", "ray", "pyarrow", "fsspec")
     _check_options(device, actors, cpus_per_actor, gpus_per_actor, shard_size)
-    predictor = Predictor.from_pretrained(model, "cpu")  # a model that cannot be used fails before the cluster starts
+    # A model that cannot be used fails before the cluster starts.
+    predictor = Predictor(*load_model(model, "cpu", reading))
     files = ModelFiles.read(_find_files(model))
-    folder = ShardFolder(output, _describe_results(files, settings, predictor))
-    if retry_failed:
-        folder.forget_failures()
-    images, summary = _select_remaining(list_images(inputs, column), folder)
-    if not len(images):
-        return summary
-    batches = Batches(images, shard_size, 1 if settings.tile else settings.batch_size)
-    gpus = {"cpu": 0.0, "cuda": gpus_per_actor or 1.0}.get(device or "", gpus_per_actor)
-    bar = tqdm(total=len(images), desc="predict", unit="image", disable=not progress)
-    with bar, _connect_ray(ray_address):
-        import ray
+    with _hold_output(output):
+        folder = ShardFolder(output, _describe_results(files, settings, predictor, reading))
+        if retry_failed:
+            folder.forget_failures()
+        images, summary = _select_remaining(list_images(inputs, column), folder)
+        if not len(images):
+            return summary
+        batches = Batches(images, shard_size, 1 if settings.tile else settings.batch_size)
+        gpus = {"cpu": 0.0, "cuda": gpus_per_actor or 1.0}.get(device or "", gpus_per_actor)
+        bar = tqdm(total=len(images), desc="predict", unit="image", disable=not progress)
+        with bar, _connect_ray(ray_address):
+            import ray
 
-        size = predictor.processor.size
-        job = Job(batches, ray.put(files), (size["height"], size["width"]), predictor.processor.read_options, settings)
-        del files, predictor
-        gathering = Gathering(batches, folder, summary, bar.update)
-        try:
-            _predict_all(job, gathering, lambda: plan_workers(list(_nodes().values()), actors, cpus_per_actor, gpus))
-        except KeyboardInterrupt:
-            done = summary.images + summary.failed
-            raise KeyboardInterrupt(
-                f"stopped after {done} images in {output}; the same command continues from there"
-            ) from None
+            size = predictor.processor.size
+            job = Job(
+                batches, ray.put(files), (size["height"], size["width"]), predictor.processor.read_options, settings
+            )
+            del files, predictor
+            gathering = Gathering(batches, folder, summary, bar.update)
+            try:
+                plan = partial(plan_workers, count=actors, cpus=cpus_per_actor, gpus=gpus)
+                _predict_all(job, gathering, lambda: plan(list(_nodes().values())))
+            except KeyboardInterrupt:
+                done = summary.images + summary.failed
+                message = f"stopped after {done} images in {output}; the same command continues from there"
+                raise KeyboardInterrupt(message) from None
     return summary
+
+
+@contextmanager
+def _hold_output(output: str) -> Iterator[None]:
+    """Lock an output folder of this machine; an object store has no locks, which is said."""
+    filesystem, root = filesystem_of(output)
+    if not is_local(filesystem):
+        logger.warning("%s: object stores have no locks; start no second job with this output", output)
+    with hold_folder(Path(root), "output", "batch-predict") if is_local(filesystem) else nullcontext():
+        yield
 
 
 @dataclass(frozen=True)
@@ -252,8 +270,10 @@ def _find_files(model: str | Path) -> Path:
     return path if path.exists() else Path(snapshot_download(str(model), local_files_only=True))
 
 
-def _describe_results(files: ModelFiles, settings: InferenceSettings, predictor: Predictor) -> dict[str, object]:
-    """Everything that the results depend on, for settings.json."""
+def _describe_results(
+    files: ModelFiles, settings: InferenceSettings, predictor: Predictor, reading: ReadChanges
+) -> dict[str, object]:
+    """Everything that the results depend on, for settings.json; what is read as saved with the model is left out."""
     digest = hashlib.sha256()
     for name, data in files.files.items():
         digest.update(f"{name} {len(data)} ".encode())
@@ -263,6 +283,7 @@ def _describe_results(files: ModelFiles, settings: InferenceSettings, predictor:
     return {
         "model_sha256": digest.hexdigest(),
         **values,
+        **{name: list(value) if isinstance(value, tuple) else value for name, value in reading.given.items()},
         "categories": [{"id": id_, "name": name} for id_, name in predictor.categories],
     }
 

@@ -65,14 +65,20 @@ class ModelFiles(NamedTuple):
 
 
 class BatchPredictor:
-    """A Ray actor: predicts batches with a model that stays loaded. model: `ModelFiles` in Ray's object store."""
+    """A Ray actor: predicts batches with a model that stays loaded. model: `ModelFiles` in Ray's object store.
 
-    def __init__(self, model: ObjectRef[ModelFiles], settings: InferenceSettings, device: str) -> None:
+    options: how images are read.
+    """
+
+    def __init__(
+        self, model: ObjectRef[ModelFiles], settings: InferenceSettings, options: ReadOptions, device: str
+    ) -> None:
         import ray
 
         keep_freed_memory()
         files: ModelFiles = ray.get(model)
         self.predictor = files.load(device)
+        self.predictor.processor.read_options = options
         self.settings = settings
 
     def __call__(self, row: ReadRow) -> ResultRow:
@@ -151,7 +157,7 @@ class Pass:
             .map(partial(read_batch, canvas=None if settings.tile else canvas, options=options), num_cpus=READER_CPUS)
             .map(
                 BatchPredictor,
-                fn_constructor_args=(model[0], settings, "cuda" if workers.gpus else "cpu"),
+                fn_constructor_args=(model[0], settings, options, "cuda" if workers.gpus else "cpu"),
                 compute=ray.data.ActorPoolStrategy(
                     size=min(workers.count, len(parts)), max_tasks_in_flight_per_actor=1 if careful else None
                 ),

@@ -75,14 +75,15 @@ def _training_conflicts(config: TrainConfig, name: Callable[[str], str]) -> Iter
 
 def advise(config: TrainConfig) -> list[str]:
     """Notes on what is allowed but probably not meant: random weights where pretrained ones exist, and their use."""
-    if config.backbone not in PRESETS or _brings_backbone(config.head):
+    chosen_later = config.recipe is not None and "backbone" not in config.model_fields_set
+    if config.backbone not in PRESETS or _brings_backbone(config.head) or chosen_later:
         return []
     weights = HUB_BACKBONES.get(config.backbone)
     note = f"backbone: {config.backbone} starts from random weights"
     note += (
         f"; DINOv3's weights for it are {weights}"
         if weights
-        else "; sample/from_scratch_args.json is a recipe for them, docs/log.md says what they can learn"
+        else "; the recipe from-scratch is for them, docs/log.md says what they can learn"
     )
     notes = [note]
     if config.lora_rank:

@@ -9,5 +9,7 @@ HUB_BACKBONES = {  # the pretrained weights of a preset
     "large": "facebook/dinov3-vitl16-pretrain-lvd1689m",
 }
 LARGEST = 10**9  # of an option: no sensible value is near it, and products of two still fit float32 and int64
+PUBLISHED, FEW, FROM_SCRATCH = "published", "few-images", "from-scratch"
+RECIPES = (PUBLISHED, FEW, "frozen", "full", FROM_SCRATCH)  # files of `recipes/`
 DATASET_FORMATS = ("auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets")
 SPLIT_OPTIONS = tuple(f"{split}_{part}" for split in ("train", "valid", "test") for part in ("annotations", "images"))

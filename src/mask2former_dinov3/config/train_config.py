@@ -31,6 +31,7 @@ from .option_types import (
     PositiveFloat,
     PositiveInt,
     QueryCount,
+    RecipeName,
     Scheduler,
     Seed,
     Share,
@@ -55,6 +56,12 @@ class TrainConfig(BaseModel):
     # --- the run
     description: str = Field("", description="Notes for readers: hardware, hours, expected AP. Not used by the run.")
     output_dir: str = Field(min_length=1, description="Folder of the run: metrics, checkpoints, `best/` and `last/`.")
+    recipe: RecipeName | None = Field(
+        None,
+        description="Recipe for the options that are not given (see docs/recipes.md). `auto`: one of the others, by "
+        "the data and this machine; null: the defaults of this list. `train` without `config`, `head` and "
+        "`resume_from_checkpoint` uses `auto`.",
+    )
     seed: Seed = Field(0, description="Seed of random weights, of the order of the images, and of augmentation.")
     # --- the data
     dataset_name: str | None = Field(None, description="Folder of a data set (see docs/data.md and docs/formats.md).")

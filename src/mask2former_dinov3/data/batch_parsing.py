@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .array_types import Floats, Ints
-from .segmentation import FARTHEST_VERTEX, boxes_and_areas
+from .segmentation import FARTHEST_VERTEX, SHORT_WAY, boxes_and_areas
 
 _NUMBERS = frozenset({int, float})
 
@@ -118,7 +118,7 @@ def _collect(
 
 
 def _surely_cover_a_pixel(plain: PlainAnnotations, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """Which annotations, (N,), have finite values, lie in their images, and are not thin; see `parse_segmentation`.
+    """Which annotations, (N,), have finite values, lie in their images, are not thin nor very long; see `parse_shape`.
 
     sizes: (N, 2) height and width of each one's image.
     """
@@ -127,8 +127,10 @@ def _surely_cover_a_pixel(plain: PlainAnnotations, sizes: npt.NDArray[np.int32])
         low, high = boxes[:, :2], boxes[:, 2:]  # (N, 2) left, top; right, bottom
         inside = (low >= 0).all(1) & (high <= sizes[:, ::-1]).all(1) & (high.max(1) <= FARTHEST_VERTEX)
         thick = areas >= (high - low).sum(1) + 1
+        vertices = np.add.reduceat(plain.vertex_counts, np.cumsum(plain.part_counts) - plain.part_counts)  # (N,)
+        short = vertices * (high - low).max(1) <= SHORT_WAY
         stated = np.isfinite(plain.boxes).all(1) & np.isfinite(plain.areas) & (plain.areas >= 0)
-    found: npt.NDArray[np.bool_] = inside & thick & stated
+    found: npt.NDArray[np.bool_] = inside & thick & short & stated
     return found
 
 

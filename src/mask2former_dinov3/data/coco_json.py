@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..canvas import LARGEST_IMAGE_SIDE
 from ..errors import DatasetError, mismatch
 from ..json_files import describe, is_number, read_json_object
 from .faults import FaultReport, quote
@@ -29,7 +30,6 @@ from .read_rules import CrowdCount, CrowdRule
 Box = tuple[float, float, float, float]
 """(left, top, width, height) in pixels, COCO's `bbox`."""
 
-LARGEST_IMAGE_SIDE = 1_000_000  # pixels: the COCO rasteriser allocates memory for every pixel of an edge
 ENTRY_FAULTS = frozenset({"section", "no id", "repeated id", "file name"})  # after which an image is not known
 SECTIONS = ("categories", "images", "annotations")
 _SHOWN = 4  # changed names in a note

@@ -38,12 +38,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from ..canvas import LARGEST_IMAGE_SIDE
 from ..errors import DatasetError, mismatch
 from ..extras import is_installed
 from ..read_options import AS_STORED, ReadOptions
 from .file_kinds import describe_head
 from .gdal_files import open_gdal
-from .jpeg_data import MAGIC_BYTES, check_jpeg, decode_strictly
+from .jpeg_data import MAGIC_BYTES, check_jpeg, check_scans, decode_strictly
 from .pillow_pixels import EXIF_ORIENTATION, decode_with_opencv, forget_orientation, image_values, pick_channels
 from .sample_values import SampleType, Values, finite_range, to_eight_bits
 from .tiff_pixels import decode_tiff
@@ -103,8 +104,10 @@ def read_header(path: Path | str, options: ReadOptions = AS_STORED) -> ImageHead
     with name_errors(path), _open(path) as file:
         if (tiff := read_tiff(file)) is not None:
             page = tiff.chosen(options)[0][0]
+            check_sides(page.height, page.width)
             return ImageHeader(page.height, page.width, page.orientation, tiff.describe_unread(options))
         with Image.open(file) as image:
+            check_sides(image.height, image.width)
             seek_frame(image, options)
             unread = _describe_frames(image, options)
             return ImageHeader(image.height, image.width, _orientation_of(image), unread)
@@ -142,6 +145,13 @@ def _open(path: Path | str) -> BinaryIO:
     if not os.path.isdir(path) and os.path.exists(path) and not os.path.isfile(path):
         raise DatasetError(mismatch("an image file", "a pipe or a device"))
     return open(path, "rb")
+
+
+def check_sides(height: int, width: int) -> None:
+    """Raise DatasetError for an image of one very long row or column: work and memory grow with its sides as well."""
+    if max(height, width) > LARGEST_IMAGE_SIDE:
+        expected, got = f"an image of at most {LARGEST_IMAGE_SIDE:,} pixels a side", f"{height:,} x {width:,}"
+        raise DatasetError(mismatch(expected, f"{got} (height x width)", "cut it into parts"))
 
 
 def check_image_size(where: str, stated: tuple[int, ...], stored: tuple[int, ...], orientation: int = 1) -> None:
@@ -195,10 +205,13 @@ def _decode(file: IO[bytes], options: ReadOptions, thorough: bool = False) -> tu
     start = file.read(_START)
     file.seek(0)
     if start.startswith(MAGIC) and (tiff := read_tiff(file)) is not None:
+        page = tiff.chosen(options)[0][0]
+        check_sides(page.height, page.width)
         return decode_tiff(file, tiff, options, thorough)
     if start.startswith(MAGIC_BYTES):
         return _decode_jpeg(file.read(), options)
     with Image.open(file) as image:
+        check_sides(image.height, image.width)
         seek_frame(image, options)
         if (bits := _deep_bits(image.format, start)) and options.page == 1:
             values = _decode_deep(file, image.format, start, bits)
@@ -211,6 +224,7 @@ def _decode(file: IO[bytes], options: ReadOptions, thorough: bool = False) -> tu
 
 
 def _decode_jpeg(data: bytes, options: ReadOptions) -> tuple[Values, SampleType]:
+    check_scans(data)
     with Image.open(io.BytesIO(data)) as image:
         simple = image.mode in ("L", "RGB") and options.page == 1 and options.channels is None
         if simple and (rgb := decode_strictly(data)) is not None:

@@ -9,6 +9,7 @@ overwritten by other bytes are not, unless libjpeg notices.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from ..errors import DatasetError, mismatch
 
 MAGIC_BYTES = b"\xff\xd8\xff"
+MOST_SCANS = 100  # of one picture
 ZERO_RUN = 32  # bytes of 0 within compressed data; the codes that they would be are those of no picture, see below
 
 _HARMLESS = ("Invalid SOS parameters for sequential JPEG",)  # cameras write these fields, which sequential data ignore
@@ -45,6 +47,20 @@ def check_jpeg(data: bytes) -> None:
     _run(data, {"colorspace": space, "min_height": 1, "min_width": 1, "min_factor": 1, "fastdct": True})
 
 
+def check_scans(data: bytes) -> None:
+    """Raise DatasetError for more scans than any camera or program writes; no pixel is decoded.
+
+    Each scan of a progressive JPEG goes over the whole picture, so a small file of many scans would keep a decoder busy
+    for hours. libtiff and GDAL have the same limit.
+    """
+    if data.count(bytes((0xFF, _SOS))) <= MOST_SCANS:  # also counts those in a thumbnail, or in a film behind it
+        return
+    count = sum(1 for marker, _, _ in _segments(data) if marker == _SOS)
+    if count > MOST_SCANS:
+        expected = f"a JPEG of at most {MOST_SCANS} scans"
+        raise DatasetError(mismatch(expected, f"{count:,}, each as much work as a picture", "save it again"))
+
+
 def find_lost_bytes(data: bytes) -> int | None:
     """The position of zero bytes that were written over compressed data; None if there are none.
 
@@ -54,29 +70,33 @@ def find_lost_bytes(data: bytes) -> int | None:
     if bytes(ZERO_RUN) not in data:
         return None
     zero_symbols: dict[int, int] = {}  # table (class and number) -> the symbol that only zeros stand for
-    place, progressive = 2, False
-    while place + 4 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xFF:
-            place += 1
-            continue
-        if marker == _EOI:
-            return None
-        if marker in _ALONE:
-            place += 2
-            continue
-        segment = data[place + 4 : place + 2 + int.from_bytes(data[place + 2 : place + 4])]
-        place += 4 + len(segment)
+    progressive = False
+    for marker, segment, place in _segments(data):
         progressive |= marker == _SOF2
         if marker == _DHT:
             zero_symbols.update(_zero_symbols(segment))
         if marker == _SOS:
-            end = _end_of_scan(data, place)
-            lost = data.find(bytes(ZERO_RUN), place, end)
+            lost = data.find(bytes(ZERO_RUN), place, _end_of_scan(data, place))
             if lost >= 0 and _cannot_be_zeros(segment, zero_symbols, progressive):
                 return lost
-            place = end
     return None
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """The marker segments of the first picture: marker, content, and where the compressed data of a scan begin."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != _EOI:
+        marker = data[place + 1]
+        if marker == 0xFF:
+            place += 1
+        elif marker in _ALONE:
+            place += 2
+        else:
+            segment = data[place + 4 : place + 2 + int.from_bytes(data[place + 2 : place + 4])]
+            place += 4 + len(segment)
+            yield marker, segment, place
+            if marker == _SOS:
+                place = _end_of_scan(data, place)
 
 
 def _run(data: bytes, options: dict[str, Any]) -> npt.NDArray[np.uint8] | None:

@@ -81,6 +81,8 @@ MALFORMED_MASK = "malformed mask"  # the kind of such a fault
 _SHAPE = "a list of polygons or an RLE object"
 FARTHEST_VERTEX = 100_000.0
 """Largest coordinate of a vertex in pixels: COCO's rasteriser walks along every edge in steps."""
+SHORT_WAY = 1_000_000  # pixels along the outline of an instance that are accepted in an image of any size
+LONGEST_WAY = 4_000_000  # and in the largest
 
 
 def parse_shape(value: object, height: int, width: int) -> Segmentation:
@@ -103,8 +105,9 @@ def parse_shape(value: object, height: int, width: int) -> Segmentation:
         )
     if any(isinstance(part, Mapping) for part in value):
         raise DatasetError(f"segmentation: {mismatch(_SHAPE, 'an RLE inside a list', 'take it out of the list')}")
-    parts = [part for part in value if not _is_stray(part)]
-    return [_parse_polygon(part) for part in parts] if parts else _refuse_strays(value)
+    parts = [_parse_polygon(part) for part in value if not _is_stray(part)]
+    _check_way(parts, height, width)
+    return parts or _refuse_strays(value)
 
 
 def count_stray_parts(value: object, shape: Segmentation) -> int:
@@ -245,6 +248,23 @@ def _parse_polygon(value: object) -> Polygon:
 
 _FLAT_LIST = "a flat list of numbers x, y, x, y, …"
 _COORDINATES = f"coordinates within {FARTHEST_VERTEX:.0f} pixels"
+
+
+def longest_way(height: int, width: int) -> int:
+    """How long the outline of an instance may be, in pixels: four times around each pixel, in SHORT_WAY..LONGEST_WAY.
+
+    COCO's rasteriser takes 60 bytes for each pixel of the way, inside the image or not.
+    """
+    return min(max(SHORT_WAY, 4 * height * width), LONGEST_WAY)
+
+
+def _check_way(parts: list[Polygon], height: int, width: int) -> None:
+    """Raise DatasetError for polygons whose outlines are longer than any object's; a small file may hold them."""
+    way = sum(float(np.abs(part - np.roll(part, 1, axis=0)).max(1).sum()) for part in parts)
+    if way > (limit := longest_way(height, width)):
+        advice = "it may jump between far points; draw it again, or clip it to the image"
+        expected = f"an outline of at most {limit:,} pixels in an image of {height} x {width}"
+        raise DatasetError(f"polygon: {mismatch(expected, f'{way:,.0f}', advice)}")
 
 
 def _polygon_area(part: Polygon) -> float:

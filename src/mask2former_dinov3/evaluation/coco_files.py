@@ -116,11 +116,11 @@ def read_ground_truth(
 ) -> GroundTruth:
     """A COCO annotation file, its content, or a split of any format, read as for training.
 
-    image_ids: only these images of it; None: those of the split. rules: what crowd flags and incomplete images mean;
-    None: as for the split, or as in COCO. Areas and boxes are the file's own where it has them (COCO bins by the
-    annotated area), else the mask's.
-    Annotations without a mask are left out, with a note; those whose mask covers no pixel are objects that nothing can
-    match, as in pycocotools. Raises DatasetError listing every annotation that cannot be scored.
+    image_ids: only these images of it; None: those of the split, or all. rules: what crowd flags and incomplete images
+    mean; None: as for the split, or as in COCO. Areas and boxes are the file's own where it has them (COCO bins by the
+    annotated area), else the mask's. Annotations without a mask are left out, with a note; those whose mask covers no
+    pixel are objects that nothing can match, as in pycocotools. Raises DatasetError listing every annotation that
+    cannot be scored.
     """
     if isinstance(annotations, Split):
         rules = rules or annotations.rules

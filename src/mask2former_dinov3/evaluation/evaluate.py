@@ -6,7 +6,6 @@ Masks stay RLE between the model and the score, also between processes.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..atomic_files import check_writable, write_text
+from ..atomic_files import check_writable, copy_file, write_text
 from ..data.check import UNLISTED, check_data
 from ..data.coco import CocoData, ImageRecord
 from ..data.coco_json import class_name
@@ -33,11 +32,13 @@ from ..data.images import check_image_size, read_image
 from ..data.layout import Split, missing_path
 from ..data.read_rules import ReadRules
 from ..errors import ConfigError, DatasetError
+from ..folder_lock import hold_folder
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from ..inference.network import Network
 from ..inference.predictor import load_model
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
+from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .coco_ap import ceiling_notes, score_predictions, score_results
 from .coco_files import read_ground_truth, read_results
 from .result_ids import IMAGES_FILE, write_names
@@ -143,18 +144,21 @@ def evaluate_model(
     device: str | None = None,
     predictions: Path | None = None,
     rules: ReadRules | None = None,
+    reading: ReadChanges = AS_SAVED,
     progress: bool = False,
 ) -> Metrics:
     """Score a model (as `load_model` takes it) on a COCO file with its images, or the results file `predictions`.
 
     annotations: the file, or a split of any format, whose own images are then used. images: the only folder in which
-    those of a file are looked for; all are checked before the model is loaded. rules: what crowd flags and incomplete
+    those of a file are looked for; all are checked before the first prediction. reading: how images are read, where
+    that is not as saved with the model. rules: what crowd flags and incomplete
     images mean, for a file. Where a model was trained with `classes`, a file that has the original names is read with
     the same map.
     Writes metrics.json, predictions.json, images.json, which names the images and classes of its ids, and
     evaluation.json, which names the ground truth, into `output`, each atomically, and returns the metrics.
     Raises ConfigError if neither a model with images nor predictions are given, OptionError for batch_size or
-    max_detections below 1, DatasetError and CheckpointError for what cannot be read.
+    max_detections below 1 and while another command is writing to `output`, DatasetError and CheckpointError for what
+    cannot be read.
     """
     InferenceSettings(max_detections=max_detections, batch_size=batch_size)  # checks the values before any work
     if isinstance(annotations, Split):
@@ -162,33 +166,49 @@ def evaluate_model(
     else:
         rules = ReadRules() if rules is None else rules
         split = Split("evaluate", Path(annotations), images or Path(), only_images=True, rules=rules)
-    if predictions is not None:
-        metrics = _score_file(split, predictions, output, max_detections)
-    else:
-        if model is None or (images is None and not isinstance(annotations, Split)):
-            raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
-        data = _read_checked(split)  # before the model, which takes longer to load
-        network, processor = load_model(model, device)
-        mapped = split_for(split, network.config.id2label.values(), network.config.class_map)
-        data = _read_checked(mapped) if mapped.classes != split.classes else data
-        check_writable(output)
-        start = time.perf_counter()
-        results = predict_split(
-            network, processor, data, batch_size=batch_size, max_detections=max_detections, progress=progress
-        )
-        write_text(output / "predictions.json", json.dumps(results) + "\n")
-        truth = read_ground_truth(mapped)
-        write_names(output, truth.listed)
-        write_evaluation(output, mapped, truth, max_detections, model)
-        metrics = score_results(truth, read_results(results, truth), max_detections)
-        if network.config.num_queries < max_detections:
-            metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")
-        ids = match_categories(network.config.id2label, data)
-        unscored = [str(network.config.id2label[label]) for label, category in enumerate(ids) if category is None]
-        if unscored:
-            metrics["notes"].append(f"classes of the model that the annotations lack are not scored: {_join(unscored)}")
-        metrics["seconds"] = round(time.perf_counter() - start, 3)
-    write_text(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    if predictions is None and (model is None or (images is None and not isinstance(annotations, Split))):
+        raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
+    with hold_folder(output, "output", "evaluate"):
+        if predictions is not None:
+            metrics = _score_file(split, predictions, output, max_detections)
+        else:
+            metrics = _score_model(str(model), split, output, max_detections, batch_size, device, reading, progress)
+        write_text(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    return metrics
+
+
+def _score_model(
+    model: str,
+    split: Split,
+    output: Path,
+    max_detections: int,
+    batch_size: int,
+    device: str | None,
+    reading: ReadChanges,
+    progress: bool,
+) -> Metrics:
+    """Predict and score a split; writes predictions.json, images.json and evaluation.json."""
+    _check_paths(split)  # before the model, which takes time to load and says how the images are read
+    network, processor = load_model(model, device, reading)
+    mapped = split_for(split, network.config.id2label.values(), network.config.class_map)
+    data = _read_checked(mapped, processor.read_options)
+    check_writable(output)
+    start = time.perf_counter()
+    results = predict_split(
+        network, processor, data, batch_size=batch_size, max_detections=max_detections, progress=progress
+    )
+    write_text(output / "predictions.json", json.dumps(results) + "\n")
+    truth = read_ground_truth(mapped)
+    write_names(output, truth.listed)
+    write_evaluation(output, mapped, truth, max_detections, model)
+    metrics = score_results(truth, read_results(results, truth), max_detections)
+    if network.config.num_queries < max_detections:
+        metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")
+    ids = match_categories(network.config.id2label, data)
+    unscored = [str(network.config.id2label[label]) for label, category in enumerate(ids) if category is None]
+    if unscored:
+        metrics["notes"].append(f"classes of the model that the annotations lack are not scored: {_join(unscored)}")
+    metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics
 
 
@@ -200,21 +220,27 @@ def _score_file(split: Split, predictions: Path, output: Path, max_detections: i
     metrics = score_predictions(truth, predictions, max_detections)
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
-        shutil.copyfile(predictions, output / "predictions.json")
+        copy_file(predictions, output / "predictions.json")
         beside = predictions.parent / IMAGES_FILE
         if beside.is_file():
-            shutil.copyfile(beside, output / IMAGES_FILE)
+            copy_file(beside, output / IMAGES_FILE)
         else:
             write_names(output, truth.listed)
     write_evaluation(output, split, truth, max_detections, predictions)
     return metrics
 
 
-def _read_checked(split: Split) -> CocoData:
-    """The records of a split whose images are all there; warnings and notes are logged. Raises the errors of both."""
+def _check_paths(split: Split) -> None:
+    """Raise OptionError where the annotations or the folder of the images are not there."""
+    if split.format == "coco" and not split.annotations.exists():
+        raise missing_path("annotations", [split.annotations], "file")
     if split.annotations.exists() and not split.images.is_dir():
         raise missing_path("images", [split.images], "folder")
-    report = check_data({split.name: split}, num_queries=None, full=False)
+
+
+def _read_checked(split: Split, options: ReadOptions) -> CocoData:
+    """The records of a split whose images are all there; warnings and notes are logged. Raises the errors of both."""
+    report = check_data({split.name: split}, num_queries=None, options=options, full=False)
     report.raise_errors()
     report.log_faults(skip=UNLISTED)
     return report.data[split.name]

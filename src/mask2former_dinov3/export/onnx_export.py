@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +15,11 @@ from pathlib import Path
 import torch
 from torch.export import Dim
 
+from ..atomic_files import make_folder, publish
 from ..canvas import PADDING, check_canvas, padded_size
 from ..errors import DatasetError, OptionError
 from ..extras import require
+from ..folder_lock import hold_folder
 from ..inference.files.find_images import find_images
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from ..inference.onnx_model import DETECTIONS, FORMAT_VERSION, INPUTS, LOGITS, OnnxMetadata, OnnxModel, data_file
@@ -89,7 +90,11 @@ def export(
     if calibration_images is not None:
         calibration = read_images(calibration_images, processor, CALIBRATION_IMAGES)
     metadata = build_metadata(network, processor, Path(model))
-    with tempfile.TemporaryDirectory(dir=make_parent(output), prefix=f".{output.name}.") as folder:
+    parent = make_parent(output)
+    with (
+        hold_folder(parent, "output", "export", f".{output.name}.in-use.json"),
+        tempfile.TemporaryDirectory(dir=parent, prefix=f".{output.name}.") as folder,
+    ):
         written = Path(folder) / output.name
         say("tracing the network (a minute or more)")
         trace(network, processor, written, metadata, dynamic=dynamic, with_postprocess=with_postprocess)
@@ -283,7 +288,7 @@ def make_batches(
 def make_parent(output: Path) -> Path:
     """Make the folder of a file if it does not exist; returns it."""
     try:
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        make_folder(output.absolute().parent)
     except OSError as error:
         raise OptionError("output", "a file in a folder that can be made", f"{output} ({error.strerror})") from error
     return output.absolute().parent
@@ -296,10 +301,10 @@ def move_file(written: Path, output: Path) -> int:
     total = written.stat().st_size
     if data.exists():
         total += data.stat().st_size
-        shutil.move(data, old)
+        publish(data, old)
     else:
         old.unlink(missing_ok=True)
-    shutil.move(written, output)
+    publish(written, output)
     return total
 
 

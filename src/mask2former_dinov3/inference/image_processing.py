@@ -78,14 +78,17 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         self.size = {"height": int(size["height"]), "width": int(size["width"])}
         self.image_mean = [float(value) for value in image_mean]
         self.image_std = [float(value) for value in image_std]
-        options = ReadOptions(value_range, page, None if channels is None else tuple(channels))
-        self.value_range, self.page = options.value_range, options.page
-        self.channels = None if options.channels is None else list(options.channels)  # as JSON gives it back
+        self.read_options = ReadOptions(value_range, page, None if channels is None else tuple(channels))
 
     @property
     def read_options(self) -> ReadOptions:
         """How image files are read; everything that reads files for this model takes it from here."""
         return ReadOptions(self.value_range, self.page, None if self.channels is None else tuple(self.channels))
+
+    @read_options.setter
+    def read_options(self, options: ReadOptions) -> None:
+        self.value_range, self.page = options.value_range, options.page
+        self.channels = None if options.channels is None else list(options.channels)  # as JSON gives it back
 
     def preprocess(
         self, images: ImageLike | Sequence[ImageLike], return_tensors: str | None = "pt", **kwargs: object

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from ..errors import CheckpointError, OptionError, mismatch
 from ..instances import Instances
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.contents import check_model_folder
+from ..read_options import AS_SAVED, ReadChanges
 from ..weights.loading import (
     check_processor_config,
     explain_failures,
@@ -33,6 +35,8 @@ from .tiles.grid import Grid
 from .tiles.image_reader import ImageReader, open_image
 from .tiles.merging import merge_rows
 
+logger = logging.getLogger(__name__)
+
 DEVICES = "cpu, cuda or cuda:N (N: index of a GPU)"
 
 
@@ -49,13 +53,22 @@ class Predictor:
         self.categories = tuple((int(id_), str(names[label])) for label, id_ in enumerate(model.config.category_ids))
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, device: str | torch.device | None = None) -> Predictor:
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        device: str | torch.device | None = None,
+        *,
+        value_range: str | None = None,
+        page: int | None = None,
+        channels: tuple[int, ...] | str | None = None,
+    ) -> Predictor:
         """A folder saved by training, a hub id, or an exported .onnx file. device: None for a GPU if there is one.
 
+        value_range, page, channels: read image files so (see `ReadOptions`) instead of as saved with the model.
         Raises CheckpointError when there is no such model or it is of another kind, OptionError for a device that
-        cannot be used.
+        cannot be used, and for values that `ReadOptions` refuses.
         """
-        return cls(*load_model(model, device))
+        return cls(*load_model(model, device, ReadChanges(value_range, page, channels)))
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is one image, although it is a sequence of str
@@ -150,11 +163,20 @@ class Predictor:
 
 
 def load_model(
-    model: str | Path, device: str | torch.device | None = None
+    model: str | Path, device: str | torch.device | None = None, reading: ReadChanges = AS_SAVED
 ) -> tuple[Network, Mask2FormerDinov3ImageProcessor]:
-    """A model with its image processor: an .onnx file (`load_onnx`), a model folder or a hub id (`load_network`)."""
+    """A model with its image processor: an .onnx file (`load_onnx`), a model folder or a hub id (`load_network`).
+
+    reading: what replaces the saved way to read image files; a difference is logged in one line.
+    """
     path = Path(model)
-    return load_onnx(path, device) if path.suffix == ".onnx" and not path.is_dir() else load_network(model, device)
+    is_onnx = path.suffix == ".onnx" and not path.is_dir()
+    network, processor = load_onnx(path, device) if is_onnx else load_network(model, device)
+    saved = processor.read_options
+    if difference := reading.describe(saved):
+        logger.info("%s", difference)
+    processor.read_options = reading.apply(saved)
+    return network, processor
 
 
 def load_network(

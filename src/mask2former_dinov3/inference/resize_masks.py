@@ -23,6 +23,7 @@ from ..data.coco_types import CocoRle
 from ..data.rle import compress
 
 BLOCK = 32  # side of a block, in pixels of the image
+WEIGHTS = 2**22  # numbers of an axis's weights that are made at one time
 ROUNDING = 1e-4  # rounding errors cannot lift a logit above the level if it is lower by this fraction of the level
 
 
@@ -100,9 +101,11 @@ class Blocks(NamedTuple):
 
     def highest(self, mask_logits: Tensor) -> Tensor:
         """The highest logit that each block reads: mask_logits (Q, h, w) -> (Q, K, L)."""
-        rows, columns = self.down.reads.tolist(), self.along.reads.tolist()
-        strips = torch.stack([mask_logits[:, at[0] : at[-1] + 1].amax(1) for at in rows], dim=1)  # (Q, K, w)
-        return torch.stack([strips[:, :, at[0] : at[-1] + 1].amax(2) for at in columns], dim=2)
+        axes = [(self.down.reads.tolist(), 1), (self.along.reads.tolist(), 2)]
+        for reads, axis in sorted(axes, key=lambda one: len(one[0])):  # the longer one last: (Q, K, w) may be large
+            parts = [mask_logits.narrow(axis, at[0], at[-1] - at[0] + 1).amax(axis) for at in reads]
+            mask_logits = torch.stack(parts, dim=axis)
+        return mask_logits
 
     def masks(self, mask_logits: Tensor, queries: Tensor, touched: Tensor, at_once: int) -> Masks:
         """The masks of queries (n,), made in the blocks marked in touched (n, K, L), `at_once` blocks at one time."""
@@ -126,18 +129,40 @@ def cut_axis(length: int, canvas: int, real: int, size: int) -> Axis:
     """The blocks of an axis: `length` logits cover a canvas, whose first `real` pixels become `size` image pixels.
 
     Both resizings are linear, so resizing each unit vector of logits gives the weights, and no tensor of the canvas's
-    size is made for a mask. The result is on the CPU.
+    size is made for a mask. The weights are made for WEIGHTS numbers at a time: an image of one row may be very long.
+    The result is on the CPU.
     """
-    each = F.interpolate(torch.eye(length)[None], canvas, mode="linear", align_corners=False)[..., :real]
-    each = F.interpolate(each, size, mode="linear", align_corners=False)[0]  # (length, size)
+    units = F.interpolate(torch.eye(length)[None], canvas, mode="linear", align_corners=False)[0, :, :real]
     blocks = -(-size // BLOCK)
-    each = F.pad(each, (0, blocks * BLOCK - size)).T.reshape(blocks, BLOCK, length)
-    read = (each != 0).any(1).int()  # (blocks, length)
-    first = read.argmax(1)
-    last = length - 1 - read.flip(1).argmax(1)
+    parts = torch.arange(blocks).split(max(1, WEIGHTS // (BLOCK * length)))
+    first, last = (
+        torch.cat(ends) for ends in zip(*(_read_range(_weights(units, size, p)) for p in parts), strict=True)
+    )
     widest = int((last - first).max()) + 1  # S
     index = first.clamp(max=length - widest)[:, None] + torch.arange(widest)
-    return Axis(index, each.gather(2, index[:, None].expand(-1, BLOCK, -1)))
+    gathered = [_weights(units, size, part).gather(2, index[part, None].expand(-1, BLOCK, -1)) for part in parts]
+    return Axis(index, torch.cat(gathered))
+
+
+def _weights(units: Tensor, size: int, blocks: Tensor) -> Tensor:
+    """(B, BLOCK, length): the weight of each logit at the pixels of blocks (B,) of an axis of `size` pixels.
+
+    units (length, real): each unit vector of logits on the canvas. The second resizing is that of
+    `F.interpolate(mode="linear", align_corners=False)`, for these pixels only.
+    """
+    length, real = units.shape
+    pixel = (blocks[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
+    place = ((pixel + 0.5) * torch.tensor(real / size) - 0.5).clamp(min=0)
+    low = place.long().clamp(max=real - 1)
+    share = place - low
+    each = units[:, low] * (1 - share) + units[:, (low + 1).clamp(max=real - 1)] * share
+    return (each * (pixel < size)).T.reshape(-1, BLOCK, length)
+
+
+def _read_range(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last logit, (B,) each, that blocks with weights (B, BLOCK, length) read."""
+    read = (weights != 0).any(1).int()
+    return read.argmax(1), weights.shape[2] - 1 - read.flip(1).argmax(1)
 
 
 def borders_of_blocks(

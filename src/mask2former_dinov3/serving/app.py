@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import PurePath
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect
 from ..errors import DatasetError, mismatch
 from ..instances import Instances
 from ..version import __version__
+from .doors import Doorkeeper, Doors
 from .limits import Busy, ModelFailed, TooLarge, Wanted
 from .middleware import CLIENT_GONE, Refused, ServerMetrics, Watch, error_response, too_many_bytes
 from .page import PageOrApi, build_page
@@ -34,29 +35,35 @@ from .schema import BODY, FORM, RAW, Health, Options, Prediction, describe_failu
 _T = TypeVar("_T")
 
 
-def build_app(queue: ModelQueue, metrics: ServerMetrics, name: str, licence: str) -> FastAPI:
+def build_app(queue: ModelQueue, metrics: ServerMetrics, name: str, licence: str, doors: Doors) -> FastAPI:
     """The whole server. name: of the model. licence: last line of the page. Do not call it inside an event loop."""
     metrics.queue.set_function(lambda: queue.inside)
-    page, page_lifespan = build_page(queue.predictor, name, licence, queue.limits.max_bytes)
+    page, page_lifespan = build_page(queue.predictor, name, licence, queue.limits.max_bytes, doors.docs)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with page_lifespan(), queue.running():
             yield
 
-    app: FastAPI = FastAPIOffline(
-        title=f"Instance segmentation with {name}", version=__version__, redoc_url=None, lifespan=lifespan
+    about: dict[str, Any] = {"title": f"Instance segmentation with {name}", "version": __version__}
+    app: FastAPI = (
+        FastAPIOffline(**about, redoc_url=None, lifespan=lifespan)
+        if doors.docs
+        else FastAPI(**about, openapi_url=None, lifespan=lifespan)
     )
     known = [category for _, category in queue.predictor.categories]
-    app.include_router(_build_routes(queue, metrics, name, known))
+    app.include_router(_build_routes(queue, metrics, name, known, doors.metrics))
     for error in (Refused, Busy, TooLarge, DatasetError, ModelFailed, RequestValidationError, HTTPException):
         app.add_exception_handler(error, partial(_answer_error, metrics, known))
     app.add_middleware(PageOrApi, page=page)
+    app.add_middleware(Doorkeeper, doors=doors)
     app.add_middleware(Watch, metrics=metrics, max_bytes=queue.limits.max_bytes)
     return app
 
 
-def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str, known: Sequence[str]) -> APIRouter:
+def _build_routes(
+    queue: ModelQueue, metrics: ServerMetrics, name: str, known: Sequence[str], with_metrics: bool
+) -> APIRouter:
     router = APIRouter()
     limits = queue.limits
 
@@ -84,12 +91,17 @@ def _build_routes(queue: ModelQueue, metrics: ServerMetrics, name: str, known: S
         request.state.noted["instances"] = len(found)
         return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, picture))
 
-    @router.get("/healthz", response_model=Health, responses={503: {"model": Health, "description": "Shutting down."}})
+    @router.get(
+        "/healthz", response_model=Health, responses={503: {"model": Health, "description": "Shutting down, or stuck."}}
+    )
     async def healthz() -> Response:
         """Whether the server accepts images."""
-        status = "closing" if queue.closing else "ready"
+        status = "closing" if queue.closing else "stuck" if queue.stuck else "ready"
         health = Health(status=status, model=name, device=str(queue.predictor.model.device), version=__version__)
-        return JSONResponse(health.model_dump(), 503 if queue.closing else 200)
+        return JSONResponse(health.model_dump(), 200 if status == "ready" else 503)
+
+    if not with_metrics:
+        return router
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:

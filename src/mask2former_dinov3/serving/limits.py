@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
+from ..canvas import LARGEST_IMAGE_SIDE
 from ..errors import DatasetError, OptionError, mismatch
 from ..inference.settings import InferenceSettings
 from ..inference.tiles.grid import Grid
@@ -40,7 +41,8 @@ class Limits:
     batch_size: maximum number of images (or tiles) per forward pass. max_queue: maximum number of requests in the
     server. max_bytes: maximum size of a request's body. max_pixels: maximum height * width of an image. timeout:
     seconds from the first byte of a request to its answer. max_wait: milliseconds that an image waits for others to
-    fill its batch.
+    fill its batch. max_connections: maximum number of open connections; beyond it, the one that has waited longest for
+    a request is closed.
 
     Raises OptionError for a limit that no request can meet.
     """
@@ -51,9 +53,10 @@ class Limits:
     max_pixels: int = 50_000_000
     timeout: float = 60.0
     max_wait: float = 10.0
+    max_connections: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_queue", "max_bytes", "max_pixels"):
+        for name in ("batch_size", "max_queue", "max_bytes", "max_pixels", "max_connections"):
             if not getattr(self, name) >= 1:
                 raise OptionError(name, "a whole number above 0", getattr(self, name))
         if not 0 < self.timeout < math.inf:
@@ -95,6 +98,9 @@ def check_header(data: bytes, name: str, max_pixels: int, wanted: Wanted) -> Non
     if height * width > max_pixels:
         size = f"{height} x {width} (height x width)"
         raise TooLarge(f"{name}: {mismatch(limit, size, 'cut it into parts')}")
+    if max(height, width) > LARGEST_IMAGE_SIDE:
+        expected, got = f"at most {LARGEST_IMAGE_SIDE:,} pixels a side", f"{height} x {width} (height x width)"
+        raise TooLarge(f"{name}: {mismatch(expected, got, 'cut it into parts')}")
     tile = wanted.settings.tile
     if tile is not None and height and width:
         tiles = Grid.of(height, width, tile, wanted.settings.overlap).number_of_tiles

@@ -49,9 +49,12 @@ class PageOrApi:
 
 
 def build_page(
-    predictor: Predictor, name: str, licence: str, max_bytes: int
+    predictor: Predictor, name: str, licence: str, max_bytes: int, with_docs: bool
 ) -> tuple[FastAPI, Callable[[], AbstractAsyncContextManager[object]]]:
-    """The page as an application, and its lifespan: a context manager to hold while the page is served."""
+    """The page as an application, and its lifespan: a context manager to hold while the page is served.
+
+    with_docs: with a link to /docs.
+    """
 
     async def build() -> FastAPI:
         """Build it inside an event loop: without one Gradio would create one and leave it open."""
@@ -59,7 +62,7 @@ def build_page(
         app.get(_SAMPLE)(lambda: FileResponse(_SAMPLE_FILE, media_type="image/png"))  # before the page, which takes "/"
         gr.mount_gradio_app(
             app,
-            _blocks(predictor, name, licence, max_bytes),
+            _blocks(predictor, name, licence, max_bytes, with_docs),
             path="/",
             footer_links=[],
             run_history=False,
@@ -82,7 +85,7 @@ def build_page(
     return app, lambda: app.router.lifespan_context(app)
 
 
-def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int) -> gr.Blocks:
+def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int, with_docs: bool) -> gr.Blocks:
     classes = [html.escape(name) for _, name in predictor.categories]
     kinds = classes[0] if len(classes) == 1 else f"{len(classes)} classes"
     settings = {
@@ -107,7 +110,7 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int) -> gr
                 )
             with gr.Column(scale=2, min_width=250, elem_id="m2f-side"):
                 _controls(classes)
-        foot = f'{html.escape(licence)} <a href="docs">API</a>'
+        foot = html.escape(licence) + ' <a href="docs">API</a>' * with_docs
         _html(f'<div id="m2f-foot">{foot}</div>')
     return page
 

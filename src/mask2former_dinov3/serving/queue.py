@@ -10,6 +10,7 @@ import asyncio
 import io
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -79,6 +80,7 @@ class ModelQueue:
         self._seconds = FIRST_GUESS
         # Queued bodies stay encoded; at most two batches are decoded: one in the model, the next one prepared.
         self._decoded = asyncio.Semaphore(2 * limits.batch_size)
+        self._running: dict[object, tuple[str, float]] = {}  # calls in the threads: kind of thread, time of the start
         self._model = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
 
@@ -87,6 +89,8 @@ class ModelQueue:
         """Reserve a place in the queue for one request, before its body is read. Raises Busy when there is none."""
         if self.closing:
             raise Busy("the server is shutting down; try again later, or another server", SECONDS_TO_RESTART)
+        if self.stuck:
+            raise Busy("the server works on an image for longer than its timeout; try again later", SECONDS_TO_RESTART)
         # A request that would time out in the queue is refused at once, so that its client can go elsewhere.
         if self.inside >= self.limits.max_queue or self._seconds * self.ahead > self.limits.timeout / 2:
             raise Busy(f"{self.inside} requests are waiting already; try again later", self.seconds_to_wait())
@@ -104,6 +108,31 @@ class ModelQueue:
             yield
         finally:
             self.ahead -= images
+
+    @property
+    def stuck(self) -> bool:
+        """Whether no request can be answered: the model, or all readers, have been at one call beyond the timeout."""
+        oldest = time.monotonic() - self.limits.timeout
+        late = [name for name, since in list(self._running.values()) if since < oldest]
+        return "model" in late or late.count("reader") >= READERS
+
+    @property
+    def working(self) -> int:
+        """How many threads are at work."""
+        return len(self._running)
+
+    def _noting(self, name: str, function: Callable[[], _T]) -> Callable[[], _T]:
+        """`function`, which notes since when it is running, in the thread that runs it."""
+
+        def run() -> _T:
+            mark = object()
+            self._running[mark] = name, time.monotonic()
+            try:
+                return function()
+            finally:
+                del self._running[mark]
+
+        return run
 
     def seconds_to_wait(self) -> int:
         """Whole seconds until half of the images ahead should be done, at the average speed so far."""
@@ -139,7 +168,8 @@ class ModelQueue:
 
     async def _read(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function in a thread that reads images."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *args, **kwargs))
+        call = self._noting("reader", partial(function, *args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._readers, call)
 
     def _decode(self, data: bytes, name: str, wanted: Wanted) -> NDArray[np.uint8]:
         check_header(data, name, self.limits.max_pixels, wanted)
@@ -186,7 +216,7 @@ class ModelQueue:
         while True:
             batch = await self._next_batch()
             begun = loop.time()
-            results = await loop.run_in_executor(self._model, self._predict, batch)
+            results = await loop.run_in_executor(self._model, self._noting("model", partial(self._predict, batch)))
             self._seconds += SMOOTHING * ((loop.time() - begun) / len(batch) - self._seconds)
             self._meter.count_batch(len(batch))
             for job, result in zip(batch, results, strict=True):

@@ -6,15 +6,17 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from ..errors import ConfigError, OptionError, mismatch
 from ..extras import require
 from ..inference.onnx_model import OnnxModel
-from ..inference.predictor import Predictor
+from ..inference.predictor import Predictor, load_model
 from ..model import Mask2FormerDinov3Config
 from ..model_folder.licence import is_bound
+from ..read_options import AS_SAVED, ReadChanges
 from .limits import Limits
 from .queue import ModelQueue
 
@@ -25,28 +27,43 @@ GRACE = 5.0  # seconds beyond the timeout that a closing server waits for reques
 
 
 def serve(
-    model: str | Path, *, host: str = "127.0.0.1", port: int = 8000, device: str | None = None, limits: Limits
+    model: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str | None = None,
+    reading: ReadChanges = AS_SAVED,
+    limits: Limits,
+    allowed_hosts: Sequence[str] = (),
+    metrics: bool = True,
+    docs: bool = True,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests that are in the server. A second signal exits at once.
 
-    port: 0 for any free one; the log says which. Raises MissingExtraError without the extra `serve`, ConfigError for
+    port: 0 for any free one; the log says which. reading: how images are read, where that is not as saved with the
+    model. allowed_hosts: further names in `Host`, see `Doors`. metrics, docs:
+    whether to serve /metrics and /docs. Raises MissingExtraError without the extra `serve`, ConfigError for
     an address that cannot be used, CheckpointError for a model that cannot be loaded.
     """
     require("serve", "serve", *PACKAGES)
     if not 0 <= port < 65536:
         raise OptionError("port", "a number from 0 to 65535", port)
+    from .doors import Doors
+
+    doors = Doors.at(host, allowed_hosts, metrics=metrics, docs=docs)
     name = display_name(model)
     logger.info("loading model %s", name)
-    predictor = Predictor.from_pretrained(model, device)
+    predictor = Predictor(*load_model(model, device, reading))
     listening = _listen(host, port)
     import uvicorn
 
     from .app import build_app
+    from .connections import most_connections, uvicorn_options
     from .middleware import ServerMetrics
 
-    metrics = ServerMetrics()
-    queue = ModelQueue(predictor, limits, metrics)
-    app = build_app(queue, metrics, name, licence_line(predictor, model))
+    counts = ServerMetrics()
+    queue = ModelQueue(predictor, limits, counts)
+    app = build_app(queue, counts, name, licence_line(predictor, model), doors)
 
     class Server(uvicorn.Server):
         """uvicorn's server; after a signal the process ends with exit code 0 once all requests are answered."""
@@ -67,13 +84,19 @@ def serve(
         ws="none",
         server_header=False,
         timeout_graceful_shutdown=int(limits.timeout + GRACE),
+        **uvicorn_options(most_connections(limits.max_connections)),
     )
     logger.info("model loaded on %s", predictor.model.device)
     logger.info("listening on http://%s:%d", *_address_of(listening))
+    logger.info("answers to the names %s; others are refused (--allowed-host)", doors.describe())
     server = Server(config)
     server.run([listening])
     if not server.started:
         raise RuntimeError("the server did not start; the lines above say why")
+    if queue.working:  # Python would wait for these threads without end
+        logger.warning("stopped; %d threads still worked on images whose time was up", queue.working)
+        logging.shutdown()
+        os._exit(0)
     logger.info("stopped")
 
 

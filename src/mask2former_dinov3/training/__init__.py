@@ -19,5 +19,6 @@ Read in this order:
     metrics_log    metrics.jsonl, the tracker, and what the terminal or the log shows
     signals        stop after the current step on Ctrl-C and SIGTERM
     recipe         suggest the options of a run from the data, each with its reason
+    apply_recipe   give a run the options of its recipe, and judge its length
     distributed    sums over processes, and failures that reach all of them
 """

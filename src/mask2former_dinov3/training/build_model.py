@@ -47,7 +47,7 @@ def resolve_auto(config: TrainConfig, data: CocoData) -> TrainConfig:
     resolved: dict[str, int | None] = {}
     if config.num_queries == "auto":
         most = statistics_of(data).instances_per_image_most
-        resolved["num_queries"] = number = max(50, 25 * -(-most * 5 // 100))
+        resolved["num_queries"] = number = queries_for(most)
         logger.info("num_queries: %d, because an image has up to %d instances", number, most)
     if config.mask_stride == "auto" and config.head is not None:
         resolved["mask_stride"] = None
@@ -56,6 +56,11 @@ def resolve_auto(config: TrainConfig, data: CocoData) -> TrainConfig:
         resolved["mask_stride"] = stride = 4 if reached >= STRIDE_4_AP else 2
         logger.info("mask_stride: %d, because masks of stride 4 can reach an AP of %.2f here", stride, reached)
     return config.model_copy(update=resolved)
+
+
+def queries_for(most: int) -> int:
+    """The number of queries that `auto` means. most: instances in the image with the most."""
+    return max(50, 25 * -(-most * 5 // 100))
 
 
 def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInstanceSegmentation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 from ..atomic_files import write_text
-from ..config.presets import HUB_BACKBONES, SPLIT_OPTIONS
+from ..config.presets import FEW, FROM_SCRATCH, PUBLISHED, SPLIT_OPTIONS
+from ..config.recipe_files import read_recipe
 from ..config.train_config import TrainConfig, load_config
 from ..data.achievable_ap import mask_ceilings
-from ..data.check import Report
 from ..data.coco import CocoData
 from ..data.faults import count_of
 from ..data.object_sizes import ObjectSizes, keeping_scale, measure_objects
 from ..errors import DatasetError, mismatch
-from .build_model import STRIDE_4_AP, resolve_auto
+from .build_model import STRIDE_4_AP, queries_for
 
 GPU_SIDES = (256, 384, 512, 640, 768, 1024)  # the longer side of the canvas; memory was measured at 1024
 CPU_SIDES = (256, 320, 384, 512)
@@ -56,8 +56,13 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A suggested recipe. fixed: options that the data does not decide, as in the recipe it starts from."""
+    """Options for a data set and a machine.
 
+    name: the recipe that it starts from. fixed: the options of that recipe that the data does not decide, and the paths
+    of the data. choices: the others.
+    """
+
+    name: str
     choices: tuple[Choice, ...]
     fixed: dict[str, object]
 
@@ -65,9 +70,8 @@ class Recipe:
     def options(self) -> dict[str, object]:
         """The options as `train --config` reads them, with the reasons in `description`."""
         reasons = " ".join(f"{one.option}: {one.reason}" for one in self.choices)
-        return {"description": f"Suggested by check-data. {reasons}", **self.fixed} | {
-            one.option: one.value for one in self.choices
-        }
+        text = f"Suggested by check-data, from the recipe {self.name}. {reasons}"
+        return {**self.fixed, "description": text} | {one.option: one.value for one in self.choices}
 
     def text(self) -> str:
         """The recipe for people: a line per choice."""
@@ -85,75 +89,106 @@ class Recipe:
 class _Facts(NamedTuple):
     """What the choices follow from. memory: GB of the GPU, None for a CPU; most: instances in one image."""
 
+    name: str  # of the recipe
     data: CocoData
     memory: float | None
     sizes: ObjectSizes  # at a canvas of one pixel: `fits` are 1 / longer side
     images: int
     most: int
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the small network with random weights is trained."""
+        return self.name == FROM_SCRATCH
 
-def suggest_recipe(report: Report, config: TrainConfig, gpu_memory: float | None = None) -> Recipe:
-    """A recipe for the training split of a checked data set.
 
-    config: names the data. gpu_memory: GB of the GPU to plan for; None: of this machine's, or for a CPU without one.
-    Raises DatasetError when there is nothing to train on.
+def suggest_recipe(
+    data: CocoData | None, config: TrainConfig, gpu_memory: float | None = None, *, name: str | None = None
+) -> Recipe:
+    """A recipe for a training split.
+
+    config: names the data; options that were given to it are kept, so what follows from them fits. gpu_memory: GB of
+    the GPU to plan for; None: of this machine's, or for a CPU without one. name: of the recipe to start from; None: by
+    the GPU and the number of images. Raises DatasetError when there is nothing to train on.
     """
-    data = report.data.get("train")
     sizes = None if data is None else measure_objects(data, (1, 1), _LOOKED_AT_IMAGES)
     if data is None or sizes is None or not len(sizes.areas):
         raise DatasetError(f"suggest: {mismatch('a train split with objects to measure', 'none')}")
-    if gpu_memory is None and torch.cuda.is_available():
-        gpu_memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+    gpu_memory = memory_of_gpu() if gpu_memory is None else gpu_memory
+    images = len(data.images)
+    first = _choose_base(images, gpu_memory)
+    base = read_recipe(name or first.value)
+    if name == PUBLISHED:
+        return Recipe(name, (), base | _paths_of(config))
     most = int(data.images.instance_counts().max())
-    facts = _Facts(data, gpu_memory, sizes, len(data.images), most)
-    choices = [*_choose_backbone(facts)]
-    canvas, ceilings, reason = _choose_canvas(facts)
-    choices += [Choice("image_height", canvas[0], reason), Choice("image_width", canvas[1], "as image_height.")]
-    choices += _choose_masks(facts, canvas, ceilings)
-    choices += _choose_scales(facts, canvas)
-    choices += _choose_queries(facts)
-    choices += _choose_schedule(facts, canvas, {one.option: one.value for one in choices})
-    return Recipe(tuple(choices), _fixed_options(config, gpu_memory is None))
+    facts = _Facts(name or first.value, data, gpu_memory, sizes, images, most)
+    given = {option: getattr(config, option) for option in config.model_fields_set}
+    canvas, ceilings, reason = _choose_canvas(facts, given)
+    choices = [
+        *([Choice("backbone", base["backbone"], first.reason)] if name is None else []),
+        Choice("image_height", canvas[0], reason),
+        Choice("image_width", canvas[1], "as image_height."),
+        *_choose_masks(facts, canvas, ceilings),
+        *_choose_scales(facts, canvas),
+        *_choose_queries(facts),
+    ]
+    choices += _choose_schedule(facts, canvas, {**base, **{one.option: one.value for one in choices}, **given})
+    if gpu_memory is None and not facts.from_scratch:
+        choices.append(Choice("mixed_precision", None, "no GPU here: as set by accelerate, else float32."))
+    chosen = {one.option for one in choices}
+    fixed = {key: value for key, value in base.items() if key not in chosen}
+    return Recipe(facts.name, tuple(choices), fixed | _paths_of(config))
 
 
-def _choose_backbone(facts: _Facts) -> Iterator[Choice]:
-    if facts.memory is None:
+class _Base(NamedTuple):
+    """The recipe to start from, with the sentence that says why."""
+
+    value: str
+    reason: str
+
+
+def memory_of_gpu() -> float | None:
+    """GB of memory of this machine's first GPU, None without one."""
+    return torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else None
+
+
+def _choose_base(images: int, memory: float | None) -> _Base:
+    if memory is None:
         text = (
-            "no GPU here and no --gpu-memory: a small network with random weights, which two CPU cores train in "
-            "minutes (docs/log.md); with a GPU, suggest again there."
+            "no GPU here (`check-data --suggest FILE --gpu-memory GB` plans for one): a small network with random "
+            "weights, which two CPU cores train in minutes (docs/log.md)."
         )
-        yield Choice("backbone", "tiny", text)
-        yield Choice("freeze_backbone", False, "random weights have to be trained.")
-        return
-    text = (
-        f"DINOv3 ViT-S+ with {facts.memory:.0f} GB; its memory was measured (docs/finetuning.md). The weights are "
+        return _Base(FROM_SCRATCH, text)
+    weights = (
+        f"DINOv3 ViT-S+ with {memory:.0f} GB; its memory was measured (docs/finetuning.md). The weights are "
         "gated: accept their licence, or set backbone to a local folder. ViT-L needs about twice the memory."
     )
-    yield Choice("backbone", HUB_BACKBONES["smallplus"], text)
-    if facts.images < MANY_IMAGES:
-        text = f"{facts.images:,} training images are fewer than tens of thousands: frozen (docs/finetuning.md)."
-        yield Choice("freeze_backbone", True, text)
-        return
-    text = f"{facts.images:,} training images: all of it, with layer-wise decay (docs/finetuning.md)."
-    yield Choice("freeze_backbone", False, text)
-    yield Choice("layer_decay", 0.8, "ViTDet's and EoMT's value (docs/finetuning.md).")
-    yield Choice("backbone_lr_multiplier", 1.0, "with layer_decay the last block has the head's rate.")
+    if images >= MANY_IMAGES:
+        return _Base("full", f"{weights} {images:,} training images: all of it is trained, with layer-wise decay.")
+    name = FEW if images < FEW_IMAGES else "frozen"
+    return _Base(name, f"{weights} {images:,} training images are fewer than {MANY_IMAGES:,}: it stays frozen.")
 
 
-def _choose_canvas(facts: _Facts) -> tuple[tuple[int, int], dict[int, float], str]:
-    """The smallest canvas on which masks can reach an AP of 0.8, not below the images' own size where it is allowed."""
+def _choose_canvas(facts: _Facts, given: Mapping[str, object]) -> tuple[tuple[int, int], dict[int, float], str]:
+    """The smallest canvas on which masks can reach an AP of 0.8, not below the images' own size where it is allowed.
+
+    given: the user's options; a canvas among them is kept.
+    """
     shapes = np.array([(record.height, record.width) for record in facts.data.images], np.float64)
     longer = float(np.median(shapes.max(1)))
-    sides = CPU_SIDES if facts.memory is None else GPU_SIDES
+    sides = CPU_SIDES if facts.from_scratch or facts.memory is None else GPU_SIDES
     strides = (2, 4)
+    if "image_height" in given and "image_width" in given:
+        own = (int(str(given["image_height"])), int(str(given["image_width"])))
+        return own, mask_ceilings(facts.data, own, strides), "as given."
     start = next((side for side in sides if side >= min(longer, sides[-1])), sides[-1])
-    if facts.memory is None:
+    if facts.from_scratch:
         start = sides[0]
     best: tuple[tuple[int, int], dict[int, float]] | None = None
     for side in (one for one in sides if one >= start):
         canvas = _canvas_of(shapes, side)
         best = canvas, mask_ceilings(facts.data, canvas, strides)
-        if best[1].get(2 if facts.memory is None else 4, 1.0) >= STRIDE_4_AP:
+        if best[1].get(2 if facts.from_scratch else 4, 1.0) >= STRIDE_4_AP:
             break
     assert best is not None  # `sides` is not empty
     canvas, ceilings = best
@@ -164,7 +199,7 @@ def _choose_canvas(facts: _Facts) -> tuple[tuple[int, int], dict[int, float], st
         f"shape, and masks can reach an AP of {reached} on it (measured on this data), "
     )
     text += f"where {STRIDE_4_AP:g} is asked for" if enough else f"less than {STRIDE_4_AP:g}: cut the images into tiles"
-    text += "." if facts.memory is None else "; larger canvases than 1024 have not been measured."
+    text += "." if sides[-1] < GPU_SIDES[-1] else "; larger canvases than 1024 have not been measured."
     return canvas, ceilings, text
 
 
@@ -186,19 +221,19 @@ def _choose_masks(facts: _Facts, canvas: tuple[int, int], ceilings: dict[int, fl
     fine = reached < STRIDE_4_AP
     text = f"masks of stride 4 can reach an AP of {reached:.2f} on this canvas, "
     yield Choice("mask_stride", 2 if fine else 4, text + (f"below {STRIDE_4_AP:g}." if fine else "which is enough."))
-    if facts.memory is None or fine:
+    if facts.from_scratch or fine:
         text = "its map at stride 2 and its convolutions help small objects: AP 0.117 without and 0.343 with it"
         yield Choice("neck", "adapter", f"{text} on nuclei (docs/log.md, random weights).")
     share = float(np.median(facts.sizes.areas * (min(canvas) * facts.sizes.fits) ** 2)) / (canvas[0] * canvas[1])
     small = share < 1e-3
-    if facts.memory is None or small:
+    if facts.from_scratch or small:
         text = (
             f"the median object covers {100 * share:.2g} % of the canvas, {POINTS * share:.0f} of {POINTS:,} random "
             "points; with points AP stayed at 0.000 where seeds and pixels reached 0.117 in a minute and a half"
         )
         yield Choice("matching", "pixels", f"{text} (nuclei, docs/log.md).")
         yield Choice("mask_loss", "pixels", "as matching; on points it is as good per minute (docs/log.md).")
-    if facts.memory is None or facts.images < FEW_IMAGES:
+    if facts.from_scratch or facts.name == FEW:
         text = (
             f"{facts.images:,} training images: learned queries reached AP 0.005 on 156 images in ten minutes, seeds "
             "0.51 (docs/log.md, random weights; not measured with DINOv3's)."
@@ -207,7 +242,7 @@ def _choose_masks(facts: _Facts, canvas: tuple[int, int], ceilings: dict[int, fl
 
 
 def _choose_scales(facts: _Facts, canvas: tuple[int, int]) -> Iterator[Choice]:
-    if facts.memory is None:
+    if facts.from_scratch:
         text = "scale jitter needs more images than a short run processes (docs/log.md)."
         yield Choice("scale_min", 1.0, text)
         yield Choice("scale_max", 1.0, "as scale_min.")
@@ -221,8 +256,7 @@ def _choose_scales(facts: _Facts, canvas: tuple[int, int]) -> Iterator[Choice]:
 
 
 def _choose_queries(facts: _Facts) -> Iterator[Choice]:
-    config = TrainConfig(output_dir="unused", dataset_name="unused", num_queries="auto")
-    number = resolve_auto(config, facts.data).num_queries
+    number = queries_for(facts.most)
     text = f"an image has up to {count_of(facts.most, 'instance')}; a quarter more, in steps of 25, at least 50."
     yield Choice("num_queries", number, text)
     if facts.most > 100:
@@ -232,9 +266,14 @@ def _choose_queries(facts: _Facts) -> Iterator[Choice]:
 
 def _choose_schedule(facts: _Facts, canvas: tuple[int, int], chosen: dict[str, object]) -> Iterator[Choice]:
     """Batch by memory, epochs by the number of images, warm-up and evaluations by the number of steps."""
-    if facts.memory is None:
+    if facts.from_scratch:
         batch, step_images, least, seen, warm_up = 4, 4, 20, SEEN_ON_CPU, 30
-        yield Choice("per_device_train_batch_size", batch, "that of sample/from_scratch_args.json, which was measured.")
+        yield Choice("per_device_train_batch_size", batch, "with this batch the recipe was measured (docs/log.md).")
+    elif facts.memory is None:
+        batch, step_images, least, seen, warm_up = 2, STEP_IMAGES, 50, SEEN_ON_GPU, 100
+        yield Choice("per_device_train_batch_size", batch, "no GPU here: little memory.")
+        text = f"{STEP_IMAGES} images per optimiser step, as published."
+        yield Choice("gradient_accumulation_steps", STEP_IMAGES // batch, text)
     else:
         step_images, least, seen, warm_up = STEP_IMAGES, 50, SEEN_ON_GPU, 100
         each, base = FROZEN_MEMORY if chosen["freeze_backbone"] else TRAINED_MEMORY
@@ -254,14 +293,17 @@ def _choose_schedule(facts: _Facts, canvas: tuple[int, int], chosen: dict[str, o
         yield Choice("gradient_accumulation_steps", STEP_IMAGES // batch, text)
     epochs = max(least, math.ceil(seen / facts.images))
     steps = math.ceil(epochs * facts.images / step_images)
-    source = "sample/from_scratch_args.json has 30" if facts.memory is None else "the published recipe has 50"
-    text = f"{facts.images:,} images {epochs} times, at least {seen:,} in all (docs/log.md); {source}."
-    if facts.memory is None:
+    text = f"{facts.images:,} images {epochs} times, at least {seen:,} in all (docs/log.md)."
+    if not facts.from_scratch:
+        text += " The published recipe has 50."
+    else:
         minutes = epochs * facts.images * canvas[0] * canvas[1] / 256**2 / 330
         text += f" About {_duration(minutes)} on two CPU cores, by 3,300 images of 256 x 256 in ten minutes."
-    yield Choice("num_train_epochs", epochs, text)
-    source = "sample/from_scratch_args.json" if facts.memory is None else "the shipped recipes"
-    text = f"{warm_up} as in {source}, at most a tenth of the {steps:,} steps."
+    if chosen.get("max_train_steps") is None:
+        yield Choice("num_train_epochs", chosen.get("num_train_epochs", epochs), text)
+    if isinstance(limit := chosen.get("max_train_steps"), int):
+        steps = limit
+    text = f"{warm_up}, at most a tenth of the {steps:,} steps."
     yield Choice("num_warmup_steps", min(warm_up, steps // 10), text)
     yield Choice("checkpointing_steps", max(steps // 10, 1), "ten evaluations in the run.")
 
@@ -270,23 +312,11 @@ def _duration(minutes: float) -> str:
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.0f} hours"
 
 
-def _fixed_options(config: TrainConfig, on_cpu: bool) -> dict[str, object]:
-    """Paths of the data, and the options of the recipe that this one starts from."""
+def _paths_of(config: TrainConfig) -> dict[str, object]:
+    """Paths of the data, and a folder for the run."""
     names = ("dataset_name", *SPLIT_OPTIONS)
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     paths: dict[str, object] = {name: str(Path(value).resolve()) for name, value in given.items()}
     paths["valid_split"] = config.valid_split
     first = str(paths.get("dataset_name") or paths["train_annotations"])
-    paths["output_dir"] = f"runs/{Path(first).stem or 'data'}"
-    if on_cpu:  # sample/from_scratch_args.json
-        return paths | {
-            "dataloader_num_workers": 0,
-            "encoder_layers": 1,
-            "decoder_layers": 2,
-            "mask_feature_size": 64,
-            "learning_rate": 1e-3,
-            "backbone_lr_multiplier": 1.0,
-            "max_grad_norm": 1.0,
-            "ema_decay": 0.99,
-        }
-    return paths | {"dataloader_num_workers": 4, "mixed_precision": "bf16", "learning_rate": 1e-4}
+    return paths | {"output_dir": f"runs/{Path(first).stem or 'data'}"}

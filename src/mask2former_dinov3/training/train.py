@@ -24,7 +24,7 @@ from ..data.check import check_data
 from ..data.coco import CocoData
 from ..data.coco_types import Metrics
 from ..data.dataset import Batch, CocoInstanceDataset, collate
-from ..data.layout import find_splits
+from ..data.layout import Split, find_splits
 from ..data.read_rules import ReadRules
 from ..data.sampler import TrainingOrder
 from ..data.transforms import Augmentation
@@ -33,6 +33,7 @@ from ..extras import require
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import loss_normalizers
 from ..model_folder.hub import prepare_repository, push_finished
+from .apply_recipe import apply_recipe, judge_length
 from .build_model import build_model, build_processor, resolve_auto
 from .checkpoint import OptimizationState, RunState, best_folder, find_checkpoint, list_checkpoints
 from .distributed import end_processes_at_exit, run_on_all, run_on_main, sum_over_processes
@@ -62,7 +63,7 @@ def train(config: TrainConfig) -> Metrics:
         if config.resume_from_checkpoint is not None:  # before the data and the model, which take minutes
             find_checkpoint(config.resume_from_checkpoint, Path(config.output_dir))
         with share_data(accelerator, Path(config.output_dir), partial(load_data, config)) as data:
-            config = resolve_auto(config, data["train"])
+            config = resolve_auto(apply_recipe(config, data["train"], accelerator), data["train"])
             run_on_main(accelerator, lambda: prepare_folder(config))
             repo = run_on_main(accelerator, lambda: prepare_hub_repository(config))
             run, wrapped = start_run(config, accelerator, data)
@@ -149,9 +150,9 @@ def cpu_has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def load_data(config: TrainConfig) -> dict[str, CocoData]:
-    """The splits by name. Raises DatasetError that lists every fault that would stop or spoil training."""
-    splits, notes = find_splits(
+def find_splits_of(config: TrainConfig) -> tuple[dict[str, Split], list[str]]:
+    """The splits that a run reads, and notes on how they were found. Raises DatasetError where there are none."""
+    return find_splits(
         Path(config.dataset_name) if config.dataset_name else None,
         train_annotations=config.train_annotations,
         train_images=config.train_images,
@@ -164,16 +165,22 @@ def load_data(config: TrainConfig) -> dict[str, CocoData]:
         dataset_format=config.dataset_format,
         classes=config.classes,
     )
+
+
+def load_data(config: TrainConfig) -> dict[str, CocoData]:
+    """The splits by name. Raises DatasetError that lists every fault that would stop or spoil training."""
+    splits, notes = find_splits_of(config)
     if "train" not in splits:
         raise DatasetError(f"{config.dataset_name}: expected training data, got only {', '.join(splits)}")
-    num_queries = None if config.num_queries == "auto" else config.num_queries
+    undecided = {name for name in ("num_queries", "scale_min") if config.recipe and name not in config.model_fields_set}
+    num_queries = None if config.num_queries == "auto" or "num_queries" in undecided else config.num_queries
     report = check_data(
         splits,
         notes,
         num_queries=num_queries,
         canvas=(config.image_height, config.image_width),
         options=config.read_options,
-        scale_min=config.scale_min,
+        scale_min=None if "scale_min" in undecided else config.scale_min,
         full=False,
     )
     report.raise_errors()
@@ -219,6 +226,8 @@ def start_run(config: TrainConfig, accelerator: Accelerator, data: dict[str, Coc
     batch_size, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
     state = RunState(step_size=batch_size * accumulation * accelerator.num_processes, num_images=num_images)
     last_step = config.max_train_steps or -(-config.num_train_epochs * num_images // state.step_size)
+    for line in judge_length(config, last_step, state.step_size):
+        logger.warning("%s", line)
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, last_step)
     torch.manual_seed(config.seed + 1 + accelerator.process_index)  # from here on: the random points of the losses

@@ -19,11 +19,13 @@ from ...atomic_files import check_writable, write_file, write_text
 from ...data.image_folders import PassedOver
 from ...data.images import read_header, read_image
 from ...errors import DatasetError, OptionError, mismatch, system_reason
+from ...folder_lock import hold_folder
 from ...instances import Instances
+from ...read_options import AS_SAVED, ReadChanges
 from ...version import __version__
 from ...visualize import check_colours
 from ..image_processing import Prepared
-from ..predictor import Predictor
+from ..predictor import Predictor, load_model
 from ..prefetch import prefetch
 from ..settings import DEFAULTS, InferenceSettings
 from ..tiles.grid import Grid
@@ -82,6 +84,7 @@ def predict_files(
     save: Collection[str] = ("overlays", "coco"),
     colours: str = "auto",
     device: str | None = None,
+    reading: ReadChanges = AS_SAVED,
     progress: bool = False,
 ) -> PredictionSummary:
     """Predict on files, folders (searched recursively) and glob patterns; write what `save` names into `output`.
@@ -91,13 +94,15 @@ def predict_files(
     `predictions.json`, COCO results of all images, and `images.json` with the images and categories of its ids: of each
     image its name below the folder (`file_name`), its path, and its name in the output where that is another.
     geojson, yolo: see `polygons`. colours: of the overlays, see `draw_instances`. settings: with `tile`, larger files
-    are read in parts (`tiles.image_reader`).
+    are read in parts (`tiles.image_reader`). reading: how image files are read, where that is not as saved with the
+    model (which is then no `Predictor`).
     progress: show progress bars.
 
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
     predicted. A stopped run leaves its
     finished images in a hidden file, and the same call continues from there.
-    Raises OptionError when no image is found, and for an unknown word in `save` or `colours`.
+    Raises OptionError when no image is found, for an unknown word in `save` or `colours`, and when another command is
+    writing to the output folder.
     """
     check_outputs(save)
     check_colours(colours)
@@ -107,7 +112,7 @@ def predict_files(
     if not files:
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
         raise OptionError("inputs", "at least one image", f"none:{reasons}")
-    predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model, device)
+    predictor = model if isinstance(model, Predictor) else Predictor(*load_model(model, device, reading))
     decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
         "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
@@ -118,11 +123,12 @@ def predict_files(
         "save": sorted(save),
         "colours": colours,
     }
-    with Progress(output / PROGRESS_FILE, decides) as done:
-        images = [_File(number, *one, key_of(one.path, one.name)) for number, one in enumerate(files, start=1)]
-        save_classes(output, predictor.categories, save)
-        _Run(predictor, settings, tuple(save), colours, progress, done, summary).predict(images)
-    (output / PROGRESS_FILE).unlink()
+    with hold_folder(output, "output", "predict"):
+        with Progress(output / PROGRESS_FILE, decides) as done:
+            images = [_File(number, *one, key_of(one.path, one.name)) for number, one in enumerate(files, start=1)]
+            save_classes(output, predictor.categories, save)
+            _Run(predictor, settings, tuple(save), colours, progress, done, summary).predict(images)
+        (output / PROGRESS_FILE).unlink()
     return summary
 
 

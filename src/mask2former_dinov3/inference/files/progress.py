@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,7 @@ class Progress:
         """Record that an image is finished, with its COCO results in parts of any length."""
         places = [self._append({"results": some}) for some in results]
         self._finished[key] = self._append({"key": key, "image": entry, "results": places})
+        os.fsync(self._file.fileno())  # the image's own files were flushed before: none is missing after a power cut
         self._rows.pop(key, None)
 
     def entry(self, key: str) -> FinishedImage:

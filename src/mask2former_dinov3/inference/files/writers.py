@@ -12,8 +12,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from ...atomic_files import flush, make_folder, write_text
 from ...errors import DatasetError, OptionError, mismatch
 from ...extras import require
 from ...instances import Instances
@@ -46,7 +48,7 @@ def place(output: Path, *parts: str) -> Path:
     if not path.parent.resolve().is_relative_to(output.resolve()):
         got = f"a link to {path.parent.resolve()}"
         raise DatasetError(f"{path}: {mismatch('a place inside the output folder', got, 'remove the link')}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     path.unlink(missing_ok=True)  # so that nothing is written through a link, also not a hard link
     return path
 
@@ -72,7 +74,8 @@ def save_image(
     """
     if "overlays" in save:
         picture = draw_overlay(image, instances, colours)
-        Image.fromarray(picture).save(place(output, overlay_name(name, path)), quality=92)  # PNG ignores quality
+        _save_picture(picture, place(output, overlay_name(name, path)))
+        flush((output / overlay_name(name, path)).parent)
     if "masks" in save:
         _save_masks(output, name, image, instances)
     if "geojson" in save:
@@ -85,7 +88,7 @@ def save_image(
 def save_classes(output: Path, categories: tuple[tuple[int, str], ...], save: Collection[str]) -> None:
     """Write the files that the outputs of all images share."""
     if "yolo" in save:
-        place(output, "yolo", "data.yaml").write_text(yolo_classes(categories), encoding="utf-8")
+        write_text(place(output, "yolo", "data.yaml"), yolo_classes(categories))
 
 
 def draw_overlay(image: ImageReader, instances: Instances, colours: str = "auto") -> Picture:
@@ -120,6 +123,13 @@ def _save_masks(output: Path, name: str, image: ImageReader, instances: Instance
         stem = f"{index + 1:03d}_{safe}_{score:.2f}"
         if image.large:
             pixels, top, left = instances.window(index)
-            Image.fromarray(pixels.astype(bool)).save(folder / f"{stem}_x{left}_y{top}.png")
+            _save_picture(pixels.astype(bool), folder / f"{stem}_x{left}_y{top}.png")
         else:
-            Image.fromarray(instances.mask(index)).save(folder / f"{stem}.png")
+            _save_picture(instances.mask(index), folder / f"{stem}.png")
+    flush(folder)
+
+
+def _save_picture(pixels: NDArray[np.uint8] | NDArray[np.bool_], path: Path) -> None:
+    """Write an image file, of the format that its name says, and flush it."""
+    Image.fromarray(pixels).save(path, quality=92)  # PNG ignores quality
+    flush(path)

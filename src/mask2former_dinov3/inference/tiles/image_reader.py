@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...data.gdal_files import check_pixel_count, gdal_driver, open_gdal, open_parts
-from ...data.images import name_errors, read_header, read_image
+from ...data.images import check_sides, name_errors, read_header, read_image
 from ...read_options import AS_STORED, ReadOptions
 from .grid import Region
 
@@ -81,6 +81,8 @@ def image_size(path: Path, options: ReadOptions = AS_STORED) -> tuple[int, int]:
     """(height, width) of an image file of any size. Raises DatasetError as `open_image` does."""
     with _open_dataset(path) as source:
         if source is not None and options.page == 1:
+            with name_errors(path):
+                check_sides(source.height, source.width)
             return source.height, source.width
     header = read_header(path, options)
     return header.height, header.width
