@@ -232,6 +232,9 @@ def build_metadata(
         page=processor.page,
         channels=processor.channels,
         class_map=config.class_map,
+        score_threshold=config.score_threshold,
+        score_threshold_source=config.score_threshold_source,
+        copy_overlap=config.copy_overlap,
     )
 
 

@@ -41,7 +41,8 @@ class OnnxMetadata:
     (height, width) that images are fitted into. precision: fp32, fp16 or int8. mask_stride: pixels of the input per
     pixel of the mask logits. licence: of `code` and of `weights`, and `weights_text` where the licence requires it.
     value_range, page, channels: of `ReadOptions`; absent in files of earlier versions.
-    class_map: the option `classes` of the training run; files of earlier versions have none.
+    class_map: the option `classes` of the training run. score_threshold, score_threshold_source, copy_overlap: as in
+    the model's config.json. Files of earlier versions have none of these.
     """
 
     format_version: int
@@ -59,6 +60,9 @@ class OnnxMetadata:
     page: int = AS_STORED.page
     channels: list[int] | None = None
     class_map: dict[str, str | None] | None = None
+    score_threshold: float | dict[str, float] | None = None
+    score_threshold_source: dict[str, Any] | None = None
+    copy_overlap: float | None = None
 
     def to_properties(self) -> dict[str, str]:
         """The metadata as ONNX stores them: names and texts."""
@@ -89,6 +93,9 @@ class OnnxConfig:
     num_queries: int
     mask_stride: int
     class_map: dict[str, str | None] | None = None
+    score_threshold: float | dict[str, float] | None = None
+    score_threshold_source: dict[str, Any] | None = None
+    copy_overlap: float | None = None
 
 
 class OnnxModel(nn.Module):
@@ -120,6 +127,9 @@ class OnnxModel(nn.Module):
             num_queries=self.metadata.num_queries,
             mask_stride=self.metadata.mask_stride,
             class_map=self.metadata.class_map,
+            score_threshold=self.metadata.score_threshold,
+            score_threshold_source=self.metadata.score_threshold_source,
+            copy_overlap=self.metadata.copy_overlap,
         )
 
     def forward(

@@ -19,7 +19,7 @@ from fastapi.responses import FileResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..inference.predictor import Predictor
-from ..inference.settings import DEFAULTS, SMALLEST_TILE
+from ..inference.settings import DEFAULTS, SMALLEST_TILE, one_threshold
 from ..sample_data import SAMPLE
 from ..visualize import PALETTE
 
@@ -88,9 +88,10 @@ def build_page(
 def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int, with_docs: bool) -> gr.Blocks:
     classes = [html.escape(name) for _, name in predictor.categories]
     kinds = classes[0] if len(classes) == 1 else f"{len(classes)} classes"
+    start = max(MIN_THRESHOLD, round(one_threshold(predictor.fill(DEFAULTS)), 2))  # the slider's steps
     settings = {
         "least": MIN_THRESHOLD,
-        "threshold": DEFAULTS.threshold,
+        "threshold": start,
         "max_detections": min(MOST_INSTANCES, int(predictor.model.config.num_queries)),
         "max_bytes": max_bytes,
         "classes": [name for _, name in predictor.categories],
@@ -109,21 +110,21 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int, with_
                     elem_id="m2f-viewer",
                 )
             with gr.Column(scale=2, min_width=250, elem_id="m2f-side"):
-                _controls(classes)
+                _controls(classes, start)
         foot = html.escape(licence) + ' <a href="docs">API</a>' * with_docs
         _html(f'<div id="m2f-foot">{foot}</div>')
     return page
 
 
-def _controls(classes: list[str]) -> None:
+def _controls(classes: list[str], start: float) -> None:
     """The column at the side; its controls call `window.m2f` in the browser and nothing in Python.
 
-    classes: their names as HTML; shown until there is an image.
+    classes: their names as HTML; shown until there is an image. start: first value of the minimum score.
     """
     threshold = gr.Slider(
         MIN_THRESHOLD,
         1,
-        value=DEFAULTS.threshold,
+        value=start,
         step=0.01,
         label="Minimum score",
         buttons=[],

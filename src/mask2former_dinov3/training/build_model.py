@@ -12,6 +12,7 @@ from ..data.achievable_ap import mask_ceilings
 from ..data.coco import CocoData
 from ..data.statistics import statistics_of
 from ..errors import ConfigError, OptionError, mismatch
+from ..evaluation.threshold_choice import NOT_STORED
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
@@ -74,6 +75,7 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         "label2id": {name: label for label, name in names.items()},
         "category_ids": [category.id for category in data.categories],
         "class_map": config.classes,
+        **NOT_STORED,
         **{name: getattr(config, name) for name in NETWORK if getattr(config, name) is not None},
     }
     if config.head is None:
@@ -111,7 +113,7 @@ def _build_from_head(
     if not found.published:
         _check_options(head, fields, {name: getattr(own, name) for name in NETWORK if name not in CHANGEABLE})
         changed = {name: value for name, value in _chosen_options(fields).items() if name in CHANGEABLE}
-        changes = {name: fields[name] for name in LABEL_FIELDS} | changed
+        changes = {name: fields[name] for name in (*LABEL_FIELDS, *NOT_STORED)} | changed
     else:
         published = {"query_init": "learned", "mask_stride": 4, **{n: getattr(own, n) for n in HEAD_SIZES}}
         _check_options(head, fields, published)

@@ -20,6 +20,7 @@ from ..data.sampler import TrainingOrder
 from ..data.statistics import statistics_of
 from ..evaluation.coco_ap import evaluate_coco
 from ..evaluation.evaluate import predict_split
+from ..evaluation.threshold_choice import stored_threshold
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import Overlay, RunDescription
@@ -137,7 +138,7 @@ class Run:
                     self.processor,
                     data,
                     batch_size=self.config.per_device_eval_batch_size,
-                    max_detections=self.config.max_detections,
+                    max_detections=max(self.config.max_detections, self.model.config.num_queries),
                     device=accelerator.device,
                     rank=accelerator.process_index,
                     world=accelerator.num_processes,
@@ -166,6 +167,8 @@ class Run:
         if "valid" in self.data:
             metrics, results = self.evaluate("valid")
             self.state.last_metrics = {**metrics, "step": self.state.step}
+            stored = stored_threshold(metrics["operating_point"], f"{self.description.dataset}, valid")
+            self.scored_model.config.update(stored)
             log.log_evaluation(self.state.step, self.epoch, "valid", metrics)
             value = metrics[self.config.metric_for_best_model]
             if self.state.best_metric is None or value >= self.state.best_metric:  # on a tie, the longer trained

@@ -25,14 +25,15 @@ from ...read_options import AS_SAVED, ReadChanges
 from ...version import __version__
 from ...visualize import check_colours
 from ..image_processing import Prepared
+from ..limit_notes import LimitNotes
 from ..predictor import Predictor, load_model
 from ..prefetch import prefetch
-from ..settings import DEFAULTS, InferenceSettings
+from ..settings import DEFAULTS, InferenceSettings, describe_threshold
 from ..tiles.grid import Grid
 from ..tiles.image_reader import ImageReader, image_size, open_image
 from ..tiles.merging import merge_rows
 from .find_images import escape_unprintable, find_images
-from .progress import FinishedImage, Progress, fingerprint, key_of
+from .progress import FinishedImage, Progress, fingerprint, key_of, restore_left_out, store_left_out
 from .writers import check_outputs, overlay_name, save_classes, save_image
 
 PROGRESS_FILE = ".predict-progress.jsonl"
@@ -46,7 +47,8 @@ class PredictionSummary:
 
     failed: (input, reason). without_detection: images with nothing above the threshold. passed_over: the files of
     folders that are no images. unread: what of a file was not read, such as "5 pages, the first is read" -> the files,
-    among those that this call read.
+    among those that this call read. threshold: one line on the threshold in use. best_scores: of the images without
+    detection. limits: what is not among the instances; max_detections, tiles: as used.
     """
 
     output: Path
@@ -57,13 +59,22 @@ class PredictionSummary:
     overlays: list[Path] = field(default_factory=list)
     passed_over: PassedOver = field(default_factory=PassedOver)
     unread: dict[str, list[Path]] = field(default_factory=dict)
+    threshold: str = ""
+    best_scores: list[float] = field(default_factory=list)
+    limits: LimitNotes = field(default_factory=LimitNotes)
+    max_detections: int = 0
+    tiles: bool = False
 
     def text(self) -> str:
         """The summary for people: counts, then the images without a detection and the inputs that failed."""
-        lines = [f"{self.detections} instances in {self.images} images; results in {self.output}"]
+        lines = [f"{self.detections} instances in {self.images} images; results in {self.output}", self.threshold]
         if self.without_detection:
             lines.append(f"no detection in {len(self.without_detection)} of them:")
-            lines.extend(f"  {escape_unprintable(path)}" for path in self.without_detection)
+            lines.extend(
+                f"  {escape_unprintable(path)} (best score {best:.2g})"
+                for path, best in zip(self.without_detection, self.best_scores, strict=True)
+            )
+        lines.extend(f"note: {line}" for line in self.limits.lines(self.max_detections, tiles=self.tiles))
         if passed_over := self.passed_over.text():
             lines.append(escape_unprintable(passed_over))
         for text, files in self.unread.items():
@@ -113,11 +124,15 @@ def predict_files(
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
         raise OptionError("inputs", "at least one image", f"none:{reasons}")
     predictor = model if isinstance(model, Predictor) else Predictor(*load_model(model, device, reading))
+    summary.threshold = describe_threshold(settings, predictor.model.config)
+    settings = predictor.fill(settings)
+    summary.max_detections, summary.tiles = settings.max_detections or 0, settings.tile is not None
     decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
         "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
         "threshold": settings.threshold,
         "max_detections": settings.max_detections,
+        "copy_overlap": settings.copy_overlap,
         "read": asdict(predictor.processor.read_options),
         "tile": None if settings.tile is None else [settings.tile, settings.overlap],
         "save": sorted(save),
@@ -274,14 +289,15 @@ class _Run:
                 rows = self.predictor.predict_rows(image, grid, self.settings, self.done.count_rows(file.key))
                 kept = chain(self.done.rows(file.key, categories), self.done.keep_rows(file.key, rows))
                 bar = tqdm(kept, file.name, len(grid.tops), leave=False, unit="row of tiles", disable=not self.show)
-                self._finish(file, image, merge_rows(bar, grid, categories))
+                self._finish(file, image, merge_rows(bar, grid, categories, self.settings.copy_overlap))
         except DatasetError as error:
             self._fail(file, error)
 
     def _finish(self, file: _File, image: ImageReader, instances: Instances) -> None:
         with _name_saving_errors(file):
             save_image(self.summary.output, file.path, file.name, image, instances, self.save, self.colours)
-        entry = FinishedImage(height=image.height, width=image.width, detections=len(instances))
+        left_out = store_left_out(instances.left_out)
+        entry = FinishedImage(height=image.height, width=image.width, detections=len(instances), left_out=left_out)
         starts = range(0, len(instances) if "coco" in self.save else 0, RESULTS_AT_ONCE)
         parts = (instances[start : start + RESULTS_AT_ONCE].to_coco(file.number) for start in starts)
         self.done.finish(file.key, entry, parts)
@@ -296,8 +312,11 @@ class _Run:
             entry = self.done.entry(file.key)
             self.summary.images += 1
             self.summary.detections += entry["detections"]
+            left_out = restore_left_out(entry["left_out"])
+            self.summary.limits.add(left_out)
             if not entry["detections"]:
                 self.summary.without_detection.append(file.path)
+                self.summary.best_scores.append(left_out.best_score)
             if "overlays" in self.save:
                 self.summary.overlays.append(self.summary.output / overlay_name(file.name, file.path))
         if "coco" not in self.save:
