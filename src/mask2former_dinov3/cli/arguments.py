@@ -164,6 +164,9 @@ def add_predict(parser: VerbParser) -> None:
         default="overlays,coco",
         help=f"results to write, separated by commas: {', '.join(SAVEABLE)} (default: %(default)s)",
     )
+    parser.add_argument(
+        "--colours", metavar="RULE", default="auto", help="of overlays: class, instance or auto (default: %(default)s)"
+    )
     add_tiles(parser)
     add_model_options(parser, required=True)
 

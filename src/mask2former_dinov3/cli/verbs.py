@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import os
 import sys
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from ..allocator import keep_freed_memory
-from ..atomic_files import write_text
-from ..config.presets import SPLIT_OPTIONS
 from ..errors import ConfigError, OptionError, UserError
 from ..version import __version__
 from .arguments import (
@@ -266,6 +263,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         arguments.output,
         settings=settings,
         save=tuple(kind.strip() for kind in arguments.save.split(",") if kind.strip()),
+        colours=arguments.colours,
         device=arguments.device,
         reading=read_changes(arguments),
         progress=sys.stderr.isatty(),
@@ -302,49 +300,9 @@ def run_batch_predict(arguments: argparse.Namespace) -> int:
 
 def run_check_data(arguments: argparse.Namespace) -> int:
     """Run `check-data`; 1 if an error in the data would stop or spoil training."""
-    given = arguments.dataset_name or arguments.train_annotations or arguments.config
-    if given is None:
-        arguments.parser.error("expected the PATH of a data set, or --train-annotations and --train-images")
-    from .doctor import options_of_check, prepare_files, prepare_report_folder, write_outputs
+    from .doctor import check_dataset
 
-    prepare_files(arguments)
-    config = options_of_check(arguments)
-    from tqdm import tqdm
-
-    from ..data.check import check_data
-    from ..data.layout import find_splits
-    from ..data.read_rules import ReadRules
-
-    explicit = {option: getattr(config, option) for option in SPLIT_OPTIONS}
-    splits, notes = find_splits(
-        config.dataset_name,
-        **explicit,
-        valid_split=config.valid_split,
-        rules=ReadRules(config.crowd, config.incomplete_images),
-        dataset_format=config.dataset_format,
-        classes=config.classes,
-    )
-    prepare_report_folder(arguments, splits, config)
-    with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = check_data(
-            splits,
-            notes,
-            num_queries=None if config.num_queries == "auto" else config.num_queries,
-            canvas=(config.image_height, config.image_width),
-            options=config.read_options,
-            scale_min=config.scale_min,
-            progress=progress,
-        )
-    print(report.text())
-    if arguments.json is not None:  # after the text, so that it is not lost if this fails
-        write_text(arguments.json, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
-    write_outputs(arguments, splits, report, config, print)
-    return 1 if report.errors else 0
+    return check_dataset(arguments)
 
 
 def run_convert(arguments: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from ...folder_lock import hold_folder
 from ...instances import Instances
 from ...read_options import AS_SAVED, ReadChanges
 from ...version import __version__
+from ...visualize import check_colours
 from ..image_processing import Prepared
 from ..limit_notes import LimitNotes
 from ..predictor import Predictor, load_model
@@ -92,6 +93,7 @@ def predict_files(
     *,
     settings: InferenceSettings = DEFAULTS,
     save: Collection[str] = ("overlays", "coco"),
+    colours: str = "auto",
     device: str | None = None,
     reading: ReadChanges = AS_SAVED,
     progress: bool = False,
@@ -102,17 +104,19 @@ def predict_files(
     1-bit PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping masks stay complete. coco:
     `predictions.json`, COCO results of all images, and `images.json` with the images and categories of its ids: of each
     image its name below the folder (`file_name`), its path, and its name in the output where that is another.
-    geojson, yolo: see `polygons`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`).
-    reading: how image files are read, where that is not as saved with the model (which is then no `Predictor`).
+    geojson, yolo: see `polygons`. colours: of the overlays, see `draw_instances`. settings: with `tile`, larger files
+    are read in parts (`tiles.image_reader`). reading: how image files are read, where that is not as saved with the
+    model (which is then no `Predictor`).
     progress: show progress bars.
 
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
     predicted. A stopped run leaves its
     finished images in a hidden file, and the same call continues from there.
-    Raises OptionError when no image is found, for an unknown word in `save`, and when another command is writing to
-    the output folder.
+    Raises OptionError when no image is found, for an unknown word in `save` or `colours`, and when another command is
+    writing to the output folder.
     """
     check_outputs(save)
+    check_colours(colours)
     check_writable(output)
     summary = PredictionSummary(output)
     files = find_images(inputs, output, summary.failed, summary.passed_over)
@@ -132,12 +136,13 @@ def predict_files(
         "read": asdict(predictor.processor.read_options),
         "tile": None if settings.tile is None else [settings.tile, settings.overlap],
         "save": sorted(save),
+        "colours": colours,
     }
     with hold_folder(output, "output", "predict"):
         with Progress(output / PROGRESS_FILE, decides) as done:
             images = [_File(number, *one, key_of(one.path, one.name)) for number, one in enumerate(files, start=1)]
             save_classes(output, predictor.categories, save)
-            _Run(predictor, settings, tuple(save), progress, done, summary).predict(images)
+            _Run(predictor, settings, tuple(save), colours, progress, done, summary).predict(images)
         (output / PROGRESS_FILE).unlink()
     return summary
 
@@ -201,6 +206,7 @@ class _Run:
     predictor: Predictor
     settings: InferenceSettings
     save: tuple[str, ...]
+    colours: str
     show: bool
     done: Progress
     summary: PredictionSummary
@@ -289,7 +295,7 @@ class _Run:
 
     def _finish(self, file: _File, image: ImageReader, instances: Instances) -> None:
         with _name_saving_errors(file):
-            save_image(self.summary.output, file.path, file.name, image, instances, self.save)
+            save_image(self.summary.output, file.path, file.name, image, instances, self.save, self.colours)
         left_out = store_left_out(instances.left_out)
         entry = FinishedImage(height=image.height, width=image.width, detections=len(instances), left_out=left_out)
         starts = range(0, len(instances) if "coco" in self.save else 0, RESULTS_AT_ONCE)
