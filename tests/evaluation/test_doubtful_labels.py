@@ -81,9 +81,11 @@ def test_verdict_of__names_a_limit_before_all_else() -> None:
     scene = good_scene()
     sentences = verdict_of(findings_of(scene, max_detections=2))
     assert len(sentences) == 5
-    assert sentences[3].text.startswith("At most 2 results per image and class count, so recall cannot be above 0.667")
+    assert sentences[3].text.startswith(
+        "At most 2 results per image and class count for AP, so its recall cannot be above 0.667"
+    )
     sentences = verdict_of(findings_of(scene), num_queries=2)
-    assert sentences[3].text.startswith("The model has 2 queries, so recall cannot be above 0.667")
+    assert sentences[3].text.startswith("The model has 2 queries, so its recall cannot be above 0.667")
     assert "No other kind of error" in verdict_of(findings_of(scene))[3].text
 
 

@@ -137,8 +137,11 @@ def _describe_ceiling(findings: Findings, num_queries: int | None) -> list[Verdi
         what, advice = f"The model has {limit} queries", "Train with more (num_queries)"
         advice += ", and score with more (--max-detections)." if most == limit else "."
     else:
-        what, advice = f"At most {limit} results per image and class count", "Score with more (--max-detections)."
-    text = f"{what}, so recall cannot be above {recall:.3f}: some images hold more objects. {advice}"
+        what, advice = (
+            f"At most {limit} results per image and class count for AP",
+            "Score with more (--max-detections).",
+        )
+    text = f"{what}, so its recall cannot be above {recall:.3f}: some images hold more objects. {advice}"
     return [VerdictSentence(text, "numbers")]
 
 
