@@ -131,8 +131,9 @@ def drawn_images(rng: np.random.Generator, images: int) -> tuple[Overlaps, Resul
     empty: NDArray[np.int64] = np.zeros(0, np.int64)
     ones = np.ones(len(image), np.int64)
     overlaps = Overlaps(
-        *(np.arange(len(image)), image, ones, score[order], of_object, np.ones(len(of_object), np.int64)),
-        *(np.zeros(len(of_object), bool), np.ones(len(of_object)), empty, empty, np.zeros(0), 0),
+        *(np.arange(len(image)), image, ones, score[order], np.ones(len(image)), of_object),
+        *(np.ones(len(of_object), np.int64), np.zeros(len(of_object), bool), np.ones(len(of_object))),
+        *(empty, empty, np.zeros(0), 0),
     )
     return overlaps, ResultMatches(
         0.5, object_of, np.where(object_of >= 0, 0.8, 0.0), np.zeros(len(image), bool), empty

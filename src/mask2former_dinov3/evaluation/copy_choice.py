@@ -83,6 +83,13 @@ def _kept(count: int, pairs: _Pairs, overlap: float) -> Bools:
     return without_copies(count, better, worse, part, overlap)
 
 
+def drop_copies(overlaps: Overlaps, results: Sequence[ScoredMask], overlap: float | None, least: float) -> Overlaps:
+    """The overlaps without copies; all of them where `overlap` is None. least: lowest score that is looked at."""
+    if overlap is None:
+        return overlaps
+    return keep_results(overlaps, _kept(len(overlaps.score), _pairs(overlaps, results, least), overlap))
+
+
 def keep_results(overlaps: Overlaps, kept: Bools) -> Overlaps:
     """The overlaps of some of the results. kept (D,) bool."""
     place = np.cumsum(kept) - 1
@@ -93,6 +100,7 @@ def keep_results(overlaps: Overlaps, kept: Bools) -> Overlaps:
         result_image=overlaps.result_image[kept],
         result_category=overlaps.result_category[kept],
         score=overlaps.score[kept],
+        result_area=overlaps.result_area[kept],
         pair_result=place[overlaps.pair_result[pairs]],
         pair_object=overlaps.pair_object[pairs],
         pair_iou=overlaps.pair_iou[pairs],

@@ -97,14 +97,16 @@ def _span(group: ApGroup) -> str:
 
 
 def _threshold(numbers: ReportNumbers) -> VerdictSentence:
-    choice = numbers.choice
-    if choice is None:
+    block = numbers.operating
+    if block["threshold"] is None:
         return VerdictSentence("No result finds an object, so no threshold can be chosen.", "threshold")
-    point = choice.point
-    doubt = f" This choice is not stable: {choice.unstable}." if choice.unstable else ""
+    point = block["points"][f"{block['iou']:.2f}"]
+    doubt = f" This choice is not stable: {block['why']}." if not block["stable"] else ""
+    copies = block["copies"]["overlap"]
+    dropped = "" if copies is None else f" Copies are dropped (copy_overlap {copies:g})."
     text = (
-        f"The score threshold for the {choice.aim.text} is {point.threshold:g}: precision {point.precision:.3f}, "
-        f"recall {point.recall:.3f}, F1 {point.f1:.3f}.{doubt}"
+        f"The score threshold for the {block['aim']} is {block['threshold']:g}: precision {point['precision']:.3f}, "
+        f"recall {point['recall']:.3f}, F1 {point['f1']:.3f}.{dropped}{doubt}"
     )
     return VerdictSentence(text, "threshold")
 

@@ -13,7 +13,6 @@ from ..errors import DatasetError, mismatch
 from ..evaluation.coco_ap import read_named_results
 from ..evaluation.coco_files import GroundTruth, ScoredMask, read_ground_truth
 from ..evaluation.doubt_files import write_doubts
-from ..evaluation.operating_point import BEST_F1, Aim
 from ..evaluation.report_numbers import Findings, count_findings, numbers_to_json
 from ..evaluation.run_record import RunRecord
 from ..evaluation.scored_model import METRICS_FILE, describe_model, read_metrics
@@ -51,17 +50,15 @@ def write_evaluation_report(
     *,
     run: RunRecord | None = None,
     num_queries: int | None = None,
-    aim: Aim = BEST_F1,
     options: ReadOptions = AS_STORED,
 ) -> Path:
     """Write report.html, report.json, labels_in_doubt.json and labels_in_doubt.csv into `folder`; returns the page.
 
     metrics: those of the results. paths: number of an image -> its file; one that is not known is drawn grey. run: the
-    training run that the results are from. num_queries: of the model, if known. aim: what thresholds are chosen for.
-    options: how images are read.
+    training run that the results are from. num_queries: of the model, if known. options: how images are read.
     The number of pictures is bounded, whatever the number of images. Raises CheckpointError for what cannot be written.
     """
-    findings = count_findings(truth, results, metrics, aim=aim)
+    findings = count_findings(truth, results, metrics)
     sentences = verdict_of(findings, num_queries)
     content = {
         "title": title,

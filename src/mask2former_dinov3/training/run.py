@@ -32,7 +32,7 @@ from .distributed import run_on_all, run_on_main
 from .ema import AveragedWeights
 from .metrics_log import MetricsLog
 from .resume import get_rng_state
-from .run_report import keep_results, report_run
+from .run_report import report_run, store_results
 
 logger = logging.getLogger(__name__)
 NOT_ON_CARD = (  # options that tell a reader of the model card nothing about the model
@@ -175,7 +175,7 @@ class Run:
                 self.state.best_metric, self.state.best_step = value, self.state.step
                 self.save_folder("best", results)
                 run_on_main(
-                    self.accelerator, lambda: keep_results(self.output_dir, self.data["valid"], results, metrics)
+                    self.accelerator, lambda: store_results(self.output_dir, self.data["valid"], results, metrics)
                 )
         self.save_checkpoint()
         if self.is_finished:
