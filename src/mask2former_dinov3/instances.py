@@ -106,10 +106,11 @@ class Instances:
         labels: ArrayLike,
         scores: ArrayLike,
         categories: tuple[tuple[int, str], ...] | None = None,
+        left_out: Unreported = Unreported(),
     ) -> Instances:
         """Encode bitmaps (N, H, W), non-zero inside; N may be 0, since the shape still gives the size."""
         _, height, width = masks.shape
-        return cls(height, width, encode_masks(masks), np.asarray(labels), np.asarray(scores), categories)
+        return cls(height, width, encode_masks(masks), np.asarray(labels), np.asarray(scores), categories, left_out)
 
     @property
     def classes(self) -> int:

@@ -129,6 +129,12 @@ def _intervals(choice: ThresholdChoice | None) -> dict[str, list[float]]:
     return {name: [round(one, 6) for one in both] for name, both in ranges.items()}
 
 
+def without_curves(block: OperatingBlock) -> OperatingBlock:
+    """The block without its curves, which are long, for the state of a training run."""
+    classes = {name: ClassPoint(**{**one, "curves": {}}) for name, one in block["per_class"].items()}
+    return OperatingBlock(**{**block, "per_class": classes, "curves": {}})
+
+
 def stored_threshold(block: OperatingBlock, data: str) -> StoredThreshold:
     """What a model stores: one threshold, or one for each class where a class has its own. data: its name."""
     if block["threshold"] is None:
@@ -205,7 +211,7 @@ def operating_lines(block: OperatingBlock) -> list[str]:
         lines += [f"  by class: {', '.join(own)}"] if own else []
         lines += [f"  with the threshold of all: {', '.join(others)}"] if others else []
     if not block["reached"]:
-        lines.append(f"note: the {block['aim']} is not reached; the nearest threshold is shown")
+        lines.append(f"note: a {block['aim']} is not reached at any threshold; the nearest is shown")
     if not block["stable"]:
         lines.append(f"note: the threshold is not stable: {block['why']}")
     return lines + _copy_lines(block["copies"])

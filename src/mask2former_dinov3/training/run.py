@@ -20,7 +20,7 @@ from ..data.sampler import TrainingOrder
 from ..data.statistics import statistics_of
 from ..evaluation.coco_ap import evaluate_coco
 from ..evaluation.evaluate import predict_split
-from ..evaluation.threshold_choice import stored_threshold
+from ..evaluation.threshold_choice import stored_threshold, without_curves
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import Overlay, RunDescription
@@ -154,6 +154,8 @@ class Run:
                 image_ids=[record.id for record in data.images],
             ),
         )
+        if metrics:
+            metrics["operating_point"] = without_curves(metrics["operating_point"])
         shared: list[Metrics] = [metrics or {}]
         broadcast_object_list(shared)
         return shared[0], results
