@@ -124,7 +124,7 @@ def test_pipeline__arguments_at_construction_hold_for_every_call(model_folder: P
 
 
 def test_pipeline__says_what_it_cannot_take(nuclei: InstanceSegmentationPipeline, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="instance-segmentation: expected threshold or max_detections, got subtask"):
+    with pytest.raises(TypeError, match="expected threshold, max_detections, copy_overlap, got subtask"):
         nuclei(CROWDED, subtask="instance")
     for settings, told in (
         ({"threshold": 5}, "threshold: expected a score from 0 to 1, got 5"),

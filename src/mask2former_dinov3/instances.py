@@ -40,13 +40,34 @@ def mask_areas(rles: Sequence[CocoRle]) -> NDArray[np.int64]:
     return np.asarray(rle_codec.area([dict(rle) for rle in rles]), dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class Unreported:
+    """What was found in an image, or may be in it, and is not among its instances.
+
+    limit: candidates with a score above the threshold beyond `max_detections`. full: images or tiles in which every
+    query of the model is an instance, so that there may be more. copies: instances dropped because they lie in a better
+    one. best_score: the highest score, where none is above the threshold; 0 otherwise.
+    """
+
+    limit: int = 0
+    full: int = 0
+    copies: int = 0
+    best_score: float = 0.0
+
+    def __add__(self, other: Unreported) -> Unreported:
+        """The sum of two parts, such as tiles."""
+        best = max(self.best_score, other.best_score)
+        return Unreported(self.limit + other.limit, self.full + other.full, self.copies + other.copies, best)
+
+
 @dataclass(frozen=True, eq=False)
 class Instances:
     """N instances of one image of `height` x `width` pixels.
 
     rles: one mask per instance, of the image's size; masks may overlap. labels (N,) int64: 0..K-1, the model's own
     numbering. scores (N,) float32 in 0..1. categories: (category id, name) of the data set for every label 0..K-1, None
-    if unknown. Labels and scores may be given as lists. Raises ValueError if lengths or sizes differ.
+    if unknown. left_out: what is not among them. Labels and scores may be given as lists. Raises ValueError if lengths
+    or sizes differ.
     """
 
     height: int
@@ -55,6 +76,7 @@ class Instances:
     labels: NDArray[np.int64]
     scores: NDArray[np.float32]
     categories: tuple[tuple[int, str], ...] | None = None
+    left_out: Unreported = Unreported()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rles", tuple(self.rles))
@@ -84,10 +106,11 @@ class Instances:
         labels: ArrayLike,
         scores: ArrayLike,
         categories: tuple[tuple[int, str], ...] | None = None,
+        left_out: Unreported = Unreported(),
     ) -> Instances:
         """Encode bitmaps (N, H, W), non-zero inside; N may be 0, since the shape still gives the size."""
         _, height, width = masks.shape
-        return cls(height, width, encode_masks(masks), np.asarray(labels), np.asarray(scores), categories)
+        return cls(height, width, encode_masks(masks), np.asarray(labels), np.asarray(scores), categories, left_out)
 
     @property
     def classes(self) -> int:
@@ -181,6 +204,7 @@ class Instances:
             self.labels[indices],
             self.scores[indices],
             self.categories,
+            self.left_out,
         )
 
     def __iter__(self) -> Iterator[Instances]:

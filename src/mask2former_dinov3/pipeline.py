@@ -7,6 +7,8 @@ instance only.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import TypedDict, Unpack, cast
 
 from PIL import Image
@@ -15,18 +17,22 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .inference.image_processing import Mask2FormerDinov3ImageProcessor
+from .inference.limit_notes import limit_lines
 from .inference.load_images import ImageLike
+from .inference.postprocess import logits_of, pixel_mask_of, post_process
 from .inference.settings import InferenceSettings
 from .instances import Instances
 
+logger = logging.getLogger(__name__)
 TASK = "instance-segmentation"
 
 
 class PipelineSettings(TypedDict, total=False):
     """Arguments of the task beside those of `Pipeline`; what is not given has the value of `InferenceSettings`."""
 
-    threshold: float
+    threshold: float | Mapping[str, float]
     max_detections: int
+    copy_overlap: float
 
 
 class PipelineInstance(TypedDict):
@@ -42,7 +48,8 @@ class InstanceSegmentationPipeline(Pipeline):
     """Image in, a list of its instances out, best first: the same as those of `Predictor`.
 
     Takes a path, a PIL image or an RGB array (H, W, 3) of uint8, or a list, data set or generator of them. Arguments,
-    at construction or in a call: threshold (0.5), max_detections (100), and those of `Pipeline`, such as batch_size.
+    at construction or in a call: threshold, max_detections, copy_overlap (by default the model's own values, as in
+    `Predictor`), and those of `Pipeline`, such as batch_size.
 
     Each instance is a dict: score; label, the class name; mask, a PIL image ("L", 255 inside) of the image's size; box,
     {"xmin", "ymin", "xmax", "ymax"} in pixels around the mask, xmax and ymax exclusive. Masks may overlap.
@@ -63,8 +70,8 @@ class InstanceSegmentationPipeline(Pipeline):
         known = PipelineSettings.__annotations__.keys()
         unknown = sorted(parameters.keys() - known)
         if unknown:
-            raise TypeError(f"{TASK}: expected {' or '.join(known)}, got {', '.join(unknown)}")
-        InferenceSettings(**parameters)  # checks the values
+            raise TypeError(f"{TASK}: expected {', '.join(known)}, got {', '.join(unknown)}")
+        InferenceSettings(**parameters).for_model(self.model.config)  # checks the values
         return {}, parameters, {}
 
     def preprocess(self, input_: ImageLike) -> dict[str, object]:
@@ -76,14 +83,15 @@ class InstanceSegmentationPipeline(Pipeline):
         self, input_tensors: dict[str, object], **parameters: Unpack[PipelineSettings]
     ) -> dict[str, list[Instances]]:
         """Masks are made here, on the model's device, and encoded as RLE, which is smaller to move than the logits."""
-        settings = InferenceSettings(**parameters)
+        settings = InferenceSettings(**parameters).for_model(self.model.config)
         # transformers batches what is not a tensor as a list of each image's value: here lists with one size each.
         stored = cast("list[tuple[int, int] | list[tuple[int, int]]]", input_tensors.pop("original_sizes"))
         sizes = [size[0] if isinstance(size, list) else size for size in stored]
         outputs = self.model(**input_tensors)
-        found = self.image_processor.post_process(
-            outputs, sizes, threshold=settings.threshold, max_detections=settings.max_detections
-        )
+        found = post_process(*logits_of(outputs), sizes, pixel_mask_of(outputs), settings=settings)
+        for one in found:
+            for line in limit_lines(one.left_out, settings.max_detections or 0):
+                logger.warning(line)
         return {"instances": found}
 
     def postprocess(self, model_outputs: dict[str, Instances | list[Instances]]) -> list[PipelineInstance]:

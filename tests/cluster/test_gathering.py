@@ -114,9 +114,10 @@ def test_tables_of__columns_are_those_of_the_documentation() -> None:
     assert row["segmentation"] == dict(one_instance().rles[0])
     assert (row["category_id"], row["class"], row["score"]) == (7, "bar", pytest.approx(0.9))
     assert (row["box"], row["area"]) == ([2, 1, 7, 3], 10)
+    none_left_out = {"limit": 0, "full": 0, "copies": 0}
     assert found.images.to_pylist() == [
-        {"image": "a.png", "height": 6, "width": 8, "instances": 1, "seconds": 0.25},
-        {"image": "b.png", "height": 6, "width": 8, "instances": 0, "seconds": 0.5},
+        {"image": "a.png", "height": 6, "width": 8, "instances": 1, "seconds": 0.25, **none_left_out},
+        {"image": "b.png", "height": 6, "width": 8, "instances": 0, "seconds": 0.5, **none_left_out},
     ]
 
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from mask2former_dinov3.errors import CheckpointError, OptionError
 from mask2former_dinov3.inference import postprocess, resize_masks
 from mask2former_dinov3.inference.settings import InferenceSettings
-from mask2former_dinov3.instances import Instances
+from mask2former_dinov3.instances import Instances, Unreported
 
 
 def post_process(
     class_logits: Tensor, mask_logits: Tensor, target_sizes: Any, pixel_mask: Tensor | None = None, **options: Any
 ) -> list[Instances]:
     """`postprocess.post_process` with the settings as keywords, and no threshold by default."""
-    names = {"threshold", "max_detections"} & options.keys()
+    names = {"threshold", "max_detections", "copy_overlap"} & options.keys()
     settings = InferenceSettings(**{"threshold": 0.0, **{name: options.pop(name) for name in names}})
     return postprocess.post_process(class_logits, mask_logits, target_sizes, pixel_mask, settings=settings, **options)
 
@@ -209,3 +209,70 @@ def test_post_process__says_what_is_wrong(changed: dict[str, Any], error: type[V
     with pytest.raises(error, match=message) as caught:
         post_process(given.pop("class_queries_logits"), given.pop("masks_queries_logits"), **given)
     assert type(caught.value) is error
+
+
+def test_post_process__each_class_has_its_own_threshold() -> None:
+    """A class with a low threshold is not displaced by results of others below theirs, however small the limit."""
+    class_logits, mask_logits = logits(queries=12)
+    every = post_process(class_logits, mask_logits, [(64, 96)] * 2, max_detections=36)
+    least = np.array([0.9, 0.15, 1.0], np.float32)
+    found = post_process(class_logits, mask_logits, [(64, 96)] * 2, threshold=(0.9, 0.15, 1.0), max_detections=36)
+    for whole, some in zip(every, found, strict=True):
+        wanted = whole[whole.scores >= least[whole.labels]]
+        assert some.scores.tolist() == wanted.scores.tolist()
+        assert some.labels.tolist() == wanted.labels.tolist() == [1] * len(some)
+    few = post_process(class_logits, mask_logits, [(64, 96)] * 2, threshold=(0.9, 0.15, 1.0), max_detections=2)
+    assert [len(one) for one in few] == [2, 2]
+    assert whole.labels[:2].tolist() != [1, 1]
+
+
+def test_post_process__images_may_have_settings_of_their_own() -> None:
+    class_logits, mask_logits = logits()
+    asked = [InferenceSettings(0.3, 100), InferenceSettings((0.0, 0.2, 1.0), 3)]
+    found = postprocess.post_process(class_logits, mask_logits, [(64, 96)] * 2, settings=asked)
+    for index, (one, settings) in enumerate(zip(found, asked, strict=True)):
+        rows = slice(index, index + 1)
+        (alone,) = postprocess.post_process(class_logits[rows], mask_logits[rows], [(64, 96)], settings=settings)
+        assert one.scores.tolist() == alone.scores.tolist()
+        assert one.left_out == alone.left_out
+    with pytest.raises(ValueError, match="zip"):
+        postprocess.post_process(class_logits, mask_logits, [(64, 96)] * 2, settings=asked[:1])
+
+
+def test_post_process__without_a_limit_it_is_the_number_of_queries() -> None:
+    class_logits, mask_logits = logits(queries=6)
+    found = postprocess.post_process(class_logits, mask_logits, [(64, 96)] * 2, settings=InferenceSettings(0.0))
+    every = post_process(class_logits, mask_logits, [(64, 96)] * 2, max_detections=100)
+    assert [len(one) for one in found] == [6, 6]
+    assert [len(one) for one in every] == [18, 18]
+    assert [one.left_out.limit for one in found] == [12, 12]
+    assert [one.left_out.limit for one in every] == [0, 0]
+
+
+def test_post_process__says_what_is_left_out() -> None:
+    class_logits, mask_logits = logits(queries=6)
+    best = torch.tensor([[9.0, 0, 0, 0]]).expand(2, 6, 4)
+    (found, _) = post_process(best, mask_logits, [(64, 96)] * 2, threshold=0.5)
+    assert found.left_out == Unreported(full=1)  # each query is an instance: there may be more objects
+    (found, _) = post_process(best, mask_logits, [(64, 96)] * 2, threshold=0.5, max_detections=4)
+    assert found.left_out == Unreported(limit=2)
+    every, _ = post_process(class_logits, mask_logits, [(64, 96)] * 2)
+    (found, _) = post_process(class_logits, mask_logits, [(64, 96)] * 2, threshold=0.99)
+    assert not len(found)
+    assert found.left_out == Unreported(best_score=pytest.approx(float(every.scores.max())))
+    same = mask_logits[:, :1].expand(2, 6, 16, 24)
+    (found, _) = post_process(best, same, [(64, 96)] * 2, threshold=0.5, copy_overlap=0.9)
+    assert found.left_out == Unreported(full=1, copies=5)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("threshold", "message"),
+    [
+        ((0.5, 0.5), "threshold: expected 3 thresholds, one per class, got 2"),
+        ({"a": 0.5}, "threshold: expected thresholds in the order of the labels, got by name; use settings.for_model"),
+    ],
+)
+def test_post_process__refuses_thresholds_that_are_not_those_of_the_labels(threshold: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=f"^{message}$"):
+        post_process(*logits(), [(64, 96)] * 2, threshold=threshold)

@@ -63,7 +63,7 @@ def test_predict__answers_what_the_predictor_finds(client: TestClient, predictor
     body, kind = form(IMAGE.read_bytes(), "some/where\\a b.png")
     status, answer = post(client, body, kind, threshold=0.4, max_detections=60)
     assert status == 200
-    assert set(answer) == {"images", "categories", "annotations"}
+    assert set(answer) == {"images", "categories", "annotations", "thresholds", "left_out", "notes"}
     height, width = expected.height, expected.width
     assert answer["images"] == [{"id": 1, "file_name": "a b.png", "height": height, "width": width}]
     assert answer["categories"] == [{"id": 1, "name": "nucleus"}]

@@ -19,8 +19,9 @@ from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.tiles import image_reader
 from mask2former_dinov3.read_options import ReadOptions
+from mask2former_dinov3.training.batches import training_dataset
 from mask2former_dinov3.training.build_model import build_model, build_processor
-from mask2former_dinov3.training.train import load_data, train, training_dataset
+from mask2former_dinov3.training.train import load_data, train
 from support.channels import bands_of, run_options, write_bands, write_multispectral, write_rgb_and_depth
 
 Words = Callable[..., list[str]]

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..config.presets import DATASET_FORMATS, SPLIT_OPTIONS
 from .data_options import add_extra_images, add_read_options
 from .parser import VerbParser, not_negative, positive, real_number
+from .threshold_options import add_aims, add_threshold
 
 SAVEABLE = ("overlays", "masks", "coco", "geojson", "yolo")
 DEVICE = "cpu, cuda, or one GPU such as cuda:1 (default: a GPU if there is one)"
@@ -35,8 +36,8 @@ A flag without a value is true; null in JSON is null or none as a flag.
 {format_options()}"""
 
 
-def add_model_options(parser: VerbParser, *, required: bool) -> None:
-    """Add what every verb takes that runs a model on images."""
+def add_model_options(parser: VerbParser, *, required: bool, limit: str = "the number of the model's queries") -> None:
+    """Add what every verb takes that runs a model on images. limit: the default of --max-detections."""
     parser.add_argument(
         "--model",
         metavar="M",
@@ -55,21 +56,10 @@ def add_model_options(parser: VerbParser, *, required: bool) -> None:
         "--max-detections",
         type=positive,
         metavar="N",
-        default=100,
-        help="maximum number of instances per image (default: %(default)s, as in COCO)",
+        help=f"maximum number of instances per image (default: {limit})",
     )
     add_read_options(parser)
     parser.memory_advice += ("lower --batch-size",)
-
-
-def add_threshold(parser: VerbParser) -> None:
-    parser.add_argument(
-        "--threshold",
-        type=real_number,
-        metavar="T",
-        default=0.5,
-        help="minimum score of a reported instance (default: %(default)s)",
-    )
 
 
 def add_tiles(parser: VerbParser) -> None:
@@ -160,7 +150,8 @@ def add_evaluate(parser: VerbParser) -> None:
         "--report", action="store_true", help="also write report.html, report.json and the labels in doubt"
     )
     add_read_rules(parser)
-    add_model_options(parser, required=False)
+    add_aims(parser)
+    add_model_options(parser, required=False, limit="100 for the metrics, as in COCO")
 
 
 def add_predict(parser: VerbParser) -> None:
@@ -172,6 +163,9 @@ def add_predict(parser: VerbParser) -> None:
         metavar="KINDS",
         default="overlays,coco",
         help=f"results to write, separated by commas: {', '.join(SAVEABLE)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--colours", metavar="RULE", default="auto", help="of overlays: class, instance or auto (default: %(default)s)"
     )
     add_tiles(parser)
     add_model_options(parser, required=True)

@@ -1,12 +1,15 @@
-"""`check-data`: the options it takes from a recipe, and what it writes beside its text."""
+"""`check-data`: how it runs, the options it takes from a recipe, and what it writes beside its text."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..atomic_files import write_text
 from ..canvas import check_canvas
 from ..config.presets import SPLIT_OPTIONS
 from ..config.train_config import TrainConfig, load_config
@@ -23,6 +26,51 @@ _FLAGS = (
     *("dataset_name", *SPLIT_OPTIONS, "valid_split", "image_height", "image_width", "num_queries"),
     *("crowd", "incomplete_images", "value_range", "page", "channels", "extra_images"),
 )
+
+
+def check_dataset(arguments: argparse.Namespace) -> int:
+    """Run `check-data`; 1 if an error in the data would stop or spoil training."""
+    given = arguments.dataset_name or arguments.train_annotations or arguments.config
+    if given is None:
+        arguments.parser.error("expected the PATH of a data set, or --train-annotations and --train-images")
+    prepare_files(arguments)
+    config = options_of_check(arguments)
+    from tqdm import tqdm
+
+    from ..data.check import check_data
+    from ..data.layout import find_splits
+    from ..data.read_rules import ReadRules
+
+    explicit = {option: getattr(config, option) for option in SPLIT_OPTIONS}
+    splits, notes = find_splits(
+        config.dataset_name,
+        **explicit,
+        valid_split=config.valid_split,
+        rules=ReadRules(config.crowd, config.incomplete_images),
+        dataset_format=config.dataset_format,
+        classes=config.classes,
+    )
+    prepare_report_folder(arguments, splits, config)
+    with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = check_data(
+            splits,
+            notes,
+            num_queries=None if config.num_queries == "auto" else config.num_queries,
+            canvas=(config.image_height, config.image_width),
+            options=config.read_options,
+            scale_min=config.scale_min,
+            progress=progress,
+        )
+    print(report.text())
+    if arguments.json is not None:  # after the text, so that it is not lost if this fails
+        write_text(arguments.json, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_outputs(arguments, splits, report, config, print)
+    return 1 if report.errors else 0
 
 
 def options_of_check(arguments: argparse.Namespace) -> TrainConfig:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..allocator import keep_freed_memory
-from ..atomic_files import write_text
-from ..config.presets import SPLIT_OPTIONS
 from ..errors import ConfigError, OptionError, UserError, is_shared
 from ..version import __version__
 from .arguments import (
@@ -35,12 +32,14 @@ from .arguments import (
     add_serve,
     add_train,
 )
-from .comparing import add_compare, run_compare
+from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
 from .data_options import find_truth, read_changes, read_classes
 from .messages import describe_error, describe_out_of_memory, is_out_of_memory
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
+from .threshold_options import add_set_threshold, read_aim, run_set_threshold
 
 if TYPE_CHECKING:
+    from ..data.coco_types import OperatingBlock
     from ..inference.settings import InferenceSettings
 
 PROGRAM = "mask2former-dinov3"
@@ -115,7 +114,11 @@ def build_parser() -> VerbParser:
 
     add_train(verb("train", run_train, "Train on a COCO data set; writes a run folder with best/ and last/."))
     add_evaluate(verb("evaluate", run_evaluate, "Compute the COCO mask AP of a model, or of a predictions file."))
+    add_set_threshold(
+        verb("set-threshold", run_set_threshold, "Store the score threshold of an evaluation in a model folder.")
+    )
     add_compare(verb("compare", run_compare, "Compare evaluations of models: AP with intervals, what changed where."))
+    add_rank_images(verb("rank-images", run_rank_images, "Rank unlabelled images by what labelling them would teach."))
     add_predict(verb("predict", run_predict, "Find instances in images, folders and patterns such as 'shots/*.jpg'."))
     add_batch_predict(
         verb("batch-predict", run_batch_predict, "Find instances in very large sets of images, on a Ray cluster.")
@@ -148,6 +151,7 @@ def inference_settings(arguments: argparse.Namespace) -> InferenceSettings:
         batch_size=arguments.batch_size,
         tile=arguments.tile,
         overlap=arguments.overlap,
+        copy_overlap=arguments.copy_overlap,
     )
 
 
@@ -218,11 +222,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         find_truth(arguments),
         arguments.images,
         arguments.output,
-        max_detections=arguments.max_detections,
+        max_detections=arguments.max_detections or 100,
         batch_size=arguments.batch_size,
         device=arguments.device,
         reading=read_changes(arguments),
         predictions=arguments.predictions,
+        aim=read_aim(arguments),
         progress=sys.stderr.isatty(),
     )
     print_metrics(metrics)
@@ -261,6 +266,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         arguments.output,
         settings=settings,
         save=tuple(kind.strip() for kind in arguments.save.split(",") if kind.strip()),
+        colours=arguments.colours,
         device=arguments.device,
         reading=read_changes(arguments),
         progress=sys.stderr.isatty(),
@@ -297,49 +303,9 @@ def run_batch_predict(arguments: argparse.Namespace) -> int:
 
 def run_check_data(arguments: argparse.Namespace) -> int:
     """Run `check-data`; 1 if an error in the data would stop or spoil training."""
-    given = arguments.dataset_name or arguments.train_annotations or arguments.config
-    if given is None:
-        arguments.parser.error("expected the PATH of a data set, or --train-annotations and --train-images")
-    from .doctor import options_of_check, prepare_files, prepare_report_folder, write_outputs
+    from .doctor import check_dataset
 
-    prepare_files(arguments)
-    config = options_of_check(arguments)
-    from tqdm import tqdm
-
-    from ..data.check import check_data
-    from ..data.layout import find_splits
-    from ..data.read_rules import ReadRules
-
-    explicit = {option: getattr(config, option) for option in SPLIT_OPTIONS}
-    splits, notes = find_splits(
-        config.dataset_name,
-        **explicit,
-        valid_split=config.valid_split,
-        rules=ReadRules(config.crowd, config.incomplete_images),
-        dataset_format=config.dataset_format,
-        classes=config.classes,
-    )
-    prepare_report_folder(arguments, splits, config)
-    with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = check_data(
-            splits,
-            notes,
-            num_queries=None if config.num_queries == "auto" else config.num_queries,
-            canvas=(config.image_height, config.image_width),
-            options=config.read_options,
-            scale_min=config.scale_min,
-            progress=progress,
-        )
-    print(report.text())
-    if arguments.json is not None:  # after the text, so that it is not lost if this fails
-        write_text(arguments.json, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
-    write_outputs(arguments, splits, report, config, print)
-    return 1 if report.errors else 0
+    return check_dataset(arguments)
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
@@ -424,6 +390,10 @@ def print_metrics(metrics: Mapping[str, object]) -> None:
         width = max(map(len, classes))
         print("per class\n" + "\n".join(f"  {name:{width}}  {format_metric(ap)}" for name, ap in classes.items()))
     print(f"{metrics['detections']} detections in {metrics['images']} images, at most {metrics['max_detections']} each")
+    if "operating_point" in metrics:
+        from ..evaluation.threshold_choice import operating_lines
+
+        print("\n".join(operating_lines(cast("OperatingBlock", metrics["operating_point"]))))
     notes = metrics.get("notes")
     for note in notes if isinstance(notes, list) else ():
         print(f"note: {note}")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from .shards import KINDS, ShardFolder, ShardTables, name_shard, tables_of
+from ..inference.limit_notes import LimitNotes
+from ..instances import Unreported
+from .shards import KINDS, LEFT_OUT, ShardFolder, ShardTables, name_shard, tables_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,7 +51,11 @@ class Batches:
 
 @dataclass
 class BatchSummary:
-    """What a job did. earlier: images done by earlier jobs. failures: the first (image, reason) of this job."""
+    """What a job did. earlier: images done by earlier jobs. failures: the first (image, reason) of this job.
+
+    threshold: one line on the threshold in use. limits: what is not among the instances; max_detections, tiles: as
+    used.
+    """
 
     output: str
     images: int = 0
@@ -58,10 +64,15 @@ class BatchSummary:
     failed: int = 0
     failed_earlier: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
+    threshold: str = ""
+    limits: LimitNotes = field(default_factory=LimitNotes)
+    max_detections: int = 0
+    tiles: bool = False
 
     def text(self) -> str:
         """For people: counts and the first failures."""
-        lines = [f"{self.instances} instances in {self.images} images; results in {self.output}"]
+        lines = [f"{self.instances} instances in {self.images} images; results in {self.output}", self.threshold]
+        lines.extend(f"note: {line}" for line in self.limits.lines(self.max_detections, tiles=self.tiles))
         if self.earlier:
             lines.append(f"{self.earlier} images were done before")
         if self.failed_earlier:
@@ -123,6 +134,8 @@ class Gathering:
         summary = self.summary
         summary.images += tables.images.num_rows
         summary.instances += tables.instances.num_rows
+        for row in tables.images.select(LEFT_OUT).to_pylist():
+            summary.limits.add(Unreported(**row))
         summary.failed += tables.failures.num_rows
         space = FAILURES_SHOWN - len(summary.failures)
         summary.failures.extend((row["image"], row["reason"]) for row in tables.failures.slice(0, space).to_pylist())

@@ -27,7 +27,7 @@ from ..errors import OptionError, UserError, mismatch
 from ..extras import require
 from ..folder_lock import hold_folder
 from ..inference.predictor import Predictor, load_model, refuse_extra_images
-from ..inference.settings import DEFAULTS, InferenceSettings
+from ..inference.settings import DEFAULTS, InferenceSettings, describe_threshold
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .gathering import Batches, BatchSummary, Gathering
 from .image_list import filesystem_of, is_local, list_images
@@ -84,12 +84,16 @@ def batch_predict(
     # A model that cannot be used fails before the cluster starts.
     predictor = Predictor(*load_model(model, "cpu", reading))
     refuse_extra_images(predictor.processor, "batch-predict")
+    threshold = describe_threshold(settings, predictor.model.config)
+    settings = predictor.fill(settings)
     files = ModelFiles.read(_find_files(model))
     with _hold_output(output):
         folder = ShardFolder(output, _describe_results(files, settings, predictor, reading))
         if retry_failed:
             folder.forget_failures()
         images, summary = _select_remaining(list_images(inputs, column), folder)
+        summary.threshold, summary.tiles = threshold, settings.tile is not None
+        summary.max_detections = settings.max_detections or 0
         if not len(images):
             return summary
         batches = Batches(images, shard_size, 1 if settings.tile else settings.batch_size)
@@ -289,6 +293,10 @@ def _describe_results(
         digest.update(data)
     values = asdict(settings)
     del values["batch_size"]  # changes the speed only
+    if settings.copy_overlap == 1:  # nothing is dropped, as in results of earlier versions
+        del values["copy_overlap"]
+    if isinstance(settings.threshold, tuple):
+        values["threshold"] = list(settings.threshold)  # as JSON reads it
     return {
         "model_sha256": digest.hexdigest(),
         **values,

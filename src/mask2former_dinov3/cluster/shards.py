@@ -1,7 +1,8 @@
 """The output folder of `batch-predict`: Parquet files, each written atomically, and the list of what is done.
 
     settings.json            the model (by hash) and the settings of all results in this folder
-    images/NAME.parquet      one row per image: image, height, width, instances (their number), seconds
+    images/NAME.parquet      one row per image: image, height, width, instances (their number), seconds, and what is not
+                             among them: limit, full, copies (see `Unreported`)
     instances/NAME.parquet   one row per instance: image, category_id, class, score, segmentation (COCO RLE: size,
                              counts), box (x0, y0, x1, y1 in pixels), area
     failures/NAME.parquet    one row per image that could not be read: image, reason; missing if there are none
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 KINDS = ("instances", "failures", "images")  # in the order in which they are written
+LEFT_OUT = ("limit", "full", "copies")  # columns of images
 
 
 class ShardTables(NamedTuple):
@@ -55,6 +57,7 @@ def tables_of(
                 "width": instances.width,
                 "instances": len(instances),
                 "seconds": seconds,
+                **{name: getattr(instances.left_out, name) for name in LEFT_OUT},
             }
             for image, instances, seconds in images
         ],
@@ -103,6 +106,7 @@ def _schemas() -> dict[str, pa.Schema]:
                 "width": pa.int32(),
                 "instances": pa.int32(),
                 "seconds": pa.float32(),
+                **{name: pa.int32() for name in LEFT_OUT},
             }
         ),
     }

@@ -22,10 +22,86 @@ class CocoResult(TypedDict):
     bbox: NotRequired[list[float]]
 
 
+class PointNumbers(TypedDict):
+    """Counts with the results whose score is at least the threshold; ratios in 0..1, -1 where they are undefined.
+
+    right, wrong: results that find an object, or none. missed: objects that no result finds.
+    """
+
+    right: int
+    wrong: int
+    missed: int
+    precision: float
+    recall: float
+    f1: float
+
+
+class CurveNumbers(TypedDict):
+    """Counts with the results whose score is at least each of some thresholds, from the highest down."""
+
+    thresholds: list[float]
+    right: list[int]
+    wrong: list[int]
+
+
+class ClassPoint(TypedDict):
+    """The operating point of one class. own: the threshold is of this class; if not, `why` the overall one is used.
+
+    points, intervals, curves: as in `OperatingBlock`, at `threshold`.
+    """
+
+    threshold: float
+    own: bool
+    why: str
+    objects: int
+    points: dict[str, PointNumbers]
+    intervals: dict[str, list[float]]
+    curves: dict[str, CurveNumbers]
+
+
+class CopyNumbers(TypedDict):
+    """What dropping copies brings: the best overlap, None if it does not raise F1 beyond noise."""
+
+    overlap: float | None
+    dropped: int
+    gain: float
+    gain_interval: list[float]
+
+
+class OperatingBlock(TypedDict):
+    """The operating point of an evaluation.
+
+    data: name of the data: the last folders of its path. aim: what the threshold is chosen for. iou: at which a result
+    finds an object. threshold: of all classes together; None if no result finds an object. reached: whether the target
+    is reached. stable: whether the choice can be trusted; if not, `why`. images: with a result or an object. points:
+    IoU ("0.50", "0.75") -> counts at the threshold; default: the same at the threshold 0.5. intervals: precision,
+    recall, f1 and threshold -> where 95 % of the resamples of the images lie. per_class: name -> the same of one class.
+    copies: of the results; if their overlap is a number, all counts are without them. curves: IoU -> counts over the
+    threshold.
+    """
+
+    data: str
+    aim: str
+    iou: float
+    threshold: float | None
+    reached: bool
+    stable: bool
+    why: str
+    images: int
+    objects: int
+    points: dict[str, PointNumbers]
+    default: dict[str, PointNumbers]
+    intervals: dict[str, list[float]]
+    per_class: dict[str, ClassPoint]
+    copies: CopyNumbers
+    curves: dict[str, CurveNumbers]
+
+
 class Metrics(TypedDict, total=False):
     """The content of metrics.json: numbers in 0..1, -1 where COCO leaves a metric undefined.
 
-    per_class: name -> AP. notes: sentences that a reader of the metrics should see. step: optimiser steps so far.
+    per_class: name -> AP. operating_point: precision, recall and F1 at a score threshold. notes: sentences that a
+    reader of the metrics should see. step: optimiser steps so far.
     """
 
     AP: float
@@ -40,6 +116,7 @@ class Metrics(TypedDict, total=False):
     boundary_AP: float
     box_AP: float
     per_class: dict[str, float]
+    operating_point: OperatingBlock
     images: int
     detections: int
     max_detections: int

@@ -13,6 +13,8 @@ Read in this order:
     matches            which result finds which object, for all that is counted beside AP
     score_curves       precision, recall and F1 over the score threshold
     operating_point    the choice of a threshold, with its uncertainty
+    copy_choice        whether dropping copies of results raises F1
+    threshold_choice   the operating point in metrics.json, in a model's config.json and in print
     average_precision  AP from matches, also of weighted images
     bootstrap          intervals of AP, by resampling images
     error_kinds        errors by kind, and the AP that each costs
@@ -27,9 +29,12 @@ Read in this order:
     report_numbers     all of these in one structure, for report.json
     verdict            what the numbers say, in five sentences
     doubt_files        the labels in doubt as COCO and CSV
+    set_threshold      store the threshold of an evaluation in a model folder
     evaluate           predict a split with a model, and score the results
     paired_bootstrap   intervals of the difference in AP of two sets of results
     image_changes      what changed on each image between two sets of results
     compared_inputs    results, ground truth, recipe and log behind a path
     comparison         all of it: what `compare` says
+    flip_agreement     what a model finds in an image and in its mirrored copy
+    label_next         which unlabelled images to label next
 """

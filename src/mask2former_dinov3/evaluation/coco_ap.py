@@ -29,7 +29,9 @@ from .coco_files import (
     read_ground_truth,
     read_results,
 )
+from .operating_point import BEST_F1, Aim
 from .result_ids import IMAGES_FILE, translate_results
+from .threshold_choice import operating_block
 from .truth_notes import duplicate_notes, misplaced_notes, overlap_notes
 
 _NEAR_ZERO = 0.1  # AP50 below which results may belong to other images
@@ -43,6 +45,7 @@ def evaluate_coco(
     max_detections: int = 100,
     image_ids: Collection[int] | None = None,
     rules: ReadRules | None = None,
+    aim: Aim = BEST_F1,
 ) -> Metrics:
     """COCO's metrics of a results file (or list) on an annotation file (or its content, or a split of any format).
 
@@ -50,25 +53,28 @@ def evaluate_coco(
     AR100 are all at this number (AR100 keeps its name; `max_detections` in the result says what it was).
     image_ids: score only these images. rules: what crowd flags and incomplete images mean; None: as for the split, or
     as in COCO. An images.json beside the results file, as `predict` writes it, says what its ids mean: images and
-    classes are then matched by name.
+    classes are then matched by name. aim: what the score threshold is chosen for.
     Returns AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 of masks, boundary_AP, box_AP, per_class (name -> AP), each
-    in 0..1 or -1 where there is nothing to find; images, detections, max_detections, seconds; notes (sentences that a
-    reader of the metrics should see). Raises DatasetError listing everything in either file that cannot be scored,
-    OptionError for max_detections below 1.
+    in 0..1 or -1 where there is nothing to find; operating_point (of all results); images, detections, max_detections,
+    seconds; notes (sentences that a reader of the metrics should see). Raises DatasetError listing everything in either
+    file that cannot be scored, OptionError for max_detections below 1.
     """
     InferenceSettings(max_detections=max_detections)  # checks the value
     start = time.perf_counter()
-    metrics = score_predictions(read_ground_truth(annotations, image_ids, rules), predictions, max_detections)
+    metrics = score_predictions(read_ground_truth(annotations, image_ids, rules), predictions, max_detections, aim)
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics
 
 
 def score_predictions(
-    truth: GroundTruth, predictions: Source | Iterable[Mapping[str, object]], max_detections: int
+    truth: GroundTruth,
+    predictions: Source | Iterable[Mapping[str, object]],
+    max_detections: int,
+    aim: Aim = BEST_F1,
 ) -> Metrics:
     """The metrics of `evaluate_coco`, but `seconds`, with the annotations read already."""
     results, notes = read_named_results(truth, predictions)
-    metrics = score_results(truth, results, max_detections)
+    metrics = score_results(truth, results, max_detections, aim)
     misplaced = misplaced_notes(truth, results) if 0 <= metrics["AP50"] < _NEAR_ZERO else []
     metrics["notes"] = [*notes, *metrics["notes"], *misplaced]
     return metrics
@@ -84,7 +90,7 @@ def read_named_results(
     return read_results(predictions, truth), []
 
 
-def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections: int) -> Metrics:
+def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections: int, aim: Aim = BEST_F1) -> Metrics:
     """The metrics of `evaluate_coco`, but `seconds`, of files that are already read."""
     # The numbers of detections at which AR1, AR10, AR100 are read; COCO's code needs them ascending and different.
     at = {"AR1": 1, "AR10": min(10, max_detections), "AR100": max_detections}
@@ -104,6 +110,7 @@ def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections:
         boundary_AP=mean_of_defined(match_masks(truth, results, "boundary", limits)[0][:, :, :, 0]),
         box_AP=mean_of_defined(match_masks(truth, results, "bbox", limits)[0][:, :, :, 0]),
         per_class={name: mean_of_defined(precision[:, :, index, 0]) for index, name in enumerate(truth.names)},
+        operating_point=operating_block(truth, results, aim),
         images=len(truth.images),
         detections=len(results),
         max_detections=max_detections,

@@ -41,6 +41,7 @@ from ..inference.settings import InferenceSettings
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .coco_ap import ceiling_notes, score_predictions, score_results
 from .coco_files import read_ground_truth, read_results
+from .operating_point import BEST_F1, Aim
 from .result_ids import IMAGES_FILE, write_names
 from .stored_evaluation import write_evaluation
 
@@ -146,6 +147,7 @@ def evaluate_model(
     device: str | None = None,
     predictions: Path | None = None,
     rules: ReadRules | None = None,
+    aim: Aim = BEST_F1,
     reading: ReadChanges = AS_SAVED,
     progress: bool = False,
 ) -> Metrics:
@@ -155,7 +157,8 @@ def evaluate_model(
     those of a file are looked for; all are checked before the first prediction. reading: how images are read, where
     that is not as saved with the model. rules: what crowd flags and incomplete
     images mean, for a file. Where a model was trained with `classes`, a file that has the original names is read with
-    the same map.
+    the same map. aim: what the score threshold is chosen for. max_detections: of COCO's metrics; the model predicts at
+    least as many as it has queries, and all of them count for the operating point.
     Writes metrics.json, predictions.json, images.json, which names the images and classes of its ids, and
     evaluation.json, which names the ground truth, into `output`, each atomically, and returns the metrics.
     Raises ConfigError if neither a model with images nor predictions are given, OptionError for batch_size or
@@ -172,9 +175,10 @@ def evaluate_model(
         raise ConfigError("evaluate: expected a model and the folder of the images, or a file of predictions")
     with hold_folder(output, "output", "evaluate"):
         if predictions is not None:
-            metrics = _score_file(split, predictions, output, max_detections)
+            metrics = _score_file(split, predictions, output, max_detections, aim)
         else:
-            metrics = _score_model(str(model), split, output, max_detections, batch_size, device, reading, progress)
+            limits = InferenceSettings(max_detections=max_detections, batch_size=batch_size)
+            metrics = _score_model(str(model), split, output, limits, aim, device, reading, progress)
         write_text(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     return metrics
 
@@ -183,13 +187,16 @@ def _score_model(
     model: str,
     split: Split,
     output: Path,
-    max_detections: int,
-    batch_size: int,
+    limits: InferenceSettings,
+    aim: Aim,
     device: str | None,
     reading: ReadChanges,
     progress: bool,
 ) -> Metrics:
-    """Predict and score a split; writes predictions.json, images.json and evaluation.json."""
+    """Predict and score a split; writes predictions.json, images.json and evaluation.json.
+
+    limits: max_detections of COCO's metrics, and batch_size.
+    """
     _check_paths(split)  # before the model, which takes time to load and says how the images are read
     network, processor = load_model(model, device, reading)
     check_extra_images(processor)
@@ -197,16 +204,22 @@ def _score_model(
     data = _read_checked(mapped, processor.read_options)
     check_writable(output)
     start = time.perf_counter()
+    max_detections, num_queries = limits.max_detections or 0, network.config.num_queries
     results = predict_split(
-        network, processor, data, batch_size=batch_size, max_detections=max_detections, progress=progress
+        network,
+        processor,
+        data,
+        batch_size=limits.batch_size,
+        max_detections=max(max_detections, num_queries),
+        progress=progress,
     )
     write_text(output / "predictions.json", json.dumps(results) + "\n")
     truth = read_ground_truth(mapped)
     write_names(output, truth.listed)
     write_evaluation(output, mapped, truth, max_detections, model)
-    metrics = score_results(truth, read_results(results, truth), max_detections)
-    if network.config.num_queries < max_detections:
-        metrics["notes"] += ceiling_notes(truth, network.config.num_queries, "the model's num_queries")
+    metrics = score_results(truth, read_results(results, truth), max_detections, aim)
+    if num_queries < max_detections:
+        metrics["notes"] += ceiling_notes(truth, num_queries, "the model's num_queries")
     ids = match_categories(network.config.id2label, data)
     unscored = [str(network.config.id2label[label]) for label, category in enumerate(ids) if category is None]
     if unscored:
@@ -215,12 +228,12 @@ def _score_model(
     return metrics
 
 
-def _score_file(split: Split, predictions: Path, output: Path, max_detections: int) -> Metrics:
+def _score_file(split: Split, predictions: Path, output: Path, max_detections: int, aim: Aim) -> Metrics:
     """Score a results file, and copy it to the output with the names of its ids."""
     check_writable(output)
     start = time.perf_counter()
     truth = read_ground_truth(split)
-    metrics = score_predictions(truth, predictions, max_detections)
+    metrics = score_predictions(truth, predictions, max_detections, aim)
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
         copy_file(predictions, output / "predictions.json")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.array_types import Floats
+from ..data.array_types import Floats, Ints
 from ..errors import ConfigError, OptionError
 from .matches import Overlaps, ResultMatches
 from .score_curves import ScoreCurve, ScorePoint, counted_objects, counted_results, defined_ratio, score_curve
@@ -164,23 +164,23 @@ def choose_point(
     point = best_point(curve, aim)
     if point is None:
         return None
-    counts = _count_by_image(overlaps, matches, category, point.threshold, curve)
+    images = active_images(overlaps, matches, category)
+    counts = _count_by_image(overlaps, matches, category, point.threshold, curve, images)
     chosen, at_point = _resample(counts, aim, resamples, seed)
     losses = aim.losses(curve, point, chosen)
     edge = (1 - INTERVAL) / 2
     loss = float(np.quantile(losses, INTERVAL))
-    images = counts.right.shape[0]
     return ThresholdChoice(
         aim,
         point,
         aim.reached(point),
-        images,
+        len(images),
         _range(chosen, edge),
         _range(at_point[:, 0], edge),
         _range(at_point[:, 1], edge),
         _range(at_point[:, 2], edge),
         loss,
-        _why_unstable(images, loss),
+        _why_unstable(len(images), loss),
     )
 
 
@@ -226,18 +226,59 @@ class _ImageCounts:
     chosen: int
 
 
+def active_images(overlaps: Overlaps, matches: ResultMatches, category: int | None = None) -> Ints:
+    """Numbers of the images (I,) with a result or an object that counts, ascending."""
+    counted, whole = counted_results(overlaps, matches, category), counted_objects(overlaps, category)
+    return np.unique(np.concatenate([overlaps.result_image[counted], overlaps.object_image[whole]]))
+
+
+def spread_places(curve: ScoreCurve) -> Ints:
+    """Places on a curve that have equally many results between them, at most 100, the first and the last among them."""
+    results = curve.right + curve.wrong
+    return np.unique(np.searchsorted(results, np.linspace(results[0], results[-1], _CANDIDATES)))
+
+
+def gain_in_f1(
+    before: tuple[Overlaps, ResultMatches], after: tuple[Overlaps, ResultMatches], seed: int = 0
+) -> tuple[float, Range]:
+    """How much higher the best F1 is with other results of the same images, and where 95 % of the resamples lie.
+
+    Both sides choose their best threshold again on each resample.
+    """
+    images = active_images(*before)
+    best: list[Floats] = []
+    whole: list[float] = []
+    for overlaps, matches in (before, after):
+        curve = score_curve(overlaps, matches)
+        point = best_point(curve)
+        if point is None:
+            return 0.0, (0.0, 0.0)
+        whole.append(point.f1)
+        counts = _count_by_image(overlaps, matches, None, point.threshold, curve, images)
+        best.append(_best_f1(counts, RESAMPLES, seed))
+    edge = (1 - INTERVAL) / 2
+    low, high = np.quantile(best[1] - best[0], [edge, 1 - edge])
+    return whole[1] - whole[0], (float(low), float(high))
+
+
+def _best_f1(counts: _ImageCounts, resamples: int, seed: int) -> Floats:
+    """The best F1 of each resample (B,)."""
+    best = []
+    for weights in _draw_weights(counts.right.shape[0], resamples, seed):
+        right, wrong = ((weights @ side).astype(np.float64) for side in (counts.right, counts.wrong))
+        objects = (weights @ counts.objects).astype(np.float64)[:, None]
+        best.append(BEST_F1.value(right, wrong, objects).max(axis=1))
+    return np.concatenate(best)
+
+
 def _count_by_image(
-    overlaps: Overlaps, matches: ResultMatches, category: int | None, threshold: float, curve: ScoreCurve
+    overlaps: Overlaps, matches: ResultMatches, category: int | None, threshold: float, curve: ScoreCurve, images: Ints
 ) -> _ImageCounts:
     """Counts at the chosen threshold and at scores that have equally many results between them."""
-    results = curve.right + curve.wrong
-    wanted = np.linspace(results[0], results[-1], _CANDIDATES)
-    candidates = np.unique([threshold, *curve.scores[np.searchsorted(results, wanted)].tolist()])[::-1]
+    candidates = np.unique([threshold, *curve.scores[spread_places(curve)].tolist()])[::-1]
     counted, whole = counted_results(overlaps, matches, category), counted_objects(overlaps, category)
-    images, place = np.unique(
-        np.concatenate([overlaps.result_image[counted], overlaps.object_image[whole]]), return_inverse=True
-    )
-    of_result, of_object = np.split(place, [int(counted.sum())])
+    of_result = np.searchsorted(images, overlaps.result_image[counted])
+    of_object = np.searchsorted(images, overlaps.object_image[whole])
     first = np.searchsorted(-candidates, -overlaps.score[counted])  # the highest candidate that the score reaches
     inside = first < len(candidates)
     found = matches.right[counted]

@@ -9,12 +9,12 @@ D results, G objects, S thresholds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..data.array_types import Bools, Floats, Ints
+from ..data.coco_types import PointNumbers
 from .matches import Overlaps, ResultMatches
 
 CURVE_IOUS = (0.5, 0.75)  # IoU thresholds at which curves are counted; the first one chooses
@@ -25,18 +25,6 @@ def defined_ratio(part: ArrayLike, whole: ArrayLike) -> Floats:
     above, below = np.broadcast_arrays(np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64))
     quotient: Floats = np.divide(above, below, out=np.full(above.shape, -1.0), where=below > 0)
     return quotient
-
-
-class PointNumbers(TypedDict):
-    """A `ScorePoint` as it stands in JSON."""
-
-    threshold: float
-    right: int
-    wrong: int
-    missed: int
-    precision: float
-    recall: float
-    f1: float
 
 
 @dataclass(frozen=True)
@@ -67,7 +55,6 @@ class ScorePoint:
     def to_json(self) -> PointNumbers:
         """The counts and their ratios, rounded to 6 decimals."""
         return {
-            "threshold": self.threshold,
             "right": self.right,
             "wrong": self.wrong,
             "missed": self.missed,

@@ -246,6 +246,9 @@ def build_metadata(
         channels=processor.channels,
         extra_channels=processor.extra_channels,
         class_map=config.class_map,
+        score_threshold=config.score_threshold,
+        score_threshold_source=config.score_threshold_source,
+        copy_overlap=config.copy_overlap,
     )
 
 

@@ -12,7 +12,9 @@ Read in this order:
     network            the interface of what predicts
     onnx_model         runs an exported .onnx file behind that interface
     postprocess        logits to scored instances at the image's own size
+    copies             drops instances that lie in a better one
     resize_masks       mask logits to RLE masks, in small blocks
+    limit_notes        says what is not among the instances
     segment_maps       instances in Hugging Face's result format
     tiles              large images: cut, read in parts, merge
     prefetch           loads images in threads, ahead of the model

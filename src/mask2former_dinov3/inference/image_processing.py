@@ -155,19 +155,20 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         outputs: Logits,
         target_sizes: Sequence[tuple[int, int]] | Tensor,
         pixel_mask: Tensor | None = None,
-        threshold: float = 0.0,
-        max_detections: int = 100,
+        threshold: float | Sequence[float] = 0.0,
+        max_detections: int | None = None,
         categories: tuple[tuple[int, str], ...] | None = None,
+        copy_overlap: float | None = None,
     ) -> list[Instances]:
         """One `Instances` per image from the model's output, best score first; see `postprocess.post_process`.
 
-        pixel_mask: None for the one in `outputs`.
+        pixel_mask: None for the one in `outputs`. max_detections: None for the number of queries.
         """
         return post_process(
             *logits_of(outputs),
             target_sizes,
             pixel_mask_of(outputs) if pixel_mask is None else pixel_mask,
-            settings=InferenceSettings(threshold=threshold, max_detections=max_detections),
+            settings=InferenceSettings(threshold, max_detections, copy_overlap=copy_overlap),
             categories=categories,
         )
 

@@ -16,7 +16,8 @@ class NetworkConfig(Protocol):
 
     id2label: label 0..K-1 -> class name. category_ids: the data set's category id of every label. class_map: name in
     the data -> name of the class, or None for one that was left out; None: the names are the data's own. num_channels:
-    C, of the images.
+    C, of the images. score_threshold: default of `InferenceSettings.threshold`, for all classes or by name; None: none
+    is stored. score_threshold_source: where it comes from. copy_overlap: default of `InferenceSettings.copy_overlap`.
     """
 
     @property
@@ -33,6 +34,12 @@ class NetworkConfig(Protocol):
     def num_channels(self) -> int: ...
     @property
     def class_map(self) -> Mapping[str, str | None] | None: ...
+    @property
+    def score_threshold(self) -> float | Mapping[str, float] | None: ...
+    @property
+    def score_threshold_source(self) -> Mapping[str, object] | None: ...
+    @property
+    def copy_overlap(self) -> float | None: ...
 
 
 class Network(Protocol):

@@ -42,7 +42,8 @@ class OnnxMetadata:
     per pixel of the mask logits. licence: of `code` and of `weights`, and `weights_text` where the licence requires it.
     value_range, page, channels: of `ReadOptions`; extra_channels: of the image processor; absent in files of earlier
     versions.
-    class_map: the option `classes` of the training run; files of earlier versions have none.
+    class_map: the option `classes` of the training run. score_threshold, score_threshold_source, copy_overlap: as in
+    the model's config.json. Files of earlier versions have none of these.
     """
 
     format_version: int
@@ -61,6 +62,9 @@ class OnnxMetadata:
     channels: list[int] | str | None = None
     extra_channels: int = 0
     class_map: dict[str, str | None] | None = None
+    score_threshold: float | dict[str, float] | None = None
+    score_threshold_source: dict[str, Any] | None = None
+    copy_overlap: float | None = None
 
     def to_properties(self) -> dict[str, str]:
         """The metadata as ONNX stores them: names and texts."""
@@ -98,6 +102,9 @@ class OnnxConfig:
     mask_stride: int
     class_map: dict[str, str | None] | None = None
     num_channels: int = 3
+    score_threshold: float | dict[str, float] | None = None
+    score_threshold_source: dict[str, Any] | None = None
+    copy_overlap: float | None = None
 
 
 class OnnxModel(nn.Module):
@@ -130,6 +137,9 @@ class OnnxModel(nn.Module):
             mask_stride=self.metadata.mask_stride,
             class_map=self.metadata.class_map,
             num_channels=len(self.metadata.mean),
+            score_threshold=self.metadata.score_threshold,
+            score_threshold_source=self.metadata.score_threshold_source,
+            copy_overlap=self.metadata.copy_overlap,
         )
 
     def forward(

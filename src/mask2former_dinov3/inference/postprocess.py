@@ -9,23 +9,25 @@ B batch, Q queries, K classes, D detections kept of one image.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, OptionError
-from ..instances import Instances
+from ..instances import Instances, Unreported
 from ..model.padding import real_sides
+from .copies import suppress_copies
 from .resize_masks import resize_masks
-from .settings import InferenceSettings
+from .settings import DEFAULT_THRESHOLD, InferenceSettings, Threshold
 
 # The assumed ratio of canvas to mask logits when there is no pixel_mask, which would tell the size of the canvas. With
 # the plain neck the ratio is 16; edges then come out a little smoother, because one interpolation step is missing.
 MASK_STRIDE = 4
 
+SHOWN_BELOW = 10  # candidates of an image without any above the threshold, among which its best score is found
 MEMORY_BYTES = 32 * 2**20  # for the parts of masks that are in memory at one time
 
 
@@ -36,7 +38,7 @@ def post_process(
     target_sizes: Sequence[tuple[int, int]] | Tensor,
     pixel_mask: Tensor | None = None,
     *,
-    settings: InferenceSettings,
+    settings: InferenceSettings | Sequence[InferenceSettings],
     mask_threshold: float = 0.5,
     categories: tuple[tuple[int, str], ...] | None = None,
     memory_bytes: int = MEMORY_BYTES,
@@ -45,10 +47,12 @@ def post_process(
 
     class_queries_logits (B, Q, K+1), the last column is "no object". masks_queries_logits (B, Q, h', w'), any stride.
     target_sizes: (height, width) of each original image. pixel_mask (B, canvas height, canvas width): non-zero on real
-    pixels, which fill the top left corner; None: no padding. settings: threshold and max_detections are used.
+    pixels, which fill the top left corner; None: no padding. settings: of all images or of each; used are threshold
+    (without one 0.5; one of each class in the order of the labels), max_detections (without one Q) and copy_overlap.
     Score (the same as in Mask2Former, arXiv:2112.01527, and its published AP): softmax over K+1 columns, the last one
     then dropped; the best min(max_detections, Q*K) of all queries x classes; times the mean sigmoid over the mask's own
-    pixels at the image's own size. Empty masks are dropped, then those with a score below the threshold.
+    pixels at the image's own size. Empty masks are dropped, then those with a score below the threshold, then copies.
+    `Instances.left_out` says what is left out beyond that.
     mask_threshold: probability above which a pixel belongs to the mask; the contract's score is at 0.5 (logit > 0).
     Works on any device, in float32. Raises ValueError for wrong shapes, OptionError for a mask_threshold outside 0 to
     1, CheckpointError for logits that are NaN or infinite.
@@ -59,21 +63,29 @@ def post_process(
     _check_shapes(class_queries_logits, masks_queries_logits, sizes, pixel_mask)
     _check_finite(class_queries_logits, masks_queries_logits)
     level = math.log(mask_threshold / (1 - mask_threshold))
-    threshold = settings.threshold
+    each = [settings] * len(sizes) if isinstance(settings, InferenceSettings) else settings
+    num_queries = class_queries_logits.shape[1]
     results = []
-    for index, size in enumerate(sizes):
+    for index, (size, asked) in enumerate(zip(sizes, each, strict=True)):
         mask_logits = masks_queries_logits[index]
         canvas, real = _canvas_and_real_size(mask_logits, None if pixel_mask is None else pixel_mask[index])
-        scores, query, labels = _best_pairs(class_queries_logits[index], threshold, settings.max_detections)
-        kept, position = query.unique(return_inverse=True)  # each query's mask is made once, for all of its classes
+        pairs = _best_pairs(class_queries_logits[index], asked.threshold, asked.max_detections or num_queries)
+        kept, position = pairs.query.unique(return_inverse=True)  # each query's mask is made once, for all its classes
         with torch.autocast(mask_logits.device.type, enabled=False):
             masks = resize_masks(mask_logits, kept, canvas, real, size, level, memory_bytes)
-        mask_of = position.cpu().numpy()
-        final = scores.cpu().numpy() * masks.certainty[mask_of].astype(np.float32)
+        mask_of, label = position.cpu().numpy(), pairs.label.cpu().numpy()
+        final = pairs.score.cpu().numpy() * masks.certainty[mask_of].astype(np.float32)
         best = np.argsort(-final, kind="stable")
-        best = best[(masks.areas[mask_of] > 0)[best] & (final >= threshold)[best]]
-        rles = tuple(masks.rles[mask] for mask in mask_of[best].tolist())
-        results.append(Instances(*size, rles, labels.cpu().numpy()[best], final[best], categories))
+        best = best[(masks.areas[mask_of] > 0)[best]]
+        above = best[(final >= pairs.least.cpu().numpy())[best]]
+        left_out = Unreported(
+            limit=pairs.beyond,
+            full=int(len(np.unique(mask_of[above])) == num_queries),
+            best_score=float(final[best[0]]) if len(best) and not len(above) else 0.0,
+        )
+        rles = tuple(masks.rles[mask] for mask in mask_of[above].tolist())
+        found = Instances(*size, rles, label[above], final[above], categories, left_out)
+        results.append(suppress_copies(found, asked.copy_overlap))
     return results
 
 
@@ -105,15 +117,36 @@ def real_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
     return [(height, width) for width, height in real_sides(pixel_mask.bool()).tolist()]
 
 
-def _best_pairs(class_logits: Tensor, threshold: float, max_detections: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pairs of query and class: class_logits (Q, K+1) to scores, queries, labels (D,) each, best first."""
+class _Pairs(NamedTuple):
+    """Pairs of query and class, best first, (D,) each. least: the threshold of their class. beyond: pairs above their
+    threshold that the limit leaves out."""
+
+    score: Tensor
+    query: Tensor
+    label: Tensor
+    least: Tensor
+    beyond: int
+
+
+def _best_pairs(class_logits: Tensor, threshold: Threshold | None, max_detections: int) -> _Pairs:
+    """The best pairs above their threshold; if there is none, some of the best below it. class_logits (Q, K+1)."""
     probabilities = class_logits.float().softmax(-1)[:, :-1]  # (Q, K)
-    queries, classes = probabilities.shape
-    scores, flat = probabilities.flatten().topk(min(max_detections, queries * classes))  # (D,), sorted
+    classes = probabilities.shape[1]
+    if isinstance(threshold, Mapping):
+        raise OptionError("threshold", "thresholds in the order of the labels", "by name", "use settings.for_model")
+    least = torch.as_tensor(DEFAULT_THRESHOLD if threshold is None else threshold, dtype=torch.float32)
+    if least.ndim and len(least) != classes:
+        raise OptionError("threshold", f"{classes} thresholds, one per class", len(least))
+    least = least.to(probabilities.device).expand(classes)
     # The mean over the mask is at most 1, so a score below the threshold stays below it.
-    possible = scores >= threshold
-    scores, flat = scores[possible], flat[possible]
-    return scores, flat // classes, flat % classes
+    possible = probabilities >= least
+    number = int(possible.sum())
+    if number:
+        probabilities = probabilities.where(possible, -1.0)
+    count = min(max_detections, number or SHOWN_BELOW, probabilities.numel())
+    scores, flat = probabilities.flatten().topk(count)  # (D,), sorted
+    labels = flat % classes
+    return _Pairs(scores, flat // classes, labels, least[labels], max(number - max_detections, 0))
 
 
 def _canvas_and_real_size(mask_logits: Tensor, pixel_mask: Tensor | None) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import overload
@@ -32,7 +33,7 @@ from .load_images import ImageLike, as_list, load_image
 from .network import Network
 from .onnx_model import load_onnx
 from .postprocess import logits_of, post_process
-from .settings import InferenceSettings
+from .settings import InferenceSettings, Threshold
 from .tiles.grid import Grid
 from .tiles.image_reader import ImageReader, open_image
 from .tiles.merging import merge_rows
@@ -79,11 +80,12 @@ class Predictor:
         self,
         images: ImageLike,
         *,
-        threshold: float = ...,
-        max_detections: int = ...,
+        threshold: Threshold | None = ...,
+        max_detections: int | None = ...,
         batch_size: int = ...,
         tile: int | None = ...,
         overlap: float = ...,
+        copy_overlap: float | None = ...,
     ) -> Instances: ...
 
     @overload
@@ -91,33 +93,38 @@ class Predictor:
         self,
         images: Sequence[ImageLike],
         *,
-        threshold: float = ...,
-        max_detections: int = ...,
+        threshold: Threshold | None = ...,
+        max_detections: int | None = ...,
         batch_size: int = ...,
         tile: int | None = ...,
         overlap: float = ...,
+        copy_overlap: float | None = ...,
     ) -> list[Instances]: ...
 
     def __call__(
         self,
         images: ImageLike | Sequence[ImageLike],
         *,
-        threshold: float = 0.5,
-        max_detections: int = 100,
+        threshold: Threshold | None = None,
+        max_detections: int | None = None,
         batch_size: int = 1,
         tile: int | None = None,
         overlap: float = 0.2,
+        copy_overlap: float | None = None,
     ) -> Instances | list[Instances]:
         """Instances with a score of at least `threshold`, best first: one result for one image, a list for a list.
 
         An image is a path, a PIL image, or an RGB array (H, W, 3) of uint8; for a model of C channels an array
         (H, W, C). Masks may overlap.
+        threshold: None for the one that the model stores, 0.5 if it stores none; one number, or one for each class, by
+        name or in the order of the labels. max_detections: None for the number of the model's queries. copy_overlap:
+        see `InferenceSettings`. What the limits leave out is in `Instances.left_out`.
         tile: split images that are larger into tiles of so many pixels a side, predict on each tile, and merge the
         results; each tile shares the fraction `overlap` with its neighbours. `max_detections` and `batch_size` then
         count per tile. Raises OptionError for a value out of range (see `InferenceSettings`), DatasetError for a file
         that cannot be read as an image.
         """
-        settings = InferenceSettings(threshold, max_detections, batch_size, tile, overlap)
+        settings = self.fill(InferenceSettings(threshold, max_detections, batch_size, tile, overlap, copy_overlap))
         batch = as_list(images)
         if tile is not None:
             found = [self._predict_in_tiles(image, tile, settings) for image in batch]
@@ -129,6 +136,10 @@ class Predictor:
         is_single = len(batch) == 1 and batch[0] is images
         return found[0] if is_single else found
 
+    def fill(self, settings: InferenceSettings) -> InferenceSettings:
+        """The settings with the model's own values for what is None."""
+        return settings.for_model(self.model.config)
+
     def _predict_in_tiles(self, image: ImageLike, tile: int, settings: InferenceSettings) -> Instances:
         options, channels = self.processor.read_options, self.processor.num_channels
         if isinstance(image, str | PathLike):
@@ -139,15 +150,16 @@ class Predictor:
             else nullcontext(ImageReader.of(load_image(image, options, channels))) as reader
         ):
             grid = Grid.of(reader.height, reader.width, tile, settings.overlap)
-            return merge_rows(self.predict_rows(reader, grid, settings), grid, self.categories)
+            return merge_rows(self.predict_rows(reader, grid, settings), grid, self.categories, settings.copy_overlap)
 
     def predict_rows(
         self, reader: ImageReader, grid: Grid, settings: InferenceSettings, first: int = 0
     ) -> Iterator[list[Instances]]:
         """Instances of each tile, in the tile's own coordinates: one list per row of the grid, from row `first` on.
 
-        `merge_rows` makes one `Instances` of them.
+        `merge_rows` makes one `Instances` of them, and drops copies.
         """
+        settings = replace(settings, copy_overlap=1.0)
         for row in range(first, len(grid.tops)):
             found: list[Instances] = []
             for tiles in grid.batches(row, settings.batch_size):
@@ -156,15 +168,21 @@ class Predictor:
             yield found
 
     @torch.no_grad()
-    def predict_prepared(self, prepared: Sequence[Prepared], settings: InferenceSettings) -> list[Instances]:
-        """Instances of images that `processor.prepare` has put on the canvas, as one batch."""
+    def predict_prepared(
+        self, prepared: Sequence[Prepared], settings: InferenceSettings | Sequence[InferenceSettings]
+    ) -> list[Instances]:
+        """Instances of images that `processor.prepare` has put on the canvas, as one batch.
+
+        settings: of all images or of each; with the model's own values for what is None.
+        """
+        asked = self.fill(settings) if isinstance(settings, InferenceSettings) else [self.fill(one) for one in settings]
         inputs = self.processor.collate(prepared).to(self.model.device)
         outputs = self.model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
         return post_process(
             *logits_of(outputs),
             inputs["original_sizes"],
             inputs["pixel_mask"],
-            settings=settings,
+            settings=asked,
             categories=self.categories,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -94,6 +95,10 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         category_ids: label -> category id in the data set that the model was trained on; default 1..K.
         backbone_source: origin of the backbone's weights (hub id or folder), None for random weights.
         value_range: as in `preprocessor_config.json`, which is what readers of images use.
+        score_threshold: minimum score of the instances that are reported unless the caller gives one: a number, or
+            class name -> number for every class; None: 0.5. score_threshold_source: where it comes from (metric, iou,
+            data, images, date). copy_overlap: instances are dropped of which more than this fraction lies in a better
+            one of their class; None: none.
         decoder_layers: as in Hugging Face's config: 10 means 9 layers and the initial prediction.
 
     Raises ValueError, with field, value and remedy, for values that this architecture does not support.
@@ -119,6 +124,9 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     category_ids: list[int] | tuple[int, ...] | None = None
     value_range: str = "full"
     class_map: dict[str, Any] | None = None  # name in the data -> name of the class, None: left out
+    score_threshold: Any = None  # a number, or class name -> number
+    score_threshold_source: dict[str, Any] | None = None
+    copy_overlap: float | None = None
     feature_size: int = 256
     mask_feature_size: int = 256
     hidden_dim: int = 256
@@ -235,6 +243,23 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
                 f"mask_stride: expected {strides[0]} or {strides[1]} with neck={self.neck!r}, got {self.mask_stride}"
             )
 
+        self._check_thresholds()
+
+    def _check_thresholds(self) -> None:
+        """Refuse values of the fields that say which instances are reported."""
+        given = self.score_threshold
+        names = {str(name) for name in self.id2label.values()}
+        if isinstance(given, dict) and set(given) != names:
+            raise ValueError(f"score_threshold: expected a number for each of {sorted(names)}, got {sorted(given)}")
+        for value in given.values() if isinstance(given, dict) else [given]:
+            if value is not None and not _is_fraction(value):
+                raise ValueError(f"score_threshold: expected numbers from 0 to 1, got {value!r}")
+        source = self.score_threshold_source
+        if source is not None and not isinstance(source, dict):
+            raise ValueError(f"score_threshold_source: expected an object, got {source!r}")
+        if self.copy_overlap is not None and not (_is_fraction(self.copy_overlap) and self.copy_overlap > 0):
+            raise ValueError(f"copy_overlap: expected a fraction above 0, up to 1, got {self.copy_overlap!r}")
+
     def _check_vit(self) -> None:
         depth, taps = self.backbone_config.num_hidden_layers, list(self.backbone_taps or ())
         if len(taps) != 4 or taps != sorted(taps) or not all(1 <= tap <= depth for tap in taps):
@@ -275,5 +300,19 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         return cls(**{"backbone_config": backbone, **HEAD_SHAPES[name], **kwargs})
 
 
+def threshold_text(score_threshold: float | Mapping[str, float], source: Mapping[str, object] | None) -> str:
+    """A stored threshold and its source in words: "0.87 (best F1, IoU 0.5, nuclei/valid, 90 images, 2026-11-30)"."""
+    numbers = list(score_threshold.values()) if isinstance(score_threshold, Mapping) else [score_threshold]
+    low, high = min(numbers), max(numbers)
+    text = f"{low:g}" if low == high else f"{low:g} to {high:g} by class"
+    forms = {"metric": "{}", "iou": "IoU {}", "data": "{}", "images": "{} images", "date": "{}"}
+    said = [form.format(source[name]) for name, form in forms.items() if source and source.get(name)]
+    return text + (f" ({', '.join(said)})" if said else "")
+
+
 def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1

@@ -8,6 +8,7 @@ Read in this order:
     contents        what a folder must hold to be a model folder
     folder          write a model folder
     licence         whether the DINOv3 License binds a model
+    thresholds      change the score threshold that a folder stores
     card            the model card
     card_picture    the picture in the model card
     bundled_code    add code, for use where this package is not installed

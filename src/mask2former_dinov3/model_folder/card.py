@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from ..data.coco_types import Metrics
 from ..model import Mask2FormerDinov3Config
 from .licence import LICENCE, LICENSE_FILE, is_derived
+from .thresholds import card_line
 
 MetricName = Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "boundary_AP", "box_AP"]
 CARD_METRICS: tuple[MetricName, ...] = ("AP", "AP50", "AP75", "APs", "APm", "APl", "boundary_AP", "box_AP")
@@ -75,6 +76,7 @@ def model_card(
     names = [str(config.id2label[label]) for label in range(config.num_labels)]
     bands = config.num_channels
     image = '"image.jpg"' if bands == 3 else '"image.tif"'
+    stored = config.score_threshold
     lines = [
         *("---", _front_matter(config, metrics, run), "---", ""),
         *(f"# Mask2Former on {'DINOv3' if kind.startswith('dinov3') else kind.title()}, instance segmentation", ""),
@@ -96,6 +98,7 @@ def model_card(
         'model = "."  # this folder, or the id of its repository: "user/name"',
         f"instances = Predictor.from_pretrained(model)({image})",
         *("print(len(instances), instances.names, instances.scores)", "```", ""),
+        *([card_line(stored, config.score_threshold_source), ""] if stored is not None else []),
         *("## Limits", ""),
         f"An image is fitted into {canvas[0]} x {canvas[1]} pixels (height x width), and masks are computed with one "
         f"value for {config.mask_stride} x {config.mask_stride} of them: objects of only a few of these pixels are "

@@ -66,6 +66,19 @@ def surround(boxes: Sequence[Sequence[float]], size: tuple[int, ...]) -> tuple[f
     return x0 - room, y0 - room, x1 + room, y1 + room
 
 
+def square_around(boxes: Sequence[Sequence[float]], size: tuple[int, ...]) -> tuple[float, float, float, float] | None:
+    """As `surround`, as a square that lies in the image (height, width) as far as that is large enough."""
+    around = surround(boxes, size)
+    if around is None:
+        return None
+    x0, y0, x1, y1 = around
+    side = max(x1 - x0, y1 - y0)
+    left, top = (x0 + x1 - side) / 2, (y0 + y1 - side) / 2
+    left = min(max(left, 0.0), max(size[1] - side, 0.0))
+    top = min(max(top, 0.0), max(size[0] - side, 0.0))
+    return left, top, left + side, top + side
+
+
 def masks_in_view(view: View, segmentations: Sequence[Segmentation]) -> list[Window]:
     """The masks that the view shows, in pixels of the picture; at most `MOST_MASKS`.
 

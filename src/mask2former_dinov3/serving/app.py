@@ -9,6 +9,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import PurePath
 from typing import Annotated, Any, TypeVar
@@ -23,6 +24,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ..errors import DatasetError, mismatch
+from ..inference.limit_notes import limit_lines
+from ..inference.settings import InferenceSettings
 from ..instances import Instances
 from ..version import __version__
 from .doors import Doorkeeper, Doors
@@ -78,7 +81,8 @@ def _build_routes(
         """Instances in one image: the file in the field `image` of a form, or as the whole body."""
         if faults := _query_faults(request, known):
             raise Refused(422, "; ".join(faults))
-        wanted = Wanted(options.settings(), frozenset(options.classes) if options.classes else None, options.overlay)
+        settings = queue.predictor.fill(options.settings())
+        wanted = Wanted(settings, frozenset(options.classes) if options.classes else None, options.overlay)
         end = asyncio.get_running_loop().time() + limits.timeout
         with queue.place():
             try:
@@ -93,7 +97,7 @@ def _build_routes(
                 preview = await _await_unless_gone(request, queue, queue.preview(data, file_name, wanted), end)
         request.state.noted["instances"] = len(found)
         pictures = {"overlay": picture, "preview": preview}
-        return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, pictures))
+        return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, settings, pictures))
 
     @router.get(
         "/healthz", response_model=Health, responses={503: {"model": Health, "description": "Shutting down, or stuck."}}
@@ -116,9 +120,17 @@ def _build_routes(
 
 
 def to_coco_file(
-    found: Instances, file_name: str, categories: Sequence[tuple[int, str]], pictures: Mapping[str, bytes | None]
+    found: Instances,
+    file_name: str,
+    categories: Sequence[tuple[int, str]],
+    settings: InferenceSettings,
+    pictures: Mapping[str, bytes | None],
 ) -> dict[str, object]:
-    """The instances of one image as a COCO file, see `Prediction`. pictures: PNGs by their names, None for none."""
+    """The instances of one image as a COCO file, see `Prediction`.
+
+    settings: in use. pictures: PNGs by their names, None for none.
+    """
+    used = settings.threshold
     annotations = [
         {
             "id": number,
@@ -135,6 +147,9 @@ def to_coco_file(
         "images": [{"id": 1, "file_name": file_name, "height": found.height, "width": found.width}],
         "categories": [{"id": id_, "name": name} for id_, name in categories],
         "annotations": annotations,
+        "thresholds": list(used) if isinstance(used, Sequence) else [used] * len(categories),
+        "left_out": asdict(found.left_out),
+        "notes": limit_lines(found.left_out, settings.max_detections or 0, tiles=settings.tile is not None),
         **{key: base64.b64encode(png).decode("ascii") for key, png in pictures.items() if png is not None},
     }
 

@@ -59,10 +59,6 @@ class _Job:
     wanted: Wanted
     answer: asyncio.Future[Instances]
 
-    def fits(self, other: _Job) -> bool:
-        """Whether both can be in one batch: post-processing takes one max_detections per batch."""
-        return self.wanted.settings.max_detections == other.wanted.settings.max_detections
-
 
 class ModelQueue:
     """From the bytes of images to instances, in batches. Use it inside `async with queue.running()`.
@@ -201,11 +197,12 @@ class ModelQueue:
         settings = wanted.settings
         assert settings.tile is not None
         grid = Grid.of(rgb.shape[0], rgb.shape[1], settings.tile, settings.overlap)
-        merger = Merger(grid, self.predictor.categories)
+        merger = Merger(grid, self.predictor.categories, self.predictor.fill(settings).copy_overlap)
+        of_tiles = replace(wanted, settings=replace(settings, copy_overlap=1.0))  # copies are those of the whole image
 
         async def predict(tile: Region) -> Instances:
             prepared = await self._read(self.predictor.processor.prepare, rgb[tile.y0 : tile.y1, tile.x0 : tile.x1])
-            return await self._run_model(prepared, wanted)
+            return await self._run_model(prepared, of_tiles)
 
         with self._count_ahead(grid.number_of_tiles - 1):  # `place` has counted one
             for row in range(len(grid.tops)):
@@ -220,8 +217,7 @@ class ModelQueue:
         job = _Job(prepared, wanted, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._arrived.set()
-        found = await job.answer
-        return found[found.scores >= wanted.settings.threshold]
+        return await job.answer
 
     async def _work(self) -> None:
         """Predict batch after batch and hand out the results, until cancelled."""
@@ -242,22 +238,22 @@ class ModelQueue:
             del batch, results, job, result  # otherwise they would keep this batch's pixels until the next batch
 
     async def _next_batch(self) -> list[_Job]:
-        """The image that has waited longest, and others that fit; waits for these at most max_wait milliseconds."""
+        """The image that has waited longest, and others; waits for these at most max_wait milliseconds."""
         while True:
-            while not self._fitting_jobs():
+            while not self._waiting_jobs():
                 await self._wait_for_job()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.limits.max_wait / 1000):
-                    while len(self._fitting_jobs()) < self.limits.batch_size:
+                    while len(self._waiting_jobs()) < self.limits.batch_size:
                         await self._wait_for_job()
-            if batch := self._fitting_jobs()[: self.limits.batch_size]:  # empty if all were cancelled meanwhile
+            if batch := self._waiting_jobs()[: self.limits.batch_size]:  # empty if all were cancelled meanwhile
                 self._waiting = [job for job in self._waiting if job not in batch]
                 return batch
 
-    def _fitting_jobs(self) -> list[_Job]:
+    def _waiting_jobs(self) -> list[_Job]:
         """All jobs that could be in the next batch; cancelled ones are removed from the queue."""
         self._waiting = [job for job in self._waiting if not job.answer.done()]
-        return [job for job in self._waiting if job.fits(self._waiting[0])]
+        return self._waiting
 
     async def _wait_for_job(self) -> None:
         self._arrived.clear()
@@ -265,9 +261,7 @@ class ModelQueue:
 
     def _predict(self, jobs: list[_Job]) -> list[Instances | Exception]:
         """Run the model, in its thread. A batch that fails is repeated image by image, to find those that fail."""
-        # With the lowest threshold of the batch: `_run_model` drops the rest, and no score depends on the threshold.
-        threshold = min(job.wanted.settings.threshold for job in jobs)
-        settings = replace(jobs[0].wanted.settings, threshold=threshold)
+        settings = [job.wanted.settings for job in jobs]
         try:
             return list(self.predictor.predict_prepared([job.image for job in jobs], settings))
         except Exception:

@@ -21,12 +21,18 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    threshold: Annotated[float, Field(ge=0, le=1, description="Minimum score of a reported instance.")] = (
-        DEFAULTS.threshold
-    )
+    threshold: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="Minimum score of a reported instance; by default the model's own."),
+    ] = None
     max_detections: Annotated[
-        int, Field(ge=1, le=MOST_DETECTIONS, description="Maximum number of instances; with tiles, per tile.")
-    ] = DEFAULTS.max_detections
+        int | None,
+        Field(
+            ge=1,
+            le=MOST_DETECTIONS,
+            description="Maximum number of instances; with tiles, per tile; by default the number of queries.",
+        ),
+    ] = None
     tile: Annotated[
         int | None,
         Field(ge=SMALLEST_TILE, le=LARGEST_TILE, description="Predict in tiles of this side in pixels and merge them."),
@@ -98,6 +104,9 @@ class Prediction(BaseModel):
     images: list[ImageInfo]
     categories: list[Category]
     annotations: list[Annotation]
+    thresholds: Annotated[list[float], Field(description="Minimum score of each category, in their order.")]
+    left_out: Annotated[dict[str, float], Field(description="Counts of what is not among the annotations.")]
+    notes: Annotated[list[str], Field(description="Sentences on what is not among the annotations.")]
     overlay: Annotated[str | None, Field(description="PNG as base64, if the request asked for it.")] = None
     preview: Annotated[str | None, Field(description="PNG as base64, if the request asked for it.")] = None
 

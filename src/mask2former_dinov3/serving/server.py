@@ -14,6 +14,7 @@ from ..errors import ConfigError, OptionError, mismatch
 from ..extras import require
 from ..inference.onnx_model import OnnxModel
 from ..inference.predictor import Predictor, load_model, refuse_extra_images
+from ..inference.settings import DEFAULTS, describe_threshold
 from ..model import Mask2FormerDinov3Config
 from ..model_folder.licence import is_bound
 from ..read_options import AS_SAVED, ReadChanges
@@ -88,6 +89,7 @@ def serve(
         **uvicorn_options(most_connections(limits.max_connections)),
     )
     logger.info("model loaded on %s", predictor.model.device)
+    logger.info("%s", describe_threshold(DEFAULTS, predictor.model.config))
     logger.info("listening on http://%s:%d", *_address_of(listening))
     logger.info("answers to the names %s; others are refused (--allowed-host)", doors.describe())
     server = Server(config)

@@ -13,6 +13,7 @@ from ..data.channel_statistics import count_channels_of, measure_channels
 from ..data.coco import CocoData
 from ..data.statistics import statistics_of
 from ..errors import CheckpointError, ConfigError, OptionError, mismatch
+from ..evaluation.threshold_choice import NOT_STORED
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.backbone import backbone_blocks
@@ -82,6 +83,7 @@ def build_model(
         "label2id": {name: label for label, name in names.items()},
         "category_ids": [category.id for category in data.categories],
         "class_map": config.classes,
+        **NOT_STORED,
         **{name: getattr(config, name) for name in NETWORK if getattr(config, name) is not None},
     }
     if checkpoint is not None:
@@ -150,7 +152,7 @@ def _build_from_head(
     if not found.published:
         _check_options(head, fields, {name: getattr(own, name) for name in NETWORK if name not in CHANGEABLE})
         changed = {name: value for name, value in _chosen_options(fields).items() if name in CHANGEABLE}
-        changes = {name: fields[name] for name in LABEL_FIELDS} | changed
+        changes = {name: fields[name] for name in (*LABEL_FIELDS, *NOT_STORED)} | changed
     else:
         published = {"query_init": "learned", "mask_stride": 4, **{n: getattr(own, n) for n in HEAD_SIZES}}
         _check_options(head, fields, published)

@@ -110,9 +110,19 @@ class MetricsLog:
         )
 
     def log_evaluation(self, step: int, epoch: float, split: str, metrics: Metrics) -> None:
-        """Log the metrics of one evaluation."""
-        self._write(step, epoch, {"split": split, **metrics})
-        self._show(step, {"AP" if split == "valid" else f"{split} AP": f"{metrics['AP']:.3f}"})
+        """Log the metrics of one evaluation; of its operating point the numbers at the threshold."""
+        values: dict[str, object] = {"split": split, **metrics}
+        shown = {"AP": f"{metrics['AP']:.3f}"}
+        if "operating_point" in metrics:
+            del values["operating_point"]
+            block = metrics["operating_point"]
+            point = block["points"]["0.50"]
+            values["score_threshold"] = block["threshold"]
+            values |= {"precision": point["precision"], "recall": point["recall"], "f1": point["f1"]}
+            if block["threshold"] is not None:
+                shown["F1"] = f"{point['f1']:.3f} at {block['threshold']:.2f}"
+        self._write(step, epoch, values)
+        self._show(step, {name if split == "valid" else f"{split} {name}": text for name, text in shown.items()})
 
     def _show(self, step: int, texts: dict[str, str]) -> None:
         """Update the bar, or log a line with the time that is left at the mean speed so far."""

@@ -22,6 +22,7 @@ from ..data.statistics import statistics_of
 from ..errors import mark_shared
 from ..evaluation.coco_ap import evaluate_coco
 from ..evaluation.evaluate import predict_split
+from ..evaluation.threshold_choice import stored_threshold, without_curves
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import Overlay, RunDescription
@@ -41,7 +42,7 @@ from .distributed import run_on_all, run_on_main
 from .ema import AveragedWeights
 from .metrics_log import MetricsLog
 from .run_folder import Score, score_entries, set_aside_best
-from .run_report import keep_results, report_run
+from .run_report import report_run, store_results
 from .signals import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -181,7 +182,7 @@ class Run:
                     self.processor,
                     data,
                     batch_size=self.config.per_device_eval_batch_size,
-                    max_detections=self.config.max_detections,
+                    max_detections=max(self.config.max_detections, self.model.config.num_queries),
                     device=accelerator.device,
                     rank=accelerator.process_index,
                     world=accelerator.num_processes,
@@ -197,12 +198,14 @@ class Run:
 
         def score() -> Metrics:
             with stop.at_once():
-                return evaluate_coco(
+                metrics = evaluate_coco(
                     data.source or data.annotations,
                     results,
                     max_detections=self.config.max_detections,
                     image_ids=[record.id for record in data.images if record.id not in unreadable],
                 )
+            metrics["operating_point"] = without_curves(metrics["operating_point"])
+            return metrics
 
         shared: list[Metrics] = [run_on_main(accelerator, score) or {}]
         broadcast_object_list(shared)
@@ -221,6 +224,8 @@ class Run:
         if "valid" in self.data:
             metrics, results = self.evaluate("valid", stop)
             self.state.last_metrics = {**metrics, "step": self.state.step}
+            stored = stored_threshold(metrics["operating_point"], f"{self.description.dataset}, valid")
+            self.scored_model.config.update(stored)
             log.log_evaluation(self.state.step, self.epoch, "valid", metrics)
             value = self.score.value
             if value is None:
@@ -229,7 +234,7 @@ class Run:
                 run_on_main(self.accelerator, lambda: set_aside_best(self.output_dir, self.score))
                 self.save_folder("best", results)
                 run_on_main(
-                    self.accelerator, lambda: keep_results(self.output_dir, self.data["valid"], results, metrics)
+                    self.accelerator, lambda: store_results(self.output_dir, self.data["valid"], results, metrics)
                 )
                 self.state.best_metric, self.state.best_step = value, self.state.step
         if self.is_finished:

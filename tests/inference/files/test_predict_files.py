@@ -82,6 +82,27 @@ def test_predict_files__does_all_it_can_and_reports_the_rest(predictor: Predicto
     assert evaluate_coco(truth, results)["images"] == 3
 
 
+def test_predict_files__says_threshold_limits_and_best_scores(predictor: Predictor, tmp_path: Path) -> None:
+    for seed in range(3):
+        Image.fromarray(picture(seed)).save(tmp_path / f"{seed}.png")
+    every = [predictor(picture(seed), threshold=0.0, max_detections=16) for seed in range(3)]
+    text = predict_files(
+        predictor, [tmp_path], tmp_path / "a", settings=InferenceSettings(0.0, 5, copy_overlap=0.5), save=("coco",)
+    ).text()
+    assert "\nscore threshold 0, as given\n" in text
+    assert "note: max_detections: 33 instances above the threshold left out in 3 images, beyond 5 per image" in text
+    assert "dropped as copies" in text
+    text = predict_files(predictor, [tmp_path], tmp_path / "b", settings=InferenceSettings(1.0), save=("coco",)).text()
+    for seed, found in enumerate(every):
+        assert f"{tmp_path}/{seed}.png (best score {found.scores.max():.2g})" in text
+    text = predict_files(predictor, [tmp_path], tmp_path / "c", save=("coco",)).text()
+    assert "\nscore threshold 0.5: the model stores none; `evaluate` finds the best\n" in text
+    tiled = predict_files(
+        predictor, [tmp_path], tmp_path / "d", settings=InferenceSettings(0.0, 3, tile=32), save=("coco",)
+    ).text()
+    assert "beyond 3 per tile; raise it to keep them" in tiled
+
+
 def test_predict_files__counts_files_that_are_read_in_part(predictor: Predictor, tmp_path: Path) -> None:
     pages = [Image.fromarray(picture(seed)) for seed in range(5)]
     for name in ("a.tif", "b.tif"):
@@ -89,7 +110,7 @@ def test_predict_files__counts_files_that_are_read_in_part(predictor: Predictor,
     pages[0].save(tmp_path / "c.gif", save_all=True, append_images=pages[1:3])
     pages[0].save(tmp_path / "d.png")
     text = predict_files(predictor, [tmp_path], tmp_path / "out", settings=ALL, save=("coco",)).text()
-    notes = [line for line in text.splitlines() if line.startswith("note: ")]
+    notes = [line for line in text.splitlines() if line.startswith("note: ") and "read" in line]
     assert notes == [
         "note: 2 images: 5 pages, the first is read",
         f"note: {tmp_path}/c.gif: 3 frames, the first is read",

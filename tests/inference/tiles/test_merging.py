@@ -17,7 +17,8 @@ from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.inference.tiles.grid import Grid, Region
-from mask2former_dinov3.inference.tiles.merging import Merger, Runs, join_runs
+from mask2former_dinov3.inference.tiles.merging import Merger
+from mask2former_dinov3.inference.tiles.runs import Runs, join_runs
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.sample_data import SAMPLE
 

@@ -23,15 +23,17 @@ from ...folder_lock import hold_folder
 from ...instances import Instances
 from ...read_options import AS_SAVED, ReadChanges
 from ...version import __version__
+from ...visualize import check_colours
 from ..image_processing import Prepared
+from ..limit_notes import LimitNotes
 from ..predictor import Predictor, check_extra_images, load_model
 from ..prefetch import prefetch
-from ..settings import DEFAULTS, InferenceSettings
+from ..settings import DEFAULTS, InferenceSettings, describe_threshold
 from ..tiles.grid import Grid
 from ..tiles.image_reader import ImageReader, image_size, open_image
 from ..tiles.merging import merge_rows
 from .find_images import escape_unprintable, find_images
-from .progress import FinishedImage, Progress, fingerprint, key_of
+from .progress import FinishedImage, Progress, fingerprint, key_of, restore_left_out, store_left_out
 from .writers import check_outputs, overlay_name, save_classes, save_image
 
 PROGRESS_FILE = ".predict-progress.jsonl"
@@ -45,7 +47,8 @@ class PredictionSummary:
 
     failed: (input, reason). without_detection: images with nothing above the threshold. passed_over: the files of
     folders that are no images. unread: what of a file was not read, such as "5 pages, the first is read" -> the files,
-    among those that this call read.
+    among those that this call read. threshold: one line on the threshold in use. best_scores: of the images without
+    detection. limits: what is not among the instances; max_detections, tiles: as used.
     """
 
     output: Path
@@ -56,13 +59,22 @@ class PredictionSummary:
     overlays: list[Path] = field(default_factory=list)
     passed_over: PassedOver = field(default_factory=PassedOver)
     unread: dict[str, list[Path]] = field(default_factory=dict)
+    threshold: str = ""
+    best_scores: list[float] = field(default_factory=list)
+    limits: LimitNotes = field(default_factory=LimitNotes)
+    max_detections: int = 0
+    tiles: bool = False
 
     def text(self) -> str:
         """The summary for people: counts, then the images without a detection and the inputs that failed."""
-        lines = [f"{self.detections} instances in {self.images} images; results in {self.output}"]
+        lines = [f"{self.detections} instances in {self.images} images; results in {self.output}", self.threshold]
         if self.without_detection:
             lines.append(f"no detection in {len(self.without_detection)} of them:")
-            lines.extend(f"  {escape_unprintable(path)}" for path in self.without_detection)
+            lines.extend(
+                f"  {escape_unprintable(path)} (best score {best:.2g})"
+                for path, best in zip(self.without_detection, self.best_scores, strict=True)
+            )
+        lines.extend(f"note: {line}" for line in self.limits.lines(self.max_detections, tiles=self.tiles))
         if passed_over := self.passed_over.text():
             lines.append(escape_unprintable(passed_over))
         for text, files in self.unread.items():
@@ -81,6 +93,7 @@ def predict_files(
     *,
     settings: InferenceSettings = DEFAULTS,
     save: Collection[str] = ("overlays", "coco"),
+    colours: str = "auto",
     device: str | None = None,
     reading: ReadChanges = AS_SAVED,
     progress: bool = False,
@@ -91,17 +104,19 @@ def predict_files(
     1-bit PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping masks stay complete. coco:
     `predictions.json`, COCO results of all images, and `images.json` with the images and categories of its ids: of each
     image its name below the folder (`file_name`), its path, and its name in the output where that is another.
-    geojson, yolo: see `polygons`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`).
-    reading: how image files are read, where that is not as saved with the model (which is then no `Predictor`).
+    geojson, yolo: see `polygons`. colours: of the overlays, see `draw_instances`. settings: with `tile`, larger files
+    are read in parts (`tiles.image_reader`). reading: how image files are read, where that is not as saved with the
+    model (which is then no `Predictor`).
     progress: show progress bars.
 
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
     predicted. A stopped run leaves its
     finished images in a hidden file, and the same call continues from there.
-    Raises OptionError when no image is found, for an unknown word in `save`, and when another command is writing to
-    the output folder.
+    Raises OptionError when no image is found, for an unknown word in `save` or `colours`, and when another command is
+    writing to the output folder.
     """
     check_outputs(save)
+    check_colours(colours)
     check_writable(output)
     summary = PredictionSummary(output)
     files = find_images(inputs, output, summary.failed, summary.passed_over)
@@ -110,20 +125,25 @@ def predict_files(
         raise OptionError("inputs", "at least one image", f"none:{reasons}")
     predictor = model if isinstance(model, Predictor) else Predictor(*load_model(model, device, reading))
     check_extra_images(predictor.processor)
+    summary.threshold = describe_threshold(settings, predictor.model.config)
+    settings = predictor.fill(settings)
+    summary.max_detections, summary.tiles = settings.max_detections or 0, settings.tile is not None
     decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
         "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
         "threshold": settings.threshold,
         "max_detections": settings.max_detections,
+        "copy_overlap": settings.copy_overlap,
         "read": asdict(predictor.processor.read_options),
         "tile": None if settings.tile is None else [settings.tile, settings.overlap],
         "save": sorted(save),
+        "colours": colours,
     }
     with hold_folder(output, "output", "predict"):
         with Progress(output / PROGRESS_FILE, decides) as done:
             images = [_File(number, *one, key_of(one.path, one.name)) for number, one in enumerate(files, start=1)]
             save_classes(output, predictor.categories, save)
-            _Run(predictor, settings, tuple(save), progress, done, summary).predict(images)
+            _Run(predictor, settings, tuple(save), colours, progress, done, summary).predict(images)
         (output / PROGRESS_FILE).unlink()
     return summary
 
@@ -187,6 +207,7 @@ class _Run:
     predictor: Predictor
     settings: InferenceSettings
     save: tuple[str, ...]
+    colours: str
     show: bool
     done: Progress
     summary: PredictionSummary
@@ -274,14 +295,15 @@ class _Run:
                 rows = self.predictor.predict_rows(image, grid, self.settings, self.done.count_rows(file.key))
                 kept = chain(self.done.rows(file.key, categories), self.done.keep_rows(file.key, rows))
                 bar = tqdm(kept, file.name, len(grid.tops), leave=False, unit="row of tiles", disable=not self.show)
-                self._finish(file, image, merge_rows(bar, grid, categories))
+                self._finish(file, image, merge_rows(bar, grid, categories, self.settings.copy_overlap))
         except DatasetError as error:
             self._fail(file, error)
 
     def _finish(self, file: _File, image: ImageReader, instances: Instances) -> None:
         with _name_saving_errors(file):
-            save_image(self.summary.output, file.path, file.name, image, instances, self.save)
-        entry = FinishedImage(height=image.height, width=image.width, detections=len(instances))
+            save_image(self.summary.output, file.path, file.name, image, instances, self.save, self.colours)
+        left_out = store_left_out(instances.left_out)
+        entry = FinishedImage(height=image.height, width=image.width, detections=len(instances), left_out=left_out)
         starts = range(0, len(instances) if "coco" in self.save else 0, RESULTS_AT_ONCE)
         parts = (instances[start : start + RESULTS_AT_ONCE].to_coco(file.number) for start in starts)
         self.done.finish(file.key, entry, parts)
@@ -296,8 +318,11 @@ class _Run:
             entry = self.done.entry(file.key)
             self.summary.images += 1
             self.summary.detections += entry["detections"]
+            left_out = restore_left_out(entry["left_out"])
+            self.summary.limits.add(left_out)
             if not entry["detections"]:
                 self.summary.without_detection.append(file.path)
+                self.summary.best_scores.append(left_out.best_score)
             if "overlays" in self.save:
                 self.summary.overlays.append(self.summary.output / overlay_name(file.name, file.path))
         if "coco" not in self.save:

@@ -12,6 +12,7 @@ import logging
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict
@@ -19,7 +20,7 @@ from typing import Any, TypedDict
 import torch
 
 from ...data.coco_types import CocoRle
-from ...instances import Instances
+from ...instances import Instances, Unreported
 from ..network import Network
 
 logger = logging.getLogger(__name__)
@@ -28,11 +29,12 @@ Categories = tuple[tuple[int, str], ...]
 
 
 class FinishedImage(TypedDict):
-    """What is remembered of a finished image, besides its results: size in pixels and number of detections."""
+    """Of a finished image, besides its results: size in pixels, number of instances, what is left out."""
 
     height: int
     width: int
     detections: int
+    left_out: list[float]
 
 
 class Progress:
@@ -99,8 +101,9 @@ class Progress:
                     labels,
                     scores,
                     categories,
+                    restore_left_out(left_out),
                 )
-                for (height, width), counts, labels, scores in self._at(place)["row"]
+                for (height, width), counts, labels, scores, left_out in self._at(place)["row"]
             ]
 
     def count_rows(self, key: str) -> int:
@@ -116,6 +119,7 @@ class Progress:
                     [rle["counts"] for rle in one.rles],
                     one.labels.tolist(),
                     one.short_scores,
+                    store_left_out(one.left_out),
                 )
                 for one in row
             ]
@@ -157,6 +161,17 @@ class Progress:
                 self._rows.setdefault(line["key"], []).append(place)
             place += len(raw)
         return place
+
+
+def store_left_out(left_out: Unreported) -> list[float]:
+    """The counts as JSON has them."""
+    return list(astuple(left_out))
+
+
+def restore_left_out(stored: Sequence[float]) -> Unreported:
+    """The inverse of `store_left_out`."""
+    limit, full, copies, best_score = stored
+    return Unreported(int(limit), int(full), int(copies), best_score)
 
 
 def key_of(path: Path, name: str) -> str:

@@ -60,11 +60,20 @@ def overlay_name(name: str, path: Path) -> str:
 
 
 def save_image(
-    output: Path, path: Path, name: str, image: ImageReader, instances: Instances, save: Collection[str]
+    output: Path,
+    path: Path,
+    name: str,
+    image: ImageReader,
+    instances: Instances,
+    save: Collection[str],
+    colours: str = "auto",
 ) -> None:
-    """Write all files of one image that `save` names. path: the image file; name: its unique name in the output."""
+    """Write all files of one image that `save` names. path: the image file; name: its unique name in the output.
+
+    colours: of the overlay, see `draw_instances`.
+    """
     if "overlays" in save:
-        picture = draw_overlay(image, instances)
+        picture = draw_overlay(image, instances, colours)
         _save_picture(picture, place(output, overlay_name(name, path)))
         flush((output / overlay_name(name, path)).parent)
     if "masks" in save:
@@ -82,14 +91,14 @@ def save_classes(output: Path, categories: tuple[tuple[int, str], ...], save: Co
         write_text(place(output, "yolo", "data.yaml"), yolo_classes(categories))
 
 
-def draw_overlay(image: ImageReader, instances: Instances) -> Picture:
+def draw_overlay(image: ImageReader, instances: Instances, colours: str = "auto") -> Picture:
     """The image (`rgb_view` of it) with its instances drawn in: enlarged if small, reduced if too large for memory."""
     labels = len(instances) <= MOST_LABELLED
     if not image.large:
-        whole = image.read(Region(0, 0, image.height, image.width))
-        return draw_instances(rgb_view(whole), instances, scale=enlargement(instances), labels=labels)
+        whole = rgb_view(image.read(Region(0, 0, image.height, image.width)))
+        return draw_instances(whole, instances, scale=enlargement(instances), labels=labels, colours=colours)
     small = shrink_image(image, math.ceil(max(image.height, image.width) / LONGEST_OVERLAY))
-    return draw_instances(small, instances.shrink(*small.shape[:2]), labels=labels)
+    return draw_instances(small, instances.shrink(*small.shape[:2]), labels=labels, colours=colours)
 
 
 def shrink_image(image: ImageReader, factor: int) -> Picture:

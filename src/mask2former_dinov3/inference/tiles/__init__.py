@@ -7,5 +7,6 @@ Read in this order:
 
     grid           places overlapping tiles on an image
     image_reader   reads parts of image files of any size
+    runs           masks as vertical runs of pixels
     merging        joins the instances of all tiles
 """

@@ -21,65 +21,21 @@ comparing and encoding need no bitmap. R runs of one piece, H W the image.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...data.coco_types import CocoRle
-from ...data.rle import compress, runs_of_each
-from ...instances import Instances
+from ...data.rle import runs_of_each
+from ...instances import Instances, Unreported
+from ..copies import suppress_copies
 from .grid import Grid, Region
+from .runs import Runs, encode_runs, join_runs
 
 SAME_IOU = 0.5  # above it two masks show the same object; among disjoint masks only one can reach it
 INSIDE = 0.8  # a piece belongs to another one if it shares more than this fraction of its pixels
 EDGE = 2  # pixels: a mask that comes this close to an edge of its tile counts as cut by it
-
-
-@dataclass(frozen=True, slots=True)
-class Runs:
-    """Pixels as vertical runs from start up to and without end, (R,) each: sorted, disjoint, each within one column."""
-
-    start: NDArray[np.int64]
-    end: NDArray[np.int64]
-
-    @property
-    def area(self) -> int:
-        return int((self.end - self.start).sum())
-
-    def within(self, region: Region, height: int) -> Runs:
-        """The pixels inside a region of an image of `height` rows."""
-        column = self.start // height
-        kept = (column >= region.x0) & (column < region.x1)
-        top = column[kept] * height
-        start = np.maximum(self.start[kept], top + region.y0)
-        end = np.minimum(self.end[kept], top + region.y1)
-        return Runs(start[start < end], end[start < end])
-
-    def shared(self, other: Runs) -> int:
-        """The number of pixels that are in both."""
-        if not len(other.start):
-            return 0
-        lengths = np.concatenate(([0], np.cumsum(other.end - other.start)))
-
-        def covered(position: NDArray[np.int64]) -> NDArray[np.int64]:
-            """The number of pixels of `other` before each position."""
-            before = np.searchsorted(other.start, position)
-            last = other.end[np.maximum(before - 1, 0)]
-            return np.asarray(lengths[before] - np.where(before > 0, np.maximum(last - position, 0), 0))
-
-        return int((covered(self.end) - covered(self.start)).sum())
-
-
-def join_runs(parts: list[Runs]) -> Runs:
-    """The union of several masks; runs that touch become one, also from one column to the next."""
-    start = np.concatenate([part.start for part in parts])
-    end = np.concatenate([part.end for part in parts])
-    order = np.argsort(start, kind="stable")
-    start, end = start[order], np.maximum.accumulate(end[order])
-    first = np.flatnonzero(np.concatenate(([True], start[1:] > end[:-1])))
-    return Runs(start[first], end[np.append(first[1:], len(end)) - 1])
 
 
 @dataclass(eq=False, slots=True)
@@ -102,15 +58,21 @@ class Merger:
     It holds the pieces of tiles that the next row overlaps, and the finished instances as RLE.
     """
 
-    def __init__(self, grid: Grid, categories: tuple[tuple[int, str], ...] | None) -> None:
+    def __init__(
+        self, grid: Grid, categories: tuple[tuple[int, str], ...] | None, copy_overlap: float | None = None
+    ) -> None:
+        """copy_overlap: as in `InferenceSettings`."""
         self.grid = grid
         self.categories = categories
+        self.copy_overlap = copy_overlap
+        self.left_out = Unreported()
         self.tiles: list[tuple[Region, list[Piece]]] = []
         self.finished: list[tuple[int, np.float32, CocoRle]] = []
 
     def add_row(self, row: int, found: list[Instances]) -> None:
         """Add the instances of each tile of a row, from left to right; rows must come from the top, without a gap."""
         for tile, instances in zip(self.grid.row(row), found, strict=True):
+            self.left_out += instances.left_out
             pieces = [piece for piece in pieces_of(instances, tile, self.grid) if not self.is_seen_better(piece)]
             for other, earlier in self.tiles:
                 if other.meets(tile):
@@ -122,14 +84,16 @@ class Merger:
         """All instances, best score first; every row must have been added."""
         assert not self.tiles, "rows are missing"
         order = sorted(range(len(self.finished)), key=lambda index: -self.finished[index][1])
-        return Instances(
+        found = Instances(
             self.grid.height,
             self.grid.width,
             tuple(self.finished[index][2] for index in order),
             np.array([self.finished[index][0] for index in order], dtype=np.int64),
             np.array([self.finished[index][1] for index in order], dtype=np.float32),
             self.categories,
+            self.left_out if not self.finished else replace(self.left_out, best_score=0.0),
         )
+        return suppress_copies(found, self.copy_overlap)
 
     def is_seen_better(self, piece: Piece) -> bool:
         """Whether another tile contains the whole of a cut piece (rule 1)."""
@@ -156,8 +120,8 @@ def pieces_of(instances: Instances, tile: Region, grid: Grid) -> Iterator[Piece]
     height = tile.y1 - tile.y0
     counts = [rle["counts"].encode() for rle in instances.rles]
     for lengths, label, score in zip(runs_of_each(counts), instances.labels, instances.scores, strict=True):
-        bounds = np.cumsum(lengths)
-        start, end = bounds[: len(bounds) // 2 * 2 : 2], bounds[1::2]
+        inside = Runs.of_counts(lengths)
+        start, end = inside.start, inside.end
         first, last = start // height, (end - 1) // height
         number = last - first + 1  # columns of each run, which may continue at the top of the next column
         place = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
@@ -265,24 +229,17 @@ def merge_pieces(group: list[Piece]) -> tuple[np.float32, Runs]:
     return np.float32(score), join_runs([piece.runs for piece in group])
 
 
-def encode_runs(masks: list[Runs], height: int, width: int) -> list[CocoRle]:
-    """Masks that `join_runs` made, as RLE of the whole image."""
-    lengths = []
-    for mask in masks:
-        bounds = np.stack((mask.start, mask.end), axis=1).ravel()
-        tail = [height * width] if bounds[-1] < height * width else []
-        lengths.append(np.diff(np.concatenate(([0], bounds, tail))).astype(np.int64))
-    if not lengths:
-        return []
-    counts = compress(np.concatenate(lengths), np.array([len(one) for one in lengths]))
-    return [CocoRle(size=[height, width], counts=str(one, "ascii")) for one in counts]
-
-
 def merge_rows(
-    rows: Iterable[list[Instances]], grid: Grid, categories: tuple[tuple[int, str], ...] | None
+    rows: Iterable[list[Instances]],
+    grid: Grid,
+    categories: tuple[tuple[int, str], ...] | None,
+    copy_overlap: float | None = None,
 ) -> Instances:
-    """The instances of the whole image from those of its tiles, which come as `Predictor.predict_rows` yields them."""
-    merger = Merger(grid, categories)
+    """The instances of the whole image from those of its tiles, which come as `Predictor.predict_rows` yields them.
+
+    copy_overlap: as in `InferenceSettings`; copies are dropped from the whole image.
+    """
+    merger = Merger(grid, categories, copy_overlap)
     for row, found in enumerate(rows):
         merger.add_row(row, found)
     return merger.instances()

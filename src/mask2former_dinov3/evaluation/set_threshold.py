@@ -1,0 +1,65 @@
+"""Store the score threshold of an evaluation, or a given one, in a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import cast
+
+from ..data.coco_types import OperatingBlock
+from ..errors import ConfigError, DatasetError, mismatch
+from ..inference.settings import InferenceSettings
+from ..json_files import read_json_object
+from ..model.configuration import threshold_text
+from ..model_folder.contents import check_model_folder
+from ..model_folder.thresholds import store_threshold
+from .operating_point import Aim
+from .threshold_choice import choose_again, operating_lines, stored_threshold
+
+
+def set_threshold(
+    model: Path, evaluation: Path | None = None, threshold: float | None = None, aim: Aim | None = None
+) -> list[str]:
+    """Store a threshold in a model folder: that of an evaluation (the folder that `evaluate` wrote), or `threshold`.
+
+    aim: choose another threshold among those of the evaluation. Returns lines for people. Raises ConfigError unless one
+    of evaluation and threshold is given, DatasetError for a folder without an operating point, CheckpointError for a
+    model folder that cannot be read or written. Only config.json and the card's line change, each atomically.
+    """
+    if (evaluation is None) == (threshold is None):
+        raise ConfigError("set-threshold: expected an evaluation or a threshold, got both or none; give one")
+    check_model_folder(model)
+    if threshold is not None:
+        InferenceSettings(threshold=threshold)  # checks the value
+        source: dict[str, object] = {"metric": "given by hand", "date": date.today().isoformat()}
+        config = read_json_object(model / "config.json")
+        overlap = cast("float | None", config.get("copy_overlap"))  # stays
+        stored = store_threshold(model, threshold, source, overlap, threshold)
+        return [f"{model / 'config.json'}: score threshold {threshold_text(stored, source)}"]
+    assert evaluation is not None
+    block = _read_block(evaluation)
+    block = block if aim is None else choose_again(block, aim)
+    fields = stored_threshold(block, block["data"])
+    if fields["score_threshold"] is None or block["threshold"] is None or fields["score_threshold_source"] is None:
+        raise DatasetError(f"{evaluation}: {mismatch('an evaluation with a threshold', 'none', block['why'])}")
+    chosen = store_threshold(
+        model,
+        fields["score_threshold"],
+        fields["score_threshold_source"],
+        fields["copy_overlap"],
+        block["threshold"],
+    )
+    text = threshold_text(chosen, fields["score_threshold_source"])
+    return [*operating_lines(block), f"{model / 'config.json'}: score threshold {text}"]
+
+
+def _read_block(evaluation: Path) -> OperatingBlock:
+    path = evaluation / "metrics.json" if evaluation.is_dir() else evaluation
+    metrics = read_json_object(path)
+    block = metrics.get("operating_point")
+    if not isinstance(block, Mapping) or set(OperatingBlock.__annotations__) - set(block):
+        advice = "run `evaluate` of this version again"
+        got = "one without" if block is None else "a part of one"
+        raise DatasetError(f"{path}: {mismatch('metrics with an operating_point', got, advice)}")
+    return cast("OperatingBlock", block)

@@ -1,0 +1,231 @@
+"""The operating point of an evaluation: the numbers of metrics.json, what a model stores, and what is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from ..data.coco_types import ClassPoint, CopyNumbers, CurveNumbers, OperatingBlock, PointNumbers
+from ..inference.settings import DEFAULT_THRESHOLD, LARGEST_COUNT
+from .coco_files import GroundTruth, ScoredMask
+from .copy_choice import choose_copy_overlap
+from .matches import Overlaps, ResultMatches, match_overlaps, overlaps_of
+from .operating_point import (
+    BEST_F1,
+    FEWEST_OBJECTS,
+    Aim,
+    ThresholdChoice,
+    best_point,
+    choose_point,
+    spread_places,
+)
+from .score_curves import CURVE_IOUS, ScoreCurve, score_curve
+
+_Matched = tuple[Overlaps, dict[float, ResultMatches]]
+
+
+class StoredThreshold(TypedDict):
+    """The fields of a model's config.json on the operating point."""
+
+    score_threshold: float | dict[str, float] | None
+    score_threshold_source: dict[str, object] | None
+    copy_overlap: float | None
+
+
+NOT_STORED = StoredThreshold(score_threshold=None, score_threshold_source=None, copy_overlap=None)
+
+
+def operating_block(truth: GroundTruth, results: Sequence[ScoredMask], aim: Aim = BEST_F1) -> OperatingBlock:
+    """Thresholds for an aim, of all classes together and of each, with the numbers at them.
+
+    All results count, whatever the limit of COCO's metrics. A class has a threshold of its own if it has at least
+    `FEWEST_OBJECTS` objects and the choice on them is stable.
+    """
+    overlaps = overlaps_of(truth, results, LARGEST_COUNT)
+    copies = choose_copy_overlap(overlaps, results)
+    matched = copies.overlaps, {iou: match_overlaps(copies.overlaps, iou) for iou in CURVE_IOUS}
+    choice = choose_point(copies.overlaps, matched[1][CURVE_IOUS[0]], aim)
+    threshold = None if choice is None else choice.point.threshold
+    used = DEFAULT_THRESHOLD if threshold is None else threshold
+    several = len(truth.names) > 1
+    return OperatingBlock(
+        data=name_of_data(truth.name),
+        aim=aim.text,
+        iou=CURVE_IOUS[0],
+        threshold=threshold,
+        reached=choice is not None and choice.reached,
+        stable=choice is not None and not choice.unstable,
+        why="no result finds an object" if choice is None else choice.unstable,
+        images=0 if choice is None else choice.images,
+        objects=int((~overlaps.crowd).sum()),
+        points=_points(matched, used),
+        default=_points(matched, DEFAULT_THRESHOLD),
+        intervals=_intervals(choice),
+        per_class={
+            name: _class_point(matched, number, aim, used) for number, name in enumerate(truth.names, 1) if several
+        },
+        copies=CopyNumbers(
+            overlap=copies.overlap,
+            dropped=copies.dropped,
+            gain=round(copies.gain, 6),
+            gain_interval=[round(one, 6) for one in copies.gains],
+        ),
+        curves=_curves(matched),
+    )
+
+
+def name_of_data(path: str) -> str:
+    """The last two folders of a path of annotations, such as "nuclei/valid"; model cards are public."""
+    parts = Path(path).parts
+    folders = parts[:-1] if Path(path).suffix and len(parts) > 1 else parts
+    return "/".join(one for one in folders[-2:] if one != "/") or Path(path).name
+
+
+def _class_point(matched: _Matched, number: int, aim: Aim, overall: float) -> ClassPoint:
+    """Of one category number. overall: the threshold where the class has none of its own."""
+    overlaps, matches = matched
+    objects = int((~overlaps.crowd & (overlaps.object_category == number)).sum())
+    choice, why = None, f"{objects} objects, fewer than {FEWEST_OBJECTS}"
+    if objects >= FEWEST_OBJECTS:
+        choice = choose_point(overlaps, matches[CURVE_IOUS[0]], aim, number)
+        why = "no result finds an object" if choice is None else choice.unstable
+    threshold = overall if choice is None or why else choice.point.threshold
+    return ClassPoint(
+        threshold=threshold,
+        own=not why,
+        why=why,
+        objects=objects,
+        points=_points(matched, threshold, number),
+        intervals=_intervals(None if why else choice),
+        curves=_curves(matched, number),
+    )
+
+
+def _points(matched: _Matched, threshold: float, number: int | None = None) -> dict[str, PointNumbers]:
+    overlaps, matches = matched
+    return {f"{iou:.2f}": score_curve(overlaps, one, number).at(threshold).to_json() for iou, one in matches.items()}
+
+
+def _curves(matched: _Matched, number: int | None = None) -> dict[str, CurveNumbers]:
+    overlaps, matches = matched
+    return {f"{iou:.2f}": _thin_curve(score_curve(overlaps, one, number)) for iou, one in matches.items()}
+
+
+def _thin_curve(curve: ScoreCurve) -> CurveNumbers:
+    places = spread_places(curve) if len(curve.scores) else np.zeros(0, np.int64)
+    return CurveNumbers(
+        thresholds=curve.scores[places].tolist(), right=curve.right[places].tolist(), wrong=curve.wrong[places].tolist()
+    )
+
+
+def _intervals(choice: ThresholdChoice | None) -> dict[str, list[float]]:
+    if choice is None:
+        return {}
+    ranges = {"threshold": choice.thresholds, "precision": choice.precision, "recall": choice.recall, "f1": choice.f1}
+    return {name: [round(one, 6) for one in both] for name, both in ranges.items()}
+
+
+def without_curves(block: OperatingBlock) -> OperatingBlock:
+    """The block without its curves, which are long, for the state of a training run."""
+    classes = {name: ClassPoint(**{**one, "curves": {}}) for name, one in block["per_class"].items()}
+    return OperatingBlock(**{**block, "per_class": classes, "curves": {}})
+
+
+def stored_threshold(block: OperatingBlock, data: str) -> StoredThreshold:
+    """What a model stores: one threshold, or one for each class where a class has its own. data: its name."""
+    if block["threshold"] is None:
+        return NOT_STORED
+    classes = block["per_class"]
+    by_class = {name: one["threshold"] for name, one in classes.items()}
+    return StoredThreshold(
+        score_threshold=by_class if any(one["own"] for one in classes.values()) else block["threshold"],
+        score_threshold_source={
+            "metric": block["aim"],
+            "iou": block["iou"],
+            "data": data,
+            "images": block["images"],
+            "date": date.today().isoformat(),
+        },
+        copy_overlap=block["copies"]["overlap"],
+    )
+
+
+def choose_again(block: OperatingBlock, aim: Aim) -> OperatingBlock:
+    """The block of another aim, chosen among the thresholds of its curves, without intervals."""
+    curves = {name: one["curves"] for name, one in block["per_class"].items()}
+    overall = _again(block["curves"], block["objects"], aim)
+    again = OperatingBlock(**{**block, "aim": aim.text, "intervals": {}, "per_class": {}})
+    if overall is None:
+        return again
+    again["threshold"], again["reached"], again["points"] = overall
+    for name, one in block["per_class"].items():
+        found = _again(curves[name], one["objects"], aim) if one["own"] else None
+        threshold, points = (overall[0], one["points"]) if found is None else (found[0], found[2])
+        again["per_class"][name] = ClassPoint(**{**one, "threshold": threshold, "points": points, "intervals": {}})
+    return again
+
+
+def _again(
+    curves: dict[str, CurveNumbers], objects: int, aim: Aim
+) -> tuple[float, bool, dict[str, PointNumbers]] | None:
+    """Threshold, whether the target is reached, and the counts at it."""
+    whole = {
+        name: ScoreCurve(
+            float(name),
+            objects,
+            np.array(one["thresholds"], dtype=np.float64),
+            np.array(one["right"], dtype=np.int64),
+            np.array(one["wrong"], dtype=np.int64),
+        )
+        for name, one in curves.items()
+    }
+    point = best_point(whole[f"{CURVE_IOUS[0]:.2f}"], aim)
+    if point is None:
+        return None
+    points = {name: curve.at(point.threshold).to_json() for name, curve in whole.items()}
+    return point.threshold, aim.reached(point), points
+
+
+def operating_lines(block: OperatingBlock) -> list[str]:
+    """The block in a few lines for people."""
+    if block["threshold"] is None:
+        return [f"operating point: none, {block['why']}"]
+    first, second = (f"{iou:.2f}" for iou in CURVE_IOUS)
+    point, default = block["points"][first], block["default"][first]
+    inside = {name: f" ({low:.3f} to {high:.3f})" for name, (low, high) in block["intervals"].items()}
+    numbers = {"precision": point["precision"], "recall": point["recall"], "f1": point["f1"]}
+    shown = ", ".join(f"{name.replace('f1', 'F1')} {one:.3f}{inside.get(name, '')}" for name, one in numbers.items())
+    lines = [
+        f"operating point: score threshold {block['threshold']:g}, {block['aim']} at IoU {block['iou']:g}: {shown}",
+        f"  at the threshold {DEFAULT_THRESHOLD:g}: precision {_show(default['precision'])}, recall "
+        f"{_show(default['recall'])}, F1 {_show(default['f1'])}; at IoU {float(second):g}: F1 "
+        f"{_show(block['points'][second]['f1'])}",
+    ]
+    if block["per_class"]:
+        own = [f"{name} {one['threshold']:g}" for name, one in block["per_class"].items() if one["own"]]
+        others = [f"{name} ({one['why']})" for name, one in block["per_class"].items() if not one["own"]]
+        lines += [f"  by class: {', '.join(own)}"] if own else []
+        lines += [f"  with the threshold of all: {', '.join(others)}"] if others else []
+    if not block["reached"]:
+        lines.append(f"note: a {block['aim']} is not reached at any threshold; the nearest is shown")
+    if not block["stable"]:
+        lines.append(f"note: the threshold is not stable: {block['why']}")
+    return lines + _copy_lines(block["copies"])
+
+
+def _copy_lines(copies: CopyNumbers) -> list[str]:
+    if not copies["dropped"]:
+        return []
+    low, high = copies["gain_interval"]
+    text = f"F1 {copies['gain']:+.4f} ({low:+.4f} to {high:+.4f}), {copies['dropped']} results"
+    if copies["overlap"] is None:
+        return [f"  dropping copies does not raise F1 beyond noise ({text}): off"]
+    return [f"  copies: dropped where more than {copies['overlap']:g} of one lies in a better one ({text})"]
+
+
+def _show(value: float) -> str:
+    return f"{value:.3f}" if value >= 0 else "undefined"
