@@ -131,7 +131,8 @@ def drawn_images(rng: np.random.Generator, images: int) -> tuple[Overlaps, Resul
     empty: NDArray[np.int64] = np.zeros(0, np.int64)
     ones = np.ones(len(image), np.int64)
     overlaps = Overlaps(
-        *(np.arange(len(image)), image, ones, score[order], of_object, np.ones(len(of_object), np.int64)),
+        *(np.arange(len(image)), image, ones, score[order], ones.astype(float)),
+        *(of_object, np.ones(len(of_object), np.int64)),
         *(np.zeros(len(of_object), bool), np.ones(len(of_object)), empty, empty, np.zeros(0), 0),
     )
     return overlaps, ResultMatches(
@@ -164,7 +165,9 @@ def test_choose_point__few_images_are_not_stable_and_many_are() -> None:
     assert many.loss < few.loss
     target = choose_point(*drawn_images(rng, 12), Aim(target_precision=0.97))
     assert target is not None
-    assert re.search(r"a threshold may lose 0\.\d+ of the aim; 0.02 is allowed", target.unstable)
+    assert re.search(
+        r"one chosen on other images like these may cost 0\.\d+ of precision, more than 0.02", target.unstable
+    )
 
 
 def test_choose_point__the_same_seed_gives_the_same_intervals() -> None:

@@ -93,6 +93,7 @@ def keep_results(overlaps: Overlaps, kept: Bools) -> Overlaps:
         result_image=overlaps.result_image[kept],
         result_category=overlaps.result_category[kept],
         score=overlaps.score[kept],
+        result_area=overlaps.result_area[kept],
         pair_result=place[overlaps.pair_result[pairs]],
         pair_object=overlaps.pair_object[pairs],
         pair_iou=overlaps.pair_iou[pairs],
