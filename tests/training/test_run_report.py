@@ -12,7 +12,7 @@ from mask2former_dinov3.evaluation.run_record import read_run
 from mask2former_dinov3.evaluation.stored_evaluation import read_evaluation
 from mask2former_dinov3.training.run_report import report_run
 from mask2former_dinov3.training.train import train
-from training.test_train import make_config
+from support.run_config import make_config
 
 
 def test_train__leaves_a_report_of_its_best_model(toy_dataset: Path, tmp_path: Path) -> None:

@@ -19,12 +19,11 @@ from .compared_inputs import ComparedInput, common_limit, common_truth, find_inp
 from .image_changes import ImageChange, changes_by_image, match_above
 from .matches import Overlaps, match_overlaps, overlaps_of
 from .paired_bootstrap import FEWEST_DRAWS, Difference, PairedDifferences, paired_bootstrap, precision_at_recalls
-from .score_curves import ScoreCurve, score_curve
+from .score_curves import CURVE_IOUS, ScoreCurve, score_curve
 from .stored_evaluation import names_of_images
 
 ENOUGH_IMAGES = 30  # below it, percentile intervals are too narrow
-CURVE_IOUS = (0.5, 0.75)
-INTERVAL = f"{LEVEL * 100:g} % interval"
+INTERVAL_NAME = f"{LEVEL * 100:g} % interval"
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def describe_difference(one: Difference) -> str:
     if math.isnan(one.difference):
         return "undefined: no object in the ground truth"
     word = "better" if one.better else "worse" if one.worse else "no difference beyond noise"
-    return f"{one.difference:+.4f} ({INTERVAL} {one.low:+.4f} to {one.high:+.4f}): {word}"
+    return f"{one.difference:+.4f} ({INTERVAL_NAME} {one.low:+.4f} to {one.high:+.4f}): {word}"
 
 
 def _pair_to_json(pair: PairComparison, classes: Sequence[str], names: Mapping[int, str]) -> dict[str, object]:

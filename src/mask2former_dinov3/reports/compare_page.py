@@ -18,7 +18,7 @@ from ..data.fitting import PixelArray
 from ..data.images import check_image_size, read_image
 from ..data.locate import locate_images
 from ..errors import DatasetError
-from ..evaluation.comparison import INTERVAL, ComparedResults, Comparison, PairComparison, describe_difference
+from ..evaluation.comparison import INTERVAL_NAME, ComparedResults, Comparison, PairComparison, describe_difference
 from ..evaluation.image_changes import ImageChange, SideOfImage
 from ..evaluation.paired_bootstrap import Difference
 from ..evaluation.stored_evaluation import names_of_images
@@ -78,7 +78,7 @@ def _numbers(comparison: Comparison) -> Html:
     parts: list[Html] = [about]
     for pair in comparison.pairs:
         before, after = comparison.base.source.name, pair.after.source.name
-        head = ["", before, after, "difference", INTERVAL, ""]
+        head = ["", before, after, "difference", INTERVAL_NAME, ""]
         rows = [_row(key, one) for key, one in pair.differences.overall.items()]
         parts.append(table(head, rows, caption=f"{after} against {before}, all classes"))
         per_class = list(zip(comparison.truth.names, pair.differences.per_class, strict=True))
