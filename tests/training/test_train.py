@@ -37,26 +37,7 @@ from mask2former_dinov3.training.ema import AveragedWeights
 from mask2former_dinov3.training.launch import start_accelerator
 from mask2former_dinov3.training.train import load_data, train
 from support.processes import start_python
-
-
-def make_config(dataset: Path, output_dir: Path, **options: Any) -> TrainConfig:
-    settings: dict[str, Any] = {
-        "dataset_name": str(dataset),
-        "output_dir": str(output_dir),
-        "backbone": "tiny",
-        "image_height": 64,
-        "image_width": 96,
-        "per_device_train_batch_size": 2,
-        "max_train_steps": 2,
-        "logging_steps": 1,
-        "dataloader_num_workers": 0,
-        "max_grad_norm": 1.0,
-        "learning_rate": 5e-4,
-        "with_tracking": False,
-        "mixed_precision": "no",
-        **options,
-    }
-    return load_config(None, settings)[0]
+from support.run_config import make_config
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -182,6 +163,17 @@ def test_train__overfits_the_toy_set_to_a_high_ap(toy_dataset: Path, tmp_path: P
     metrics = train(config)
     assert metrics["AP"] > 0.85
     assert min(metrics["per_class"].values()) > 0.7
+    block = metrics["operating_point"]
+    assert block["points"]["0.50"]["f1"] > 0.9
+    assert lines(tmp_path / "run")[-1]["f1"] == block["points"]["0.50"]["f1"]
+    for name in ("best", "last"):
+        stored = json.loads((tmp_path / "run" / name / "config.json").read_text())
+        assert stored["score_threshold"] == block["threshold"]
+        assert stored["score_threshold_source"]["metric"] == "best F1"
+        assert stored["score_threshold_source"]["data"].endswith(", valid")
+        assert (
+            f"Score threshold: {block['threshold']:g} (best F1" in (tmp_path / "run" / name / "README.md").read_text()
+        )
 
 
 @pytest.mark.parametrize(
