@@ -20,6 +20,7 @@ MANY_DOUBTS = 0.5  # suspicion from which a label in doubt counts for the verdic
 _FEW = 3  # labels in doubt, below which they are not worth a sentence
 _WEAKER = 0.05  # AP below the rest from which a class or a group is called weak
 _COSTLY = 0.005  # AP from which a kind of error is worth a sentence
+_TRAINED = 0.3  # AP50 from which outlines are worth a word; below it, the model has not learnt the objects
 _REACHED = 0.98  # recall below which a limit is a ceiling
 
 
@@ -137,8 +138,11 @@ def _describe_ceiling(findings: Findings, num_queries: int | None) -> list[Verdi
         what, advice = f"The model has {limit} queries", "Train with more (num_queries)"
         advice += ", and score with more (--max-detections)." if most == limit else "."
     else:
-        what, advice = f"At most {limit} results per image and class count", "Score with more (--max-detections)."
-    text = f"{what}, so recall cannot be above {recall:.3f}: some images hold more objects. {advice}"
+        what, advice = (
+            f"At most {limit} results per image and class count for AP",
+            "Score with more (--max-detections).",
+        )
+    text = f"{what}, so its recall cannot be above {recall:.3f}: some images hold more objects. {advice}"
     return [VerdictSentence(text, "numbers")]
 
 
@@ -149,10 +153,11 @@ def _describe_errors(kind: str, count: int, cost: float, findings: Findings) -> 
         return f"{count_of(count, 'result')} on an object have the wrong class; {gain}.{_most_confused(findings)}"
     if kind == "localisation":
         metrics = findings.numbers.intervals.metrics
+        ap75, ap50 = metrics["AP75"].value, metrics["AP50"].value
+        finer = "; a finer mask stride or a larger canvas gives finer outlines" if ap50 >= _TRAINED else ""
         return (
             f"{count_of(count, 'result')} overlap an object of their class too little to count; {gain}. AP75 is "
-            f"{metrics['AP75'].value:.3f}, AP50 {metrics['AP50'].value:.3f}; a finer mask stride or a larger canvas "
-            "gives finer outlines."
+            f"{ap75:.3f}, AP50 {ap50:.3f}{finer}."
         )
     if kind == "both":
         return f"{count_of(count, 'result')} have the wrong class and too little overlap with any object; {gain}."

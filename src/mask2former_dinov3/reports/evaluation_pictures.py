@@ -12,13 +12,14 @@ from ..evaluation.doubtful_labels import DoubtfulLabel, count_kinds
 from ..evaluation.error_kinds import ERROR_KINDS
 from ..evaluation.image_ranking import ImageCount, best_images, disputed_images, worst_images
 from ..evaluation.report_numbers import Findings
-from .html_page import Html, element, folded, grid, join, paragraph, section, table
+from .html_page import Html, element, figure, folded, grid, join, paragraph, section, table
 from .image_source import ImageSource
-from .layered_pictures import Layer, Outlined, layered_figure
+from .layered_pictures import LAYER_COLOURS, Layer, Outlined, layered_figure
 from .picture_store import PictureStore
-from .pictures import View, square_around, view_of
+from .pictures import View, draw_layer, square_around, view_of
 
 WORST, BEST, DISPUTED = 12, 6, 6  # images shown of each kind
+MORE = 120  # further ones with errors, as small pictures
 CROPS = 4  # of the worst objects of an image
 SIDE_OF_IMAGE = 1000  # pixels of a whole image
 SIDE_OF_CROP = 320
@@ -57,6 +58,9 @@ class EvaluationPictures:
             if chosen:
                 parts.append(element("h3", title))
                 parts += [self._image(one, crops) for one in chosen]
+        if more := worst_images(counts, WORST + MORE)[WORST:]:
+            small = [self._small(one) for one in more]
+            parts.append(folded(f"{count_of(len(more), 'more image')} with errors, the worst first", grid(small)))
         parts.append(folded("all images in numbers", self._table(counts)))
         return section("Pictures", *parts, anchor="pictures")
 
@@ -67,6 +71,20 @@ class EvaluationPictures:
         left = f"; the worst {ROWS:,} of {len(counts):,}, report.json has all" if len(counts) > ROWS else ""
         head = ["image", "right", "wrong", "missed", "F1"]
         return table(head, rows, caption=f"images with errors, the worst first{left}")
+
+    def _small(self, one: ImageCount) -> Html:
+        """A small picture of an image, with its errors drawn in."""
+        pixels, fault = self.source.read(one.image)
+        view = view_of(pixels, None, SIDE_OF_CROP)
+        picture = view.pixels.copy()
+        for layer in self._layers(one.image):
+            if layer.shown:
+                masks, colour = [mask.segmentation for mask in layer.masks], LAYER_COLOURS[layer.key]
+                draw_layer(picture, view, masks, colour, filled=layer.key == "missed")
+        name = self.findings.file_names[one.image]
+        text = f"{one.right} right, {one.wrong} wrong, {one.missed} missed"
+        caption = join([name, text, *([fault] if fault else [])], "<br>")
+        return figure(self.store.add(picture), f"{name}: {text}", caption, picture.shape[:2])
 
     def _image(self, one: ImageCount, crops: int) -> Html:
         """One image: crops of its worst objects, then the whole."""
