@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,8 @@ def test_predict__answers_what_the_predictor_finds(client: TestClient, predictor
     height, width = expected.height, expected.width
     assert answer["images"] == [{"id": 1, "file_name": "a b.png", "height": height, "width": width}]
     assert answer["categories"] == [{"id": 1, "name": "nucleus"}]
+    assert answer["thresholds"] == [0.4]
+    assert answer["left_out"]["limit"] == expected.left_out.limit
     assert len(answer["annotations"]) == len(expected) > 10
     for number, (one, result) in enumerate(zip(answer["annotations"], expected.to_coco(1), strict=True)):
         assert one["id"] == number + 1
@@ -84,6 +87,20 @@ def test_predict__is_a_coco_file(client: TestClient, tmp_path: Path) -> None:
     coco = COCO(str(file))
     for one in coco.loadAnns(coco.getAnnIds()):
         assert coco.annToMask(one).sum() == one["area"]
+
+
+def test_predict__says_what_its_limits_leave_out(client: TestClient) -> None:
+    _, every = post(client, IMAGE.read_bytes())
+    assert every["thresholds"] == [0.5]  # the bundled model stores none
+    count = len(every["annotations"])
+    _, few = post(client, IMAGE.read_bytes(), max_detections=2)
+    assert len(few["annotations"]) == 2
+    assert few["left_out"]["limit"] >= count - 2 > 0
+    (note,) = few["notes"]
+    assert re.fullmatch(r"max_detections: \d+ instances above the threshold left out in 1 image, beyond 2 .*", note)
+    _, none = post(client, IMAGE.read_bytes(), threshold=1)
+    assert none["annotations"] == []
+    assert 0.5 < none["left_out"]["best_score"] < 1
 
 
 def test_predict__takes_a_body_as_it_takes_a_form(client: TestClient) -> None:

@@ -17,7 +17,9 @@ import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.training.metrics_log import MetricsLog
+from support.coco_reference import random_scene
 
 
 @pytest.fixture
@@ -46,6 +48,25 @@ def test_metrics_log__without_a_terminal_adds_lines_and_no_bar(
     assert len(caplog.messages) == len(expected)
     for message, pattern in zip(caplog.messages, expected, strict=True):
         assert re.fullmatch(pattern, message), message
+
+
+def test_metrics_log__has_the_numbers_at_the_threshold_and_no_curves(
+    accelerator: Accelerator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = random_scene(3, 3)
+    metrics = evaluate_coco(scene.truth, scene.results)
+    block = metrics["operating_point"]
+    with (
+        caplog.at_level(logging.INFO, logger="mask2former_dinov3"),
+        MetricsLog(accelerator, tmp_path, first_step=0, num_steps=4) as log,
+    ):
+        log.log_evaluation(2, 1.0, "valid", metrics)
+    (line,) = [json.loads(one) for one in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    point = block["points"]["0.50"]
+    assert line["score_threshold"] == block["threshold"]
+    assert (line["precision"], line["recall"], line["f1"]) == (point["precision"], point["recall"], point["f1"])
+    assert "operating_point" not in line
+    assert f"AP {metrics['AP']:.3f}, F1 {point['f1']:.3f} at {block['threshold']:.2f}, ETA" in caplog.messages[-1]
 
 
 def read_all(reader: int) -> str:

@@ -181,6 +181,17 @@ def test_train__overfits_the_toy_set_to_a_high_ap(toy_dataset: Path, tmp_path: P
     metrics = train(config)
     assert metrics["AP"] > 0.85
     assert min(metrics["per_class"].values()) > 0.7
+    block = metrics["operating_point"]
+    assert block["points"]["0.50"]["f1"] > 0.9
+    assert lines(tmp_path / "run")[-1]["f1"] == block["points"]["0.50"]["f1"]
+    for name in ("best", "last"):
+        stored = json.loads((tmp_path / "run" / name / "config.json").read_text())
+        assert stored["score_threshold"] == block["threshold"]
+        assert stored["score_threshold_source"]["metric"] == "best F1"
+        assert stored["score_threshold_source"]["data"].endswith(", valid")
+        assert (
+            f"Score threshold: {block['threshold']:g} (best F1" in (tmp_path / "run" / name / "README.md").read_text()
+        )
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,15 @@ class Aim:
             return f"lowest cost ({self.cost_fp:g} per wrong result, {self.cost_fn:g} per missed object)"
         return "best F1"
 
+    @property
+    def measure(self) -> str:
+        """What `losses` are in."""
+        if self.target_precision is not None:
+            return "precision"
+        if self.target_recall is not None:
+            return "recall"
+        return "F1" if self.cost_fp is None else "the cost of missing all"
+
     def value(self, right: Floats, wrong: Floats, objects: Floats) -> Floats:
         """What the chosen threshold has the highest value of; right, wrong (..., S), objects (..., 1).
 
@@ -90,7 +99,7 @@ class Aim:
     def losses(self, curve: ScoreCurve, best: ScorePoint, thresholds: Floats) -> Floats:
         """What each threshold loses on the curve against the best point, 0 for nothing.
 
-        In F1; in precision or recall below what `best` has of the target; in the part of the cost of `best`.
+        In F1; in precision or recall below what `best` has of the target; in parts of the cost of missing all objects.
         """
         points = [curve.at(threshold) for threshold in thresholds.tolist()]
         if self.target_precision is not None:
@@ -102,7 +111,7 @@ class Aim:
         if self.cost_fp is not None and self.cost_fn is not None:
             costs = np.array([self.cost_fp * one.wrong + self.cost_fn * one.missed for one in points])
             least = self.cost_fp * best.wrong + self.cost_fn * best.missed
-            return np.asarray((costs - least) / max(least, min(self.cost_fp, self.cost_fn)))
+            return np.asarray((costs - least) / (self.cost_fn * curve.objects))
         return np.array([best.f1 - one.f1 for one in points])
 
 
@@ -180,17 +189,15 @@ def choose_point(
         _range(at_point[:, 1], edge),
         _range(at_point[:, 2], edge),
         loss,
-        _why_unstable(len(images), loss),
+        _why_unstable(len(images), loss, aim.measure),
     )
 
 
-def _why_unstable(images: int, loss: float) -> str:
+def _why_unstable(images: int, loss: float, measure: str) -> str:
     if images < FEWEST_IMAGES:
         return f"{images} images are too few to tell; {FEWEST_IMAGES} are the least"
     if loss > LARGEST_LOSS:
-        return (
-            f"chosen on other images like these, a threshold may lose {loss:.3f} of the aim; {LARGEST_LOSS} is allowed"
-        )
+        return f"one chosen on other images like these may cost {loss:.3f} of {measure}, more than {LARGEST_LOSS}"
     return ""
 
 

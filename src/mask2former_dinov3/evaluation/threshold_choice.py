@@ -59,7 +59,7 @@ def operating_block(truth: GroundTruth, results: Sequence[ScoredMask], aim: Aim 
         threshold=threshold,
         reached=choice is not None and choice.reached,
         stable=choice is not None and not choice.unstable,
-        why="no result finds an object" if choice is None else choice.unstable,
+        why="no result finds an object" if choice is None else _not_stable(choice),
         images=0 if choice is None else choice.images,
         objects=int((~overlaps.crowd).sum()),
         points=_points(matched, used),
@@ -78,6 +78,10 @@ def operating_block(truth: GroundTruth, results: Sequence[ScoredMask], aim: Aim 
     )
 
 
+def _not_stable(choice: ThresholdChoice) -> str:
+    return f"not stable: {choice.unstable}" if choice.unstable else ""
+
+
 def name_of_data(path: str) -> str:
     """The last two folders of a path of annotations, such as "nuclei/valid"; model cards are public."""
     parts = Path(path).parts
@@ -92,7 +96,7 @@ def _class_point(matched: _Matched, number: int, aim: Aim, overall: float) -> Cl
     choice, why = None, f"{objects} objects, fewer than {FEWEST_OBJECTS}"
     if objects >= FEWEST_OBJECTS:
         choice = choose_point(overlaps, matches[CURVE_IOUS[0]], aim, number)
-        why = "no result finds an object" if choice is None else choice.unstable
+        why = "no result finds an object" if choice is None else _not_stable(choice)
     threshold = overall if choice is None or why else choice.point.threshold
     return ClassPoint(
         threshold=threshold,
@@ -155,17 +159,36 @@ def stored_threshold(block: OperatingBlock, data: str) -> StoredThreshold:
 
 
 def choose_again(block: OperatingBlock, aim: Aim) -> OperatingBlock:
-    """The block of another aim, chosen among the thresholds of its curves, without intervals."""
+    """The block of another aim, chosen among the thresholds of its curves, without intervals.
+
+    A class with at least `FEWEST_OBJECTS` objects has its own.
+    """
     curves = {name: one["curves"] for name, one in block["per_class"].items()}
     overall = _again(block["curves"], block["objects"], aim)
     again = OperatingBlock(**{**block, "aim": aim.text, "intervals": {}, "per_class": {}})
     if overall is None:
         return again
     again["threshold"], again["reached"], again["points"] = overall
+    again["stable"] = False
+    again["why"] = "chosen from the evaluation's curves without intervals; `evaluate` with this target gives them"
     for name, one in block["per_class"].items():
-        found = _again(curves[name], one["objects"], aim) if one["own"] else None
-        threshold, points = (overall[0], one["points"]) if found is None else (found[0], found[2])
-        again["per_class"][name] = ClassPoint(**{**one, "threshold": threshold, "points": points, "intervals": {}})
+        few = one["objects"] < FEWEST_OBJECTS
+        found = None if few else _again(curves[name], one["objects"], aim)
+        if found is None:
+            whole = {key: _restore_curve(key, curve, one["objects"]) for key, curve in curves[name].items()}
+            found = overall[0], True, {key: curve.at(overall[0]).to_json() for key, curve in whole.items()}
+            why = one["why"] if few else "no result finds an object"
+        else:
+            why = ""
+        again["per_class"][name] = ClassPoint(
+            threshold=found[0],
+            own=not why,
+            why=why,
+            objects=one["objects"],
+            points=found[2],
+            intervals={},
+            curves=curves[name],
+        )
     return again
 
 
@@ -173,21 +196,17 @@ def _again(
     curves: dict[str, CurveNumbers], objects: int, aim: Aim
 ) -> tuple[float, bool, dict[str, PointNumbers]] | None:
     """Threshold, whether the target is reached, and the counts at it."""
-    whole = {
-        name: ScoreCurve(
-            float(name),
-            objects,
-            np.array(one["thresholds"], dtype=np.float64),
-            np.array(one["right"], dtype=np.int64),
-            np.array(one["wrong"], dtype=np.int64),
-        )
-        for name, one in curves.items()
-    }
+    whole = {name: _restore_curve(name, one, objects) for name, one in curves.items()}
     point = best_point(whole[f"{CURVE_IOUS[0]:.2f}"], aim)
     if point is None:
         return None
     points = {name: curve.at(point.threshold).to_json() for name, curve in whole.items()}
     return point.threshold, aim.reached(point), points
+
+
+def _restore_curve(iou: str, curve: CurveNumbers, objects: int) -> ScoreCurve:
+    counts = (np.array(curve["right"], dtype=np.int64), np.array(curve["wrong"], dtype=np.int64))
+    return ScoreCurve(float(iou), objects, np.array(curve["thresholds"], dtype=np.float64), *counts)
 
 
 def operating_lines(block: OperatingBlock) -> list[str]:
@@ -213,7 +232,7 @@ def operating_lines(block: OperatingBlock) -> list[str]:
     if not block["reached"]:
         lines.append(f"note: a {block['aim']} is not reached at any threshold; the nearest is shown")
     if not block["stable"]:
-        lines.append(f"note: the threshold is not stable: {block['why']}")
+        lines.append(f"note: the threshold is {block['why']}")
     return lines + _copy_lines(block["copies"])
 
 

@@ -1,0 +1,175 @@
+"""A threshold goes from an evaluation into a model folder and from there into everything that uses the model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mask2former_dinov3.cli import main
+from mask2former_dinov3.errors import CheckpointError, ConfigError, DatasetError, OptionError
+from mask2former_dinov3.evaluation.set_threshold import set_threshold
+from mask2former_dinov3.export.onnx_export import build_metadata
+from mask2former_dinov3.inference.onnx_model import OnnxMetadata
+from mask2former_dinov3.inference.predictor import Predictor, load_network
+from mask2former_dinov3.inference.settings import DEFAULTS
+from mask2former_dinov3.model_folder.folder import save_model_folder
+from mask2former_dinov3.model_folder.thresholds import fit_classes
+from support.coco_reference import Scene, blob, moved
+
+
+@pytest.fixture
+def folder(model_folder: Path, tmp_path: Path) -> Path:
+    """A model folder with a card that has a line on its threshold."""
+    network, processor = load_network(model_folder, "cpu")
+    network.config.score_threshold = 0.5
+    save_model_folder(network, processor, tmp_path / "model", {})
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    """The output of `evaluate` for results on 60 images of discs and bars; only discs are many."""
+    scene = Scene(0, (3, 7))
+    for category, name in zip(scene.truth["categories"], ("disc", "bar"), strict=True):
+        category["name"] = name
+    for image in range(1, 61):
+        scene.image(image)
+        for category in (3, 3, 3, 7) if image < 9 else (3, 3, 3):
+            mask = blob(scene.rng, 90, 120, 14)
+            if mask.any():
+                scene.annotate(image, category, mask)
+                scene.detect(image, category, moved(mask, 1, 0), float(scene.rng.beta(5, 2)))
+        scene.detect(image, 3, moved(mask, 40, 40), float(scene.rng.beta(2, 4)))
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "truth.json").write_text(json.dumps(scene.truth))
+    (tmp_path / "toy" / "results.json").write_text(json.dumps(scene.results))
+    return tmp_path / "toy"
+
+
+def evaluated(evaluation: Path, *flags: str) -> dict[str, Any]:
+    files = ("--annotations", evaluation / "truth.json", "--predictions", evaluation / "results.json")
+    words = ["evaluate", *map(str, files), "--output", str(evaluation / "out"), *flags]
+    assert main(words) == 0
+    block: dict[str, Any] = json.loads((evaluation / "out" / "metrics.json").read_text())["operating_point"]
+    return block
+
+
+def test_set_threshold__goes_into_config_card_and_whatever_uses_the_model(folder: Path, evaluation: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    block = evaluated(evaluation)
+    assert main(["set-threshold", "--model", str(folder), "--from", str(evaluation / "out")]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    disc, bar = (block["per_class"][name]["threshold"] for name in ("disc", "bar"))
+    assert bar == block["threshold"]
+    assert config["score_threshold"] == {"disc": disc, "bar": bar}
+    assert config["score_threshold_source"]["data"].endswith("/toy")
+    assert config["score_threshold_source"]["metric"] == "best F1"
+    assert (folder / "model.safetensors").read_bytes() == weights
+    (line,) = [one for one in (folder / "README.md").read_text().splitlines() if one.startswith("Score threshold: ")]
+    assert re.search(r"\(best F1, IoU 0.5, \S+/toy, 60 images, ", line)
+    predictor = Predictor.from_pretrained(folder, "cpu")
+    assert predictor.fill(DEFAULTS).threshold == (disc, bar)
+
+    network, processor = load_network(folder, "cpu")
+    metadata = OnnxMetadata.from_properties(build_metadata(network, processor, folder).to_properties())
+    assert metadata.score_threshold == config["score_threshold"]
+    assert metadata.score_threshold_source == config["score_threshold_source"]
+    properties = replace(metadata, score_threshold=None).to_properties()
+    del properties["score_threshold"]  # as in files of earlier versions
+    assert OnnxMetadata.from_properties(properties).score_threshold is None
+
+    again = folder.with_name("again")
+    save_model_folder(network, processor, again, {})
+    assert json.loads((again / "config.json").read_text())["score_threshold"] == config["score_threshold"]
+
+
+@pytest.mark.parametrize("flags", [["--target-precision", "0.99"], ["--cost-fp", "9", "--cost-fn", "1"]])
+def test_set_threshold__chooses_for_a_target_as_evaluate_does(folder: Path, evaluation: Path, flags: list[str]) -> None:
+    evaluated(evaluation)
+    assert main(["set-threshold", "--model", str(folder), "--from", str(evaluation / "out"), *flags]) == 0
+    source = json.loads((folder / "config.json").read_text())["score_threshold_source"]
+    block = evaluated(evaluation, *flags)
+    assert source["metric"] == block["aim"]
+    bar = json.loads((folder / "config.json").read_text())["score_threshold"]["bar"]
+    assert bar == pytest.approx(block["threshold"], abs=0.05)
+
+
+def test_set_threshold__by_hand_leaves_the_rest(folder: Path, evaluation: Path) -> None:
+    before = json.loads((folder / "config.json").read_text())
+    assert main(["set-threshold", "--model", str(folder), "--threshold", "0.7"]) == 0
+    after = json.loads((folder / "config.json").read_text())
+    assert after["score_threshold"] == 0.7
+    assert after["score_threshold_source"]["metric"] == "given by hand"
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"score_threshold", "score_threshold_source"}
+    assert "Score threshold: 0.7 (given by hand, " in (folder / "README.md").read_text()
+
+
+def test_set_threshold__says_what_it_cannot_use(folder: Path, evaluation: Path, tmp_path: Path) -> None:
+    config = (folder / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match="expected an evaluation or a threshold, got both or none"):
+        set_threshold(folder)
+    with pytest.raises(OptionError, match=r"^threshold: expected a score from 0 to 1, got 1.5$"):
+        set_threshold(folder, threshold=1.5)
+    with pytest.raises(CheckpointError, match="expected a model folder, got no folder"):
+        set_threshold(tmp_path / "none", threshold=0.5)
+    (tmp_path / "metrics.json").write_text('{"AP": 0.5}')
+    with pytest.raises(DatasetError, match="expected metrics with an operating_point, got one without"):
+        set_threshold(folder, tmp_path)
+    (tmp_path / "metrics.json").write_text('{"operating_point": {"threshold": 0.5}}')
+    with pytest.raises(DatasetError, match="got a part of one; run `evaluate` of this version again"):
+        set_threshold(folder, tmp_path)
+    block = evaluated(evaluation)
+    block["per_class"]["star"] = block["per_class"]["bar"]
+    (tmp_path / "metrics.json").write_text(json.dumps({"operating_point": block}))
+    with pytest.raises(CheckpointError, match="expected classes of the model, got star"):
+        set_threshold(folder, tmp_path)
+    block["threshold"], block["why"] = None, "no result finds an object"
+    (tmp_path / "metrics.json").write_text(json.dumps({"operating_point": block}))
+    with pytest.raises(DatasetError, match="expected an evaluation with a threshold, got none; no result finds"):
+        set_threshold(folder, tmp_path)
+    assert (folder / "config.json").read_bytes() == config
+
+
+def test_fit_classes__classes_that_the_data_lack_take_the_threshold_of_all() -> None:
+    assert fit_classes({"bar": 0.3}, {0: "disc", 1: " bar"}, 0.8, "m") == {"disc": 0.8, " bar": 0.3}
+    assert fit_classes(0.4, {0: "disc"}, 0.8, "m") == 0.4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--threshold 0.5 --from x", "--from: cannot be combined with --threshold"),
+        ("--threshold 0.5 --target-recall 0.5", "--target-recall: cannot be combined with --threshold"),
+        ("--from x --target-recall 0.5 --cost-fp 1", "--cost-fp: cannot be combined with --target-recall"),
+        ("", "expected --from or --threshold"),
+    ],
+)
+def test_set_threshold__refuses_options_that_exclude_each_other(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["set-threshold", "--model", "m", *words.split()])
+    assert re.search(f"error: {re.escape(message)}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--cost-fp", "1"], "--cost-fn: expected a number above 0, as cost_fp has one, got none"),
+        (["--target_precision", "7"], "--target_precision: expected a fraction above 0, up to 1, got 7"),
+    ],
+)
+def test_evaluate__refuses_aims_out_of_range(
+    evaluation: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ("--annotations", evaluation / "truth.json", "--predictions", evaluation / "results.json")
+    assert main(["evaluate", *map(str, files), "--output", str(evaluation / "out"), *flags]) == 1
+    assert f"error: {message}" in capsys.readouterr().err
+    shutil.rmtree(evaluation)
