@@ -129,11 +129,20 @@ def drawn_images(rng: np.random.Generator, images: int) -> tuple[Overlaps, Resul
     place = np.concatenate([np.arange(r + w) for r, w in zip(right, wrong, strict=True)])
     object_of = np.where(is_right, first[image] + place, -1)[order]
     empty: NDArray[np.int64] = np.zeros(0, np.int64)
-    ones = np.ones(len(image), np.int64)
     overlaps = Overlaps(
-        *(np.arange(len(image)), image, ones, score[order], ones.astype(float)),
-        *(of_object, np.ones(len(of_object), np.int64)),
-        *(np.zeros(len(of_object), bool), np.ones(len(of_object)), empty, empty, np.zeros(0), 0),
+        result_row=np.arange(len(image)),
+        result_image=image,
+        result_category=np.ones(len(image), np.int64),
+        score=score[order],
+        result_area=np.ones(len(image)),
+        object_image=of_object,
+        object_category=np.ones(len(of_object), np.int64),
+        crowd=np.zeros(len(of_object), bool),
+        area=np.ones(len(of_object)),
+        pair_result=empty,
+        pair_object=empty,
+        pair_iou=np.zeros(0),
+        left_out=0,
     )
     return overlaps, ResultMatches(
         0.5, object_of, np.where(object_of >= 0, 0.8, 0.0), np.zeros(len(image), bool), empty
