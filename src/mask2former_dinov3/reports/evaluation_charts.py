@@ -83,8 +83,8 @@ def confusion_table(matrix: Ints, names: Sequence[str], thresholds: str) -> Html
 
 
 CHART_STYLE = """
-.cell.hit { background: color-mix(in srgb, var(--good) calc(var(--part) * .55), transparent); }
-.cell.slip { background: color-mix(in srgb, var(--error) calc(var(--part) * .8), transparent); }
+.cell.hit { background: color-mix(in srgb, var(--good) calc(var(--part) * .45), transparent); }
+.cell.slip { background: color-mix(in srgb, var(--error) calc(var(--part) * .4), transparent); }
 td.cell { padding: .25rem .5rem; }
 """
 
