@@ -49,8 +49,7 @@ def add_compare(parser: VerbParser) -> None:
         "--samples",
         type=positive,
         metavar="N",
-        default=2000,
-        help="number of draws of the bootstrap (default: %(default)s)",
+        help="number of draws of the bootstrap (default: 1000, fewer for very many results)",
     )
     parser.add_argument(
         "--seed", type=not_negative, metavar="N", default=0, help="seed of the draws (default: %(default)s)"

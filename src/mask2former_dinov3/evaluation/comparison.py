@@ -30,19 +30,20 @@ INTERVAL_NAME = f"{LEVEL * 100:g} % interval"
 class ComparisonSettings:
     """How results are compared.
 
-    samples, seed: of the bootstrap. threshold: minimum score of the results whose changes are shown; iou: from which a
-    result finds an object, for these. max_detections: per image and class; None: as in the evaluations.
+    samples, seed: of the bootstrap; samples None: 1,000, fewer for very many results. threshold: minimum score of the
+    results whose changes are shown; iou: from which a result finds an object, for these. max_detections: per image and
+    class; None: as in the evaluations.
     Raises OptionError for a value out of range.
     """
 
-    samples: int = 2000
+    samples: int | None = None
     seed: int = 0
     threshold: float = 0.5
     iou: float = 0.5
     max_detections: int | None = None
 
     def __post_init__(self) -> None:
-        if self.samples < FEWEST_DRAWS:
+        if self.samples is not None and self.samples < FEWEST_DRAWS:
             raise OptionError("samples", f"at least {FEWEST_DRAWS} draws", self.samples)
         if not 0 <= self.threshold <= 1:
             raise OptionError("threshold", "a score from 0 to 1", self.threshold)
@@ -110,7 +111,7 @@ class Comparison:
             "objects": sum(not one["iscrowd"] for one in self.truth.annotations),
             "max_detections": self.max_detections,
             "level": LEVEL,
-            "samples": self.settings.samples,
+            "samples": self.pairs[0].differences.samples,
             "seed": self.settings.seed,
             "threshold": self.settings.threshold,
             "iou": self.settings.iou,

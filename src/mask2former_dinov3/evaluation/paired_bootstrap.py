@@ -18,7 +18,7 @@ import numpy as np
 from ..data.array_types import Floats, Ints
 from ..errors import OptionError
 from .average_precision import RECALLS, make_monotonic, rank_results
-from .bootstrap import LEVEL, draw_resamples, weighted_metrics
+from .bootstrap import LEVEL, draw_resamples, number_of_resamples, weighted_metrics
 from .matches import Overlaps, match_overlaps
 
 FEWEST_DRAWS = 100
@@ -55,28 +55,36 @@ class Difference:
 
 @dataclass(frozen=True)
 class PairedDifferences:
-    """Differences of AP, AP50, AP75, APs, APm, APl over all classes; and of AP of each, in the order of the classes."""
+    """Differences of AP, AP50 and AP75 over all classes, and of AP of each class, in the order of the classes.
+
+    samples: how many draws they are from.
+    """
 
     overall: dict[str, Difference]
     per_class: tuple[Difference, ...]
+    samples: int
 
 
 def paired_bootstrap(
-    before: Overlaps, after: Overlaps, images: Ints, num_classes: int, *, samples: int = 2000, seed: int = 0
+    before: Overlaps, after: Overlaps, images: Ints, num_classes: int, *, samples: int | None = None, seed: int = 0
 ) -> PairedDifferences:
     """Percentile intervals of AP(after) - AP(before) over `samples` draws of the images, the same for both.
 
+    samples: None for as many as the report draws: 1,000, fewer where that would take long (`number_of_resamples`).
     images (I,): numbers of the images, ascending. The same seed gives the same intervals. In a draw without an object
     of a class, the class is left out of the mean of both. Raises OptionError for fewer than `FEWEST_DRAWS` samples.
     """
+    if samples is None:
+        samples = number_of_resamples(max(len(before.score), len(after.score)))
     if samples < FEWEST_DRAWS:
         raise OptionError("samples", f"at least {FEWEST_DRAWS} draws", samples)
     drawn = np.concatenate([np.ones((1, len(images)), np.int32), draw_resamples(len(images), samples, seed)])
-    first, first_classes = weighted_metrics(before, images, num_classes, drawn)
-    second, second_classes = weighted_metrics(after, images, num_classes, drawn)
+    first, first_classes = weighted_metrics(before, images, num_classes, drawn, with_sizes=False)
+    second, second_classes = weighted_metrics(after, images, num_classes, drawn, with_sizes=False)
     return PairedDifferences(
         {name: _difference(values, second[name]) for name, values in first.items()},
         tuple(_difference(first_classes[:, place], second_classes[:, place]) for place in range(num_classes)),
+        samples,
     )
 
 

@@ -66,8 +66,9 @@ def _verdicts(comparison: Comparison) -> Html:
 def _numbers(comparison: Comparison) -> Html:
     """Differences of AP with their intervals, overall and per class."""
     settings = comparison.settings
+    drawn = comparison.pairs[0].differences.samples
     about = paragraph(
-        f"Intervals: paired bootstrap over the images, {settings.samples:,} draws, seed {settings.seed}. A difference "
+        f"Intervals: paired bootstrap over the images, {drawn:,} draws, seed {settings.seed}. A difference "
         "whose interval holds 0 can come from the choice of the images alone. What another seed of the training would "
         "change is not in them."
         + " Of 20 classes without a difference, one misses 0 by chance."

@@ -483,7 +483,8 @@ const chosen = () => state.shapes.filter(isShown);
 const downloads = {
   coco() {
     const annotations = chosen().map(({ annotation }, index) => ({ ...annotation, id: index + 1 }));
-    save(JSON.stringify({ ...state.answer, annotations }), "application/json", ".coco.json");
+    const thresholds = state.answer.thresholds.map(() => state.threshold); // of each class; here one for all
+    save(JSON.stringify({ ...state.answer, annotations, thresholds }), "application/json", ".coco.json");
   },
   csv() {
     const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
