@@ -5,13 +5,14 @@ prints; every other room returns values, logs, or raises.
 
 Read in this order:
 
-    verbs         `main`, and one function per verb
-    arguments     the options of every verb and their help
-    parser        both spellings of an option; wrong usage in the wording of this package
-    doctor        what `check-data` writes: a page, a recipe, corrected files
-    data_options  the format, the classes and the split that options name
-    messages      errors as the user sees them
-    demo          the verb `demo`: the whole path on the bundled sample
+    verbs            `main`, and one function per verb
+    arguments        the options of every verb and their help
+    serving_options  those of `serve`
+    parser           both spellings of an option; wrong usage in the wording of this package
+    doctor           what `check-data` writes: a page, a recipe, corrected files
+    data_options     the format, the classes and the split that options name
+    messages         errors as the user sees them
+    demo             the verb `demo`: the whole path on the bundled sample
 """
 
 from .verbs import main

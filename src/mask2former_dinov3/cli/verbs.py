@@ -31,12 +31,12 @@ from .arguments import (
     add_export,
     add_predict,
     add_push,
-    add_serve,
     add_train,
 )
 from .data_options import find_truth, read_classes
 from .messages import describe_error, describe_out_of_memory, is_out_of_memory
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
+from .serving_options import add_serve
 
 if TYPE_CHECKING:
     from ..inference.settings import InferenceSettings

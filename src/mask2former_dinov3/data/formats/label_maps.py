@@ -27,6 +27,7 @@ from PIL import Image
 from ...errors import DatasetError, mismatch
 from ..faults import FaultReport, count_of
 from ..images import name_errors
+from ..stored_blocks import check_last_row
 from .folders import SPLIT_FOLDERS, by_stem, files_under, image_files, look_into, split_folders
 from .mask_codes import codes_of_labels
 from .source_content import ContentBuilder, Format, Part, relative_name
@@ -116,6 +117,7 @@ def read_labels(path: Path) -> npt.NDArray[np.integer]:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             raise DatasetError(mismatch("a label map of one page", f"{frames} pages"))
+        check_last_row(image, path)
         if image.mode in _INTEGER_MODES:
             labels = np.asarray(image)
             labels = labels.astype(np.uint8) if labels.dtype == bool else labels
