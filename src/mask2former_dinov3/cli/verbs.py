@@ -34,7 +34,7 @@ from .arguments import (
     add_train,
 )
 from .data_options import find_truth, read_classes
-from .messages import describe_error, describe_out_of_memory, is_out_of_memory
+from .messages import VisibleFormatter, complain, describe_error, describe_out_of_memory, is_out_of_memory, say
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
 from .serving_options import add_serve
 
@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and arguments.run is not run_train:  # train reads its options from the fields of TrainConfig
         verb.refuse(rest)
     arguments.options = rest
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.getLogger("mask2former_dinov3").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -80,11 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         complain(f"error: {describe_out_of_memory(error, verb)}")
         return 1
-
-
-def complain(message: str) -> None:
-    """Print to stderr, so that the output of a command can be piped."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def is_main_process() -> bool:
@@ -164,11 +161,11 @@ def run_train(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     metrics = train(config)
     if is_main_process():
-        print("last evaluation" if metrics else "no validation data, so no AP was computed")
+        say("last evaluation" if metrics else "no validation data, so no AP was computed")
         print_metrics(metrics)
         folder = Path(config.output_dir)
         best = best_folder(folder)
-        print(f"\nmodel: {best}\nnext: {PROGRAM} predict --model {best} IMAGES --output {folder / 'overlays'}")
+        say(f"\nmodel: {best}\nnext: {PROGRAM} predict --model {best} IMAGES --output {folder / 'overlays'}")
     return 0
 
 
@@ -196,7 +193,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         progress=sys.stderr.isatty(),
     )
     print_metrics(metrics)
-    print(f"\n{arguments.output / 'metrics.json'}\n{arguments.output / 'predictions.json'}")
+    say(f"\n{arguments.output / 'metrics.json'}\n{arguments.output / 'predictions.json'}")
     return 0
 
 
@@ -211,7 +208,7 @@ def run_convert_data(arguments: argparse.Namespace) -> int:
         dataset_format=arguments.format,
         classes=read_classes(arguments),
     )
-    print(convert_data(splits, arguments.output, to=arguments.to, copy_images=arguments.copy_images).text())
+    say(convert_data(splits, arguments.output, to=arguments.to, copy_images=arguments.copy_images).text())
     return 0
 
 
@@ -230,7 +227,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         progress=sys.stderr.isatty(),
     )
-    print(summary.text())
+    say(summary.text())
     return 1 if summary.failed else 0
 
 
@@ -255,7 +252,7 @@ def run_batch_predict(arguments: argparse.Namespace) -> int:
             retry_failed=arguments.retry_failed,
             progress=sys.stderr.isatty(),
         )
-    print(summary.text())
+    say(summary.text())
     return 1 if summary.failed or summary.failed_earlier else 0
 
 
@@ -299,7 +296,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
             scale_min=config.scale_min,
             progress=progress,
         )
-    print(report.text())
+    say(report.text())
     if arguments.json is not None:  # after the text, so that it is not lost if this fails
         text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
         # What UTF-8 does not have, half a surrogate pair in a name, stays as JSON's own escape.
@@ -312,8 +309,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
     """Run `convert`."""
     from ..export.convert import convert
 
-    print(convert(arguments.source, arguments.output, arguments.to, with_code=arguments.with_code))
-    print(arguments.output)
+    say(convert(arguments.source, arguments.output, arguments.to, with_code=arguments.with_code))
+    say(arguments.output)
     return 0
 
 
@@ -332,7 +329,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         calibration_images=arguments.calibration_images,
         say=complain,
     )
-    print(done.text())
+    say(done.text())
     return 0
 
 
@@ -340,7 +337,7 @@ def run_push(arguments: argparse.Namespace) -> int:
     """Run `push`."""
     from ..model_folder.hub import push
 
-    print(push(arguments.model, arguments.repo, private=arguments.private))
+    say(push(arguments.model, arguments.repo, private=arguments.private))
     return 0
 
 
@@ -369,7 +366,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """Run `demo`."""
     from .demo import demo
 
-    return demo(arguments.output, say=lambda text: print(text, flush=True), run=main)
+    return demo(arguments.output, say=say, run=main)
 
 
 def format_metric(value: object) -> str:
@@ -382,12 +379,12 @@ def print_metrics(metrics: Mapping[str, object]) -> None:
     if not metrics:
         return
     for name in (name for name in HEADLINE if name in metrics):
-        print(f"{name:12} {format_metric(metrics[name])}")
+        say(f"{name:12} {format_metric(metrics[name])}")
     classes = metrics.get("per_class")
     if isinstance(classes, dict) and len(classes) > 1:
         width = max(map(len, classes))
-        print("per class\n" + "\n".join(f"  {name:{width}}  {format_metric(ap)}" for name, ap in classes.items()))
-    print(f"{metrics['detections']} detections in {metrics['images']} images, at most {metrics['max_detections']} each")
+        say("per class\n" + "\n".join(f"  {name:{width}}  {format_metric(ap)}" for name, ap in classes.items()))
+    say(f"{metrics['detections']} detections in {metrics['images']} images, at most {metrics['max_detections']} each")
     notes = metrics.get("notes")
     for note in notes if isinstance(notes, list) else ():
-        print(f"note: {note}")
+        say(f"note: {note}")
