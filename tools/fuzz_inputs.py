@@ -349,7 +349,7 @@ def fuzz(
 ) -> tuple[Counter[str], list[str]]:
     """Judge one case of the kinds, in turn, for each number: counts of what came of them, and the findings as text.
 
-    say: is told each finding at once.
+    say: gets each finding at once.
     """
     import mask2former_dinov3.cli.verbs
     import mask2former_dinov3.data.check

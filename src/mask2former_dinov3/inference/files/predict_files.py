@@ -41,7 +41,7 @@ RESULTS_AT_ONCE = 1000  # COCO results that are written and read together; a lar
 class PredictionSummary:
     """What `predict_files` did.
 
-    failed: (input, reason). without_detection: images with nothing above the threshold. passed_over: the files of
+    failed: (input, reason). without_detection: images with nothing of at least `threshold`. passed_over: the files of
     folders that are no images. unread: what of a file was not read, such as "5 pages, the first is read" -> the files,
     among those that this call read.
     """
@@ -49,6 +49,7 @@ class PredictionSummary:
     output: Path
     images: int = 0
     detections: int = 0
+    threshold: float = DEFAULTS.threshold
     without_detection: list[Path] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     overlays: list[Path] = field(default_factory=list)
@@ -59,7 +60,7 @@ class PredictionSummary:
         """The summary for people: counts, then the images without a detection and the inputs that failed."""
         lines = [f"{self.detections} instances in {self.images} images; results in {self.output}"]
         if self.without_detection:
-            lines.append(f"no detection in {len(self.without_detection)} of them:")
+            lines.append(f"no detection in {len(self.without_detection)} of them (minimum score {self.threshold:g}):")
             lines.extend(f"  {escape_unprintable(path)}" for path in self.without_detection)
         if passed_over := self.passed_over.text():
             lines.append(escape_unprintable(passed_over))
@@ -98,7 +99,7 @@ def predict_files(
     """
     check_outputs(save)
     check_writable(output)
-    summary = PredictionSummary(output)
+    summary = PredictionSummary(output, threshold=settings.threshold)
     files = find_images(inputs, output, summary.failed, summary.passed_over)
     if not files:
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
