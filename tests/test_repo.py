@@ -220,7 +220,15 @@ def test_modules__import_without_any_extra() -> None:
     ]
     blocked += ["torchvision", "pycocotools", "triton"]
     # Imported on a GPU, where triton is; by `serve`, which has asked for its packages by then.
-    skipped = ("__main__.py", "deformable_triton.py", "app.py", "page.py", "middleware.py")
+    skipped = (
+        "__main__.py",
+        "deformable_triton.py",
+        "app.py",
+        "page.py",
+        "middleware.py",
+        "connections.py",
+        "doors.py",
+    )
     names = [f"mask2former_dinov3.{name_of(path)}".rstrip(".") for path in MODULES if path.name not in skipped]
     code = (
         f"import importlib, sys\nfor name in {blocked!r}: sys.modules[name] = None\n"

@@ -123,3 +123,16 @@ def test_many_scans__behind_the_picture_are_no_scans_of_it() -> None:
     film = b"\xff\xda" * 1000
     expected = decode_image(jpeg(progressive=True), "a.jpg")
     np.testing.assert_array_equal(decode_image(jpeg(progressive=True) + film, "a.jpg"), expected)
+
+
+def test_scans__that_were_cut_off_are_missed() -> None:
+    """A file that is cut after a scan and closed is a coarse picture, of which libjpeg warns nothing."""
+    data = jpeg(progressive=True)
+    starts = [place for place in range(len(data)) if data.startswith(b"\xff\xda", place)]
+    assert len(starts) > 5
+    decode_image(data, "a.jpg")
+    for start in starts[1:]:
+        before = data.rfind(b"\xff\xc4", 0, start)  # the tables of the scan
+        for end in {start, before} if before > starts[starts.index(start) - 1] else {start}:
+            with pytest.raises(DatasetError, match=r"damaged or cut short \(its last scans are missing\)"):
+                decode_image(data[:end] + b"\xff\xd9", "a.jpg")

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from mask2former_dinov3.errors import DatasetError, OptionError
+from mask2former_dinov3.evaluation import coco_ap
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from support.coco_reference import Scene, blob, by_pycocotools, disturbed, moved, random_scene, rle
 from support.paths import PACKAGE
@@ -334,3 +336,27 @@ def test_evaluate_coco__lists_every_annotation_that_cannot_be_scored() -> None:
     twice["images"].append(dict(twice["images"][0], height=None))
     with pytest.raises(DatasetError, match="expected an id of its own, got id 3 for"):
         evaluate_coco(twice, [])
+
+
+def test_evaluate_coco__equals_pycocotools_when_classes_are_matched_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coco_ap, "CATEGORIES_AT_ONCE", 1)
+    scene = random_scene(3)
+    assert len(scene.truth["categories"]) > 1
+    assert_equal_to_pycocotools(scene.truth, scene.results)
+
+
+def test_evaluate_coco__of_many_classes_takes_memory_for_those_that_are_there() -> None:
+    """As many classes as LVIS has, and more: 10,000 took 6 GB."""
+    scene = random_scene(3)
+    few = evaluate_coco(scene.truth, scene.results)
+    more = [{"id": 10**6 + number, "name": f"other {number}"} for number in range(10_000)]
+    truth = {**scene.truth, "categories": [*more[:1203], *scene.truth["categories"], *more[1203:]]}
+    tracemalloc.start()
+    many = evaluate_coco(truth, scene.results)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {**many, "per_class": few["per_class"], "seconds": few["seconds"]} == few
+    assert len(many["per_class"]) == len(truth["categories"])
+    assert {name: many["per_class"][name] for name in few["per_class"]} == few["per_class"]
+    assert {many["per_class"][str(one["name"])] for one in more} == {-1.0}
+    assert peak < 100e6

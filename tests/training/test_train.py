@@ -57,7 +57,13 @@ def test_train__leaves_the_run_folder_of_the_contract(toy_dataset: Path, tmp_pat
     assert set(metrics["per_class"]) == {"disc", "bar"}
     for folder in ("best", "last", "checkpoint-2", "checkpoint-4"):
         names = {path.name for path in (run / folder).iterdir()}
-        assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= names, folder
+        assert {
+            "config.json",
+            "model.safetensors",
+            "model.safetensors.sha256",
+            "preprocessor_config.json",
+            "README.md",
+        } <= names, folder
         assert "DINOV3_LICENSE.md" not in names  # random weights: nothing of Meta's is in them
     assert load_config(run / "train_config.json", {})[0] == config
     entries = lines(run)

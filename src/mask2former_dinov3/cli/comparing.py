@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .arguments import DEVICE, add_formats, add_read_rules
 from .data_options import find_truth
+from .messages import say
 from .parser import VerbParser, not_negative, positive, real_number
 
 
@@ -78,11 +79,11 @@ def run_compare(arguments: argparse.Namespace) -> int:
     annotations = None if arguments.annotations is None else find_truth(arguments)
     comparison = compare_results(arguments.inputs, settings, annotations)
     page = write_comparison(comparison, arguments.output)
-    print("\n".join(summary_lines(comparison)))
-    print(f"\n{page}\n{page.with_suffix('.json')}")
+    say("\n".join(summary_lines(comparison)))
+    say(f"\n{page}\n{page.with_suffix('.json')}")
     worse = [pair.after.source.name for pair in comparison.pairs if pair.differences.overall["AP"].worse]
     if arguments.test and worse:
-        print(f"test failed: {', '.join(worse)} worse than {comparison.base.source.name} beyond noise")
+        say(f"test failed: {', '.join(worse)} worse than {comparison.base.source.name} beyond noise")
         return 1
     return 0
 
@@ -149,6 +150,6 @@ def run_rank_images(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         progress=sys.stderr.isatty(),
     )
-    print(ranking.text())
-    print(f"\n{arguments.output / RANKING_CSV}\n{arguments.output / RANKING_JSON}")
+    say(ranking.text())
+    say(f"\n{arguments.output / RANKING_CSV}\n{arguments.output / RANKING_JSON}")
     return 1 if ranking.failed else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from ..config.train_config import TrainConfig, load_config
 from ..errors import DatasetError, OptionError
 from ..read_options import check_channels
 from .data_options import read_classes
+from .messages import say
 
 if TYPE_CHECKING:
     from ..data.check import Report
@@ -66,10 +67,12 @@ def check_dataset(arguments: argparse.Namespace) -> int:
             scale_min=config.scale_min,
             progress=progress,
         )
-    print(report.text())
+    say(report.text())
     if arguments.json is not None:  # after the text, so that it is not lost if this fails
-        write_text(arguments.json, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
-    write_outputs(arguments, splits, report, config, print)
+        text = json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n"
+        # What UTF-8 does not have, half a surrogate pair in a name, stays as JSON's own escape.
+        write_text(arguments.json, text.encode(errors="backslashreplace").decode())
+    write_outputs(arguments, splits, report, config)
     return 1 if report.errors else 0
 
 
@@ -132,9 +135,8 @@ def write_outputs(
     splits: Mapping[str, Split],
     report: Report,
     config: TrainConfig,
-    say: Callable[[str], None],
 ) -> None:
-    """Write what `--report`, `--fix` and `--suggest` ask for; `say` gets a text for each."""
+    """Write what `--report`, `--fix` and `--suggest` ask for, and say so."""
     if arguments.report is not None:
         from ..reports.data_report import write_data_report
 

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import OptionError, UserError, system_reason
 from ..json_files import read_json_object
 from .parser import VerbParser, name_as_typed
+
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """A text for a terminal: what would move its cursor, change its colours or the direction of reading as escapes.
+
+    Names of files, classes and keys come from files of others.
+    """
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(text: object) -> None:
+    """Print a result."""
+    print(visible(str(text)), flush=True)
+
+
+def complain(message: str) -> None:
+    """Print to stderr, so that the output of a command can be piped."""
+    print(visible(message), file=sys.stderr, flush=True)
+
+
+class VisibleFormatter(logging.Formatter):
+    """Formats lines of the log as `visible` texts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def describe_error(error: UserError | OSError, parser: VerbParser, config: str | None) -> str:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .messages import say
 from .parser import VerbParser, real_number
 
 if TYPE_CHECKING:
@@ -88,5 +89,5 @@ def run_set_threshold(arguments: argparse.Namespace) -> int:
 
     aim = read_aim(arguments) if given else None
     for line in set_threshold(arguments.model, evaluation, arguments.threshold, aim):
-        print(line)
+        say(line)
     return 0

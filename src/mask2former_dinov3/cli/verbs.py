@@ -29,14 +29,14 @@ from .arguments import (
     add_export,
     add_predict,
     add_push,
-    add_serve,
     add_train,
 )
 from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
 from .data_options import find_truth, read_changes, read_classes
-from .messages import describe_error, describe_out_of_memory, is_out_of_memory
+from .messages import VisibleFormatter, complain, describe_error, describe_out_of_memory, is_out_of_memory, say
 from .metrics_text import metric_lines
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
+from .serving_options import add_serve
 from .threshold_options import add_set_threshold, read_aim, run_set_threshold
 from .train_options import options_of_train
 
@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and arguments.run is not run_train:  # train reads its options from the fields of TrainConfig
         verb.refuse(rest)
     arguments.options = rest
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     logging.getLogger("mask2former_dinov3").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -84,11 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         complain(f"error: {describe_out_of_memory(error, verb)}")
         return 1
-
-
-def complain(message: str) -> None:
-    """Print to stderr, so that the output of a command can be piped."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def is_main_process() -> bool:
@@ -175,11 +172,11 @@ def run_train(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     metrics = train(config)
     if is_main_process():
-        print("last evaluation" if metrics else "no validation data, so no AP was computed")
+        say("last evaluation" if metrics else "no validation data, so no AP was computed")
         print_metrics(metrics)
         folder = Path(config.output_dir)
         best = best_folder(folder)
-        print(f"\nmodel: {best}\nnext: {PROGRAM} predict --model {best} IMAGES --output {folder / 'overlays'}")
+        say(f"\nmodel: {best}\nnext: {PROGRAM} predict --model {best} IMAGES --output {folder / 'overlays'}")
     return 0
 
 
@@ -214,11 +211,11 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         progress=sys.stderr.isatty(),
     )
     print_metrics(metrics)
-    print(f"\n{arguments.output / 'metrics.json'}\n{arguments.output / 'predictions.json'}")
+    say(f"\n{arguments.output / 'metrics.json'}\n{arguments.output / 'predictions.json'}")
     if arguments.report:
         from ..reports.evaluation_report import report_folder
 
-        print(report_folder(arguments.output, images=arguments.images))
+        say(report_folder(arguments.output, images=arguments.images))
     return 0
 
 
@@ -233,7 +230,7 @@ def run_convert_data(arguments: argparse.Namespace) -> int:
         dataset_format=arguments.format,
         classes=read_classes(arguments),
     )
-    print(convert_data(splits, arguments.output, to=arguments.to, copy_images=arguments.copy_images).text())
+    say(convert_data(splits, arguments.output, to=arguments.to, copy_images=arguments.copy_images).text())
     return 0
 
 
@@ -254,7 +251,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         reading=read_changes(arguments),
         progress=sys.stderr.isatty(),
     )
-    print(summary.text())
+    say(summary.text())
     return 1 if summary.failed else 0
 
 
@@ -280,7 +277,7 @@ def run_batch_predict(arguments: argparse.Namespace) -> int:
             retry_failed=arguments.retry_failed,
             progress=sys.stderr.isatty(),
         )
-    print(summary.text())
+    say(summary.text())
     return 1 if summary.failed or summary.failed_earlier else 0
 
 
@@ -295,8 +292,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
     """Run `convert`."""
     from ..export.convert import convert
 
-    print(convert(arguments.source, arguments.output, arguments.to, with_code=arguments.with_code))
-    print(arguments.output)
+    say(convert(arguments.source, arguments.output, arguments.to, with_code=arguments.with_code))
+    say(arguments.output)
     return 0
 
 
@@ -316,7 +313,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         extra_images=arguments.extra_images,
         say=complain,
     )
-    print(done.text())
+    say(done.text())
     return 0
 
 
@@ -324,7 +321,7 @@ def run_push(arguments: argparse.Namespace) -> int:
     """Run `push`."""
     from ..model_folder.hub import push
 
-    print(push(arguments.model, arguments.repo, private=arguments.private))
+    say(push(arguments.model, arguments.repo, private=arguments.private))
     return 0
 
 
@@ -354,10 +351,10 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """Run `demo`."""
     from .demo import demo
 
-    return demo(arguments.output, say=lambda text: print(text, flush=True), run=main)
+    return demo(arguments.output, say=say, run=main)
 
 
 def print_metrics(metrics: Mapping[str, object]) -> None:
     """Print the content of metrics.json as a table; nothing if there is none."""
     if metrics:
-        print("\n".join(metric_lines(metrics)))
+        say("\n".join(metric_lines(metrics)))

@@ -20,7 +20,7 @@ Read in this order:
     sample_values  scale values of any type to 8 bits
     jpeg_data      decode JPEG data strictly
     tiff_tags      read the tags and pages of a TIFF
-    stored_blocks  find damage in PNG and TIFF that GDAL reads over
+    stored_blocks  find damage in PNG and TIFF that GDAL or Pillow read over
     gdal_files     read parts of files, and rare kinds of TIFF, with rasterio
     pillow_pixels  take the stored values from Pillow and OpenCV
     tiff_pixels    decode a page of a TIFF

@@ -115,7 +115,8 @@ def open_parts(path: Path, driver: str, options: ReadOptions) -> Iterator[GdalIm
             if driver == "JPEG":
                 check_jpeg(path.read_bytes())
             if driver == "PNG":
-                check_png(path)
+                with open(path, "rb") as file:
+                    check_png(file)
             opened = _open_other(open_files.enter_context(open_gdal(path, driver)), options)
         if opened is None:
             yield None

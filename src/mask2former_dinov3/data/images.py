@@ -47,7 +47,7 @@ from ..read_options import AS_STORED, ReadOptions
 from .extra_files import check_extra_size, find_extra
 from .file_kinds import describe_head
 from .gdal_files import open_gdal
-from .jpeg_data import MAGIC_BYTES, check_jpeg, check_scans, decode_strictly
+from .jpeg_data import MAGIC_BYTES, check_jpeg, decode_strictly
 from .pillow_pixels import (
     EXIF_ORIENTATION,
     GREY_MODES,
@@ -57,6 +57,7 @@ from .pillow_pixels import (
     pick_channels,
 )
 from .sample_values import SampleType, Values, finite_range, to_eight_bits
+from .stored_blocks import check_last_row
 from .tiff_pixels import decode_tiff
 from .tiff_tags import MAGIC, read_tiff
 
@@ -269,11 +270,12 @@ def _decode(file: IO[bytes], options: ReadOptions, thorough: bool = False) -> tu
             return to_eight_bits(np.asarray(image)[:, :, None], SampleType(16), by_type), SampleType()
         if image.format == "TIFF":  # with a wrong byte order mark, which Pillow accepts
             return image_values(forget_orientation(image), options.channels)
+        if options.page == 1:
+            check_last_row(image, file)
         return image_values(image, options.channels)
 
 
 def _decode_jpeg(data: bytes, options: ReadOptions) -> tuple[Values, SampleType]:
-    check_scans(data)
     with Image.open(io.BytesIO(data)) as image:
         modes = ("L", "RGB") if options.grey_as_rgb else ("RGB",)
         simple = image.mode in modes and options.page == 1 and options.numbers is None

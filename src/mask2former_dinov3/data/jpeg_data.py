@@ -31,11 +31,13 @@ def decode_strictly(data: bytes) -> npt.NDArray[np.uint8] | None:
 
     Raises DatasetError for data that libjpeg warns about, and for data with lost bytes.
     """
+    check_scans(data)
     return _run(data, {"colorspace": "RGB"})
 
 
 def check_jpeg(data: bytes) -> None:
     """Raise DatasetError as `decode_strictly` does; decodes at an eighth of the size, for any kind of colours."""
+    check_scans(data)
     library = _simplejpeg()
     if library is None:
         return
@@ -48,17 +50,30 @@ def check_jpeg(data: bytes) -> None:
 
 
 def check_scans(data: bytes) -> None:
-    """Raise DatasetError for more scans than any camera or program writes; no pixel is decoded.
+    """Raise DatasetError for more scans than any program writes, or for fewer than the last ones need.
 
-    Each scan of a progressive JPEG goes over the whole picture, so a small file of many scans would keep a decoder busy
-    for hours. libtiff and GDAL have the same limit.
+    No pixel is decoded. Each scan of a progressive JPEG goes over the whole picture, so a small file of many scans
+    would keep a decoder busy for hours; libtiff and GDAL have the same limit. A file that was cut after a scan and
+    closed gives a coarse picture without a warning: its scans begin values that no other refines.
     """
-    if data.count(bytes((0xFF, _SOS))) <= MOST_SCANS:  # also counts those in a thumbnail, or in a film behind it
+    # The first also counts those in a thumbnail, or in a film behind the picture.
+    if data.count(bytes((0xFF, _SOS))) <= MOST_SCANS and bytes((0xFF, _SOF2)) not in data:
         return
-    count = sum(1 for marker, _, _ in _segments(data) if marker == _SOS)
+    count, progressive = 0, False
+    open_bits: dict[tuple[int, int], int] = {}  # (component, coefficient) -> bits that are still to come
+    for marker, segment, _ in _segments(data):
+        progressive |= marker == _SOF2
+        if marker == _SOS:
+            count += 1
+            if progressive and segment and len(segment) >= 4 + 2 * segment[0]:
+                first, last, low = segment[-3], segment[-2], segment[-1] & 0x0F
+                components = segment[1 : 1 + 2 * segment[0] : 2]
+                open_bits.update({(one, place): low for one in components for place in range(first, min(last, 63) + 1)})
     if count > MOST_SCANS:
         expected = f"a JPEG of at most {MOST_SCANS} scans"
         raise DatasetError(mismatch(expected, f"{count:,}, each as much work as a picture", "save it again"))
+    if any(open_bits.values()):
+        raise _damaged("its last scans are missing")
 
 
 def find_lost_bytes(data: bytes) -> int | None:

@@ -35,6 +35,8 @@ from .threshold_choice import operating_block
 from .truth_notes import duplicate_notes, misplaced_notes, overlap_notes
 
 _NEAR_ZERO = 0.1  # AP50 below which results may belong to other images
+CATEGORIES_AT_ONCE = 256
+"""COCO's evaluation takes 0.3 MB for each class at a time, as Python's floats."""
 AREAS = ("all", "small", "medium", "large")  # COCO's bounds: 32 x 32 and 96 x 96 pixels
 
 
@@ -109,7 +111,11 @@ def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections:
         AR100=recalls["AR100"],
         boundary_AP=mean_of_defined(match_masks(truth, results, "boundary", limits)[0][:, :, :, 0]),
         box_AP=mean_of_defined(match_masks(truth, results, "bbox", limits)[0][:, :, :, 0]),
-        per_class={name: mean_of_defined(precision[:, :, index, 0]) for index, name in enumerate(truth.names)},
+        per_class=dict.fromkeys(truth.names, -1.0)
+        | {
+            truth.names[number - 1]: mean_of_defined(precision[:, :, place, 0])
+            for place, number in enumerate(present_categories(truth))
+        },
         operating_point=operating_block(truth, results, aim),
         images=len(truth.images),
         detections=len(results),
@@ -155,21 +161,40 @@ def ceiling_notes(truth: GroundTruth, limit: int, reason: str = "max_detections"
 def match_masks(
     truth: GroundTruth, results: list[ScoredMask], kind: str, limits: list[int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision (T, R, K, A) at the last of `limits` and recall (T, K, A, M); -1 where there is nothing to find.
+    """Precision (T, R, P, A) at the last of `limits` and recall (T, P, A, M); -1 where there is nothing to find.
 
     kind: "segm", "boundary" or "bbox", what the IoU is of.
-    T IoU thresholds 0.50 to 0.95, R recalls 0.00 to 1.00, K categories, A areas (all, small, medium, large), M limits.
+    T IoU thresholds 0.50 to 0.95, R recalls 0.00 to 1.00, P categories with ground truth (`present_categories`), A
+    areas (all, small, medium, large), M limits.
     """
-    shape = (10, 101, len(truth.names), len(AREAS), len(limits))
-    if not truth.annotations:
-        return np.full(shape[:-1], -1.0), np.full(shape[:1] + shape[2:], -1.0)
+    present = present_categories(truth)
+    parts = [
+        _match_categories(truth, results, kind, limits, present[start : start + CATEGORIES_AT_ONCE])
+        for start in range(0, len(present), CATEGORIES_AT_ONCE)
+    ]
+    none = np.zeros((10, 101, 0, len(AREAS))), np.zeros((10, 0, len(AREAS), len(limits)))
+    precisions, recalls = zip(*parts, strict=True) if parts else ([none[0]], [none[1]])
+    return np.concatenate(precisions, axis=2), np.concatenate(recalls, axis=1)
+
+
+def present_categories(truth: GroundTruth) -> list[int]:
+    """The categories, 1..K, that the ground truth has objects or crowd regions of; no other has an AP."""
+    return sorted({annotation["category_id"] for annotation in truth.annotations})
+
+
+def _match_categories(
+    truth: GroundTruth, results: list[ScoredMask], kind: str, limits: list[int], chosen: list[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """As `match_masks`, for some of the categories."""
+    shape = (10, 101, len(chosen), len(AREAS), len(limits))
     images = [{"id": number, "height": size[0], "width": size[1]} for number, size in sorted(truth.sizes.items())]
-    categories = [{"id": number, "name": name} for number, name in enumerate(truth.names, start=1)]
+    categories = [{"id": number, "name": truth.names[number - 1]} for number in chosen]
+    wanted = set(chosen)
     sides = []
     for entries in (truth.annotations, results):
         side = COCO(print_function=_ignore)
         # Shallow copies: the evaluation writes into the dicts.
-        copies = [dict(entry) for entry in entries]
+        copies = [dict(entry) for entry in entries if entry["category_id"] in wanted]
         side.dataset = {"images": images, "categories": categories, "annotations": copies}
         side.createIndex()
         sides.append(side)
@@ -179,7 +204,7 @@ def match_masks(
     evaluation.accumulate()
     precision = np.asarray(evaluation.eval["precision"], dtype=np.float64).reshape(shape)
     recall = np.asarray(evaluation.eval["recall"], dtype=np.float64).reshape(shape[:1] + shape[2:])
-    return precision[..., -1], recall
+    return precision[..., -1].copy(), recall  # a copy: the last limit alone is kept in memory
 
 
 def _ignore(*_: object) -> None:

@@ -15,6 +15,7 @@ from ..atomic_files import write_folder
 from ..data.coco_types import Metrics
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..version import __version__
+from ..weights.files import write_checksum
 from ..weights.lora import merged_state
 from .bundled_code import write_code
 from .card import OPTIONS_FILE, OVERLAY_FILE, RunDescription, model_card
@@ -42,10 +43,10 @@ def save_model_folder(
 ) -> None:
     """Write the folder atomically; evaluation and prediction need nothing else, and no hub.
 
-    It holds `config.json`, `model.safetensors` (LoRA adapters merged), `preprocessor_config.json`, `README.md`, and the
-    DINOv3 License for weights that derive from DINOv3. run: adds `train_config.json` and, if it has an overlay,
-    `overlay.jpg`. with_code: see `bundled_code`. score: what resuming needs to know,
-    in `score.json`. Raises CheckpointError when it cannot be written.
+    It holds `config.json`, `model.safetensors` (LoRA adapters merged) with its checksum, `preprocessor_config.json`,
+    `README.md`, and the DINOv3 License for weights that derive from DINOv3. run: adds `train_config.json` and, if it
+    has an overlay, `overlay.jpg`. with_code: see `bundled_code`. score: what resuming needs to know, in `score.json`.
+    Raises CheckpointError when it cannot be written.
     """
     with write_folder(path) as folder:
         write_model_files(model, processor, folder, metrics, run)
@@ -67,6 +68,7 @@ def write_model_files(
     processor.save_pretrained(folder)
     # safetensors makes its files readable for the owner only.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
+    write_checksum(folder / "model.safetensors")
     (folder / "README.md").write_text(card_of(model, processor, metrics, run), encoding="utf-8")
     if run:
         (folder / OPTIONS_FILE).write_text(json.dumps(run.options, indent=2) + "\n", encoding="utf-8")

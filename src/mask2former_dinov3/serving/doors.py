@@ -22,7 +22,7 @@ from .middleware import error_response
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 ANY_HOST = "*"
 CORS = "access-control-"
-ADVICE = "start the server with --allowed-host"
+ALLOW_IT = "start the server with --allowed-host"
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Doors:
         """Why a request with these headers is not answered, None if it is."""
         host, origin = headers.get("host"), headers.get("origin")
         if ANY_HOST not in self.asked and host is not None and not self._knows(_host_of(f"//{host}")):
-            return f"Host: {mismatch('a name of this server', host[:100], f'{ADVICE} to add one')}"
+            return f"Host: {mismatch('a name of this server', host[:100], f'{ALLOW_IT} to add one')}"
         if origin is None or ANY_HOST in self.asked:
             return None
         same = host is not None and _place_of(origin) == host.lower()
         if same or _host_of(origin) in self.asked:
             return None
-        advice = f"scripts of other sites are not answered; {ADVICE} for the name of a proxy"
+        advice = f"scripts of other sites are not answered; {ALLOW_IT} for the name of a proxy"
         return f"Origin: {mismatch('the page of this server', origin[:100], advice)}"
 
     def _knows(self, name: str | None) -> bool:

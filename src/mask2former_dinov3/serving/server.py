@@ -9,6 +9,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, OptionError, mismatch
 from ..extras import require
@@ -20,6 +21,9 @@ from ..model_folder.licence import is_bound
 from ..read_options import AS_SAVED, ReadChanges
 from .limits import Limits
 from .queue import ModelQueue
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +61,24 @@ def serve(
     predictor = Predictor(*load_model(model, device, reading))
     refuse_extra_images(predictor.processor, "serve")
     listening = _listen(host, port)
-    import uvicorn
-
     from .app import build_app
-    from .connections import most_connections, uvicorn_options
     from .middleware import ServerMetrics
 
     counts = ServerMetrics()
     queue = ModelQueue(predictor, limits, counts)
     app = build_app(queue, counts, name, licence_line(predictor, model), doors)
+    logger.info("model loaded on %s", predictor.model.device)
+    logger.info("%s", describe_threshold(DEFAULTS, predictor.model.config))
+    logger.info("listening on http://%s:%d", *_address_of(listening))
+    logger.info("answers to the names %s; others are refused (--allowed-host)", doors.describe())
+    _run(app, queue, listening)
+
+
+def _run(app: FastAPI, queue: ModelQueue, listening: socket.socket) -> None:
+    """Serve until a signal; does not return where a thread still works on an image whose time is up."""
+    import uvicorn
+
+    from .connections import most_connections, uvicorn_options
 
     class Server(uvicorn.Server):
         """uvicorn's server; after a signal the process ends with exit code 0 once all requests are answered."""
@@ -85,13 +98,9 @@ def serve(
         access_log=False,
         ws="none",
         server_header=False,
-        timeout_graceful_shutdown=int(limits.timeout + GRACE),
-        **uvicorn_options(most_connections(limits.max_connections)),
+        timeout_graceful_shutdown=int(queue.limits.timeout + GRACE),
+        **uvicorn_options(most_connections(queue.limits.max_connections)),
     )
-    logger.info("model loaded on %s", predictor.model.device)
-    logger.info("%s", describe_threshold(DEFAULTS, predictor.model.config))
-    logger.info("listening on http://%s:%d", *_address_of(listening))
-    logger.info("answers to the names %s; others are refused (--allowed-host)", doors.describe())
     server = Server(config)
     server.run([listening])
     if not server.started:

@@ -6,6 +6,7 @@ Out goes a network of `model`, a state dict, or a UserError that names the sourc
 Read in this order:
 
     files           read files of weights as data, without running code
+    known_keys      config.json reduced to the fields of its network
     loading         transformers' `from_pretrained`, with sizes checked first and failures explained
     name_patterns   patterns that rename tensors in both directions
     formats         DINOv3's backbones in the formats of Meta and timm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +16,7 @@ from ..errors import CheckpointError, mismatch
 
 WRAPPERS = ("state_dict", "model", "teacher")  # keys under which training scripts store a state dict
 PREFIXES = ("module.", "backbone.")
+CHECKSUM_SUFFIX = ".sha256"
 MAX_HEADER = 100_000_000  # bytes, the limit of safetensors
 # First bytes of other files that are given as weights.
 OTHER_FILES = (
@@ -31,6 +33,45 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     A state dict inside `state_dict`, `model` or `teacher`, or with the prefix `module.` or `backbone.`, is extracted.
     Raises CheckpointError for any other content, or when the file cannot be opened.
     """
+    stored = _read_tensors(path)
+    for wrapper in WRAPPERS:
+        if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
+            stored = stored[wrapper]
+    state = _check_state(path, stored)
+    for prefix in PREFIXES:
+        inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        if inside:  # other entries, such as a projection head, do not belong to the backbone
+            state = inside
+    return dict(state)
+
+
+def read_own_state(path: Path) -> dict[str, Tensor]:
+    """As `read_weights`, for a file of a model folder, whose names are taken as they are."""
+    return dict(_check_state(path, _read_tensors(path)))
+
+
+def write_checksum(file: Path) -> None:
+    """Write the SHA-256 of a file beside it, as `sha256sum` does and checks. Raises OSError."""
+    file.with_name(file.name + CHECKSUM_SUFFIX).write_text(f"{_sha256(file)}  {file.name}\n", encoding="ascii")
+
+
+def check_checksum(file: Path, checksum: Path) -> None:
+    """Raise CheckpointError unless a file has the SHA-256 that `write_checksum` has written. Raises OSError."""
+    with checksum.open("rb") as stored:
+        words = stored.read(1024).split()
+    expected = words[0].decode("ascii", "replace").lower() if words else "nothing"
+    if (found := _sha256(file)) != expected:
+        advice = f"fetch it again; if you have changed the weights yourself, remove {checksum.name}"
+        wanted = f"the SHA-256 in {checksum.name}, {expected[:12]}…"
+        raise CheckpointError(f"{file}: {mismatch(wanted, f'{found[:12]}…', advice)}")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _read_tensors(path: Path) -> object:
     try:
         with path.open("rb") as file:
             start = file.read(32)
@@ -38,11 +79,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: {mismatch('a file of weights', error.strerror or str(error))}") from error
     try:
         if start.startswith((b"PK\x03\x04", b"\x80")):
-            stored = torch.load(path, map_location="cpu", mmap=start.startswith(b"PK") or None, weights_only=True)
-        elif _is_safetensors(start):
-            stored = load_file(path)
-        else:
-            raise CheckpointError(f"{path}: {mismatch('a .safetensors or .pth file of weights', _describe(start))}")
+            mapped = start.startswith(b"PK") or None
+            found: object = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+            return found
+        if _is_safetensors(start):
+            return load_file(path)
     except UnpicklingError as error:
         got = f"a file that holds more than weights ({first_reason(error)}); none of it was run"
         raise CheckpointError(
@@ -51,7 +92,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, SafetensorError) as error:
         got = f"one that is cut or damaged, {path.stat().st_size:,} bytes ({first_reason(error)})"
         raise CheckpointError(f"{path}: {mismatch('a whole file', got, 'fetch it again')}") from error
-    return _unwrap(path, stored)
+    raise CheckpointError(f"{path}: {mismatch('a .safetensors or .pth file of weights', _describe(start))}")
 
 
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
@@ -99,16 +140,9 @@ def first_reason(error: Exception) -> str:
     return (reasons or lines or [otherwise])[0].split(". ")[0].rstrip(".")[:200]
 
 
-def _unwrap(path: Path, stored: object) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS:
-        if isinstance(stored, Mapping) and isinstance(stored.get(wrapper), Mapping):
-            stored = stored[wrapper]
+def _check_state(path: Path, stored: object) -> Mapping[str, Tensor]:
     if not isinstance(stored, Mapping) or not stored or not all(isinstance(x, Tensor) for x in stored.values()):
         kind = type(stored).__name__
         some = f" of {', '.join(map(repr, list(stored)[:4]))}" if isinstance(stored, Mapping) else ""
         raise CheckpointError(f"{path}: {mismatch('a state dict, names and tensors', f'a {kind}{some}')}")
-    for prefix in PREFIXES:
-        inside = {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
-        if inside:  # other entries, such as a projection head, do not belong to the backbone
-            stored = inside
-    return dict(stored)
+    return stored

@@ -7,7 +7,7 @@ the source.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,12 +15,13 @@ import httpx2
 import torch
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from ..errors import CheckpointError, HubError, UserError, mismatch
 from ..json_files import describe, is_integer, is_number, read_json_object
-from .files import shapes_in, shapes_of
+from .files import CHECKSUM_SUFFIX, check_checksum, read_own_state, shapes_in, shapes_of
+from .known_keys import known_config
 
 SLACK = 1_000_000  # numbers that a network may have beyond its file: output norms of a Swin, positions
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -39,6 +40,7 @@ def load_network_config(source: str, token: str | None = None) -> PreTrainedConf
         raise CheckpointError(f"{source}: {mismatch('a folder or a hub id', 'a file')}")
     stored = read_source_json(source, "config.json", token)
     _check_config(f"{source}: config.json", stored)
+    known = known_config(f"{source}: config.json", stored)
     file = find_weights_file(source, token)
     if file is not None and file.suffix == ".safetensors":
         deepest = _max_layers(stored)
@@ -49,8 +51,7 @@ def load_network_config(source: str, token: str | None = None) -> PreTrainedConf
             )
     with explain_failures(source):
         try:
-            # trust_remote_code: otherwise transformers would ask the user whether it may run code from the folder.
-            config: PreTrainedConfig = AutoConfig.from_pretrained(source, token=token, trust_remote_code=False)
+            config: PreTrainedConfig = CONFIG_MAPPING[str(stored["model_type"])].from_dict(known)
         except (ValueError, StrictDataclassError) as error:  # a configuration refuses its values by ValueError
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = lines[-1].removeprefix("TypeError: ") if isinstance(error, StrictDataclassError) else lines[0]
@@ -60,10 +61,6 @@ def load_network_config(source: str, token: str | None = None) -> PreTrainedConf
 
 def _check_config(where: str, stored: Mapping[str, object]) -> None:
     """Raise CheckpointError for the fields of config.json that transformers uses without checking them."""
-    kind = stored.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        got = "none" if kind is None else repr(kind)
-        raise CheckpointError(f"{where}: model_type: {mismatch('a network that transformers knows', got)}")
     for name in ("id2label", "label2id", "auto_map", "backbone_config", "quantization_config"):
         if stored.get(name) is not None and not isinstance(stored[name], dict):
             raise CheckpointError(f"{where}: {name}: {mismatch('an object', describe(stored[name]))}")
@@ -131,19 +128,17 @@ def load_pretrained(
     Raises CheckpointError when config and weights do not fit each other, HubError for the hub's failures.
     """
     skeleton = _build_skeleton(kind, source, config)
-    file = find_weights_file(source, token)
-    if file is None:
-        _check_shards(source, token)
-    elif file.suffix == ".safetensors":
-        check_size(skeleton, file)
-    else:
-        shapes_of(file)  # it must be a state dict; transformers raises errors of many classes for others
+    with explain_failures(source):
+        files = _find_weights(source, token)
+        check_size(skeleton, files)
+        state = {name: tensor for file in files for name, tensor in read_own_state(file).items()}
     model: PreTrainedModel
     with _silence(), explain_failures(source):  # transformers' report of unused names does not apply to parts of models
+        # The weights are given: transformers would look for adapters, shards and files of other names by itself.
         model, report = kind.from_pretrained(
-            source,
+            None,
             config=config,
-            token=token,
+            state_dict=state,
             output_loading_info=True,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # reported below
@@ -158,6 +153,11 @@ def load_pretrained(
     if left:
         got = f"{len(left)} others, e.g. {', '.join(left[:3])}"
         raise CheckpointError(f"{source}: {mismatch('only weights of the network in config.json', got)}")
+    model.config.name_or_path = source
+    with explain_failures(source):
+        for file in files:
+            if (checksum := find_file(source, file.name + CHECKSUM_SUFFIX, token)) is not None:
+                check_checksum(file, checksum)
     return model
 
 
@@ -184,17 +184,41 @@ def _check_shapes(source: str, differing: set[tuple[str, torch.Size, torch.Size]
         raise CheckpointError(f"{source}: {mismatch('the weights of the network in config.json', got)}")
 
 
-def _check_shards(source: str, token: str | None) -> None:
-    """Raise CheckpointError when the index of weights in several files is not an index."""
-    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        file = find_file(source, name, token)
+def _find_weights(source: str, token: str | None) -> list[Path]:
+    """The files of weights of a folder or hub id: one, or those that an index names, all of them in the same folder.
+
+    Raises CheckpointError when there are none, for an index that is not one, and for a file elsewhere.
+    """
+    if (file := find_weights_file(source, token)) is not None:
+        return [file]
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        file = find_file(source, index, token)
         if file is not None:
-            stored = read_json_object(file, raises=CheckpointError)
-            files, about = stored.get("weight_map"), stored.get("metadata", {})
-            whole = isinstance(files, dict) and files and all(isinstance(one, str) for one in files.values())
-            if not whole or not isinstance(about, dict):
-                expected = "an object `weight_map` from names to files, and an object `metadata`"
-                raise CheckpointError(f"{file}: {mismatch(expected, 'another content')}")
+            suffix = Path(index.removesuffix(".index.json")).suffix
+            return [_find_shard(source, file, name, suffix, token) for name in _shard_names(file)]
+    expected = "model.safetensors or pytorch_model.bin"
+    adapters = find_file(source, "adapter_config.json", token) is not None
+    advice = "merge the adapters into their model first" if adapters else ""
+    got = "adapters alone (adapter_config.json)" if adapters else "no file of weights"
+    raise CheckpointError(f"{source}: {mismatch(expected, got, advice)}")
+
+
+def _shard_names(index: Path) -> list[str]:
+    files = read_json_object(index, raises=CheckpointError).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(one, str) for one in files.values()):
+        expected = "an object `weight_map` from names to files"
+        raise CheckpointError(f"{index}: {mismatch(expected, 'another content')}")
+    return sorted(set(files.values()))
+
+
+def _find_shard(source: str, index: Path, name: str, suffix: str, token: str | None) -> Path:
+    if Path(name).name != name or "\\" in name or not name.endswith(suffix):
+        expected = f"names of {suffix} files beside it in `weight_map`"
+        raise CheckpointError(f"{index}: {mismatch(expected, repr(name))}")
+    file = find_file(source, name, token)
+    if file is None:
+        raise CheckpointError(f"{source}: {mismatch(f'all files of {index.name}', f'none called {name}')}")
+    return file
 
 
 def is_path(source: str) -> bool:
@@ -233,13 +257,15 @@ def read_source_json(source: str, name: str, token: str | None = None) -> dict[s
     return dict(read_json_object(file, raises=CheckpointError))
 
 
-def check_size(skeleton: PreTrainedModel, file: Path) -> None:
-    """Raise CheckpointError, before memory is taken, when the network has more weights than the file."""
-    stored = sum(math.prod(shape) for shape in shapes_in(file).values())
+def check_size(skeleton: PreTrainedModel, files: Sequence[Path]) -> None:
+    """Raise CheckpointError, before memory is taken, when the network has more weights than the files."""
+    stored = sum(math.prod(shape) for file in files for shape in shapes_of(file).values())
     wanted = sum(parameter.numel() for parameter in skeleton.parameters())
     if wanted > 1.1 * stored + SLACK:
         expected = f"the {wanted:,} numbers of the network in config.json"
-        raise CheckpointError(f"{file}: {mismatch(expected, f'{stored:,}', 'the file is cut, or of another network')}")
+        where = files[0] if len(files) == 1 else f"{len(files)} files in {files[0].parent}"
+        advice = "the file is cut, or of another network"
+        raise CheckpointError(f"{where}: {mismatch(expected, f'{stored:,}', advice)}")
 
 
 @contextmanager

@@ -189,3 +189,30 @@ def test_find_splits__several_formats_are_refused_by_name(tmp_path: Path) -> Non
     with pytest.raises(DatasetError, match="got coco, yolo, label-maps; choose with --format coco or --format yolo"):
         find_splits(tmp_path)
     assert find_splits(tmp_path, valid_split=0, dataset_format="label-maps")[0]["train"].format == "label-maps"
+
+
+def test_find_label_maps__names_a_split_whose_folder_of_maps_is_empty(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        write_image(tmp_path / split / "images" / "a.png")
+        (tmp_path / split / "masks").mkdir()
+    write_map(tmp_path / "train/masks/a.png", labels())
+    with pytest.raises(DatasetError, match=r"valid/masks: expected label maps \(PNG or TIFF\), got none; write them"):
+        find_label_maps(tmp_path)
+    (tmp_path / "valid/masks").rmdir()
+    assert set(find_label_maps(tmp_path)) == {"train"}
+
+
+@pytest.mark.parametrize("background", [0, 255])
+def test_read_label_maps__warns_of_a_background_that_is_not_0(tmp_path: Path, background: int) -> None:
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / "images" / f"{name}.png", seed=ord(name))
+        values = np.full((24, 32), background, np.uint8)
+        values[4:12, 5:20], values[10:20, 15:25] = 1, 2
+        write_map(tmp_path / "masks" / f"{name}.png", values)
+    _, faults = parse_coco(find_split(tmp_path))
+    told = [fault.reason for fault in faults if fault.kind == "background that is not 0"]
+    reason = (
+        "in 3 of 3 label maps the value 255 covers the border and most of the picture, and is read as one object: 0 is "
+        "background; if this value is, write it as 0"
+    )
+    assert told == ([reason] if background else [])

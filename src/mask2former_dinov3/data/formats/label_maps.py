@@ -15,6 +15,7 @@ classes there is one class, `object`. Values are taken as stored: 8, 16 or 32 bi
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from PIL import Image
 from ...errors import DatasetError, mismatch
 from ..faults import FaultReport, count_of
 from ..images import name_errors
+from ..stored_blocks import check_last_row
 from .folders import SPLIT_FOLDERS, by_stem, files_under, image_files, look_into, split_folders
 from .mask_codes import codes_of_labels
 from .source_content import ContentBuilder, Format, Part, relative_name
@@ -36,6 +38,7 @@ _MASK_FOLDERS = (
     *("masks", "mask", "label_maps", "labelmaps", "instance_maps", "instance_masks", "instances", "labels"),
     *("annotations", "gt", "ground_truth"),
 )
+_AROUND = 0.95  # of the border of a map, which a background covers
 _PROBED = 20  # maps, and values of each, that are looked at for objects in pieces
 _SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 _BESIDE = re.compile(r"(.+?)_(?:instance_|inst_|cp_)?(?:masks?|labels?|label_map|instances)$", re.IGNORECASE)
@@ -43,10 +46,19 @@ _INTEGER_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N
 
 
 def find_label_maps(root: Path) -> dict[str, Part]:
-    """The splits that a folder holds in one of the layouts at the top."""
+    """The splits that a folder holds in one of the layouts at the top.
+
+    Raises DatasetError for a split whose folder of maps is there, and empty, beside splits with maps.
+    """
     if not root.is_dir():
         return {}
-    parts = {name: part for name, folder in split_folders(root).items() if (part := _find_layout(folder)) is not None}
+    folders = split_folders(root)
+    parts = {name: part for name, folder in folders.items() if (part := _find_layout(folder)) is not None}
+    for name in folders.keys() - parts.keys() if parts else ():
+        for masks in (folders[name] / one for one in _MASK_FOLDERS):
+            if (folders[name] / "images").is_dir() and masks.is_dir():
+                advice = "write them, or remove the folder: then the images of this split have no annotations"
+                raise DatasetError(f"{masks}: {mismatch('label maps (PNG or TIFF)', 'none', advice)}")
     if parts or (whole := _find_pair(root)) is None:
         return parts
     masks, images = whole.annotations, whole.images
@@ -65,6 +77,7 @@ def read_label_maps(part: Part, report: FaultReport) -> Mapping[str, object]:
     pairs = {"objects": _pair_objects, "beside": _pair_beside, "maps": _pair_maps}[part.subset](part, builder)
     values: set[frozenset[int]] = set()
     empty = maps = 0
+    frames: Counter[int] = Counter()
     pieces: list[int] = []
     for pair in pairs:
         added = builder.add_image_file(pair.image, part.images)
@@ -84,10 +97,12 @@ def read_label_maps(part: Part, report: FaultReport) -> Mapping[str, object]:
                 continue
             found = _add_objects(labels, added[0], builder.category(name), place, part.subset == "objects", builder)
             pieces += _count_pieces(labels, found) if maps < _PROBED and part.subset != "objects" else []
+            frames.update({value for value in (_frame_value(labels),) if value and part.subset != "objects"})
             maps += 1
             empty += not found
             values.add(found)
     _report_values(values - {frozenset()}, maps, empty, part.subset, builder)
+    _report_frames(frames, maps, builder)
     if len(pieces) > 1 and sum(count > 1 for count in pieces) > len(pieces) / 2:
         reason = (
             f"most values of the first {min(maps, _PROBED)} label maps are in several pieces, {max(pieces)} at most: "
@@ -116,6 +131,7 @@ def read_labels(path: Path) -> npt.NDArray[np.integer]:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             raise DatasetError(mismatch("a label map of one page", f"{frames} pages"))
+        check_last_row(image, path)
         if image.mode in _INTEGER_MODES:
             labels = np.asarray(image)
             labels = labels.astype(np.uint8) if labels.dtype == bool else labels
@@ -244,6 +260,26 @@ def _add_objects(
     for value, code in codes_of_labels(labels):
         builder.add_annotation(image_id, category, place if whole else f"{place}: object {value}", segmentation=code)
     return values
+
+
+def _frame_value(labels: npt.NDArray[np.integer]) -> int:
+    """The value of nearly the whole border of a map that covers most of it; 0 where there is none but 0."""
+    border = np.concatenate((labels[0], labels[-1], labels[:, 0], labels[:, -1]))
+    values, counts = np.unique(border, return_counts=True)
+    value = values[counts.argmax()]
+    around = counts.max() >= _AROUND * border.size and (labels == value).mean() > 0.5
+    return int(value) if around and (labels != value).any() else 0
+
+
+def _report_frames(frames: Counter[int], maps: int, builder: ContentBuilder) -> None:
+    """Say where a value other than 0 looks like the background: maps are read with 0 as the background."""
+    value, count = frames.most_common(1)[0] if frames else (0, 0)
+    if count > maps / 2:
+        reason = (
+            f"in {count} of {maps} label maps the value {value} covers the border and most of the picture, and is read "
+            "as one object: 0 is background; if this value is, write it as 0"
+        )
+        builder.add("warning", "background that is not 0", "", reason)
 
 
 def _count_pieces(labels: npt.NDArray[np.integer], values: frozenset[int]) -> list[int]:

@@ -23,6 +23,7 @@ from ..file_kinds import IMAGE_SUFFIXES
 from ..images import name_errors
 from ..numbers import number, whole_number
 from ..segmentation import FARTHEST_VERTEX, Polygon
+from ..stored_blocks import check_last_row
 from .folders import files_under, look_into, split_folders
 from .mask_codes import DrawnShape, join_shapes
 from .source_content import ContentBuilder, Format, Part, polygon_fault, relative_name
@@ -251,7 +252,8 @@ def _parse_mask(value: object, points: Polygon, height: int, width: int) -> Draw
         data = base64.b64decode(value, validate=True)
     except ValueError as error:
         raise DatasetError(f"mask: {mismatch('base64', f'other characters ({error})')}") from error
-    with name_errors("mask"), Image.open(io.BytesIO(data)) as image:
+    with name_errors("mask"), Image.open(stored := io.BytesIO(data)) as image:
+        check_last_row(image, stored)
         pixels = np.asarray(image.convert("L") if image.mode not in ("1", "L", "I", "I;16") else image) != 0
     (left, top), (right, bottom) = np.rint(points).astype(int).tolist()
     size = bottom - top + 1, right - left + 1

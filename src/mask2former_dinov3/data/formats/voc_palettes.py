@@ -22,6 +22,7 @@ from ...errors import DatasetError, mismatch
 from ..faults import FaultReport, count_of, quote
 from ..file_kinds import IMAGE_SUFFIXES
 from ..images import name_errors
+from ..stored_blocks import check_last_row
 from .folders import SPLIT_FOLDERS, read_lines
 from .label_maps import read_labels
 from .mask_codes import code_of_mask, codes_of_labels
@@ -189,6 +190,7 @@ def _read_objects(path: Path) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.b
     """The numbers of the objects (H, W), and where they are void (H, W): of a palette, or of VOC's colours."""
     with name_errors(path), Image.open(path) as image:
         if image.mode == "RGB":  # as CVAT and Datumaro write it: every object has the colour of its number
+            check_last_row(image, path)
             colours = np.asarray(image).astype(np.int64) @ (1, 256, 65536)
             void = colours == 224 + 224 * 256 + 192 * 65536
             _, inverse = np.unique(np.where(colours == 0, -1, colours), return_inverse=True)
@@ -201,6 +203,7 @@ def _read_values(path: Path, classes: _Classes) -> npt.NDArray[np.integer]:
     """The values of SegmentationClass (H, W): indices of VOC's palette, or those of the colours."""
     with name_errors(path), Image.open(path) as image:
         if classes.stated or image.mode == "RGB":
+            check_last_row(image, path)
             colours = np.asarray(image.convert("RGB"))
             flat, inverse = np.unique(colours.reshape(-1, 3), axis=0, return_inverse=True)
             known = {**classes.colours, (224, 224, 192): _VOID}
