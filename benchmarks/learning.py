@@ -36,10 +36,10 @@ from mask2former_dinov3.data.sampler import TrainingOrder
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.evaluation.evaluate import predict_split
 from mask2former_dinov3.sample_data import SAMPLE
+from mask2former_dinov3.training.batches import training_dataset
 from mask2former_dinov3.training.build_model import build_model, build_processor, resolve_auto
 from mask2former_dinov3.training.ema import AveragedWeights
 from mask2former_dinov3.training.optimizer import build_optimizer
-from mask2former_dinov3.training.train import training_dataset
 from plot import Panel, draw_panels
 from shapes import shapes_dataset
 

@@ -65,6 +65,7 @@ def test_write_text__is_old_or_new_after_a_power_cut(write: Callable[[Path, str]
         write(root / "text", "new")
     found = [(state / "text").read_text() for state in cuts.states(tmp_path / "state")]
     assert set(found) == {"old", "new"}
+    assert [(state / "text").read_text() for state in cuts.states(tmp_path / "state", at_end=True)] == ["new"]
 
 
 def test_write_folder__is_whole_after_a_kill_at_any_operation(tmp_path: Path) -> None:

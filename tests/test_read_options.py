@@ -23,15 +23,33 @@ def test_value_range__refuses_other_text(text: str) -> None:
         ReadOptions(text)
 
 
-@pytest.mark.parametrize(("given", "channels"), [("2", (2,)), ("3, 2,1", (3, 2, 1)), ([1, 1, 4], (1, 1, 4)), (5, (5,))])
-def test_channels__are_one_or_three(given: Any, channels: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("given", "channels"),
+    [
+        ("2", (2,)),
+        ("3, 2,1", (3, 2, 1)),
+        ([1, 1, 4], (1, 1, 4)),
+        (5, (5,)),
+        ("1,2", (1, 2)),
+        ([9, 1, 2, 3], (9, 1, 2, 3)),
+        (" ALL", "all"),
+    ],
+)
+def test_channels__are_numbers_or_all(given: Any, channels: tuple[int, ...] | str) -> None:
     assert check_channels(given) == channels
+    assert ReadOptions(channels=given).numbers == (None if channels == "all" else channels)
 
 
-@pytest.mark.parametrize("given", ["", "0", "1,2", "1,2,3,4", [1.5], [True], None, "a"])
+@pytest.mark.parametrize("given", ["", "0", "1,,2", [1.5], [True], None, "a", "1,all", [], [1] * 513, "99999"])
 def test_channels__refuse_others(given: Any) -> None:
-    with pytest.raises(OptionError, match=r"channels: expected one channel .* or three"):
+    with pytest.raises(OptionError, match=r'channels: expected one channel .* or more, .* or "all"'):
         check_channels(given)
+
+
+@pytest.mark.parametrize("given", ["", "  ", 5])
+def test_extra_images__are_a_folder_or_a_pattern(given: Any) -> None:
+    with pytest.raises(OptionError, match="extra_images: expected a folder, or a pattern"):
+        ReadOptions(extra_images=given)
 
 
 @pytest.mark.parametrize("page", [0, -1, True, 1.0])

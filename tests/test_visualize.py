@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.visualize import PALETTE, draw_instances, enlargement
 
@@ -132,3 +133,31 @@ def test_draw_instances__refuses_another_images_instances() -> None:
         draw_instances(grey((40, 30)), boxes((30, 40)))
     with pytest.raises(ValueError, match="float64"):
         draw_instances(np.zeros((30, 40, 3)), boxes((30, 40)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("colours", "classes", "by_class"), [("auto", 2, True), ("auto", 1, False)])
+def test_draw_instances__colours_by_class_where_there_are_several(colours: str, classes: int, by_class: bool) -> None:
+    """Two neighbours of one class have one colour if the model has several classes, or if that is asked for."""
+    masks = np.zeros((3, 100, 300), bool)
+    for index in range(3):
+        masks[index, 20:80, 20 + 90 * index : 100 + 90 * index] = True
+    categories = tuple((number, f"class {number}") for number in range(1, classes + 1))
+    labels = [0, 0, classes - 1]
+    found = Instances.from_masks(masks, labels, [0.9, 0.8, 0.7], categories)
+
+    def hues(colours: str) -> list[NDArray[np.float64]]:
+        picture = draw_instances(grey((100, 300)), found, labels=False, colours=colours)
+        return [hue(picture, 50, column) for column in (50, 140, 230)]
+
+    first, second, third = hues(colours)
+    assert np.allclose(first, second, atol=0.02) == by_class
+    assert not np.allclose(second, third, atol=0.1)
+    for wanted, same in (("class", True), ("instance", False)):
+        first, second, third = hues(wanted)
+        assert np.allclose(first, second, atol=0.02) == same
+        assert np.allclose(first, third, atol=0.02) == (same and classes == 1)
+
+
+def test_draw_instances__refuses_other_colours() -> None:
+    with pytest.raises(OptionError, match="colours: expected one of auto, class, instance, got rainbow"):
+        draw_instances(grey((10, 10)), boxes((10, 10), (2, 2, 5, 5)), colours="rainbow")

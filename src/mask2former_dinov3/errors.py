@@ -16,6 +16,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
+
+SharedError = TypeVar("SharedError", bound=BaseException)
+_SHARED = "is_raised_on_all_processes"  # an attribute of the exception
 
 
 class UserError(ValueError):
@@ -56,6 +60,17 @@ class CheckpointError(UserError):
 
 class HubError(UserError):
     """The Hugging Face hub cannot be reached, or refuses the request."""
+
+
+def mark_shared(error: SharedError) -> SharedError:
+    """Note on an error that all processes of a run raise it, or one that stands for it; returns it."""
+    vars(error)[_SHARED] = True
+    return error
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether all processes of a run raise this error: exchanges between them still work, and one of them shows it."""
+    return getattr(error, _SHARED, False)
 
 
 def mismatch(expected: str, got: object, advice: str = "") -> str:

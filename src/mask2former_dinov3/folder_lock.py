@@ -41,8 +41,8 @@ _guard = threading.Lock()
 def hold_folder(folder: Path, option: str, verb: str, file: str = LOCK_FILE) -> Iterator[None]:
     """Hold the lock of an output folder, which is made if needed, until the block ends.
 
-    option: the option that named the folder, for the message. verb: the command, which others are told. file: name of
-    the lock's file; another one than the default locks a single output of the folder.
+    option: the option that named the folder, for the message. verb: the command, named in the refusal of others. file:
+    name of the lock's file; another one than the default locks a single output of the folder.
     Raises OptionError when another process, or another call in this one, holds it, CheckpointError when the folder
     cannot be written.
     """
@@ -138,7 +138,7 @@ def _may_run(record: dict[str, object]) -> bool:
     if not is_integer(pid) or not is_number(started):
         return False
     try:
-        return abs(psutil.Process(pid).create_time() - started) < _START_TOLERANCE
+        return bool(abs(psutil.Process(pid).create_time() - started) < _START_TOLERANCE)
     except psutil.Error:
         return False
 

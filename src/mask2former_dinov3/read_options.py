@@ -10,24 +10,32 @@ from typing import Any
 from .errors import OptionError
 
 FULL, PERCENTILE = "full", "percentile"
+ALL = "all"
+LARGEST_CHANNEL = 2**16  # a TIFF has no more samples
+MOST_CHANNELS = 512  # of a file or a model; OpenCV's arrays have no more
 PERCENTILES = (0.1, 99.9)  # of all values of an image; "percentile" maps these two to 0 and 255
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What of an image file becomes grey or RGB of 8 bits; the table is in `data.images`.
+    """What of an image file becomes channels of 8 bits; the table is in `data.images`.
 
     value_range: which values become 0 and 255, in files of more than 8 bits per channel: "full" (the range of the
-    type), "percentile" (of each image, 0.1 and 99.9 percent of all its values), or "LOW,HIGH". page: the page or frame
-    that is read, from 1. channels: one channel, read as grey, or three, read as red, green and blue, counted from 1;
-    None: all of a grey or RGB image, and the first of a file that stores its channels as pages.
+    type), "percentile" (of each image, 0.1 and 99.9 percent of all its values; with other than one or three channels,
+    of each channel), or "LOW,HIGH". page: the page or frame that is read, from 1. channels: one channel, read as grey,
+    three, read as red, green and blue, or another number of them, counted from 1; "all": all but alpha; None: a grey
+    or RGB image, and the first of a file that stores its channels as pages. extra_images: where the second file of each
+    image is, whose channels follow the image's own; see `data.extra_files`. grey_as_rgb: a single channel is repeated
+    three times, as networks for RGB take it; False only for second files.
 
     Raises OptionError for any other value.
     """
 
     value_range: str = FULL
     page: int = 1
-    channels: tuple[int, ...] | None = None
+    channels: tuple[int, ...] | str | None = None
+    extra_images: str | None = None
+    grey_as_rgb: bool = True
 
     def __post_init__(self) -> None:
         if self.value_range not in (FULL, PERCENTILE):
@@ -36,6 +44,23 @@ class ReadOptions:
             raise OptionError("page", "a whole number from 1", self.page)
         if self.channels is not None:
             object.__setattr__(self, "channels", check_channels(self.channels))
+        if self.extra_images is not None and not (isinstance(self.extra_images, str) and self.extra_images.strip()):
+            raise OptionError("extra_images", "a folder, or a pattern such as {folder}/../depth/{stem}.png", "none")
+
+    @property
+    def numbers(self) -> tuple[int, ...] | None:
+        """The channels that are named by their numbers; None where none is."""
+        return self.channels if isinstance(self.channels, tuple) else None
+
+    @property
+    def of_extra(self) -> ReadOptions:
+        """How the second file of an image is read: all its channels, by the same range of values."""
+        return ReadOptions(self.value_range, channels=ALL, grey_as_rgb=False)
+
+    @property
+    def of_image(self) -> ReadOptions:
+        """How the image itself is read, without its second file."""
+        return replace(self, extra_images=None)
 
     @property
     def limits(self) -> tuple[float, float] | None:
@@ -53,6 +78,7 @@ class ReadChanges:
     value_range: str | None = None
     page: int | None = None
     channels: tuple[int, ...] | str | None = None
+    extra_images: str | None = None
 
     def __post_init__(self) -> None:
         if self.channels is not None:
@@ -69,8 +95,11 @@ class ReadChanges:
         return replace(saved, **self.given)
 
     def describe(self, saved: ReadOptions) -> str:
-        """How the result differs from `saved`, in one line; empty if it does not."""
-        before, after = asdict(saved), asdict(self.apply(saved))
+        """How the result differs from `saved`, in one line; empty if it does not.
+
+        extra_images is not saved with a model, so that it differs from nothing.
+        """
+        before, after = asdict(saved.of_image), asdict(self.apply(saved).of_image)
         parts = [
             f"{name} {_as_text(value)} instead of {_as_text(before[name])}"
             for name, value in after.items()
@@ -79,16 +108,19 @@ class ReadChanges:
         return f"images are read otherwise than saved with the model: {', '.join(parts)}" if parts else ""
 
 
-def check_channels(value: object) -> tuple[int, ...]:
-    """Channels as a tuple of one or three numbers from 1; given as a list, or as text such as "2" or "3,2,1".
+def check_channels(value: object) -> tuple[int, ...] | str:
+    """ "all", or channels as a tuple of numbers from 1; given as a list, or as text such as "2" or "3,2,1".
 
     Raises OptionError for anything else.
     """
-    expected = "one channel (read as grey) or three (read as red, green, blue), counted from 1, such as 2 or 3,2,1"
+    expected = 'one channel (read as grey), three (red, green, blue) or more, from 1, such as 2 or 3,2,1, or "all"'
+    if isinstance(value, str) and value.strip().lower() == ALL:
+        return ALL
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     numbers = [part.strip() if isinstance(part, str) else part for part in parts]
-    if len(numbers) not in (1, 3) or not all(
-        number.isdecimal() and int(number) >= 1 if isinstance(number, str) else _is_count(number) for number in numbers
+    if not 1 <= len(numbers) <= MOST_CHANNELS or not all(
+        number.isdecimal() and 1 <= int(number) <= LARGEST_CHANNEL if isinstance(number, str) else _is_count(number)
+        for number in numbers
     ):
         raise OptionError("channels", expected, value)
     return tuple(int(str(number)) for number in numbers)
@@ -104,6 +136,11 @@ def _parse_limits(value: object) -> tuple[float, float]:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise OptionError("value_range", expected, value)
     return low, high
+
+
+def as_channels(stored: object) -> tuple[int, ...] | str | None:
+    """`ReadOptions.channels` from what JSON stores: numbers, "all", or null. Raises OptionError for anything else."""
+    return None if stored is None else check_channels(stored)
 
 
 def _as_text(value: object) -> str:

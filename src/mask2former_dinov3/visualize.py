@@ -1,4 +1,8 @@
-"""Draw instances into their image: fill, outline, class and score; neighbouring instances get distinct colours."""
+"""Draw instances into their image: fill, outline, class and score.
+
+Colours are those of the classes where a model has several; otherwise neighbouring instances get distinct colours. The
+page of `serve` has the same rule.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from .errors import OptionError
 from .instances import Instances
 
 Picture = NDArray[np.uint8]
@@ -34,6 +39,7 @@ PALETTE = np.array(
     dtype=np.uint8,
 )
 
+COLOURS = ("auto", "class", "instance")
 FILL = 0.38  # opacity of the fill: the instance is seen as one, and the object shows through
 LONG_SIDE = 1000  # pixels; smaller pictures are enlarged before drawing, so that labels of small objects are readable
 LONGEST_SIDE = 2600  # pixels; no picture is enlarged beyond it
@@ -58,13 +64,30 @@ def _typical_side(areas: Iterable[int]) -> float:
     return math.sqrt(float(np.median(values))) if values else math.inf
 
 
-def draw_instances(image: Picture, instances: Instances, *, scale: int = 1, labels: bool = True) -> Picture:
+def rgb_view(image: Picture) -> Picture:
+    """An image (H, W, C) as a picture (H, W, 3): RGB as it is, of more channels the first three, of two the first."""
+    count = image.shape[2]
+    return image if count == 3 else np.ascontiguousarray(image[:, :, :3] if count > 3 else image[:, :, [0, 0, 0]])
+
+
+def check_colours(colours: str) -> None:
+    """Raise OptionError for a word that is not in COLOURS."""
+    if colours not in COLOURS:
+        raise OptionError("colours", f"one of {', '.join(COLOURS)}", colours)
+
+
+def draw_instances(
+    image: Picture, instances: Instances, *, scale: int = 1, labels: bool = True, colours: str = "auto"
+) -> Picture:
     """Draw instances onto a copy of the image (H, W, 3), enlarged to (scale*H, scale*W, 3); both uint8 RGB.
 
     Small instances are drawn over large ones, so that none is hidden. Each label (class and score; highest score first)
     is placed where it covers no other label and least of other instances. Where it fits nowhere the score alone is
-    tried, then the label is left out, as it is for instances too small to label. Raises ValueError if sizes differ.
+    tried, then the label is left out, as it is for instances too small to label. colours: "class" (one for each class),
+    "instance" (other than its neighbours'), or "auto": by class where the instances know several classes.
+    Raises ValueError if sizes differ, OptionError for other colours.
     """
+    check_colours(colours)
     if image.shape != (instances.height, instances.width, 3) or image.dtype != np.uint8:
         raise ValueError(
             f"image: expected RGB of uint8 with {instances.height}x{instances.width} pixels, as the instances, "
@@ -75,19 +98,20 @@ def draw_instances(image: Picture, instances: Instances, *, scale: int = 1, labe
     picture = image.copy()
     if scale > 1:
         picture = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
-    colours = _choose_colours(shapes)
+    by_class = colours == "class" or (colours == "auto" and instances.classes > 1)
+    chosen = PALETTE[instances.labels % len(PALETTE)] if by_class else _choose_colours(shapes)
     order = sorted(range(len(shapes)), key=lambda index: -shapes[index].area)
     for index in order:
-        _fill(picture, shapes[index], colours[index])
+        _fill(picture, shapes[index], chosen[index])
     line = max(1, round(max(size) / 700))
     for index in order:
-        _outline(picture, shapes[index], colours[index], line)
+        _outline(picture, shapes[index], chosen[index], line)
     if labels and len(instances):
         texts = [
             (f"{name} {score:.2f}", f"{score:.2f}")
             for name, score in zip(instances.names, instances.scores, strict=True)
         ]
-        picture = _draw_labels(picture, shapes, colours, texts, instances.scores)
+        picture = _draw_labels(picture, shapes, chosen, texts, instances.scores)
     return picture
 
 

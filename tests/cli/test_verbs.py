@@ -29,6 +29,7 @@ VERBS = (
     "predict",
     "check-data",
     "compare",
+    "rank-images",
     "convert-data",
     "convert",
     "export",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -376,3 +377,19 @@ def test_format_options__shows_topic_choices_and_default_of_every_option() -> No
     assert text.count("(default:") + text.count("(required)") == len(TrainConfig.model_fields)
     for line in ("the run:", "  --neck {pyramid,adapter,plain,none}", "  --checkpointing-steps {N,epoch,null}"):
         assert f"{line}\n" in text
+
+
+def test_load_config__refuses_a_hub_token_that_a_tracker_records(tmp_path: Path) -> None:
+    """Trackers store the command line: the token would be published with the run."""
+    words = ["--output-dir", "run", "--dataset-name", "data", "--hub-token", "hf_secret", "--report-to"]
+    message = (
+        "--hub-token: expected a token that no tracker sees, got one on the command line, which wandb may record with "
+        "the run; set HF_TOKEN, or give it in the JSON file"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        load_config(None, [*words, "wandb"])
+    for harmless in ([*words, "tensorboard"], [*words, "wandb", "--with-tracking", "false"]):
+        assert load_config(None, harmless)[0].hub_token == "hf_secret"
+    file = tmp_path / "options.json"
+    file.write_text(json.dumps({"hub_token": "hf_secret"}))
+    assert load_config(file, [*words[:4], "--report-to", "wandb"])[0].hub_token == "hf_secret"

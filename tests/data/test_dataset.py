@@ -38,7 +38,9 @@ def data(toy_dataset: Path) -> CocoData:
 
 
 def equal(one: Sample, other: Sample) -> bool:
-    return all(torch.equal(torch.as_tensor(one[key]), torch.as_tensor(other[key])) for key in one)  # type: ignore[literal-required]
+    assert one["unreadable"] == other["unreadable"] == {}
+    keys = one.keys() - {"unreadable"}
+    return all(torch.equal(torch.as_tensor(one[key]), torch.as_tensor(other[key])) for key in keys)  # type: ignore[literal-required]
 
 
 def test_getitem__shapes_and_kinds(data: CocoData) -> None:
@@ -203,3 +205,26 @@ def test_getitem__bad_images_are_named(make_toy_dataset: Callable[..., Path]) ->
     (root / "train" / "002.png").unlink()
     with pytest.raises(DatasetError, match=r"002\.png: expected an image file, got no such file"):
         dataset[0, 2]
+
+
+def test_getitem__the_next_image_stands_for_one_that_cannot_be_read(make_toy_dataset: Callable[..., Path]) -> None:
+    root = make_toy_dataset()
+    data = read_coco(find_splits(root)[0]["train"])
+    for name in ("005", "000"):
+        (root / "train" / f"{name}.png").write_bytes(b"cut")
+    dataset = dataset_of(data, skip_unreadable=True)
+    sample = dataset[3, 5]
+    assert sample["image_id"] == 11
+    assert list(sample["unreadable"]) == [15, 10]
+    assert "005.png: expected an image file" in sample["unreadable"][15]
+    assert torch.equal(sample["pixel_values"], dataset[3, 1]["pixel_values"])
+    assert list(collate([sample, dataset[3, 0]])["unreadable"]) == [15, 10]
+    with pytest.raises(DatasetError, match=r"005\.png"):
+        dataset_of(data)[3, 5]
+    pasting = dataset_of(data, skip_unreadable=True, augmentation=Augmentation(copy_paste=1.0))
+    seen = [pasting[epoch, 2]["unreadable"] for epoch in range(20)]
+    assert {10, 15} >= {key for one in seen for key in one} != set()
+    for path in (root / "train").glob("*.png"):
+        path.unlink()
+    with pytest.raises(DatasetError, match=r"005\.png.*000\.png.*001\.png"):
+        dataset[3, 5]

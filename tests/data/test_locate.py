@@ -315,12 +315,12 @@ def test_check_data__reads_only_the_folder_that_is_named(tmp_path: Path, capsys:
     assert main([*words[:-1]]) == 0
 
 
-def test_evaluate_model__reads_only_the_folder_that_is_named(tmp_path: Path) -> None:
+def test_evaluate_model__reads_only_the_folder_that_is_named(model_folder: Path, tmp_path: Path) -> None:
     file = pictures(tmp_path / "data", 2)
     (tmp_path / "enhanced").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "enhanced" / "0.png")
     with pytest.raises(OptionError, match=r"^images: expected a folder that exists, got .*nowhere: no such folder$"):
         evaluate_model("no-model", file, tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(ValueError, match=r"image 2: .*enhanced/1\.png: expected an image file, got no such file"):
-        evaluate_model("no-model", file, tmp_path / "enhanced", tmp_path / "out")
+        evaluate_model(model_folder, file, tmp_path / "enhanced", tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()

@@ -16,6 +16,7 @@ from mask2former_dinov3.evaluation.calibration import calibration_of
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.evaluation.coco_files import GroundTruth, read_ground_truth, read_results
 from mask2former_dinov3.evaluation.confusion import confusion_matrix
+from mask2former_dinov3.evaluation.copy_choice import drop_copies
 from mask2former_dinov3.evaluation.matches import Overlaps, match_overlaps, overlaps_of
 from support.coco_reference import Scene, random_scene
 
@@ -162,3 +163,20 @@ def test_group_bounds__equal_values_share_a_group() -> None:
     assert group_bounds(np.array([1.0, 1, 1, 1, 1, 1, 1, 9, 9])) == [(1, 1), (9, 9)]
     assert group_bounds(np.arange(10.0)) == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
     assert group_bounds(np.zeros(0)) == []
+
+
+def test_drop_copies__leaves_whole_overlaps() -> None:
+    """A copy of a result lies in it; without it every array is shorter by one, and AP of sizes can still be counted."""
+    scene = Scene()
+    scene.image(1)
+    scene.annotate(1, 1, square(0))
+    scene.detect(1, 1, square(0), 0.9)
+    scene.detect(1, 1, square(0, 18), 0.8)
+    truth = read_ground_truth(scene.truth)
+    results = read_results(scene.results, truth)
+    every = overlaps_of(truth, results, 100)
+    assert drop_copies(every, results, None, 0.0) is every
+    kept = drop_copies(every, results, 0.5, 0.0)
+    assert kept.score.tolist() == [0.9]
+    assert kept.result_area.tolist() == [400.0]
+    assert pytest.approx(1) == breakdown_of(kept, truth).by_size[0].AP

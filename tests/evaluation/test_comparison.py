@@ -152,7 +152,7 @@ def test_find_inputs__takes_runs_by_their_evaluation(tmp_path: Path, scene: Scen
         ]
         (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "lo')
     with pytest.raises(
-        DatasetError, match=r"training keeps no results; run `mask2former-dinov3 evaluate --model .*best"
+        DatasetError, match=r"older version or without validation data; run `mask2former-dinov3 evaluate --model .*best"
     ):
         find_inputs([tmp_path / "one", tmp_path / "two"])
     for name in ("one", "two"):

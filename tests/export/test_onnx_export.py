@@ -47,6 +47,92 @@ SMALL: dict[str, Any] = {**HEAD, "encoder_layers": 1, "decoder_layers": 2}
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
+# All that an exported network consists of. Not among them: GridSample, which runtimes compile wrongly
+# (NVIDIA/TensorRT issue 4813), and what scatters, loops or branches.
+PLAIN_OPERATORS = frozenset(
+    [
+        "Add",
+        "And",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Conv",
+        "ConvTranspose",
+        "Cos",
+        "CumSum",
+        "Div",
+        "Einsum",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "Gelu",
+        "Gemm",
+        "Greater",
+        "GreaterOrEqual",
+        "Identity",
+        "InstanceNormalization",
+        "IsNaN",
+        "LayerNormalization",
+        "Less",
+        "LessOrEqual",
+        "MatMul",
+        "Max",
+        "MaxPool",
+        "Min",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "Pad",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Resize",
+        "Round",
+        "Shape",
+        "Sigmoid",
+        "Sin",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tile",
+        "TopK",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    ]
+)
+
+
+@pytest.fixture(autouse=True)
+def only_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file that a test of this module exports is made of plain operators."""
+    check = exporting.check_operators
+
+    def check_plain(path: Path) -> None:
+        check(path)
+        found = {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+        assert found <= PLAIN_OPERATORS, sorted(found - PLAIN_OPERATORS)
+
+    monkeypatch.setattr(exporting, "check_operators", check_plain)
+
+
 def vit() -> DINOv3ViTConfig:
     return DINOv3ViTConfig(
         hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=4
@@ -152,6 +238,7 @@ def test_export__has_only_operators_of_onnx_and_says_what_it_is(sample_file: Pat
     graph = onnx.load(sample_file)
     onnx.checker.check_model(graph)
     assert {node.domain for node in graph.graph.node} == {""}
+    assert {node.op_type for node in graph.graph.node} <= PLAIN_OPERATORS
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", exporting.OPSET)]
     assert [value.name for value in graph.graph.input] == ["pixel_values", "pixel_mask"]
     assert [value.name for value in graph.graph.output] == [*LOGITS, *DETECTIONS]

@@ -31,7 +31,7 @@ def test_read_changes__say_what_differs_in_one_line() -> None:
     assert AS_SAVED.apply(saved) == saved
     for wrong in ({"value_range": "much"}, {"page": 0}, {"channels": "0"}):
         with pytest.raises(OptionError, match=next(iter(wrong))):
-            ReadChanges(**wrong)  # type: ignore[arg-type]
+            ReadChanges(**wrong)
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from mask2former_dinov3.model.criterion.mask_places import coverage
 from mask2former_dinov3.model.criterion.seed_loss import heat_map, seed_loss
+from mask2former_dinov3.model.kernels.deformable_attention import STEPS_PER_PIXEL
 from mask2former_dinov3.model.mask_prior import UNIT, MaskPrior, place_channels, prior_logits
+from mask2former_dinov3.model.pixel_decoder import reference_points
 from mask2former_dinov3.model.query_seeds import find_peaks
 from support.models import labels, padded_mask, small_model
 
@@ -140,3 +142,24 @@ def test_criterion__the_score_is_trained_directly() -> None:
     assert len(score) == 4
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in score)
     assert all(p.grad is None for name, p in model.named_parameters() if "seeds.features" in name)
+
+
+def test_mask_prior__drawn_for_an_export_is_the_product_of_factors() -> None:
+    torch.manual_seed(0)
+    prior = MaskPrior(8).double()
+    queries = torch.randn(2, 5, 8, dtype=torch.float64)
+    doubled = (2 * torch.randint(0, 24, (2, 5, 2)) + 1) * 4
+    factors = place_channels(32, 40, 2, queries.device).double()
+    expected = prior_logits(prior(queries, doubled / 2), factors.flatten(1)).view(2, 5, 32, 40)
+    torch.testing.assert_close(prior.draw(queries, doubled, (32, 40), 2), expected)
+
+
+def test_reference_points__in_whole_units_are_those_in_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(3, 5), (6, 10), (120, 200)]
+    real = torch.tensor([[[5, 3], [10, 6], [200, 120]], [[2, 3], [3, 5], [57, 99]]])  # (width, height)
+    expected = reference_points(real, shapes, 2, 4)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    whole = reference_points(real, shapes, 2, 4)
+    assert whole.dtype == torch.int64
+    assert int(whole.max()) < 2**31
+    torch.testing.assert_close(whole / STEPS_PER_PIXEL, expected, atol=1.01 / STEPS_PER_PIXEL, rtol=1e-6)

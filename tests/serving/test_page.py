@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
@@ -184,14 +187,155 @@ def test_page__explains_a_bad_file_and_goes_on(opened: tuple[Page, list[str]], t
 def test_page__is_dark_or_light_and_fits_a_phone(opened: tuple[Page, list[str]]) -> None:
     page, _ = opened
     colours = [page.evaluate("getComputedStyle(document.body).backgroundColor")]
-    page.get_by_label("Dark or light").click()
+    page.get_by_role("button", name="Dark / light").click()
     colours.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert colours[0] != colours[1]
-    page.get_by_label("Dark or light").click()
+    page.get_by_role("button", name="Dark / light").click()
     page.set_viewport_size({"width": 375, "height": 700})
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
     assert page.locator(".m2f-window").bounding_box()["width"] > 300  # type: ignore[index]
     page.set_viewport_size({"width": 1280, "height": 860})
+
+
+def test_page__lists_instances_that_a_click_finds(opened: tuple[Page, list[str]], found: Any) -> None:
+    page, _ = opened
+    set_threshold(page, 0.5)
+    rows = page.locator("#m2f-instances .m2f-rows button")
+    expected = int((found.scores >= 0.5).sum())
+    expect(rows).to_have_count(expected)
+    values = {}
+    for key in ("area", "score"):
+        page.get_by_role("button", name=f"Sort by {key}").click()
+        values[key] = rows.evaluate_all(f"rows => rows.map(row => row.shape.annotation.{key})")
+        assert values[key] == sorted(values[key], reverse=True)
+    assert values["score"][0] == pytest.approx(float(found.scores.max()), abs=1e-4)
+    rows.nth(2).click()
+    picked = page.locator(".m2f-shapes path.picked")
+    expect(picked).to_have_count(1)
+    assert picked.evaluate("path => path.shape.annotation.score") == values["score"][2]
+    expect(page.locator(".m2f-tip")).to_contain_text(f"{values['score'][2]:.2f}")
+    frame, shape = page.locator(".m2f-window").bounding_box(), picked.bounding_box()
+    assert frame is not None
+    assert shape is not None
+    # Zoomed in, and the instance lies in the window as a whole.
+    assert page.evaluate("document.querySelector('.m2f-window').classList.contains('zoomed')")
+    assert frame["x"] - 2 <= shape["x"] <= shape["x"] + shape["width"] <= frame["x"] + frame["width"] + 2
+    assert frame["y"] - 2 <= shape["y"] <= shape["y"] + shape["height"] <= frame["y"] + frame["height"] + 2
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.shape.annotation.score") == values["score"][3]
+    assert page.locator("#m2f-instances .m2f-rows button[tabindex='0']").count() == 1
+    page.keyboard.press("Escape")
+    expect(picked).to_have_count(0)
+    expect(page.locator(".m2f-tip")).to_be_hidden()
+    for _ in range(4):
+        page.get_by_label("Zoom out").click()
+
+
+def test_page__shows_the_original_and_colours_by_class(opened: tuple[Page, list[str]]) -> None:
+    page, _ = opened
+    shown = page.locator(SHAPES)
+    expect(shown.first).to_be_visible()
+    page.get_by_role("button", name="Show original").click()
+    expect(shown.first).to_be_hidden()
+    page.get_by_role("button", name="Show original").click()
+    expect(shown.first).to_be_visible()
+    colours = "paths => new Set(paths.map(path => path.style.color)).size"
+    assert shown.evaluate_all(colours) > 3  # one class: by instance
+    page.locator("#m2f-colours").get_by_text("class", exact=True).click()
+    page.wait_for_function("document.querySelectorAll('#m2f-classes i.mixed').length === 0")
+    assert shown.evaluate_all(colours) == 1
+    page.locator("#m2f-colours").get_by_text("instance", exact=True).click()
+    page.wait_for_function("document.querySelectorAll('#m2f-classes i.mixed').length === 1")
+    assert shown.evaluate_all(colours) > 3
+
+
+def test_page__draws_a_histogram_of_all_scores(opened: tuple[Page, list[str]], found: Any) -> None:
+    page, _ = opened
+    set_threshold(page, 0.5)
+    bars = page.locator("#m2f-histogram rect")
+    expect(bars).to_have_count(19)
+    heights = np.array(bars.evaluate_all("bars => bars.map(bar => +bar.getAttribute('height'))"))
+    counts = np.histogram(found.scores, bins=19, range=(0.05, 1))[0]
+    assert heights / heights.max() == pytest.approx(counts / counts.max(), abs=0.06)
+    expect(page.locator("#m2f-histogram rect.off")).to_have_count(9)
+    set_threshold(page, 0.9)
+    expect(page.locator("#m2f-histogram rect.off")).to_have_count(17)
+    set_threshold(page, 0.5)
+
+
+def test_page__takes_several_images_and_asks_once_for_each(opened: tuple[Page, list[str]]) -> None:
+    page, asked = opened
+    others = [SAMPLE / "valid" / name for name in ("3ca8181367fc1258.png", "2a2032c4ed78f3fc.png")]
+    before = predictions(asked)
+    page.set_input_files(".m2f-other input", [IMAGE, *others])
+    buttons = page.locator(".m2f-strip button")
+    expect(buttons).to_have_count(3)
+    expect(buttons.nth(0)).to_have_attribute("aria-pressed", "true")
+    page.wait_for_selector(".m2f-progress", state="hidden")
+    for place in (1, 0, 1):
+        buttons.nth(place).click()
+        expect(buttons.nth(place)).to_have_attribute("aria-pressed", "true")
+        page.wait_for_selector(".m2f-progress", state="hidden")
+        page.wait_for_selector(SHAPES)
+    assert predictions(asked) == before + 2
+    page.set_input_files(".m2f-other input", IMAGE)
+    page.wait_for_selector(".m2f-progress", state="hidden")
+    expect(page.locator(".m2f-strip")).to_be_hidden()
+
+
+def test_page__names_an_instance_on_touch_and_never_covers_the_zoom_buttons(
+    opened: tuple[Page, list[str]], server: Server
+) -> None:
+    browser = opened[0].context.browser
+    assert browser is not None
+    page = browser.new_page(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    page.set_default_timeout(30_000)
+    page.goto(f"http://127.0.0.1:{server.port}/")
+    for kind in ("coco", "csv", "overlay"):  # before there is an image
+        expect(page.locator(f"#m2f-{kind}")).to_be_disabled()
+    expect(page.locator(".m2f-finds")).to_contain_text("This model finds nucleus.")
+    page.get_by_role("button", name="Try the sample image").click()
+    page.wait_for_selector(SHAPES)
+    expect(page.locator("#m2f-coco")).to_be_enabled()
+    tip, zoom = page.locator(".m2f-tip"), page.locator(".m2f-zoom").bounding_box()
+    assert zoom is not None
+    tapped = 0
+    for place in page.locator(SHAPES).evaluate_all(
+        "paths => paths.map(path => { const box = path.getBoundingClientRect();"
+        " return [box.x + box.width / 2, box.y + box.height / 2]; })"
+    ):
+        if not page.evaluate("([x, y]) => Boolean(document.elementFromPoint(x, y)?.shape)", place):
+            continue  # a zoom button or a hole
+        page.touchscreen.tap(*place)
+        if tip.is_hidden():  # a second tap on what lies on top of two
+            continue
+        tapped += 1
+        box = tip.bounding_box()
+        assert box is not None
+        apart = box["x"] + box["width"] <= zoom["x"] or box["y"] + box["height"] <= zoom["y"]
+        assert apart, (box, zoom)
+        assert re.match(r"nucleus 0\.\d\d\d+ px", tip.inner_text().replace("\n", ""))
+    assert tapped > 10
+    page.close()
+
+
+def axe() -> Path | None:
+    """The script of axe-core, which the tests do not bring along: a path in AXE, such as package/axe.min.js of it."""
+    path = os.environ.get("AXE")
+    return Path(path) if path else None
+
+
+@pytest.mark.skipif(axe() is None, reason="needs axe-core: set AXE to its axe.min.js")
+def test_page__has_no_finding_of_axe(opened: tuple[Page, list[str]]) -> None:
+    page, _ = opened
+    script = axe()
+    assert script is not None
+    page.evaluate(script.read_text(encoding="utf-8"))
+    for turn in ("light", "dark"):
+        page.wait_for_function("document.getAnimations().every(one => one.playState !== 'running')")
+        found = page.evaluate("axe.run()")["violations"]
+        assert [(one["id"], one["impact"], one["nodes"][0]["html"]) for one in found] == [], turn
+        page.get_by_role("button", name="Dark / light").click()
 
 
 def test_page__asks_nothing_of_other_machines(opened: tuple[Page, list[str]], server: Server) -> None:

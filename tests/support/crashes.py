@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-Tree = dict[str, int]
-"""Path below the root -> inode."""
+Names = dict[str, tuple[int, bool]]
+"""Name in a folder -> inode, and whether it is a folder."""
 
 
 class PowerCuts:
@@ -26,16 +26,17 @@ class PowerCuts:
 
     def __init__(self, root: Path, store: Path) -> None:
         self.root, self.store = root, store
-        self.trees: list[Tree] = []
-        self.flushed: list[set[tuple[int, int]]] = []  # (inode, mtime) of files and folders on the disk, by moment
-        self.root_flushed: list[int] = []  # the moment whose names in the root are surely on the disk
+        self.folders: list[dict[int, Names]] = []  # by moment: inode of a folder -> what is in it
+        self.versions: list[dict[int, int]] = []  # by moment: inode of a file -> time of the version on the disk
+        self.flushed: list[dict[int, int]] = []  # by moment: inode of a folder -> moment whose names are on the disk
         store.mkdir()
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Note each rename, flush and removal until the block ends."""
-        there = [path.stat() for path in self.root.rglob("*")]  # from before, so on the disk
-        self._note({(status.st_ino, status.st_mtime_ns) for status in there}, 0)
+        there = [path.stat() for path in (self.root, *self.root.rglob("*"))]  # from before, so on the disk
+        inodes = {status.st_ino: status.st_mtime_ns for status in there}
+        self._note(inodes, dict.fromkeys(inodes, 0))
         with pytest.MonkeyPatch.context() as patch:
             for name in ("rename", "replace", "fsync", "unlink", "rmdir"):
                 patch.setattr(os, name, self._noting(name, getattr(os, name)))
@@ -44,65 +45,66 @@ class PowerCuts:
     def _noting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
             result = function(*args, **options)
-            flushed, root_flushed = set(self.flushed[-1]), self.root_flushed[-1]
+            versions, flushed = dict(self.versions[-1]), dict(self.flushed[-1])
             if name == "fsync":
                 status = os.fstat(args[0])
-                flushed.add((status.st_ino, status.st_mtime_ns))
-                if status.st_ino == self.root.stat().st_ino:
-                    root_flushed = len(self.trees)
-            self._note(flushed, root_flushed)
+                versions[status.st_ino] = status.st_mtime_ns
+                flushed[status.st_ino] = len(self.folders)
+            self._note(versions, flushed)
             return result
 
         return call
 
-    def _note(self, flushed: set[tuple[int, int]], root_flushed: int) -> None:
-        tree: Tree = {}
-        for path in sorted(self.root.rglob("*")):
+    def _note(self, versions: dict[int, int], flushed: dict[int, int]) -> None:
+        found: dict[int, Names] = {}
+        for folder in (self.root, *(path for path in self.root.rglob("*") if path.is_dir())):
+            found[folder.stat().st_ino] = {path.name: (path.stat().st_ino, path.is_dir()) for path in folder.iterdir()}
+        for path in (path for path in self.root.rglob("*") if path.is_file()):
             status = path.stat()
-            tree[str(path.relative_to(self.root))] = status.st_ino
-            kept = self.store / str(status.st_ino)
-            if path.is_file() and (status.st_ino, status.st_mtime_ns) in flushed and not kept.exists():
-                os.link(path, kept)  # which also keeps the inode's number from being used again
-        self.trees.append(tree)
+            kept, held = self._version(status.st_ino, status.st_mtime_ns), self.store / f"{status.st_ino}-held"
+            if versions.get(status.st_ino) == status.st_mtime_ns and not kept.exists():
+                shutil.copyfile(path, kept)
+            if not held.exists():
+                os.link(path, held)  # keeps the inode's number from being used again
+        self.folders.append(found)
+        self.versions.append(versions)
         self.flushed.append(flushed)
-        self.root_flushed.append(root_flushed)
 
-    def states(self, target: Path) -> Iterator[Path]:
-        """Each tree that a cut may leave, built at `target`, one after the other."""
-        seen: set[tuple[tuple[str, bool], ...]] = set()
-        for moment in range(len(self.trees)):
-            inodes = {inode for inode, _ in self.flushed[moment]}
-            for names in range(self.root_flushed[moment], moment + 1):
-                tree = self.trees[names]
-                there = {name: inode in inodes for name, inode in tree.items()}
-                lost = {name for name, is_flushed in there.items() if not is_flushed and self._is_folder(name, tree)}
-                kept = {
-                    name: is_flushed
-                    for name, is_flushed in there.items()
-                    if not any(name.startswith(f"{folder}/") for folder in lost)
-                }
-                if (key := tuple(sorted((f"{name}:{tree[name]}", on) for name, on in kept.items()))) in seen:
+    def states(self, target: Path, *, at_end: bool = False) -> Iterator[Path]:
+        """Each tree that a cut may leave, built at `target`, one after the other. at_end: a cut after all was done."""
+        root, seen = self.root.stat().st_ino, set()
+        for moment in range(len(self.folders) - 1 if at_end else 0, len(self.folders)):
+            for names in range(self.flushed[moment][root], moment + 1):
+                tree = dict(self._tree(root, "", names, moment))
+                if (key := tuple(sorted(tree.items()))) in seen:
                     continue
                 seen.add(key)
                 shutil.rmtree(target, ignore_errors=True)
                 target.mkdir()
-                for name, is_flushed in kept.items():
-                    self._build(target / name, tree, name, is_flushed)
+                for name, (inode, version) in tree.items():
+                    if inode == 0:
+                        (target / name).mkdir()
+                    elif version:
+                        os.link(self._version(inode, version), target / name)
+                    else:
+                        (target / name).touch()
                 yield target
 
-    def _is_folder(self, name: str, tree: Tree) -> bool:
-        return not (self.store / str(tree[name])).exists() and any(one.startswith(f"{name}/") for one in tree)
+    def _tree(self, folder: int, prefix: str, names: int, moment: int) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Paths with (inode, version) when the power fails at `moment` and the disk has the names of `names` or later.
 
-    def _build(self, path: Path, tree: Tree, name: str, is_flushed: bool) -> None:
-        content = self.store / str(tree[name])
-        if content.exists() and is_flushed:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(content, path)
-        elif self._is_folder(name, tree):
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+        Inode 0: a folder. Version 0: a file whose content was not flushed.
+        """
+        flushed = self.flushed[moment].get(folder)
+        if flushed is None:
+            return
+        for name, (inode, is_folder) in self.folders[max(names, flushed)].get(folder, {}).items():
+            yield prefix + name, (0, 0) if is_folder else (inode, self.versions[moment].get(inode, 0))
+            if is_folder:
+                yield from self._tree(inode, f"{prefix}{name}/", names, moment)
+
+    def _version(self, inode: int, time: int) -> Path:
+        return self.store / f"{inode}-{time}"
 
 
 def end_at(number: int) -> None:

@@ -57,12 +57,18 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def start_two(words: list[str], folder: Path) -> list[StartedPython]:
-    """Two processes of one run, as a launcher starts them."""
+def start_two(words: list[str], folder: Path, *, use_cpu: bool = True) -> list[StartedPython]:
+    """Two processes of one run, as a launcher starts them. use_cpu: by the variable of accelerate for it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {**ON_CPU, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {
+        **(ON_CPU if use_cpu else {}),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     return [start_python(words, folder, {**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
 
 
@@ -129,16 +135,52 @@ def test_processes__sigterm_to_one_stops_and_saves_all(toy_dataset: Path, tmp_pa
     assert f"--resume-from-checkpoint {saved[0]}" in done.stderr
 
 
-def test_processes__an_error_in_one_stops_all(toy_dataset: Path, tmp_path: Path) -> None:
-    """An image that only one process meets disappears while the run goes on: each process ends, with its own error."""
+def test_processes__that_would_each_train_alone_are_refused(toy_dataset: Path, tmp_path: Path) -> None:
+    """As torchrun starts them where torch sees no GPU: accelerate lets each one train for itself, into one folder."""
+    if torch.cuda.is_available():
+        pytest.skip("with a GPU they are a group")
+    config = write_config(tmp_path / "alone", toy_dataset)
+    words = ["-m", "mask2former_dinov3", "train", "--config", str(config)]
+    done = [one.finish(90) for one in start_two(words, tmp_path, use_cpu=False)]
+    assert [one.returncode for one in done] == [1, 1], [one.stderr[-3000:] for one in done]
+    errors = "".join(one.stderr for one in done)
+    assert errors.count("error: WORLD_SIZE: expected the 2 processes of the launcher as one group, got 1, which") == 1
+    assert "set ACCELERATE_USE_CPU=true" in errors
+    assert not (tmp_path / "alone" / "run").exists()
+
+
+def test_processes__an_error_in_one_stops_all_and_is_shown_once(toy_dataset: Path, tmp_path: Path) -> None:
+    """An image that only one process meets disappears while the run goes on: all end, and what was done is saved."""
     dataset = tmp_path / "broken"
     shutil.copytree(toy_dataset, dataset)
-    config = write_config(tmp_path / "failing", dataset, max_train_steps=10000)
+    config = write_config(tmp_path / "failing", dataset, max_train_steps=10000, max_bad_images=0)
     started = start_two(["-m", "mask2former_dinov3", "train", "--config", str(config)], tmp_path)
-    wait_for(tmp_path / "failing" / "run" / "metrics.jsonl", lambda: all(one.poll() is None for one in started))
+    run = tmp_path / "failing" / "run"
+    wait_for(run / "metrics.jsonl", lambda: all(one.poll() is None for one in started))
     (dataset / "train" / "002.png").unlink()
     done = [one.finish(90) for one in started]
     assert [one.returncode for one in done] == [1, 1], [one.stderr[-3000:] for one in done]
     errors = "".join(one.stderr for one in done)
-    assert "002.png" in errors
-    assert "another process failed" in errors
+    assert errors.count("error: ") == 1
+    assert errors.count("002.png") == 1
+    (saved,) = run.glob("checkpoint-*")
+    assert len(torch.load(saved / "rng.pt", weights_only=True)) == 2
+
+
+def test_processes__one_that_is_stopped_is_given_up(toy_dataset: Path, tmp_path: Path) -> None:
+    """SIGSTOP to the second: the first ends by itself, says what to do, and saves what it can."""
+    options = {"max_train_steps": 10000, "process_group_timeout": 5}
+    config = write_config(tmp_path / "stopped", toy_dataset, **options)
+    started = start_two(["-m", "mask2former_dinov3", "train", "--config", str(config)], tmp_path)
+    run = tmp_path / "stopped" / "run"
+    wait_for(run / "metrics.jsonl", lambda: all(one.poll() is None for one in started))
+    os.kill(started[1].pid, signal.SIGSTOP)
+    try:
+        done = started[0].finish(90)
+    finally:
+        os.killpg(started[1].pid, signal.SIGKILL)
+        started[1].process.join(60)
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "has not answered for 5 seconds (process_group_timeout); resume with" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(list(run.glob("checkpoint-*"))) == 1

@@ -34,7 +34,8 @@ from mask2former_dinov3.errors import (
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.training.build_model import build_model
 from mask2former_dinov3.training.ema import AveragedWeights
-from mask2former_dinov3.training.train import load_data, start_accelerator, train
+from mask2former_dinov3.training.launch import start_accelerator
+from mask2former_dinov3.training.train import load_data, train
 from support.processes import start_python
 from support.run_config import make_config
 
@@ -198,7 +199,8 @@ def test_resume__is_bit_for_bit_the_straight_run(toy_dataset: Path, tmp_path: Pa
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     train(make_config(toy_dataset, straight, **options))
     cut.mkdir()
-    shutil.copytree(straight / "checkpoint-3", cut / "checkpoint-3")
+    for name in ("checkpoint-3", "best"):
+        shutil.copytree(straight / name, cut / name)
     shutil.copy(straight / "metrics.jsonl", cut)  # with the lines of steps 4 to 6, which will be done again
     torch.manual_seed(12345)
     train(make_config(toy_dataset, cut, **options, resume_from_checkpoint="latest"))
@@ -438,12 +440,6 @@ def test_resume__refuses_what_does_not_fit(toy_dataset: Path, tmp_path: Path) ->
         train(make_config(toy_dataset, run, resume_from_checkpoint="latest"))
     train(make_config(toy_dataset, run, max_train_steps=1))
     again = {"resume_from_checkpoint": "latest"}
-    message = (
-        "resume_from_checkpoint: expected a checkpoint before step 1, the end of the run, "
-        f"got {run / 'checkpoint-1'} at step 1; the run is finished; "
-    )
-    with pytest.raises(OptionError, match=f"^{re.escape(message)}"):
-        train(make_config(toy_dataset, run, **again, max_train_steps=1))
     with pytest.raises(ConfigError, match="made with 2 images per optimiser step"):
         train(make_config(toy_dataset, run, **again, gradient_accumulation_steps=2))
     kept = (run / "train_config.json").read_text()
@@ -495,7 +491,7 @@ def test_start_accelerator__warns_of_bf16_on_a_cpu_that_does_not_know_it(
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("a run on a GPU does not ask the CPU")
-    monkeypatch.setattr("mask2former_dinov3.training.train.cpu_has_bf16", lambda: known)
+    monkeypatch.setattr("mask2former_dinov3.training.launch.cpu_has_bf16", lambda: known)
     start_accelerator(make_config(toy_dataset, tmp_path / "run", mixed_precision="bf16"))
     AcceleratorState._reset_state(reset_partial_state=True)
     assert ("--mixed-precision no" in caplog.text) is not known

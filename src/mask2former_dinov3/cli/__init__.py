@@ -12,7 +12,7 @@ Read in this order:
     parser        both spellings of an option; wrong usage in the wording of this package
     doctor        what `check-data` writes: a page, a recipe, corrected files
     data_options  the format, the classes and the split that options name
-    comparing     the verb `compare`
+    comparing     the verbs `compare` and `rank-images`
     metrics_text  metrics as lines
     messages      errors as the user sees them
     demo          the verb `demo`: the whole path on the bundled sample

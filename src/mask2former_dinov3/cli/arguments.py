@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.presets import DATASET_FORMATS, SPLIT_OPTIONS
-from .data_options import add_read_options
+from .data_options import add_extra_images, add_read_options
 from .parser import VerbParser, not_negative, positive, real_number
 from .threshold_options import add_aims, add_threshold
 
@@ -163,6 +163,9 @@ def add_predict(parser: VerbParser) -> None:
         metavar="KINDS",
         default="overlays,coco",
         help=f"results to write, separated by commas: {', '.join(SAVEABLE)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--colours", metavar="RULE", default="auto", help="of overlays: class, instance or auto (default: %(default)s)"
     )
     add_tiles(parser)
     add_model_options(parser, required=True)
@@ -393,4 +396,5 @@ def add_export(parser: VerbParser) -> None:
         metavar="DIR",
         help="for int8: folder with some dozens of images like those that will be predicted",
     )
+    add_extra_images(parser)
     parser.memory_advice += ("lower --size",)

@@ -1,11 +1,12 @@
-"""The verb `compare`: its options, and how it runs."""
+"""The verbs `compare` and `rank-images`: their options, and how they run."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from .arguments import add_formats, add_read_rules
+from .arguments import DEVICE, add_formats, add_read_rules
 from .data_options import find_truth
 from .parser import VerbParser, not_negative, positive, real_number
 
@@ -85,3 +86,70 @@ def run_compare(arguments: argparse.Namespace) -> int:
         print(f"test failed: {', '.join(worse)} worse than {comparison.base.source.name} beyond noise")
         return 1
     return 0
+
+
+def add_rank_images(parser: VerbParser) -> None:
+    """Add the options of `rank-images`."""
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="unlabelled image, folder, or pattern in quotes")
+    parser.add_argument("--model", metavar="M", required=True, help="folder saved by training, or hub id")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", required=True, help="folder for ranking.csv and ranking.json"
+    )
+    parser.add_argument(
+        "--labelled",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="INPUT",
+        help="images that have labels already; what is like them is not rare (default: none)",
+    )
+    parser.add_argument(
+        "--number", type=positive, metavar="N", default=100, help="number of images to choose (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rarity-weight",
+        type=real_number,
+        metavar="F",
+        default=0.5,
+        help="0: only disagreement under flips counts, 1: only rarity (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=real_number,
+        metavar="T",
+        default=0.3,
+        help="minimum score of the instances that are compared (default: %(default)s)",
+    )
+    parser.add_argument("--device", help=DEVICE)
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        default=1,
+        help="number of images per forward pass (default: %(default)s)",
+    )
+    parser.memory_advice += ("lower --batch-size",)
+
+
+def run_rank_images(arguments: argparse.Namespace) -> int:
+    """Run `rank-images`; 1 if an input failed, after all others are done."""
+    from ..evaluation.label_next import RANKING_CSV, RANKING_JSON, RankingSettings, rank_images
+
+    settings = RankingSettings(
+        number=arguments.number,
+        rarity_weight=arguments.rarity_weight,
+        threshold=arguments.threshold,
+        batch_size=arguments.batch_size,
+    )
+    ranking = rank_images(
+        arguments.model,
+        arguments.inputs,
+        arguments.output,
+        labelled=arguments.labelled,
+        settings=settings,
+        device=arguments.device,
+        progress=sys.stderr.isatty(),
+    )
+    print(ranking.text())
+    print(f"\n{arguments.output / RANKING_CSV}\n{arguments.output / RANKING_JSON}")
+    return 1 if ranking.failed else 0

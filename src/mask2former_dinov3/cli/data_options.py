@@ -94,10 +94,22 @@ def add_read_options(
     parser.add_argument(
         "--channels",
         metavar="N,N,N",
-        help=f"channels to read, counted from 1: one (grey) or three (red, green, blue) (default: {values[2]})",
+        help="channels to read, counted from 1: one (grey), three (red, green, blue) or more, or all "
+        f"(default: {values[2]})",
+    )
+    add_extra_images(parser)
+
+
+def add_extra_images(parser: VerbParser) -> None:
+    """The option that says where second files are; no model has it saved."""
+    parser.add_argument(
+        "--extra-images",
+        metavar="WHERE",
+        help="second file of each image, such as its depth: a folder with files of the same names but for the ending, "
+        "or a pattern such as '{folder}/../depth/{stem}.png' (default: none)",
     )
 
 
 def read_changes(arguments: argparse.Namespace) -> ReadChanges:
     """What flags say about reading image files, instead of what is saved with the model. Raises OptionError."""
-    return ReadChanges(arguments.value_range, arguments.page, arguments.channels)
+    return ReadChanges(arguments.value_range, arguments.page, arguments.channels, arguments.extra_images)

@@ -1,16 +1,19 @@
-"""`check-data`: the options it takes from a recipe, and what it writes beside its text."""
+"""`check-data`: how it runs, the options it takes from a recipe, and what it writes beside its text."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..atomic_files import write_text
 from ..canvas import check_canvas
 from ..config.presets import SPLIT_OPTIONS
 from ..config.train_config import TrainConfig, load_config
-from ..errors import OptionError
+from ..errors import DatasetError, OptionError
 from ..read_options import check_channels
 from .data_options import read_classes
 
@@ -21,8 +24,53 @@ if TYPE_CHECKING:
 
 _FLAGS = (
     *("dataset_name", *SPLIT_OPTIONS, "valid_split", "image_height", "image_width", "num_queries"),
-    *("crowd", "incomplete_images", "value_range", "page", "channels"),
+    *("crowd", "incomplete_images", "value_range", "page", "channels", "extra_images"),
 )
+
+
+def check_dataset(arguments: argparse.Namespace) -> int:
+    """Run `check-data`; 1 if an error in the data would stop or spoil training."""
+    given = arguments.dataset_name or arguments.train_annotations or arguments.config
+    if given is None:
+        arguments.parser.error("expected the PATH of a data set, or --train-annotations and --train-images")
+    prepare_files(arguments)
+    config = options_of_check(arguments)
+    from tqdm import tqdm
+
+    from ..data.check import check_data
+    from ..data.layout import find_splits
+    from ..data.read_rules import ReadRules
+
+    explicit = {option: getattr(config, option) for option in SPLIT_OPTIONS}
+    splits, notes = find_splits(
+        config.dataset_name,
+        **explicit,
+        valid_split=config.valid_split,
+        rules=ReadRules(config.crowd, config.incomplete_images),
+        dataset_format=config.dataset_format,
+        classes=config.classes,
+    )
+    prepare_report_folder(arguments, splits, config)
+    with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = check_data(
+            splits,
+            notes,
+            num_queries=None if config.num_queries == "auto" else config.num_queries,
+            canvas=(config.image_height, config.image_width),
+            options=config.read_options,
+            scale_min=config.scale_min,
+            progress=progress,
+        )
+    print(report.text())
+    if arguments.json is not None:  # after the text, so that it is not lost if this fails
+        write_text(arguments.json, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_outputs(arguments, splits, report, config, print)
+    return 1 if report.errors else 0
 
 
 def options_of_check(arguments: argparse.Namespace) -> TrainConfig:
@@ -36,7 +84,8 @@ def options_of_check(arguments: argparse.Namespace) -> TrainConfig:
     if (classes := read_classes(arguments)) is not None:
         given["classes"] = classes
     if arguments.channels is not None:
-        given["channels"] = list(check_channels(arguments.channels))
+        channels = check_channels(arguments.channels)
+        given["channels"] = list(channels) if isinstance(channels, tuple) else channels
     texts = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     data = {name: value for name, value in texts.items() if name in ("dataset_name", *SPLIT_OPTIONS)}
     config, _ = load_config(arguments.config, {**data, "output_dir": "unused"})
@@ -95,7 +144,7 @@ def write_outputs(
     if arguments.fix is not None:
         from ..data.fixes import write_fixes
 
-        say(f"\n{write_fixes(report, splits, arguments.fix, config.valid_split).text()}")
+        say(f"\n{write_fixes(report, splits, arguments.fix, config.valid_split, config.read_options).text()}")
     if arguments.suggest is not None:
         from ..training.recipe import suggest_recipe
 
@@ -106,14 +155,21 @@ def write_outputs(
 
 def _training_view(arguments: argparse.Namespace, report: Report, config: TrainConfig) -> TrainingView | None:
     """The data set that training would read; None without training images."""
+    from ..data.channel_statistics import count_channels_of
     from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
     from ..reports.data_sections import TrainingView
-    from ..training.train import training_dataset
+    from ..training.batches import training_dataset
 
     data = report.data.get("train")
     if data is None or not data.images:
         return None
     # Its mean and std are taken out again where samples are drawn, so those of the weights are not needed.
-    processor = Mask2FormerDinov3ImageProcessor({"height": config.image_height, "width": config.image_width})
+    try:
+        count, extra = count_channels_of(data.images, config.read_options)
+    except DatasetError:
+        return None  # the report says why
+    size = {"height": config.image_height, "width": config.image_width}
+    processor = Mask2FormerDinov3ImageProcessor(size, [0.5] * count, [0.25] * count, extra_channels=extra)
+    processor.read_options = config.read_options
     source = f"options of {arguments.config}" if arguments.config else "the defaults of train"
     return TrainingView(training_dataset(config, processor, data), source)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import os
 import sys
@@ -19,9 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..allocator import keep_freed_memory
-from ..atomic_files import write_text
-from ..config.presets import SPLIT_OPTIONS
-from ..errors import ConfigError, OptionError, UserError
+from ..errors import ConfigError, OptionError, UserError, is_shared
 from ..version import __version__
 from .arguments import (
     add_batch_predict,
@@ -35,7 +32,7 @@ from .arguments import (
     add_serve,
     add_train,
 )
-from .comparing import add_compare, run_compare
+from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
 from .data_options import find_truth, read_changes, read_classes
 from .messages import describe_error, describe_out_of_memory, is_out_of_memory
 from .metrics_text import metric_lines
@@ -69,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt as stop:
-        complain(str(stop) or "interrupted")
+        if is_main_process() or not is_shared(stop):
+            complain(str(stop) or "interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         if traceback:
             raise
+        if is_shared(error) and not is_main_process():
+            return 1  # the main process shows it
         complain(f"error: {describe_error(error, verb, getattr(arguments, 'config', None))}")
         return 1
     except (RuntimeError, MemoryError) as error:
@@ -118,6 +118,7 @@ def build_parser() -> VerbParser:
         verb("set-threshold", run_set_threshold, "Store the score threshold of an evaluation in a model folder.")
     )
     add_compare(verb("compare", run_compare, "Compare evaluations of models: AP with intervals, what changed where."))
+    add_rank_images(verb("rank-images", run_rank_images, "Rank unlabelled images by what labelling them would teach."))
     add_predict(verb("predict", run_predict, "Find instances in images, folders and patterns such as 'shots/*.jpg'."))
     add_batch_predict(
         verb("batch-predict", run_batch_predict, "Find instances in very large sets of images, on a Ray cluster.")
@@ -248,6 +249,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         arguments.output,
         settings=settings,
         save=tuple(kind.strip() for kind in arguments.save.split(",") if kind.strip()),
+        colours=arguments.colours,
         device=arguments.device,
         reading=read_changes(arguments),
         progress=sys.stderr.isatty(),
@@ -284,49 +286,9 @@ def run_batch_predict(arguments: argparse.Namespace) -> int:
 
 def run_check_data(arguments: argparse.Namespace) -> int:
     """Run `check-data`; 1 if an error in the data would stop or spoil training."""
-    given = arguments.dataset_name or arguments.train_annotations or arguments.config
-    if given is None:
-        arguments.parser.error("expected the PATH of a data set, or --train-annotations and --train-images")
-    from .doctor import options_of_check, prepare_files, prepare_report_folder, write_outputs
+    from .doctor import check_dataset
 
-    prepare_files(arguments)
-    config = options_of_check(arguments)
-    from tqdm import tqdm
-
-    from ..data.check import check_data
-    from ..data.layout import find_splits
-    from ..data.read_rules import ReadRules
-
-    explicit = {option: getattr(config, option) for option in SPLIT_OPTIONS}
-    splits, notes = find_splits(
-        config.dataset_name,
-        **explicit,
-        valid_split=config.valid_split,
-        rules=ReadRules(config.crowd, config.incomplete_images),
-        dataset_format=config.dataset_format,
-        classes=config.classes,
-    )
-    prepare_report_folder(arguments, splits, config)
-    with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        report = check_data(
-            splits,
-            notes,
-            num_queries=None if config.num_queries == "auto" else config.num_queries,
-            canvas=(config.image_height, config.image_width),
-            options=config.read_options,
-            scale_min=config.scale_min,
-            progress=progress,
-        )
-    print(report.text())
-    if arguments.json is not None:  # after the text, so that it is not lost if this fails
-        write_text(arguments.json, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
-    write_outputs(arguments, splits, report, config, print)
-    return 1 if report.errors else 0
+    return check_dataset(arguments)
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
@@ -351,6 +313,7 @@ def run_export(arguments: argparse.Namespace) -> int:
         with_postprocess=arguments.with_postprocess,
         images=arguments.images,
         calibration_images=arguments.calibration_images,
+        extra_images=arguments.extra_images,
         say=complain,
     )
     print(done.text())

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..errors import OptionError, UserError, mismatch
 from ..extras import require
 from ..folder_lock import hold_folder
-from ..inference.predictor import Predictor, load_model
+from ..inference.predictor import Predictor, load_model, refuse_extra_images
 from ..inference.settings import DEFAULTS, InferenceSettings, describe_threshold
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .gathering import Batches, BatchSummary, Gathering
@@ -80,6 +80,7 @@ def batch_predict(
     require("ray", "batch-predict", "ray", "pyarrow", "fsspec")
     _check_options(device, actors, cpus_per_actor, gpus_per_actor, shard_size)
     predictor = Predictor(*load_model(model, "cpu", reading))  # one that cannot be used fails before the cluster starts
+    refuse_extra_images(predictor.processor, "batch-predict")
     given, settings = settings, predictor.fill(settings)
     files = ModelFiles.read(_find_files(model))
     with _hold_output(output):
@@ -96,10 +97,7 @@ def batch_predict(
         with bar, _connect_ray(ray_address):
             import ray
 
-            size = predictor.processor.size
-            job = Job(
-                batches, ray.put(files), (size["height"], size["width"]), predictor.processor.read_options, settings
-            )
+            job = Job.of(batches, ray.put(files), predictor, settings)
             del files, predictor
             gathering = Gathering(batches, folder, summary, bar.update)
             try:
@@ -131,13 +129,24 @@ def _hold_output(output: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Job:
-    """Batches, and what is needed to predict them. canvas: (height, width). options: how images are read."""
+    """Batches, and what is needed to predict them. canvas: (height, width). options: how images are read, with so many
+    channels."""
 
     batches: Batches
     model: ObjectRef[ModelFiles]
     canvas: tuple[int, int]
     options: ReadOptions
     settings: InferenceSettings
+    channels: int = 3
+
+    @classmethod
+    def of(
+        cls, batches: Batches, model: ObjectRef[ModelFiles], predictor: Predictor, settings: InferenceSettings
+    ) -> Job:
+        """The job of a model, which `predictor` holds and `model` has in Ray's object store."""
+        size, options = predictor.processor.size, predictor.processor.read_options
+        canvas = size["height"], size["width"]
+        return cls(batches, model, canvas, options, settings, predictor.processor.num_channels)
 
 
 def _predict_all(job: Job, gathering: Gathering, plan: Callable[[], Workers]) -> None:
@@ -206,7 +215,7 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     run = ray.remote(num_cpus=0, scheduling_strategy=here)(Pass).remote()
     rows = run.results.options(num_returns="streaming").remote(
-        parts, [job.model], job.canvas, job.options, job.settings, workers, careful=careful
+        parts, [job.model], job.canvas, job.options, job.settings, workers, channels=job.channels, careful=careful
     )
     try:
         while True:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.fitting import fit_image
-from ..data.images import decode_image
+from ..data.images import check_channel_count, decode_image
 from ..errors import UserError, mismatch
 from ..read_options import AS_STORED, ReadOptions
 from .image_list import filesystem_of
@@ -41,7 +41,7 @@ class ResultRow(TypedDict):
 
 
 class FittedImage(NamedTuple):
-    """An image resized to fit the canvas, (h, w, 3) uint8, and its original (height, width)."""
+    """An image resized to fit the canvas, (h, w, C) uint8, and its original (height, width)."""
 
     pixels: NDArray[np.uint8]
     original_size: tuple[int, int]
@@ -54,23 +54,28 @@ class ReadImage(NamedTuple):
     content: FittedImage | bytes | str
 
 
-def read_batch(row: BatchRow, *, canvas: tuple[int, int] | None, options: ReadOptions = AS_STORED) -> ReadRow:
+def read_batch(
+    row: BatchRow, *, canvas: tuple[int, int] | None, options: ReadOptions = AS_STORED, channels: int = 3
+) -> ReadRow:
     """Read the images of a batch; an unreadable one does not raise.
 
-    canvas: (height, width), None for tiles. options: of the model.
+    canvas: (height, width), None for tiles. options, channels: of the model.
     """
-    read = [ReadImage(image, _read_content(image, canvas, options)) for image in row["images"]]
+    read = [ReadImage(image, _read_content(image, canvas, options, channels)) for image in row["images"]]
     return {"number": row["number"], "read": pickle.dumps(read)}
 
 
-def _read_content(image: str, canvas: tuple[int, int] | None, options: ReadOptions) -> FittedImage | bytes | str:
+def _read_content(
+    image: str, canvas: tuple[int, int] | None, options: ReadOptions, channels: int
+) -> FittedImage | bytes | str:
     try:
         filesystem, path = filesystem_of(image)
         data: bytes = filesystem.cat_file(path)
         if canvas is None:
             return data
-        rgb = decode_image(data, image, options)
-        return FittedImage(fit_image(rgb, *canvas), (rgb.shape[0], rgb.shape[1]))
+        pixels = decode_image(data, image, options)
+        check_channel_count(image, channels, pixels.shape[2])
+        return FittedImage(fit_image(pixels, *canvas), (pixels.shape[0], pixels.shape[1]))
     except UserError as error:
         return str(error)
     except FileNotFoundError:

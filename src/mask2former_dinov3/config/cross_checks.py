@@ -73,6 +73,17 @@ def _training_conflicts(config: TrainConfig, name: Callable[[str], str]) -> Iter
         yield ("scale_min", "scale_max"), mismatch(expected, config.scale_min)
 
 
+def find_recorded_token(config: TrainConfig) -> str | None:
+    """Why a hub token on the command line is refused, which trackers other than tensorboard record; None if it is not.
+
+    It would stay in the process's arguments, too, where they read it.
+    """
+    if not config.with_tracking or config.report_to == "tensorboard":
+        return None
+    got = f"one on the command line, which {config.report_to} may record with the run"
+    return mismatch("a token that no tracker sees", got, "set HF_TOKEN, or give it in the JSON file")
+
+
 def advise(config: TrainConfig) -> list[str]:
     """Notes on what is allowed but probably not meant: random weights where pretrained ones exist, and their use."""
     chosen_later = config.recipe is not None and "backbone" not in config.model_fields_set

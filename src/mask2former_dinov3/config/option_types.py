@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from ..errors import mismatch
 from .presets import LARGEST, LARGEST_QUERIES
 
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
@@ -17,6 +19,15 @@ Side = Annotated[int, Field(gt=0)]  # of the canvas; `check_side` has the rest
 QueryCount = Annotated[int, Field(gt=0, le=LARGEST_QUERIES)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_order(value: list[int]) -> list[int]:
+    if len(value) != 4 or value != sorted(value):
+        raise ValueError(mismatch("four block numbers in increasing order", value))
+    return value
+
+
+Taps = Annotated[list[PositiveInt], AfterValidator(_check_order)]
 ComparedOn = Literal["points", "pixels"]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
@@ -28,5 +39,21 @@ Tracker = Literal[
     "all", "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
 ]  # accelerate's LoggerType
 
+
+def join_limits(value: object) -> object:
+    """JSON's [LOW, HIGH] as "LOW,HIGH"."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def join_names(value: object) -> object:
+    """Names as a text with commas: one form, so that the flag, the file and the tracker agree. Raises ValueError."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ValueError(mismatch("names of layers such as q_proj,v_proj", json.dumps(value, default=str)))
+    return ",".join(name.strip() for name in names)
+
+
+ValueRange = Annotated[str, BeforeValidator(join_limits)]
+LayerNames = Annotated[str, BeforeValidator(join_names)]
 DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets"]
 RecipeName = Literal["auto", "published", "few-images", "frozen", "full", "from-scratch"]  # files of `recipes/`

@@ -77,6 +77,10 @@ class GivenOptions:
             return self._written[option][1]
         return write_flag(option) if self._path is None and self._has_flags else option
 
+    def is_flag(self, option: str) -> bool:
+        """Whether the option was given on the command line."""
+        return self._written.get(option, ("", ""))[0] == COMMAND_LINE
+
     def add_fault(self, option: str, reason: str) -> None:
         """Note what is wrong with the value of an option, or with its absence."""
         default = f"in {self._path}" if self._path is not None else COMMAND_LINE if self._has_flags else ""
@@ -145,6 +149,7 @@ def explain_unknown(key: str, word: str, known: Collection[str]) -> str:
 
 _EITHER = {
     "backbone_taps": "four block numbers such as 3,6,9,12, or null",
+    "channels": 'channel numbers from 1 such as 3,2,1, "all", or null',
     "checkpointing_steps": 'a whole number above 0, "epoch", or null',
     "num_queries": f'a whole number from 1 to {LARGEST_QUERIES:,}, or "auto"',
 }

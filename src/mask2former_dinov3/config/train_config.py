@@ -7,7 +7,6 @@ JSON file < command line and reports all faults in one ConfigError. Options of t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from ..canvas import check_side
 from ..errors import OptionError, mismatch
 from ..json_files import describe
-from ..read_options import ReadOptions
+from ..read_options import ALL, ReadOptions, as_channels
 from .class_option import parse_class_map
-from .cross_checks import advise, find_conflicts
+from .cross_checks import advise, find_conflicts, find_recorded_token
 from .option_types import (
     ComparedOn,
     DatasetFormat,
     Fraction,
+    LayerNames,
     Metric,
     NotNegativeFloat,
     NotNegativeInt,
@@ -36,12 +36,14 @@ from .option_types import (
     Seed,
     Share,
     Side,
+    Taps,
     Tracker,
+    ValueRange,
 )
 from .parsing import GivenOptions, explain_fault
 from .presets import SPLIT_OPTIONS
 
-PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", *SPLIT_OPTIONS)
+PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", "extra_images", *SPLIT_OPTIONS)
 
 
 class TrainConfig(BaseModel):
@@ -99,6 +101,11 @@ class TrainConfig(BaseModel):
         "the image is left out of training and evaluation.",
     )
     dataloader_num_workers: NotNegativeInt = Field(2, description="Processes that read images, per training process.")
+    max_bad_images: Fraction = Field(
+        0.001,
+        description="Fraction of a split's images, rounded up, that may be unreadable: they are named and, in "
+        "training, replaced by others. One more ends the run; 0: the first does.",
+    )
     # --- the model
     backbone: str = Field(
         "smallplus",
@@ -119,7 +126,7 @@ class TrainConfig(BaseModel):
         "`none` is for a Swin or ConvNeXt, which already have these strides.",
     )
     backbone_norm: bool = Field(True, description="Apply the backbone's final norm to each feature map it returns.")
-    backbone_taps: list[PositiveInt] | None = Field(
+    backbone_taps: Taps | None = Field(
         None,
         description="The four blocks of a ViT whose outputs go to the neck, counted from 1, as a list or as "
         "`3,6,9,12`; null: the last block of each quarter of the depth.",
@@ -140,7 +147,7 @@ class TrainConfig(BaseModel):
     lora_alpha: PositiveInt | None = Field(
         None, description="The output of the adapters is multiplied by `lora_alpha` / `lora_rank`; null: by 1."
     )
-    lora_targets: str = Field(
+    lora_targets: LayerNames = Field(
         "q_proj,v_proj",
         description="Linear layers of the backbone that get adapters, by the last part of their names, separated by "
         "commas; a list in JSON.",
@@ -200,17 +207,22 @@ class TrainConfig(BaseModel):
         0.0,
         description="Fraction of training images onto which instances of another image are pasted; for opaque objects.",
     )
-    value_range: str = Field(
+    value_range: ValueRange = Field(
         "full",
         description="Values that become black and white, in images of more than 8 bits per channel. `full`: the range "
         "of the type; `percentile`: 0.1 and 99.9 percent of each image; `LOW,HIGH`, such as `0,4095`. Saved with the "
         "model.",
     )
     page: PositiveInt = Field(1, description="Page or frame that is read of files with several. Saved with the model.")
-    channels: list[PositiveInt] | None = Field(
+    channels: list[PositiveInt] | Literal["all"] | None = Field(
         None,
-        description="Channels that are read, counted from 1: one (as grey) or three (as red, green, blue), as a list "
-        "or as `3,2,1`; null: grey or RGB as the file has it. Saved with the model.",
+        description="Channels that are read, counted from 1, as a list or as `3,2,1`: one (grey), three (red, green, "
+        "blue) or more; `all`: all but alpha; null: grey or RGB, as the file has it. Saved with the model.",
+    )
+    extra_images: str | None = Field(
+        None,
+        description="Where the second file of each image is, such as its depth, whose channels follow the image's: a "
+        "folder with files of the same names but for the ending, or a pattern such as `{folder}/../depth/{stem}.png`.",
     )
     # --- the optimisation
     num_train_epochs: PositiveInt = Field(50, description="Number of passes over the training images.")
@@ -254,6 +266,11 @@ class TrainConfig(BaseModel):
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = Field(
         None, description="Number format of the forward pass; null: as set by `accelerate launch`."
+    )
+    process_group_timeout: PositiveInt = Field(
+        1800,
+        description="Seconds after which a process that does not answer is given up, in a run of several. One of them "
+        "scores an evaluation while the others wait.",
     )
     gradient_checkpointing: bool = Field(
         False, description="Compute each block again in the backward pass: less memory, slower."
@@ -299,7 +316,7 @@ class TrainConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse JSON's true where a number is expected: pydantic would read `learning_rate: true` as 1.0."""
+        """Refuse JSON's true for a number: pydantic would read `learning_rate: true` as 1.0."""
         if isinstance(value, bool) and "bool" not in str(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError(mismatch("a number or a string", describe(value)))
         return value
@@ -324,21 +341,9 @@ class TrainConfig(BaseModel):
 
     @field_validator("backbone_taps", "channels", mode="before")
     @classmethod
-    def _split_at_commas(cls, value: object) -> object:
-        return value.split(",") if isinstance(value, str) else value
-
-    @field_validator("backbone_taps")
-    @classmethod
-    def _check_order(cls, value: list[int] | None) -> list[int] | None:
-        if value is not None and (len(value) != 4 or value != sorted(value)):
-            raise ValueError(mismatch("four block numbers in increasing order", value))
-        return value
-
-    @field_validator("value_range", mode="before")
-    @classmethod
-    def _join_limits(cls, value: object) -> object:
-        """Accept JSON's [LOW, HIGH] for "LOW,HIGH"."""
-        return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    def _split_at_commas(cls, value: object, info: ValidationInfo) -> object:
+        is_all = info.field_name == "channels" and value == ALL
+        return value.split(",") if isinstance(value, str) and not is_all else value
 
     @field_validator("value_range", "channels")
     @classmethod
@@ -349,15 +354,6 @@ class TrainConfig(BaseModel):
             raise ValueError(error.reason) from error
         return value
 
-    @field_validator("lora_targets", mode="before")
-    @classmethod
-    def _join_with_commas(cls, value: object) -> object:
-        """Store one form, so that the flag, the file and the tracker agree."""
-        names = value.split(",") if isinstance(value, str) else value
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.strip() for name in names):
-            raise ValueError(mismatch("names of layers such as q_proj,v_proj", json.dumps(value, default=str)))
-        return ",".join(name.strip() for name in names)
-
     @field_validator("image_height", "image_width")
     @classmethod
     def _multiple_of_patch(cls, value: int, info: ValidationInfo) -> int:
@@ -367,7 +363,7 @@ class TrainConfig(BaseModel):
     @property
     def read_options(self) -> ReadOptions:
         """How image files are read."""
-        return ReadOptions(self.value_range, self.page, None if self.channels is None else tuple(self.channels))
+        return ReadOptions(self.value_range, self.page, as_channels(self.channels), self.extra_images)
 
     @model_validator(mode="after")
     def _options_fit_together(self, info: ValidationInfo) -> TrainConfig:
@@ -402,5 +398,7 @@ def load_config(
     for keys, reason in find_conflicts(config, given.name):
         if not wrong & set(keys):
             given.add_fault(keys[0], reason)
+    if given.is_flag("hub_token") and (recorded := find_recorded_token(config)):
+        given.add_fault("hub_token", recorded)
     given.raise_faults()
     return config, given.notes + advise(config)

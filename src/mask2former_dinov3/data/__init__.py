@@ -25,6 +25,7 @@ Read in this order:
     pillow_pixels  take the stored values from Pillow and OpenCV
     tiff_pixels    decode a page of a TIFF
     file_kinds     tell image files from others
+    extra_files    find the second file of an image, such as its depth
     images         read image files as RGB arrays
     image_folders  tell which files of a folder are images
     formats        read YOLO, label maps, labelme and other formats as COCO content
@@ -34,6 +35,7 @@ Read in this order:
     table_builder  collect images and instances in growing arrays
     coco           read a split into checked records
     image_faults   check image files, and group what is found
+    channel_statistics  measure mean and standard deviation of channels
     statistics     count images, instances, sizes
     fitting        fit images into the canvas, and make them the model's input
     transforms     move images and instances onto the canvas, with augmentation

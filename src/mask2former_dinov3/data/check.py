@@ -24,7 +24,7 @@ from .coco import CocoData, ImageRecord, parse_splits
 from .coco_json import ENTRY_FAULTS
 from .duplicates import compare_pictures, find_repeated_objects, find_split_siblings
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
-from .image_faults import ImageFindings, check_image, group_findings, sample_numbers
+from .image_faults import ImageFindings, check_image, different_channels, group_findings, sample_numbers
 from .image_folders import PassedOver, image_names_in
 from .layout import Split
 from .mask_arrays import collect_masks
@@ -208,11 +208,16 @@ def _check_images(
     decoded = range(total) if full else sample_numbers(total, _SAMPLED)
     digests: dict[str, str] = {}
     checked = 0
+    first: ImageFindings | None = None  # the first image whose channels are known: all others must have as many
     for report, images in splits:
         findings: list[ImageFindings] = []
+        others: dict[int, list[ImageRecord]] = {}  # another number of channels -> the images that have it
         before = checked
         for one in _check_in_threads(images, options, [before + place in decoded for place in range(len(images))]):
             checked += 1
+            first = first or (one if one.channels else None)
+            if first is not None and one.channels not in (0, first.channels):
+                others.setdefault(one.channels, []).append(one.record)
             if one.has_content:
                 findings.append(one)
             if full and one.examined is not None and one.examined.digest:
@@ -220,6 +225,9 @@ def _check_images(
             if progress is not None:
                 progress(checked, total)
         report.faults += group_findings(findings, options)
+        if first is not None:
+            named = first.record.file_name
+            report.faults += [different_channels(some, n, first.channels, named) for n, some in others.items()]
     return digests
 
 

@@ -18,7 +18,7 @@ from .rle import Window
 class PlacedImage(NamedTuple):
     """An image placed on the canvas, with its instances."""
 
-    image: npt.NDArray[np.uint8]  # (r, c, 3), the real pixels
+    image: npt.NDArray[np.uint8]  # (r, c, C), the real pixels
     labels: list[int]  # N of them
     windows: list[Window]  # N masks, each with at least one pixel in the image
 

@@ -1,6 +1,7 @@
 """Make training samples: tensors with instance masks, from a record and a random number generator.
 
-B batch, N instances of one image, H and W the tensor's sides (the canvas, padded to multiples of 32).
+B batch, C channels (3 for RGB), N instances of one image, H and W the tensor's sides (the canvas, padded to multiples
+of 32).
 """
 
 from __future__ import annotations
@@ -15,32 +16,37 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from ..canvas import check_canvas, padded_size
+from ..errors import DatasetError
 from ..read_options import AS_STORED, ReadOptions
 from .coco import CocoData, ImageRecord
 from .copy_paste import PlacedImage, paste
 from .fitting import Matrix, fit_matrix, size_on_canvas, to_pixel_values, warp_image
-from .images import check_image_size, read_image
+from .images import check_channel_count, check_image_size, read_image
 from .transforms import Augmentation, jitter_colors, rasterise_windows, sample_matrix
+
+MOST_SKIPPED = 10  # images in a row; more are a disk that is gone
 
 
 class Sample(TypedDict):
     """One image ready for the model, in Hugging Face's names."""
 
-    pixel_values: Tensor  # (3, H, W) float32, normalised, 0 in the padding
+    pixel_values: Tensor  # (C, H, W) float32, normalised, 0 in the padding
     pixel_mask: Tensor  # (H, W) bool, True on real pixels
     mask_labels: Tensor  # (N, H, W) uint8 0/1; instances may overlap
     class_labels: Tensor  # (N,) int64, 0..K-1
     image_id: int
+    unreadable: dict[int, str]  # images in whose place this one came: id -> reason
 
 
 class Batch(TypedDict):
     """Samples of one size, stacked; what differs in N stays a list."""
 
-    pixel_values: Tensor  # (B, 3, H, W) float32
+    pixel_values: Tensor  # (B, C, H, W) float32
     pixel_mask: Tensor  # (B, H, W) bool
     mask_labels: list[Tensor]  # B times (N, H, W) uint8
     class_labels: list[Tensor]  # B times (N,) int64
     image_ids: list[int]
+    unreadable: dict[int, str]  # images that could not be read: id -> reason
 
 
 class CocoInstanceDataset(Dataset[Sample]):
@@ -62,9 +68,11 @@ class CocoInstanceDataset(Dataset[Sample]):
         augmentation: Augmentation | None = None,
         options: ReadOptions = AS_STORED,
         seed: int = 0,
+        skip_unreadable: bool = False,
     ) -> None:
         """image_height, image_width: the canvas. augmentation None: every image fitted into the canvas, nothing random.
-        options: how image files are read.
+        image_mean, image_std: C numbers. options: how image files are read, with C channels. skip_unreadable: the next
+        image takes the place of one that cannot be read.
 
         Raises OptionError, with the nearest valid sizes, unless both sides of the canvas are multiples of 16.
         """
@@ -75,6 +83,7 @@ class CocoInstanceDataset(Dataset[Sample]):
         self.augmentation = augmentation
         self.options = options
         self.seed = seed
+        self.skip_unreadable = skip_unreadable
         self.epoch = 0
         self.images = data.images
 
@@ -82,18 +91,40 @@ class CocoInstanceDataset(Dataset[Sample]):
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
-        """The sample of (epoch, index). Raises DatasetError for an image that is unreadable or of another size."""
+        """The sample of (epoch, index). Raises DatasetError for an image that is unreadable or of another size.
+
+        With `skip_unreadable`, only when those after it are unreadable, too.
+        """
         epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of a data set of {len(self)} images")
         if get_worker_info() is not None:
             cv2.setNumThreads(0)  # workers run in parallel already; more threads would compete for the same cores
+        unreadable: dict[int, str] = {}
+        for tried in range(min(MOST_SKIPPED, len(self))):
+            place = (index + tried) % len(self)
+            try:
+                return self._make(epoch, place, unreadable)
+            except DatasetError as error:
+                if not self.skip_unreadable:
+                    raise
+                unreadable[self.images[place].id] = str(error)
+        raise DatasetError("; ".join(unreadable.values()))
+
+    def _make(self, epoch: int, index: int, unreadable: dict[int, str]) -> Sample:
+        """The sample of an image. unreadable: images that it stands for; one that cannot be pasted is added."""
         rng = np.random.default_rng((self.seed, epoch, index))
         record = self.images[index]
         placed = self._place(record, rng)
         change = self.augmentation
         if change is not None and change.copy_paste > 0 and rng.random() < change.copy_paste:
-            placed = paste(placed, self._place(self.images[int(rng.integers(len(self)))], rng), rng)
+            other = self.images[int(rng.integers(len(self)))]
+            try:
+                placed = paste(placed, self._place(other, rng), rng)
+            except DatasetError as error:
+                if not self.skip_unreadable:
+                    raise
+                unreadable[other.id] = str(error)
         if change is not None and change.color_jitter > 0:
             jitter_colors(placed.image, rng, change.color_jitter)
         pixel_values, pixel_mask = to_pixel_values(placed.image, *self.tensor_size, self.image_mean, self.image_std)
@@ -106,6 +137,7 @@ class CocoInstanceDataset(Dataset[Sample]):
             mask_labels=masks,
             class_labels=torch.tensor(placed.labels, dtype=torch.int64),
             image_id=record.id,
+            unreadable=unreadable,
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -115,18 +147,20 @@ class CocoInstanceDataset(Dataset[Sample]):
     def _place(self, record: ImageRecord, rng: np.random.Generator) -> PlacedImage:
         """An image placed on the canvas, with the instances that the canvas still shows."""
         image = read_image(record.path, self.options)
-        check_image_size(f"image {record.id}, {record.path}", (record.height, record.width), image.shape[:2])
+        where = f"image {record.id}, {record.path}"
+        check_image_size(where, (record.height, record.width), image.shape[:2])
+        check_channel_count(where, len(self.image_mean), image.shape[2])
         # A transposed image is placed on a canvas with its sides exchanged, then the result is transposed.
         transposed = self.augmentation is not None and self.augmentation.flip == "all" and rng.random() < 0.5
         canvas = self.canvas[::-1] if transposed else self.canvas
         matrix = self._matrix(rng, record, canvas)
-        image = warp_image(image, matrix, *size_on_canvas(matrix, record.height, record.width, *canvas))  # (r, c, 3)
+        image = warp_image(image, matrix, *size_on_canvas(matrix, record.height, record.width, *canvas))  # (r, c, C)
         size = (record.height, record.width)
         targets = [one for one in record.annotations if not one.iscrowd]
         windows = rasterise_windows([one.segmentation for one in targets], size, matrix, *canvas)
         shown = [(one.label, window) for one, window in zip(targets, windows, strict=True) if window is not None]
         if transposed:
-            image = np.ascontiguousarray(image.swapaxes(0, 1))  # (c, r, 3)
+            image = np.ascontiguousarray(image.swapaxes(0, 1))  # (c, r, C)
             shown = [(label, window.transpose()) for label, window in shown]
         return PlacedImage(image, [label for label, _ in shown], [window for _, window in shown])
 
@@ -145,4 +179,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         mask_labels=[sample["mask_labels"] for sample in samples],
         class_labels=[sample["class_labels"] for sample in samples],
         image_ids=[sample["image_id"] for sample in samples],
+        unreadable={key: text for sample in samples for key, text in sample["unreadable"].items()},
     )

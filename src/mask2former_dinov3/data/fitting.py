@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ Matrix = npt.NDArray[np.float64]
 """(2, 3): canvas (x, y) = matrix[:, :2] @ source (x, y) + matrix[:, 2]."""
 
 PixelArray = npt.NDArray[np.uint8]
-"""An image (h, w, 3) or a mask (h, w)."""
+"""An image (h, w, C), RGB or of any number of channels, or a mask (h, w)."""
 
 
 def fitted_size(height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[int, int]:
@@ -36,7 +37,7 @@ def fit_matrix(height: int, width: int, canvas_height: int, canvas_width: int) -
 
 
 def fit_image(image: PixelArray, canvas_height: int, canvas_width: int) -> PixelArray:
-    """Resize an image (H, W, 3) to its size on the canvas (r, c, 3), its aspect kept."""
+    """Resize an image (H, W, C) to its size on the canvas (r, c, C), its aspect kept."""
     height, width = image.shape[:2]
     real = fitted_size(height, width, canvas_height, canvas_width)
     return warp_image(image, fit_matrix(height, width, canvas_height, canvas_width), *real)
@@ -50,7 +51,7 @@ def size_on_canvas(matrix: Matrix, height: int, width: int, canvas_height: int, 
 
 
 def warp_image(image: PixelArray, matrix: Matrix, height: int, width: int) -> PixelArray:
-    """Move an image (h, w, 3) by `matrix` onto a canvas, (height, width, 3) uint8.
+    """Move an image (h, w, C) by `matrix` onto a canvas, (height, width, C) uint8.
 
     Enlarged bilinearly; reduced by averaging over the area that a new pixel covers, against aliasing. At its border the
     image is continued by its own edge pixels, and canvas pixels outside it (`size_on_canvas`) are 0: padding is never
@@ -68,13 +69,16 @@ def warp_image(image: PixelArray, matrix: Matrix, height: int, width: int) -> Pi
 def to_pixel_values(
     image: PixelArray, height: int, width: int, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Normalise an image (r, c, 3) into the model's input of height x width: pixel_values, pixel_mask.
+    """Normalise an image (r, c, C) into the model's input of height x width: pixel_values, pixel_mask.
 
-    pixel_values (3, height, width) float32 is (value / 255 - mean) / std per channel, exactly 0 in the padding right
+    mean, std: C numbers.
+    pixel_values (C, height, width) float32 is (value / 255 - mean) / std per channel, exactly 0 in the padding right
     and below; pixel_mask (height, width) bool is True on real pixels.
     """
-    rows, columns = image.shape[:2]
-    values = np.zeros((3, height, width), dtype=np.float32)
+    rows, columns, channels = image.shape
+    if channels != len(mean) or channels != len(std):
+        raise ValueError(f"image: expected {len(mean)} channels, got {channels}")
+    values = np.zeros((channels, height, width), dtype=np.float32)
     bytes_as_shares = np.arange(256) / 255
     for channel, pixels in enumerate(cv2.split(image)):
         table = (bytes_as_shares - mean[channel]) / std[channel]  # a byte has 256 values: look them up
@@ -106,7 +110,21 @@ def shift_origins(matrix: Matrix, source: tuple[float, float], canvas: tuple[flo
 
 
 def resample(pixels: PixelArray, matrix: Matrix, height: int, width: int, border: int) -> PixelArray:
-    """Move pixels (h, w) or (h, w, 3) by `matrix` to (height, width[, 3]). border: OpenCV's mode outside the source."""
+    """Move pixels (h, w) or (h, w, C) by `matrix` to (height, width[, C]). border: OpenCV's mode outside the source."""
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if pixels.ndim == 2 or channels in (3, 4):
+        return _resample_few(pixels, matrix, height, width, border)
+    # OpenCV averages areas of up to four channels, and interpolates two or more than four less exactly.
+    moved = np.empty((height, width, channels), np.uint8)
+    threes = channels - channels % 3
+    for first, end in pairwise([*range(0, threes, 3), *range(threes, channels + 1)]):
+        some = np.ascontiguousarray(pixels[:, :, first:end])
+        moved[:, :, first:end] = _resample_few(some, matrix, height, width, border).reshape(height, width, -1)
+    return moved
+
+
+def _resample_few(pixels: PixelArray, matrix: Matrix, height: int, width: int, border: int) -> PixelArray:
+    """As `resample`, for what OpenCV does at once: (h, w), (h, w, 3) or (h, w, 4)."""
     scale_x, scale_y = abs(matrix[0, 0]), abs(matrix[1, 1])
     if scale_x >= 1 and scale_y >= 1:
         pixels, matrix = _needed_part(pixels, matrix, height, width)

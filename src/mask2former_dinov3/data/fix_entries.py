@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DatasetError
+from ..read_options import AS_STORED, ReadOptions
 from .coco_json import Box, parse_area, parse_box, parse_iscrowd, parse_size
 from .fix_log import FixLog
 from .fix_masks import (
@@ -52,11 +53,15 @@ class _Box(NamedTuple):
 
 @dataclass
 class FileFixer:
-    """Corrects one file. paths: image id -> path; suspects: ids of the images to look at, the others are sound."""
+    """Corrects one file. paths: image id -> path; suspects: ids of the images to look at, the others are sound.
+
+    options: how images are read.
+    """
 
     content: Mapping[str, object]
     paths: Mapping[int, Path]
     suspects: frozenset[int]
+    options: ReadOptions = AS_STORED
     log: FixLog = field(default_factory=FixLog)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # (height, width) of the sound images
     gone: set[int] = field(default_factory=set)  # ids of the images that are dropped
@@ -83,7 +88,7 @@ class FileFixer:
     def _fix_images(self, entries: Sequence[object]) -> list[_Entry]:
         kept: list[_Entry] = []
         first: dict[int, _Entry] = {}
-        found = {image_id: _look_at(self.paths.get(image_id)) for image_id in sorted(self.suspects)}
+        found = {image_id: _look_at(self.paths.get(image_id), self.options) for image_id in sorted(self.suspects)}
         if found and all(state == MISSING for state in found.values()) and len(found) == len(entries) > 1:
             self.log.left["every image is missing: the image folder is probably another one"] = [(None, None)]
             found = {}
@@ -293,7 +298,7 @@ class FileFixer:
                 if matrix is None or path is None:
                     continue
                 try:
-                    image = read_image(path)
+                    image = read_image(path, self.options.of_image)
                 except DatasetError:
                     continue
                 if image.shape[:2] == self.sizes[one.image_id]:
@@ -310,12 +315,12 @@ class FileFixer:
                     self.log.leave(kind, one.image_id, annotation_id)
 
 
-def _look_at(path: Path | None) -> tuple[int, int] | str:
+def _look_at(path: Path | None, options: ReadOptions) -> tuple[int, int] | str:
     """(height, width) of an image file as decoded; MISSING or UNREADABLE otherwise."""
     if path is None or not path.is_file():
         return MISSING
     try:
-        image = decode_image(path.read_bytes(), path)
+        image = decode_image(path.read_bytes(), path, options.of_image)
     except (DatasetError, OSError):
         return UNREADABLE
     return image.shape[0], image.shape[1]

@@ -205,8 +205,10 @@ def _moved(box: Box, matrix: Matrix) -> Box:
 
 
 def outlines_favour_mask(image: PixelArray, pairs: Iterable[tuple[Segmentation, Matrix]]) -> list[bool]:
-    """Per mask, whether the image (h, w, 3) changes more along its outline than along that of the mask moved."""
-    grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 1.0).astype(np.float32)
+    """Per mask, whether the image (h, w, C) changes more along its outline than along that of the mask moved."""
+    is_rgb = image.shape[2] == 3
+    plain = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if is_rgb else image.mean(2).astype(np.uint8)
+    grey = cv2.GaussianBlur(plain, (0, 0), 1.0).astype(np.float32)
     slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
     size = image.shape[0], image.shape[1]
     votes = []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..atomic_files import write_folder
 from ..errors import DatasetError, OptionError
+from ..read_options import AS_STORED, ReadOptions
 from .check import Report, check_data
 from .coco import parse_coco
 from .coco_json import read_coco_json
@@ -71,11 +72,18 @@ def prepare_folder_of_fixes(folder: Path) -> None:
         raise OptionError("fix", "a new or empty folder", f"{folder}, {kind}", "nothing is overwritten; choose another")
 
 
-def write_fixes(report: Report, splits: Mapping[str, Split], folder: Path, valid_split: float = 0.1) -> FixSummary:
+def write_fixes(
+    report: Report,
+    splits: Mapping[str, Split],
+    folder: Path,
+    valid_split: float = 0.1,
+    options: ReadOptions = AS_STORED,
+) -> FixSummary:
     """Write the corrected copy of a checked data set to `folder`, check it, and list what was changed and left.
 
-    report: that of `check_data`, full. valid_split: as for `find_splits`. Raises DatasetError for annotations that are
-    no COCO file, OptionError where `folder` has content, CheckpointError where it cannot be written.
+    report: that of `check_data`, full. valid_split: as for `find_splits`. options: how images are read.
+    Raises DatasetError for annotations that are no COCO file, OptionError where `folder` has content, CheckpointError
+    where it cannot be written.
     """
     prepare_folder_of_fixes(folder)
     summary = FixSummary(folder)
@@ -87,9 +95,9 @@ def write_fixes(report: Report, splits: Mapping[str, Split], folder: Path, valid
                 continue  # held out of the training file, which is corrected as a whole
             whole = replace(split, image_ids=None)
             suspects = _suspects(report, splits, split.annotations)
-            summary.logs[name] = _fix_file(whole, suspects, temporary)
+            summary.logs[name] = _fix_file(whole, suspects, temporary, options)
         _write_json(temporary / SUMMARY, summary.to_json())
-    summary.left = _check_copy(folder, valid_split, next(iter(splits.values())).rules)
+    summary.left = _check_copy(folder, valid_split, next(iter(splits.values())).rules, options)
     _write_json(folder / SUMMARY, summary.to_json())
     return summary
 
@@ -103,11 +111,11 @@ def _suspects(report: Report, splits: Mapping[str, Split], annotations: Path) ->
     return frozenset(image for image, annotation in places if image is not None and annotation is None)
 
 
-def _fix_file(split: Split, suspects: frozenset[int], folder: Path) -> FixLog:
+def _fix_file(split: Split, suspects: frozenset[int], folder: Path, options: ReadOptions) -> FixLog:
     """Write the corrected file of a split to `folder`, and the link to its images."""
     content = read_coco_json(split.annotations)
     paths = _image_paths(split, content)
-    fixer = FileFixer(content, paths, suspects)
+    fixer = FileFixer(content, paths, suspects, options)
     fixed = fixer.fix()
     link = folder / "images" / _FOLDER_NAMES[split.name]
     try:
@@ -148,13 +156,13 @@ def _image_paths(split: Split, content: Mapping[str, object]) -> dict[int, Path]
     return paths | dict(zip(data.images.ids, data.images.paths, strict=True))
 
 
-def _check_copy(folder: Path, valid_split: float, rules: ReadRules) -> list[LeftFault]:
+def _check_copy(folder: Path, valid_split: float, rules: ReadRules, options: ReadOptions) -> list[LeftFault]:
     """The faults of the corrected copy, from its annotations and the headers of its images."""
     try:
         splits, notes = find_splits(folder, valid_split=valid_split, rules=rules)
     except DatasetError as error:
         return [LeftFault("data set", "error", str(error))]
-    report = check_data(splits, notes, num_queries=None, full=False)
+    report = check_data(splits, notes, num_queries=None, options=options, full=False)
     return [
         LeftFault(name, fault.severity, str(fault)) for name, split in report.splits.items() for fault in split.faults
     ]

@@ -1,4 +1,4 @@
-"""Open image files with rasterio (GDAL; the extra `large`), and read parts of them as RGB by the rules of `images`.
+"""Open image files with rasterio (GDAL; the extra `large`), and read parts of them by the rules of `images`.
 
 GDAL reads what is too large for memory, and kinds of TIFF that Pillow does not know. The first bytes of a file choose
 the driver, never its name, so that no file can make GDAL open another file or a network address. Files beside the image
@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,7 +23,14 @@ from ..errors import DatasetError, mismatch
 from ..extras import is_installed
 from ..read_options import PERCENTILE, ReadOptions
 from .jpeg_data import MAGIC_BYTES, check_jpeg
-from .sample_values import SampleType, Values, check_full_range, histogram_limits, to_eight_bits
+from .sample_values import (
+    SampleType,
+    Values,
+    check_full_range,
+    histogram_limits,
+    limits_per_channel,
+    to_eight_bits,
+)
 from .stored_blocks import block_checker, check_png
 from .tiff_tags import MAGIC, TiffPage, read_tiff
 
@@ -58,7 +65,7 @@ RowsAndColumns = tuple[tuple[int, int], tuple[int, int]]
 
 @dataclass(frozen=True)
 class GdalImage:
-    """An open file of height x width pixels. read(window) returns that part as RGB, (h, w, 3) uint8."""
+    """An open file of height x width pixels. read(window) returns that part, (h, w, c) uint8; c is 3 for RGB."""
 
     height: int
     width: int
@@ -130,7 +137,7 @@ def open_parts(path: Path, driver: str, options: ReadOptions) -> Iterator[GdalIm
             check_full_range(values_of(((0, 1), (0, 1))), kind, options)  # refused here, not at the first tile
         if options.value_range == PERCENTILE and (kind.bits > 8 or np.dtype(first.dtypes[0]).kind != "u"):
             limits = _count_values(values_of, first.height, first.width, np.dtype(first.dtypes[0]))
-            kind = SampleType(kind.bits, kind.inverted, limits)
+            kind = replace(kind, limits=limits)
 
         def read(window: RowsAndColumns) -> npt.NDArray[np.uint8]:
             values = values_of(window)
@@ -139,11 +146,11 @@ def open_parts(path: Path, driver: str, options: ReadOptions) -> Iterator[GdalIm
         yield GdalImage(first.height, first.width, read)
 
 
-def read_tiff_samples(source: Path | bytes, page: TiffPage) -> Values:
-    """All samples of a page, (h, w, samples) of its own type. Raises what rasterio raises."""
+def read_tiff_samples(source: Path | bytes, page: TiffPage, samples: Sequence[int]) -> Values:
+    """Samples of a page by their numbers from 0, (h, w, c) of its own type. Raises what rasterio raises."""
     with open_gdal(source, "GTiff", page.directory) as dataset:
         check_block_size(dataset)
-        return np.moveaxis(dataset.read(), 0, -1)
+        return np.moveaxis(dataset.read([sample + 1 for sample in samples]), 0, -1)
 
 
 def check_pixel_count(height: int, width: int, stored: int, safe: int = 2**25) -> None:
@@ -214,7 +221,7 @@ def _open_tiff(path: Path, options: ReadOptions, open_files: ExitStack) -> _Open
         by_page = {one.directory: number for number, one in enumerate(pages)}
         order = [by_page[one.directory] for one, _ in chosen]
         return _Opened([sources[number] for number in order], [1], kind, None, [checks[number] for number in order])
-    samples = page.colour_samples() if options.channels is None else [max(sample, 0) for _, sample in chosen]
+    samples = page.colour_samples() if chosen[0][1] < 0 else [sample for _, sample in chosen]
     return _Opened(sources, [sample + 1 for sample in samples], kind, None, checks)
 
 
@@ -230,7 +237,7 @@ def _open_other(source: GdalDataset, options: ReadOptions) -> _Opened | None:
         return _Opened([source], [1], SampleType(bits), _palette(source))
     if kinds[:3] != ["red", "green", "blue"] and kinds[:1] != ["gray"]:
         return None
-    bands = list(options.channels or ((1, 2, 3) if kinds[0] == "red" else (1,)))
+    bands = list(options.numbers or ((1, 2, 3) if kinds[0] == "red" else (1,)))
     if max(bands) > source.count:
         raise DatasetError(
             mismatch(f"a channel {max(bands)}", f"a file with {source.count} channels", "choose other channels")
@@ -246,17 +253,20 @@ def _palette(source: GdalDataset) -> npt.NDArray[np.uint8]:
 
 def _count_values(
     values_of: Callable[[RowsAndColumns], Values], height: int, width: int, dtype: np.dtype[Any]
-) -> tuple[float, float]:
-    """The percentiles of an image that is read in parts."""
+) -> tuple[tuple[float, float], ...]:
+    """The percentiles of an image that is read in parts, as `SampleType.limits`."""
     if dtype.kind == "f" or dtype.itemsize > 2:
         advice = "set value_range to LOW,HIGH"
         raise DatasetError(
             mismatch("integers of at most 16 bits, for percentiles of an image read in parts", str(dtype), advice)
         )
     first = int(np.iinfo(dtype).min)
-    counts = np.zeros(2 ** (8 * dtype.itemsize), np.int64)
+    counts: dict[int, npt.NDArray[np.int64]] = {}  # channel, or 0 for all of them -> pixels with each value
     rows = max(COUNTED_PIXELS // width, 1)
     for top in range(0, height, rows):
         values = values_of(((top, min(top + rows, height)), (0, width)))
-        counts += np.bincount(values.ravel().astype(np.int64) - first, minlength=len(counts))
-    return histogram_limits(counts, first)
+        each = limits_per_channel(values.shape[2])
+        for channel, some in enumerate(np.moveaxis(values, -1, 0)) if each else [(0, values)]:
+            found = np.bincount(some.ravel().astype(np.int64) - first, minlength=2 ** (8 * dtype.itemsize))
+            counts[channel] = counts.get(channel, 0) + found
+    return tuple(histogram_limits(one, first) for one in counts.values())

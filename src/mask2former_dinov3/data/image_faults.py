@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ..errors import DatasetError
+from ..errors import DatasetError, mismatch
 from ..read_options import ReadOptions
 from .coco import ImageRecord
+from .extra_files import find_extra
 from .faults import Fault, FaultReport, Place, Severity
 from .images import ExaminedImage, check_image_size, examine_image, read_header
 
@@ -25,7 +26,9 @@ class ImageFindings:
     errors: list[Fault] = field(default_factory=list)
     orientation: int = 1
     unread: str = ""
+    channels: int = 0  # 0: not known
     examined: ExaminedImage | None = None
+    extra: ExaminedImage | None = None  # its second file
 
     @property
     def has_content(self) -> bool:
@@ -39,11 +42,13 @@ def check_image(record: ImageRecord, options: ReadOptions, decode: bool) -> Imag
     stated = (record.height, record.width)
     try:
         header = read_header(record.path, options)
-        found.orientation, found.unread = header.orientation, header.unread
+        found.orientation, found.unread, found.channels = header.orientation, header.unread, header.channels
         sizes = [(header.height, header.width)]
         if decode:
             found.examined = examine_image(record.path, options)
             sizes.append(found.examined.size)
+            if options.extra_images is not None:
+                found.extra = examine_image(find_extra(record.path, options.extra_images), options.of_extra)
     except (DatasetError, OSError) as error:
         found.errors.append(Fault("error", record.id, None, str(error), "image cannot be read"))
         return found
@@ -58,7 +63,8 @@ def check_image(record: ImageRecord, options: ReadOptions, decode: bool) -> Imag
 
 def sample_numbers(count: int, wanted: int) -> frozenset[int]:
     """At most `wanted` numbers below `count`, evenly spaced."""
-    return frozenset(number * count // wanted for number in range(min(wanted, count))) if count else frozenset()
+    taken = min(wanted, count)
+    return frozenset(number * count // taken for number in range(taken))
 
 
 def group_findings(findings: Iterable[ImageFindings], options: ReadOptions) -> list[Fault]:
@@ -67,6 +73,7 @@ def group_findings(findings: Iterable[ImageFindings], options: ReadOptions) -> l
     turned: dict[int, list[ImageRecord]] = {}
     unread: dict[str, list[ImageRecord]] = {}
     measured: list[tuple[ImageRecord, ExaminedImage]] = []
+    extras: list[tuple[ImageRecord, ExaminedImage]] = []
     for found in findings:
         report.faults.extend(found.errors)
         if found.orientation != 1:
@@ -75,6 +82,8 @@ def group_findings(findings: Iterable[ImageFindings], options: ReadOptions) -> l
             unread.setdefault(found.unread, []).append(found.record)
         if found.examined is not None:
             measured.append((found.record, found.examined))
+        if found.extra is not None:
+            extras.append((found.record, found.extra))
     for orientation, records in turned.items():
         reason = (
             f"EXIF orientation {orientation} is not applied; pixels are taken as stored, as COCO annotations count them"
@@ -84,13 +93,26 @@ def group_findings(findings: Iterable[ImageFindings], options: ReadOptions) -> l
         advice = "the options page and channels choose others"
         _add(report, "note", "read in part", records, f"{text}; {advice}")
     _add_ranges(report, measured, options)
+    _add_ranges(report, extras, options, "second file, ")
     return report.faults
 
 
+def different_channels(records: Sequence[ImageRecord], count: int, expected: int, first: str) -> Fault:
+    """The error of images that are read with another number of channels than the first, whose file name is `first`."""
+    report = FaultReport("")
+    wanted = f"{expected} channels as {first} has"
+    reason = mismatch(wanted, count, "set channels to those that all files have, or leave these images out")
+    _add(report, "error", "other channels", records, reason)
+    return report.faults[0]
+
+
 def _add_ranges(
-    report: FaultReport, measured: Sequence[tuple[ImageRecord, ExaminedImage]], options: ReadOptions
+    report: FaultReport,
+    measured: Sequence[tuple[ImageRecord, ExaminedImage]],
+    options: ReadOptions,
+    where: str = "",
 ) -> None:
-    """Warn about images of more than 8 bits that come out nearly black or nearly white."""
+    """Warn about images of more than 8 bits that come out nearly black or nearly white. where: begins the reason."""
     varied = [(record, one) for record, one in measured if one.has_range and one.low < one.high]
     limit = QUARTER if all(one.brightest < QUARTER for _, one in varied) else SIXTEENTH
     black = [pair for pair in varied if pair[1].brightest < limit]
@@ -102,8 +124,8 @@ def _add_ranges(
         low, high = min(one.low for _, one in chosen), max(one.high for _, one in chosen)
         first, last = min(one.darkest for _, one in chosen), max(one.brightest for _, one in chosen)
         reason = (
-            f"values {low:g}..{high:g} become {first}..{last} of 255 with value_range {options.value_range}: nearly "
-            f'{what}; set value_range to "{_suggest_limits(low, high)}" or "percentile"'
+            f"{where}values {low:g}..{high:g} become {first}..{last} of 255 with value_range {options.value_range}: "
+            f'nearly {what}; set value_range to "{_suggest_limits(low, high)}" or "percentile"'
         )
         _add(report, "warning", f"nearly {what}", [record for record, _ in chosen], reason)
 

@@ -1,4 +1,4 @@
-"""Read image files as RGB arrays: one rule per kind of pixel, the same in training, evaluation and prediction.
+"""Read image files as arrays of 8 bits: one rule per kind of pixel, the same in training, evaluation and prediction.
 
 Pixels are taken as they are stored. An orientation (EXIF, the TIFF tag, XMP) is *not* applied: COCO annotations (and
 pycocotools) count rows and columns of the stored image, and a labelling tool that rotates the image first has to save
@@ -13,12 +13,14 @@ it rotated. Pillow applies it to TIFF files, which is prevented here.
 | signed integers | as unsigned ones; negative values are refused |
 | CMYK, YCbCr, LAB, HSV | RGB as Pillow converts it, without colour profile |
 | TIFF with 3 samples without a colour | red, green and blue; another number of them: the option `channels` chooses |
+| other than one or three chosen channels | as many channels, each scaled as grey is |
 | floating point, integers beyond 0..65535 | refused: there is no agreed range |
 
 The option `value_range` replaces the type's range for more than 8 bits and for signed integers, and gives one to
 floating point (`sample_values.to_eight_bits`).
 
-Of a file with several pages, frames or channels the first is read, or those that `ReadOptions` name. Pillow decodes;
+Of a file with several pages, frames or channels the first is read, or those that `ReadOptions` name. The channels of a
+second file (`extra_files`) follow those of the image; grey is RGB then, too. Pillow decodes;
 JPEG data are decoded strictly (`jpeg_data`), OpenCV reads PNG, TIFF and JPEG 2000 of more than 8 bits, and rasterio, if
 it is installed, what neither can decode. Damaged data are refused.
 """
@@ -30,7 +32,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -42,10 +44,18 @@ from ..canvas import LARGEST_IMAGE_SIDE
 from ..errors import DatasetError, mismatch
 from ..extras import is_installed
 from ..read_options import AS_STORED, ReadOptions
+from .extra_files import check_extra_size, find_extra
 from .file_kinds import describe_head
 from .gdal_files import open_gdal
 from .jpeg_data import MAGIC_BYTES, check_jpeg, check_scans, decode_strictly
-from .pillow_pixels import EXIF_ORIENTATION, decode_with_opencv, forget_orientation, image_values, pick_channels
+from .pillow_pixels import (
+    EXIF_ORIENTATION,
+    GREY_MODES,
+    decode_with_opencv,
+    forget_orientation,
+    image_values,
+    pick_channels,
+)
 from .sample_values import SampleType, Values, finite_range, to_eight_bits
 from .tiff_pixels import decode_tiff
 from .tiff_tags import MAGIC, read_tiff
@@ -65,14 +75,16 @@ class ImageHeader:
     width: int
     orientation: int  # 1..8; 1 is upright, and what a file without it has
     unread: str = ""  # such as "5 pages, the first is read"; empty if all is read
+    channels: int = 3  # that `read_image` gives, those of the second file among them
+    extra_channels: int = 0  # of the second file
 
 
 @dataclass(frozen=True, slots=True)
 class ExaminedImage:
     """A decoded file: (height, width), whether `value_range` applies to it, and its lowest and highest value.
 
-    darkest, brightest: the lowest and highest value of its RGB, 0..255. digest: of its RGB; empty if all pixels are
-    equal.
+    darkest, brightest: the lowest and highest value of what is read, 0..255. digest: of what is read; empty if all
+    pixels are equal.
     """
 
     size: tuple[int, int]
@@ -87,57 +99,86 @@ class ExaminedImage:
 def read_image(path: Path | str, options: ReadOptions = AS_STORED) -> npt.NDArray[np.uint8]:
     """Read an image file as RGB, (H, W, 3) uint8; the array is writable and shares no memory.
 
-    Raises DatasetError, naming the file, if it is missing, damaged, not an image, too large, or of a refused kind.
+    Where `options` choose other channels or name second files, (H, W, C) uint8. Raises DatasetError, naming the file,
+    if it is missing, damaged, not an image, too large, or of a refused kind, and for a second file that is missing or
+    of another size.
     """
     with name_errors(path), _open(path) as file:
-        return _to_rgb_array(*_decode(file, options), options)
+        pixels = _to_array(*_decode(file, options), options)
+    if options.extra_images is None:
+        return pixels
+    extra = find_extra(path, options.extra_images)
+    more = read_image(extra, options.of_extra)
+    check_extra_size(path, pixels.shape[:2], extra, more.shape[:2])
+    return np.concatenate([pixels, more], axis=2)
 
 
 def decode_image(data: bytes, name: Path | str, options: ReadOptions = AS_STORED) -> npt.NDArray[np.uint8]:
-    """As `read_image`, from the bytes of a file; `name` is what an error calls it."""
+    """As `read_image`, from the bytes of a file, without a second file; `name` is what an error calls it."""
     with name_errors(name):
-        return _to_rgb_array(*_decode(io.BytesIO(data), options), options)
+        return _to_array(*_decode(io.BytesIO(data), options), options)
 
 
 def read_header(path: Path | str, options: ReadOptions = AS_STORED) -> ImageHeader:
-    """Read size and orientation without decoding pixels. Raises DatasetError as `read_image` does."""
+    """Read size, orientation and channels without decoding pixels. Raises DatasetError as `read_image` does."""
     with name_errors(path), _open(path) as file:
-        if (tiff := read_tiff(file)) is not None:
-            page = tiff.chosen(options)[0][0]
-            check_sides(page.height, page.width)
-            return ImageHeader(page.height, page.width, page.orientation, tiff.describe_unread(options))
-        with Image.open(file) as image:
-            check_sides(image.height, image.width)
-            seek_frame(image, options)
-            unread = _describe_frames(image, options)
-            return ImageHeader(image.height, image.width, _orientation_of(image), unread)
+        header = _header_of(file, options)
+    if options.extra_images is None:
+        return header
+    extra = find_extra(path, options.extra_images)
+    more = read_header(extra, options.of_extra)
+    check_extra_size(path, (header.height, header.width), extra, (more.height, more.width))
+    return replace(header, channels=header.channels + more.channels, extra_channels=more.channels)
+
+
+def decode_header(data: bytes, name: Path | str, options: ReadOptions = AS_STORED) -> ImageHeader:
+    """As `read_header`, from the bytes of a file, without a second file; `name` is what an error calls it."""
+    with name_errors(name):
+        return _header_of(io.BytesIO(data), options)
+
+
+def _header_of(file: IO[bytes], options: ReadOptions) -> ImageHeader:
+    if (tiff := read_tiff(file)) is not None:
+        page = tiff.chosen(options)[0][0]
+        check_sides(page.height, page.width)
+        unread, channels = tiff.describe_unread(options), tiff.count_channels(options)
+        return ImageHeader(page.height, page.width, page.orientation, unread, channels)
+    with Image.open(file) as image:
+        check_sides(image.height, image.width)
+        seek_frame(image, options)
+        unread = _describe_frames(image, options)
+        count = len(options.numbers) if options.numbers else 1 if image.mode in GREY_MODES else 3
+        channels = 3 if count == 1 and options.grey_as_rgb else count
+        return ImageHeader(image.height, image.width, _orientation_of(image), unread, channels)
 
 
 def examine_image(path: Path | str, options: ReadOptions = AS_STORED) -> ExaminedImage:
-    """Decode a file and measure its values; a TIFF by deflate is decompressed twice, to find all damage.
+    """Decode a file (not its second file) and measure its values; TIFF by deflate twice, to find all damage.
 
     Raises DatasetError as `read_image` does.
     """
     with name_errors(path), _open(path) as file:
         values, kind = _decode(file, options, thorough=True)
-        rgb = _to_rgb_array(values, kind, options)
+        pixels = _to_array(values, kind, options)
         has_range = kind.bits > 8 or values.dtype.kind != "u"
         low, high = finite_range(values) if has_range else (0.0, 255.0)
         digest = ""
-        if (rgb != rgb[0, 0]).any():
-            digest = hashlib.blake2b(rgb.tobytes(), digest_size=16).hexdigest() + str(rgb.shape)
-        size = rgb.shape[0], rgb.shape[1]
-        return ExaminedImage(size, has_range, low, high, int(rgb.min()), int(rgb.max()), digest)
+        if (pixels != pixels[0, 0]).any():
+            digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest() + str(pixels.shape)
+        size = pixels.shape[0], pixels.shape[1]
+        return ExaminedImage(size, has_range, low, high, int(pixels.min()), int(pixels.max()), digest)
 
 
 def to_rgb(image: Image.Image, options: ReadOptions = AS_STORED) -> npt.NDArray[np.uint8]:
     """Convert a Pillow image of any mode to RGB, (H, W, 3) uint8, by the table at the top of this module.
 
+    Where `options` choose other channels, (H, W, C).
+
     Raises DatasetError for a mode without an agreed range (floating point), OSError if the file behind it is cut short.
     """
     if image.width == 0 or image.height == 0:
         raise DatasetError(f"expected an image with pixels, got {image.height} x {image.width} (height x width)")
-    return _to_rgb_array(*image_values(image, options.channels), options)
+    return _to_array(*image_values(image, options.channels), options)
 
 
 def _open(path: Path | str) -> BinaryIO:
@@ -165,6 +206,13 @@ def check_image_size(where: str, stated: tuple[int, ...], stored: tuple[int, ...
         turned = stored == stated[::-1] and orientation > 4
         hint = " (they may have been made on the image as EXIF rotates it)" * turned
         raise DatasetError(f"{where}: {mismatch(expected, f'{stored[0]} x {stored[1]}', advice)}{hint}")
+
+
+def check_channel_count(where: str, expected: int, got: int) -> None:
+    """Raise DatasetError, beginning with `where`, unless an image has the channels that a model takes."""
+    if got != expected:
+        advice = "the options channels and extra_images choose what is read"
+        raise DatasetError(f"{where}: {mismatch(f'{expected} channels, as the model takes', got, advice)}")
 
 
 @contextmanager
@@ -195,13 +243,13 @@ def name_errors(name: Path | str) -> Iterator[None]:
         raise DatasetError(f"{name}: {mismatch(expected, got)}") from error
 
 
-def _to_rgb_array(values: Values, kind: SampleType, options: ReadOptions) -> npt.NDArray[np.uint8]:
-    rgb = to_eight_bits(values, kind, options)
-    return rgb if rgb.flags.writeable and rgb.base is None else rgb.copy()
+def _to_array(values: Values, kind: SampleType, options: ReadOptions) -> npt.NDArray[np.uint8]:
+    pixels = to_eight_bits(values, kind, options)
+    return pixels if pixels.flags.writeable and pixels.base is None else pixels.copy()
 
 
 def _decode(file: IO[bytes], options: ReadOptions, thorough: bool = False) -> tuple[Values, SampleType]:
-    """The stored values of a file, (h, w, 1) grey or (h, w, 3) colours, and what they mean."""
+    """The stored values of a file, (h, w, 1) grey, (h, w, 3) colours or (h, w, c), and what they mean."""
     start = file.read(_START)
     file.seek(0)
     if start.startswith(MAGIC) and (tiff := read_tiff(file)) is not None:
@@ -217,7 +265,8 @@ def _decode(file: IO[bytes], options: ReadOptions, thorough: bool = False) -> tu
             values = _decode_deep(file, image.format, start, bits)
             return pick_channels(values, options.channels), SampleType(bits)
         if image.format == "PPM" and image.mode == "I":  # states its own highest value, and is scaled by it already
-            return to_eight_bits(np.asarray(image)[:, :, None], SampleType(16), AS_STORED), SampleType()
+            by_type = replace(AS_STORED, grey_as_rgb=options.grey_as_rgb)
+            return to_eight_bits(np.asarray(image)[:, :, None], SampleType(16), by_type), SampleType()
         if image.format == "TIFF":  # with a wrong byte order mark, which Pillow accepts
             return image_values(forget_orientation(image), options.channels)
         return image_values(image, options.channels)
@@ -226,7 +275,8 @@ def _decode(file: IO[bytes], options: ReadOptions, thorough: bool = False) -> tu
 def _decode_jpeg(data: bytes, options: ReadOptions) -> tuple[Values, SampleType]:
     check_scans(data)
     with Image.open(io.BytesIO(data)) as image:
-        simple = image.mode in ("L", "RGB") and options.page == 1 and options.channels is None
+        modes = ("L", "RGB") if options.grey_as_rgb else ("RGB",)
+        simple = image.mode in modes and options.page == 1 and options.numbers is None
         if simple and (rgb := decode_strictly(data)) is not None:
             return rgb, SampleType()
         check_jpeg(data)

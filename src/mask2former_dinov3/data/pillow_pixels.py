@@ -9,17 +9,19 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DatasetError, mismatch
+from ..read_options import ALL
 from .sample_values import SampleType, Values
 
 EXIF_ORIENTATION = 0x0112
 
 _DEEP_MODES = {"I": 32, "I;16": 16, "I;16B": 16, "I;16L": 16, "I;16N": 16, "F": 32}  # mode -> bits
 _SAMPLE_MODES = frozenset({"1", "L", "LA", "RGB", "RGBA"})  # every band is a channel of the file
+GREY_MODES = frozenset({"1", "L", "LA", "La", *_DEEP_MODES})
 _PLAIN_MODES = frozenset({*_SAMPLE_MODES, "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"})
 
 
-def image_values(image: Image.Image, channels: tuple[int, ...] | None) -> tuple[Values, SampleType]:
-    """The values of an image, (h, w, 1) grey or (h, w, 3) colours, and what they mean.
+def image_values(image: Image.Image, channels: tuple[int, ...] | str | None) -> tuple[Values, SampleType]:
+    """The values of an image, (h, w, 1) grey, (h, w, 3) colours or (h, w, c), and what they mean.
 
     channels: as `ReadOptions.channels`. Raises DatasetError for a channel that the image has not, and for a mode that
     no rule knows; OSError if the file behind it is cut short.
@@ -27,7 +29,7 @@ def image_values(image: Image.Image, channels: tuple[int, ...] | None) -> tuple[
     bits = _DEEP_MODES.get(image.mode)
     if bits is not None:
         values, kind = np.asarray(image)[:, :, None], SampleType(bits)
-    elif channels is None:
+    elif channels in (None, ALL):  # an image has no other channels than grey or colours, and alpha
         return to_rgb_bands(image), SampleType()
     else:
         bands = sample_bands(image)
@@ -35,13 +37,13 @@ def image_values(image: Image.Image, channels: tuple[int, ...] | None) -> tuple[
     return pick_channels(values, channels), kind
 
 
-def pick_channels(values: Values, channels: tuple[int, ...] | None) -> Values:
-    """The chosen channels of (h, w, c), counted from 1; None: grey without alpha, or the first three.
+def pick_channels(values: Values, channels: tuple[int, ...] | str | None) -> Values:
+    """The chosen channels of (h, w, c), counted from 1; None and "all": grey without alpha, or the first three.
 
     Raises DatasetError for a channel that is not there.
     """
     count = values.shape[2]
-    if channels is None:
+    if channels is None or isinstance(channels, str):
         return values[:, :, : 3 if count >= 3 else 1]
     if max(channels) > count:
         got = f"an image with {count} channel{'s' * (count > 1)}"

@@ -9,7 +9,7 @@ the processes of a machine through a folder of files (`ImageTable.save`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -267,6 +267,15 @@ class CocoData:
     def rules(self) -> ReadRules:
         """How the annotations were read."""
         return ReadRules() if self.source is None else self.source.rules
+
+
+def with_class_order(data: CocoData, names: Sequence[str]) -> CocoData:
+    """The same data with its categories in the order of `names`, which are theirs."""
+    by_name = {category.name: label for label, category in enumerate(data.categories)}
+    order = [by_name[name] for name in names]
+    labels = np.argsort(np.asarray(order, np.int64))[data.images.columns.labels]
+    images = ImageTable(data.images.columns._replace(labels=labels), data.images.rows)
+    return replace(data, categories=tuple(data.categories[label] for label in order), images=images)
 
 
 def _segmentation(columns: Columns, row: int, size: tuple[int, int]) -> Segmentation:

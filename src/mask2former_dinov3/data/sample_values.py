@@ -1,8 +1,8 @@
-"""Values of any type to RGB of 8 bits: the one rule of both decoders (Pillow for whole files, GDAL for parts)."""
+"""Values of any type to channels of 8 bits: the one rule of both decoders (Pillow for whole files, GDAL for parts)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,24 +21,46 @@ SIXTEEN_BITS = 65535
 class SampleType:
     """What the numbers of a file mean. bits: significant bits of a sample. inverted: 0 is white, as in some grey TIFFs.
 
-    limits: the values of the whole image that become 0 and 255, where the options ask for percentiles.
+    limits: the values of the whole image that become 0 and 255, where the options ask for percentiles: those of all
+    channels, or one pair per channel where they are no colours (see `limits_per_channel`).
     """
 
     bits: int = 8
     inverted: bool = False
-    limits: tuple[float, float] | None = None
+    limits: tuple[tuple[float, float], ...] | None = None
 
 
 def to_eight_bits(values: Values, kind: SampleType, options: ReadOptions) -> npt.NDArray[np.uint8]:
-    """Grey values (h, w, 1) or colours (h, w, 3) of any type as RGB, (h, w, 3) uint8.
+    """Values (h, w, c) of any type with 8 bits: of grey (c = 1) RGB, (h, w, 3); of others (h, w, c) uint8.
 
     Up to 8 bits: the type's range becomes 0..255, whatever `options` say. More bits, with "full": grey is scaled from
     the type's range (of types wider than 16 bits: 0..65535) and rounded, colours keep their 8 highest bits; otherwise
     the values between the two limits are scaled and rounded, values beyond them become 0 or 255, and so does infinity;
-    NaN becomes 0.
+    NaN becomes 0. With c other than 1 and 3 each channel is scaled as grey is, and has percentiles of its own. A second
+    file (`grey_as_rgb` False) keeps its one channel.
 
     Raises DatasetError, with "full", for values outside the range and for floating point, which has none.
     """
+    count = values.shape[2]
+    if not limits_per_channel(count):
+        result = _to_bytes(values, kind, options)
+        repeated = count == 1 and options.grey_as_rgb
+        return np.repeat(result, 3, axis=2) if repeated else np.ascontiguousarray(result)
+    result = np.empty(values.shape, np.uint8)
+    for channel in range(count):
+        limits = kind.limits if kind.limits is None else kind.limits[channel : channel + 1]
+        own = replace(kind, limits=limits)
+        result[:, :, channel : channel + 1] = _to_bytes(values[:, :, channel : channel + 1], own, options)
+    return result
+
+
+def limits_per_channel(count: int) -> bool:
+    """Whether each of so many channels has limits of its own: they are neither grey nor colours."""
+    return count not in (1, 3)
+
+
+def _to_bytes(values: Values, kind: SampleType, options: ReadOptions) -> npt.NDArray[np.uint8]:
+    """Grey values (h, w, 1) or colours (h, w, 3) with 8 bits, of the same shape."""
     if values.dtype.kind != "f" and values.dtype.itemsize <= 2 and not (values.dtype == np.uint8 and kind.bits == 8):
         table = np.arange(2 ** (8 * values.dtype.itemsize), dtype=np.int64).astype(values.dtype.newbyteorder("="))
         check_full_range(values, kind, options)
@@ -50,9 +72,7 @@ def to_eight_bits(values: Values, kind: SampleType, options: ReadOptions) -> npt
     else:
         check_full_range(values, kind, options)
         result = _scale(values, kind, options, _limits_of(values, kind, options), values.shape[2])
-    if kind.inverted:
-        result = 255 - result
-    return np.repeat(result, 3, axis=2) if result.shape[2] == 1 else np.ascontiguousarray(result)
+    return 255 - result if kind.inverted else result
 
 
 def check_full_range(values: Values, kind: SampleType, options: ReadOptions) -> None:
@@ -107,7 +127,7 @@ def _limits_of(values: Values, kind: SampleType, options: ReadOptions) -> tuple[
     if not _has_range(values, kind) or options.value_range == FULL:
         return None
     if options.value_range == PERCENTILE:
-        return kind.limits or percentile_limits(values)
+        return kind.limits[0] if kind.limits else percentile_limits(values)
     return options.limits
 
 

@@ -23,7 +23,7 @@ _MOST_PILLOW = 6  # samples; it logs an error where there are more
 def decode_tiff(
     file: IO[bytes], tiff: TiffFile, options: ReadOptions, thorough: bool = False
 ) -> tuple[Values, SampleType]:
-    """The stored values of what `options` choose, (h, w, 1) grey or (h, w, 3) colours, and what they mean.
+    """The stored values of what `options` choose, (h, w, 1) grey, (h, w, 3) colours or (h, w, c), and what they mean.
 
     thorough: also compare the checksums of data by deflate, which costs as much as decoding them.
     Raises DatasetError for a page or channel that the file has not, for a kind of TIFF that nothing here decodes, and
@@ -32,11 +32,12 @@ def decode_tiff(
     chosen = tiff.chosen(options)
     pages = {page.directory: page for page, _ in chosen}
     for page in pages.values():
-        if page.height * page.width > 2 * (Image.MAX_IMAGE_PIXELS or 2**62):
+        planes = max(len(chosen) / 3, 1)  # an image of more channels takes as much memory as several in RGB
+        if page.height * page.width * planes > 2 * (Image.MAX_IMAGE_PIXELS or 2**62):
             raise Image.DecompressionBombError
         check_tiff_blocks(file, page, deflate=thorough)
     if len(pages) == 1:
-        samples = None if options.channels is None else [max(sample, 0) for _, sample in chosen]
+        samples = None if chosen[0][1] < 0 else [sample for _, sample in chosen]
         return _decode_page(file, chosen[0][0], samples, options)
     parts = {number: _decode_page(file, page, [0], options) for number, page in pages.items()}
     if len({(values.shape, values.dtype, kind) for values, kind in parts.values()}) > 1:
@@ -61,7 +62,7 @@ def _decode_page(
             return decode_with_opencv(file)[:, :, named], kind
         if is_installed("rasterio"):
             file.seek(0)
-            return read_tiff_samples(file.read(), page)[:, :, named], kind
+            return read_tiff_samples(file.read(), page, named), kind
     if page.photometric == 2 and samples is None and options.value_range == FULL and not page.planar:
         try:  # colours of 16 bits, of which Pillow keeps the 8 highest
             return to_rgb_bands(_open_page(file, page)), SampleType()

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import TiffImagePlugin
 
 from ..errors import DatasetError, mismatch
-from ..read_options import ReadOptions
+from ..read_options import MOST_CHANNELS, ReadOptions
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MOST_PAGES = 100_000
@@ -86,9 +86,20 @@ class TiffPage:
             return [0] if self.photometric == 3 else [0, 1, 2]
         nameless = self.samples - sum(kind in _ALPHA for kind in self.extra)
         if nameless not in (1, 3):
-            advice = "set channels to the one or the three of them that are to be read, such as 3,2,1"
+            advice = (
+                "set channels to those that are to be read: one, three such as 3,2,1, or all for a model of so many "
+                "channels"
+            )
             raise DatasetError(mismatch("a grey or an RGB image", self.describe(), advice))
         return list(range(nameless))
+
+    def stored_samples(self) -> list[int]:
+        """Numbers of all samples, from 0, but alpha; [-1] where only the colours they stand for can be read."""
+        if self.photometric == 3 or self.photometric == 6 or self.only_pillow:
+            return [-1]
+        first = self.samples - len(self.extra)
+        alpha = {first + place for place, kind in enumerate(self.extra) if kind in _ALPHA}
+        return [sample for sample in range(self.samples) if sample not in alpha]
 
     def describe(self) -> str:
         """The page in words, for messages."""
@@ -135,25 +146,43 @@ class TiffFile:
         if options.channels is None:
             return [(page, -1)]
         count = self.channels if of_pages else page.samples
-        if max(options.channels) > count:
+        numbers = options.numbers
+        if numbers is None:
+            samples = range(count) if of_pages else page.stored_samples()
+            numbers = tuple(sample + 1 for sample in samples)
+            if len(numbers) > MOST_CHANNELS:
+                advice = "name those that are to be read"
+                raise DatasetError(mismatch(f"at most {MOST_CHANNELS} channels", len(numbers), advice))
+        elif max(numbers) > count:
             raise DatasetError(
-                mismatch(f"a channel {max(options.channels)}", f"a file with {count} channels", "choose other channels")
+                mismatch(f"a channel {max(numbers)}", f"a file with {count} channels", "choose other channels")
             )
         if of_pages:
-            return [(self.pages[first + self.stride * (channel - 1)], 0) for channel in options.channels]
-        return [(page, channel - 1) for channel in options.channels]
+            return [(self.pages[first + self.stride * (channel - 1)], 0) for channel in numbers]
+        return [(page, channel - 1) for channel in numbers]
+
+    def count_channels(self, options: ReadOptions) -> int:
+        """The number of channels that `options` choose, with grey as RGB. Raises as `chosen`."""
+        if options.channels is None and options.grey_as_rgb:
+            return 3
+        (page, sample), *others = self.chosen(options)
+        count = 1 + len(others) if sample >= 0 else 3 if page.photometric > 1 else 1
+        return 3 if count == 1 and options.grey_as_rgb else count
 
     def describe_unread(self, options: ReadOptions) -> str:
         """What of the file is not read, in words; empty if all is. Raises as `chosen`."""
         parts = []
         if self.images > 1:
             parts.append(f"{self.images} pages, {_which(options.page)} is read")
-        page, sample = self.chosen(options)[0]
+        chosen = self.chosen(options)
+        page, sample = chosen[0]
         if sample >= 0:
-            chosen = options.channels or ()
+            numbers = options.numbers
             count = self.channels if self.channels > 1 else page.samples
-            if count > len(set(chosen)):
-                parts.append(f"{count} channels, {', '.join(map(str, chosen))} of them are read")
+            if numbers is None and count > len(chosen):
+                parts.append(f"{count} channels, alpha is not read (channels 1 to {count} by their numbers read it)")
+            elif numbers is not None and count > len(set(numbers)):
+                parts.append(f"{count} channels, {', '.join(map(str, numbers))} of them are read")
         elif self.channels > 1:
             parts.append(f"{self.channels} channels, the first is read")
         elif page.samples > page.colours and not set(_ALPHA) & set(page.extra):

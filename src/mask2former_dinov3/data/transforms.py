@@ -32,8 +32,8 @@ class Augmentation:
     scale_min, scale_max: large-scale jitter (arXiv:2012.07177), uniform in between. flip: "horizontal" (left-right)
     or "both" (left-right and up-down independently), each with probability 1/2; "all" transposes as well, so that all
     eight orientations are equally likely; or "none". color_jitter: brightness, contrast and saturation each change by a
-    factor within 1 +- color_jitter; 0 leaves colours unchanged. copy_paste: fraction of images onto which instances of
-    another image are pasted (`copy_paste.paste`). Raises OptionError for a value outside its range.
+    factor within 1 +- color_jitter; 0 leaves colours unchanged (`jitter_colors`). copy_paste: fraction of images onto
+    which instances of another image are pasted (`copy_paste.paste`). Raises OptionError for a value outside its range.
     """
 
     scale_min: float = 0.1
@@ -136,9 +136,17 @@ def _draw_polygons(parts: list[Polygon], matrix: Matrix, rows: int, columns: int
 def jitter_colors(image: PixelArray, rng: np.random.Generator, strength: float) -> None:
     """Change brightness, contrast and saturation of (h, w, 3) RGB in place, each by a factor within 1 +- strength.
 
-    All three are linear in the colour, so one 3x4 colour matrix applies them in one pass.
+    All three are linear in the colour, so one 3x4 colour matrix applies them in one pass. Of (h, w, C) with other than
+    three channels, brightness and contrast change, by the same factors in all channels; a saturation they have not.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    if image.shape[2] != 3:
+        for channel in range(image.shape[2]):
+            pixels = np.ascontiguousarray(image[:, :, channel])
+            mean = float(cv2.mean(pixels)[0])  # contrast scales around the channel's own mean
+            table = brightness * (contrast * np.arange(256) + (1 - contrast) * mean)
+            image[:, :, channel] = cv2.LUT(pixels, np.clip(np.rint(table), 0, 255).astype(np.uint8))
+        return
     saturate = saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))  # grey stays as it is
     mean_luma = float(_LUMA @ np.array(cv2.mean(image)[:3]))  # contrast scales around the image's own mean
     color = np.empty((3, 4))

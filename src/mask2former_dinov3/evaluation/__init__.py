@@ -35,4 +35,6 @@ Read in this order:
     image_changes      what changed on each image between two sets of results
     compared_inputs    results, ground truth, recipe and log behind a path
     comparison         all of it: what `compare` says
+    flip_agreement     what a model finds in an image and in its mirrored copy
+    label_next         which unlabelled images to label next
 """

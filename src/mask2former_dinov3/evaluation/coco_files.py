@@ -122,14 +122,12 @@ def read_ground_truth(
     pixel are objects that nothing can match, as in pycocotools. Raises DatasetError listing every annotation that
     cannot be scored.
     """
-    if rules is None:
-        rules = annotations.rules if isinstance(annotations, Split) else ReadRules()
-    if image_ids is None and isinstance(annotations, Split):
-        image_ids = annotations.image_ids
-    name = _name_of(annotations)
-    faults = FaultReport(name)
+    if isinstance(annotations, Split):
+        rules = rules or annotations.rules
+        image_ids = annotations.image_ids if image_ids is None else image_ids
+    rules, name = rules or ReadRules(), _name_of(annotations)
+    faults, broken = FaultReport(name), BrokenIds()
     content = _content_of(annotations, faults)
-    broken = BrokenIds()
     sections = list_sections(content, faults)
     names = parse_categories(sections["categories"], faults, broken)
     drop_placeholders(names, used_categories(sections["annotations"]), faults)

@@ -3,7 +3,7 @@
 | the path is | results | ground truth |
 |---|---|---|
 | an evaluation folder | its predictions.json | as its evaluation.json says |
-| a run folder | the predictions.json of the evaluation in it | as for an evaluation folder |
+| a run folder | its predictions.json, else that of the evaluation in it | as for an evaluation folder |
 | a results file | the file | `--annotations` |
 """
 
@@ -100,7 +100,7 @@ def _find_results(path: Path) -> Path:
     if not (path / "best").is_dir():
         raise DatasetError(f"{path}: {mismatch(expected, 'another folder')}")
     command = f"mask2former-dinov3 evaluate --model {path / 'best'} --dataset DATA --output {path / 'evaluation'}"
-    got = "a run without one: training keeps no results"
+    got = "a run without one, of an older version or without validation data"
     raise DatasetError(f"{path}: {mismatch('an evaluation in the run folder', got, f'run `{command}` first')}")
 
 

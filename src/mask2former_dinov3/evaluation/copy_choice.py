@@ -83,6 +83,13 @@ def _kept(count: int, pairs: _Pairs, overlap: float) -> Bools:
     return without_copies(count, better, worse, part, overlap)
 
 
+def drop_copies(overlaps: Overlaps, results: Sequence[ScoredMask], overlap: float | None, least: float) -> Overlaps:
+    """The overlaps without copies; all of them where `overlap` is None. least: lowest score that is looked at."""
+    if overlap is None:
+        return overlaps
+    return part_of_overlaps(overlaps, _kept(len(overlaps.score), _pairs(overlaps, results, least), overlap))
+
+
 def part_of_overlaps(overlaps: Overlaps, kept: Bools) -> Overlaps:
     """The overlaps of some of the results. kept (D,) bool."""
     place = np.cumsum(kept) - 1

@@ -20,9 +20,9 @@ from .matches import Overlaps, ResultMatches
 from .truth_notes import near_copies
 
 DOUBT_KINDS = ("annotated twice", "other class", "no label", "never found", "other outline")
-LEAST_SUSPICION = 0.2  # below it a contradiction is what any model makes
+LEAST_SUSPICION = 0.3  # below it a contradiction is what any model makes
 NEVER_FOUND = 0.1  # highest score times IoU of any result on an object that is never found
-_ABSENCE = 0.5  # a result that is not there says less than one that is
+_ABSENCE = 0.5  # a result that is not there says less than one that is, the less the more the model misses
 OUTLINE = 0.8  # part of the usual IoU of its class below which the outline of an object disagrees
 
 
@@ -125,7 +125,7 @@ def _no_label(overlaps: Overlaps, matches: ResultMatches, shown: Bools, precisio
 def _never_found(overlaps: Overlaps, recall: Floats) -> Iterable[DoubtfulLabel]:
     best = np.zeros(len(overlaps.object_image))
     np.maximum.at(best, overlaps.pair_object, overlaps.pair_iou * overlaps.score[overlaps.pair_result])
-    weight = _ABSENCE * (1 - best) * recall[overlaps.object_category - 1]
+    weight = _ABSENCE * (1 - best) * recall[overlaps.object_category - 1] ** 2
     for item in np.flatnonzero((best < NEVER_FOUND) & ~overlaps.crowd).tolist():
         yield _doubt(overlaps, DOUBT_KINDS[3], weight[item], item, -1, 0.0)
 

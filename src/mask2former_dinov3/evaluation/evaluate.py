@@ -28,14 +28,14 @@ from ..data.faults import FaultReport
 from ..data.formats.class_map import ClassMap, applicable, class_names
 from ..data.formats.format_table import read_content
 from ..data.formats.source_content import Reading
-from ..data.images import check_image_size, read_image
+from ..data.images import check_channel_count, check_image_size, read_image
 from ..data.layout import Split, missing_path
 from ..data.read_rules import ReadRules
 from ..errors import ConfigError, DatasetError
 from ..folder_lock import hold_folder
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from ..inference.network import Network
-from ..inference.predictor import load_model
+from ..inference.predictor import check_extra_images, load_model
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
@@ -80,14 +80,16 @@ def predict_split(
     rank: int = 0,
     world: int = 1,
     progress: bool = False,
+    unreadable: dict[int, str] | None = None,
 ) -> list[CocoResult]:
     """COCO results of every image i of `data` with i % world == rank, for `evaluate_coco`.
 
     The lists of all ranks, joined in any order, give the score that one process gives. Memory: two batches of images
     and what `post_process` may take; of an image only RLE stays. The model runs in evaluation mode and without
-    gradients; every module is left in the mode that it came in. device: None for the model's own.
-    Raises DatasetError for an image that cannot be read or is not of the size in the annotations, and for classes that
-    are not the model's; OptionError for batch_size or max_detections below 1.
+    gradients; every module is left in the mode that it came in. device: None for the model's own. unreadable: gets the
+    images that cannot be read, id -> reason, which have no results then.
+    Raises DatasetError for classes that are not the model's and, without `unreadable`, for an image that cannot be read
+    or is not of the size in the annotations; OptionError for batch_size or max_detections below 1.
     """
     settings = InferenceSettings(batch_size=batch_size, max_detections=max_detections)
     ids = match_categories(model.config.id2label, data)
@@ -103,7 +105,7 @@ def predict_split(
         _in_evaluation_mode(model),
         torch.no_grad(),
         tqdm(total=len(records), desc="evaluate", unit="image", disable=not progress, leave=False) as bar,
-        closing(_load_batches(records, processor, settings.batch_size)) as batches,
+        closing(_load_batches(records, processor, settings.batch_size, unreadable)) as batches,
     ):
         for batch in batches:
             inputs = processor.collate([prepared for _, prepared in batch]).to(device)
@@ -197,6 +199,7 @@ def _score_model(
     """
     _check_paths(split)  # before the model, which takes time to load and says how the images are read
     network, processor = load_model(model, device, reading)
+    check_extra_images(processor)
     mapped = split_for(split, network.config.id2label.values(), network.config.class_map)
     data = _read_checked(mapped, processor.read_options)
     check_writable(output)
@@ -276,15 +279,33 @@ def _in_evaluation_mode(model: Network) -> Iterator[None]:
 
 
 def _load_batches(
-    records: Sequence[ImageRecord], processor: Mask2FormerDinov3ImageProcessor, batch_size: int
+    records: Sequence[ImageRecord],
+    processor: Mask2FormerDinov3ImageProcessor,
+    batch_size: int,
+    unreadable: dict[int, str] | None,
 ) -> Generator[list[tuple[ImageRecord, Prepared]], None, None]:
     """Batches of prepared images; while the model works on one, the next is loaded."""
 
-    def load(record: ImageRecord) -> tuple[ImageRecord, Prepared]:
-        image = read_image(record.path, processor.read_options)
-        check_image_size(f"image {record.id}, {record.path}", (record.height, record.width), image.shape[:2])
-        return record, processor.prepare(image)
+    def load(record: ImageRecord) -> tuple[ImageRecord, Prepared | DatasetError]:
+        try:
+            image = read_image(record.path, processor.read_options)
+            where = f"image {record.id}, {record.path}"
+            check_image_size(where, (record.height, record.width), image.shape[:2])
+            check_channel_count(where, processor.num_channels, image.shape[2])
+            return record, processor.prepare(image)
+        except DatasetError as error:
+            if unreadable is None:
+                raise
+            return record, error
+
+    def good(loaded: Iterable[tuple[ImageRecord, Prepared | DatasetError]]) -> Iterator[tuple[ImageRecord, Prepared]]:
+        for record, one in loaded:
+            if not isinstance(one, DatasetError):
+                yield record, one
+            elif unreadable is not None:
+                unreadable[record.id] = str(one)
 
     with closing(prefetch(records, load, ahead=batch_size)) as loaded:
-        while batch := list(islice(loaded, batch_size)):
+        prepared = good(loaded)
+        while batch := list(islice(prepared, batch_size)):
             yield batch

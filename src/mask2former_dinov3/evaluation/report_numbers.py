@@ -11,23 +11,24 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..data.array_types import Bools, Floats, Ints
-from ..data.coco_types import Metrics
-from .average_precision import mean_over_classes
+from ..data.coco_types import ClassPoint, Metrics, OperatingBlock, PointNumbers
+from ..inference.settings import DEFAULT_THRESHOLD, LARGEST_COUNT
+from .average_precision import count_objects, mean_over_classes
 from .bootstrap import ApInterval, BootstrapIntervals, bootstrap_intervals
 from .breakdown import Breakdown, breakdown_of
 from .calibration import Calibration, calibration_of
 from .coco_files import GroundTruth, ScoredMask
 from .confusion import confusion_matrix
+from .copy_choice import drop_copies
 from .doubtful_labels import DoubtfulLabel, count_kinds, doubtful_labels
 from .error_kinds import ErrorCost, ErrorKinds, classify_errors, error_costs
 from .image_ranking import ImageCount, count_images
 from .matches import Overlaps, ResultMatches, match_overlaps, overlaps_of
-from .operating_point import BEST_F1, FEWEST_OBJECTS, Aim, ThresholdChoice, best_point, choose_point
-from .score_curves import CURVE_IOUS, ScoreCurve, ScorePoint, score_curve
+from .score_curves import CURVE_IOUS, ScoreCurve, ScorePoint
 from .stored_evaluation import names_of_images
+from .threshold_choice import operating_block
 
-CURVE_POINTS = 200  # of a curve in a report
-NO_THRESHOLD = 0.5  # where no result finds an object, so that none can be chosen
+_POINT = f"{CURVE_IOUS[0]:.2f}"
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,9 @@ class ClassNumbers:
 
 
 @dataclass(frozen=True)
-class CurveNumbers:
-    """Precision, recall and F1 over the score threshold, at most `CURVE_POINTS` of each. name: a class, or "" for all.
-
-    score: descending."""
+class ReportCurve:
+    """Precision, recall and F1 over the score threshold, of the operating point in metrics.json. name: a class, or ""
+    for all. score: descending."""
 
     name: str
     iou: float
@@ -64,10 +64,8 @@ class CurveNumbers:
 class ReportNumbers:
     """All numbers. objects: without crowd regions. classes, confusion: in the order of the class numbers.
 
-    point: counts of all classes together, each at its own threshold. choice: the threshold of all classes together with
-    its uncertainty, None where no result finds an object. confusion: see `confusion_matrix`. AP50: that the errors are
-    counted against. images: in the order of their numbers. limit_recall: highest recall that the number of results per
-    image allows.
+    operating: the thresholds, those of metrics.json. point: counts of all classes together, each at its threshold.
+    confusion: see `confusion_matrix`. AP50: that the errors are counted against. images: in the order of their numbers.
     """
 
     metrics: Metrics
@@ -75,9 +73,9 @@ class ReportNumbers:
     crowd_regions: int
     intervals: BootstrapIntervals
     classes: list[ClassNumbers]
-    choice: ThresholdChoice | None
+    operating: OperatingBlock
     point: ScorePoint
-    curves: list[CurveNumbers]
+    curves: list[ReportCurve]
     confusion: Ints
     calibration: Calibration
     breakdown: Breakdown
@@ -85,13 +83,15 @@ class ReportNumbers:
     errors: list[ErrorCost]
     images: list[ImageCount]
     doubts: list[DoubtfulLabel]
-    limit_recall: float
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The numbers with what they are counted from. thresholds (K,): by class; shown (D,) bool: results that count at
-    these; matches: at an IoU of 0.5; image_ids, file_names: by image number."""
+    """The numbers with what they are counted from.
+
+    overlaps, matches (at an IoU of 0.5), errors: of all results but copies, where the operating point drops these.
+    thresholds (K,): by class; shown (D,) bool: results that count at these. image_ids, file_names: by image number.
+    """
 
     truth: GroundTruth
     results: Sequence[ScoredMask]
@@ -105,90 +105,84 @@ class Findings:
     numbers: ReportNumbers
 
 
-def count_findings(
-    truth: GroundTruth, results: Sequence[ScoredMask], metrics: Metrics, *, aim: Aim = BEST_F1, seed: int = 0
-) -> Findings:
-    """Count everything that a report shows. metrics: those of the results, with `max_detections`. seed: of resamples.
+def count_findings(truth: GroundTruth, results: Sequence[ScoredMask], metrics: Metrics, *, seed: int = 0) -> Findings:
+    """Count everything that a report shows.
 
-    Thresholds are chosen for the aim, for a class with fewer than `FEWEST_OBJECTS` objects the one of all classes.
+    metrics: those of the results, whose operating point gives the thresholds; without one they are chosen for the best
+    F1. AP and errors by kind count the results that COCO counts (max_detections), the rest counts all. seed: of the
+    resamples.
     """
     names, images = truth.names, np.array(sorted(truth.sizes), dtype=np.int64)
-    overlaps = overlaps_of(truth, results, metrics["max_detections"])
+    block = metrics.get("operating_point") or operating_block(truth, results)
+    common = DEFAULT_THRESHOLD if block["threshold"] is None else block["threshold"]
+    classes = [block["per_class"].get(name) for name in names]
+    thresholds = np.array([common if one is None else one["threshold"] for one in classes], dtype=np.float64)
+    scored = overlaps_of(truth, results, metrics["max_detections"])
+    scored_matches = match_overlaps(scored, CURVE_IOUS[0])
+    ap50, costs = error_costs(scored, scored_matches, classify_errors(scored, scored_matches), len(names))
+    intervals = bootstrap_intervals(scored, images, names, seed)
+    every = overlaps_of(truth, results, LARGEST_COUNT) if scored.left_out else scored
+    overlaps = drop_copies(every, results, block["copies"]["overlap"], float(thresholds.min(initial=common)))
     matches = match_overlaps(overlaps, CURVE_IOUS[0])
-    choice = choose_point(overlaps, matches, aim, seed=seed)
-    by_class = [score_curve(overlaps, matches, number) for number in range(1, len(names) + 1)]
-    thresholds = _thresholds(by_class, choice, aim)
     shown = overlaps.score >= thresholds[overlaps.result_category - 1]
-    errors = classify_errors(overlaps, matches)
-    ap50, costs = error_costs(overlaps, matches, errors, len(names))
+    right, objects = int((shown & matches.right).sum()), count_objects(overlaps, len(names))
     doubts = doubtful_labels(truth, overlaps, matches, thresholds)
-    intervals = bootstrap_intervals(overlaps, images, names, seed)
-    points = [curve.at(float(threshold)) for curve, threshold in zip(by_class, thresholds, strict=True)]
-    limits = truth.recall_limit(metrics["max_detections"])
+    points = [block["points"] if one is None else one["points"] for one in classes]
     numbers = ReportNumbers(
         metrics=metrics,
-        objects=int((~overlaps.crowd).sum()),
+        objects=int(objects.sum()),
         crowd_regions=int(overlaps.crowd.sum()),
         intervals=intervals,
         classes=[
-            _class_numbers(name, curve, point, intervals.per_class[name], float(value))
-            for name, curve, point, value in zip(names, by_class, points, ap50, strict=True)
+            _class_numbers(name, int(count), point[_POINT], float(threshold), intervals.per_class[name], float(value))
+            for name, count, point, threshold, value in zip(names, objects, points, thresholds, ap50, strict=True)
         ],
-        choice=choice,
-        point=ScorePoint(
-            choice.point.threshold if choice else NO_THRESHOLD,
-            sum(one.right for one in points),
-            sum(one.wrong for one in points),
-            sum(one.missed for one in points),
-        ),
-        curves=[
-            *(_curve_numbers("", score_curve(overlaps, match_overlaps(overlaps, iou))) for iou in CURVE_IOUS),
-            *(_curve_numbers(name, curve) for name, curve in zip(names, by_class, strict=True) if len(names) > 1),
-        ],
+        operating=block,
+        point=ScorePoint(common, right, int((shown & matches.wrong).sum()), int(objects.sum()) - right),
+        curves=[*_curves("", block), *(curve for name in names for curve in _curves(name, block))],
         confusion=confusion_matrix(overlaps, thresholds),
         calibration=calibration_of(overlaps, matches),
-        breakdown=breakdown_of(overlaps, truth),
+        breakdown=breakdown_of(scored, truth),
         AP50=float(mean_over_classes(ap50)),
         errors=costs,
         images=count_images(overlaps, matches, shown, images, doubts),
         doubts=doubts,
-        limit_recall=float(np.mean(list(limits.values()))) if limits else -1.0,
     )
     ids = {number: key for key, number in truth.images.items()}
     file_names = {number: f"image {key}" for number, key in ids.items()} | names_of_images(truth)
+    errors = classify_errors(overlaps, matches)
     return Findings(truth, results, overlaps, matches, errors, thresholds, shown, ids, file_names, numbers)
 
 
-def _thresholds(curves: Sequence[ScoreCurve], choice: ThresholdChoice | None, aim: Aim) -> Floats:
-    """The threshold of every class, (K,)."""
-    common = choice.point.threshold if choice else NO_THRESHOLD
-    own = [best_point(curve, aim) if curve.objects >= FEWEST_OBJECTS else None for curve in curves]
-    return np.array([common if one is None else one.threshold for one in own], dtype=np.float64)
+def _class_numbers(
+    name: str, objects: int, point: PointNumbers, threshold: float, ap: ApInterval, ap50: float
+) -> ClassNumbers:
+    rates = (point["precision"], point["recall"], point["f1"])
+    return ClassNumbers(name, objects, point["right"] + point["wrong"], ap, ap50, threshold, *rates)
 
 
-def _class_numbers(name: str, curve: ScoreCurve, point: ScorePoint, ap: ApInterval, ap50: float) -> ClassNumbers:
-    made = point.right + point.wrong
-    rates = (point.precision, point.recall, point.f1)
-    return ClassNumbers(name, curve.objects, made, ap, ap50, point.threshold, *rates)
-
-
-def _curve_numbers(name: str, curve: ScoreCurve) -> CurveNumbers:
-    """The curve, thinned evenly over its points."""
-    count = len(curve.scores)
-    places = np.unique(np.linspace(0, count - 1, min(count, CURVE_POINTS)).round().astype(np.int64))
-    columns = (curve.scores, curve.precision, curve.recall, curve.f1)
-    return CurveNumbers(name, curve.iou, *(np.round(column[places], 6).tolist() for column in columns))
+def _curves(name: str, block: OperatingBlock) -> list[ReportCurve]:
+    """The curves of one class, or of all together."""
+    if name and name not in block["per_class"]:  # the only class
+        return []
+    own: OperatingBlock | ClassPoint = block["per_class"][name] if name else block
+    found = []
+    for iou, counts in own["curves"].items():
+        right, wrong = np.array(counts["right"], np.int64), np.array(counts["wrong"], np.int64)
+        curve = ScoreCurve(float(iou), own["objects"], np.array(counts["thresholds"], np.float64), right, wrong)
+        columns = (curve.scores, curve.precision, curve.recall, curve.f1)
+        found.append(ReportCurve(name, curve.iou, *(column.tolist() for column in columns)))
+    return found
 
 
 def numbers_to_json(findings: Findings) -> dict[str, object]:
     """The content of report.json, but the verdict and the run: numbers in 0..1, -1 where they are undefined."""
     numbers, names = findings.numbers, findings.truth.names
     content = asdict(numbers)
-    for key in ("confusion", "choice", "point", "images", "doubts"):
+    for key in ("confusion", "operating", "curves", "point", "images", "doubts"):  # the curves are in the metrics
         del content[key]
     rows, columns = np.nonzero(numbers.confusion)
-    content["operating_point"] = numbers.point.to_json()
-    content["threshold_choice"] = None if numbers.choice is None else _choice_to_json(numbers.choice)
+    content["operating_point"] = {"threshold": numbers.point.threshold, **numbers.point.to_json()}
     content["confusion"] = {
         "true": [*names, "(nothing)"],
         "found": [*names, "(missed)"],
@@ -207,14 +201,3 @@ def numbers_to_json(findings: Findings) -> dict[str, object]:
     ]
     content["labels_in_doubt"] = {"counts": count_kinds(numbers.doubts), "file": "labels_in_doubt.json"}
     return content
-
-
-def _choice_to_json(choice: ThresholdChoice) -> dict[str, object]:
-    return {
-        "aim": choice.aim.text,
-        "reached": choice.reached,
-        **choice.point.to_json(),
-        "intervals": {name: list(getattr(choice, name)) for name in ("thresholds", "precision", "recall", "f1")},
-        "loss": choice.loss,
-        "unstable": choice.unstable,
-    }

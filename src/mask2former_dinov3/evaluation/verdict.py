@@ -20,6 +20,7 @@ MANY_DOUBTS = 0.5  # suspicion from which a label in doubt counts for the verdic
 _FEW = 3  # labels in doubt, below which they are not worth a sentence
 _WEAKER = 0.05  # AP below the rest from which a class or a group is called weak
 _COSTLY = 0.005  # AP from which a kind of error is worth a sentence
+_TRAINED = 0.3  # AP50 from which outlines are worth a word; below it, the model has not learnt the objects
 _REACHED = 0.98  # recall below which a limit is a ceiling
 
 
@@ -50,7 +51,7 @@ def _how_good(numbers: ReportNumbers) -> VerdictSentence:
     text = (
         f"AP is {ap.value:.3f}{interval}, AP50 {numbers.AP50:.3f}, on {count_of(numbers.metrics['images'], 'image')} "
         f"with {count_of(numbers.objects, 'object')}: {_percent(point.recall)} of the objects are found, and "
-        f"{_percent(point.precision)} of the results are right, at the threshold below and an IoU of 0.5."
+        f"{_percent(point.precision)} of the results are right, at the threshold of each class and an IoU of 0.5."
     )
     return VerdictSentence(text, "numbers")
 
@@ -97,40 +98,52 @@ def _span(group: ApGroup) -> str:
 
 
 def _threshold(numbers: ReportNumbers) -> VerdictSentence:
-    choice = numbers.choice
-    if choice is None:
+    block = numbers.operating
+    if block["threshold"] is None:
         return VerdictSentence("No result finds an object, so no threshold can be chosen.", "threshold")
-    point = choice.point
-    doubt = f" This choice is not stable: {choice.unstable}." if choice.unstable else ""
+    point = block["points"][f"{block['iou']:.2f}"]
+    doubt = f" This choice is not stable: {block['why']}." if not block["stable"] else ""
+    copies = block["copies"]["overlap"]
+    dropped = "" if copies is None else f" Copies are dropped (copy_overlap {copies:g})."
     text = (
-        f"The score threshold for the {choice.aim.text} is {point.threshold:g}: precision {point.precision:.3f}, "
-        f"recall {point.recall:.3f}, F1 {point.f1:.3f}.{doubt}"
+        f"The score threshold for the {block['aim']} is {block['threshold']:g}: precision {point['precision']:.3f}, "
+        f"recall {point['recall']:.3f}, F1 {point['f1']:.3f}.{dropped}{doubt}"
     )
     return VerdictSentence(text, "threshold")
 
 
 def _what_helps(findings: Findings, num_queries: int | None) -> list[VerdictSentence]:
-    """What is most likely to help, the largest gain first. Labels in doubt come second at the latest."""
+    """What is most likely to help: a limit that is reached, then the largest gain. Labels in doubt are second at the
+    latest."""
     numbers = findings.numbers
     found = [
         (one.cost, VerdictSentence(_describe_errors(one.kind, one.count, one.cost, findings), "errors"))
         for one in numbers.errors[: len(ERROR_KINDS)]
         if one.cost >= _COSTLY
     ]
-    limit = numbers.limit_recall
-    if 0 <= limit < _REACHED:
-        most = numbers.metrics["max_detections"]
-        text = f"At most {most} results per image and class count, which limits recall to {limit:.3f}."
-        found.append((1 - limit, VerdictSentence(f"{text} A higher --max-detections lifts it.", "numbers")))
-    if num_queries is not None:
-        reachable = findings.truth.recall_limit(num_queries)
-        recall = float(np.mean(list(reachable.values()))) if reachable else 1.0
-        if recall < _REACHED:
-            text = f"The model has {num_queries} queries, which limits recall to {recall:.3f}."
-            found.append((1 - recall, VerdictSentence(f"{text} Train with more (num_queries).", "numbers")))
     found.sort(key=lambda one: -one[0])
-    ranked = [sentence for _, sentence in found]
+    ranked = [*_describe_ceiling(findings, num_queries), *(sentence for _, sentence in found)]
     return [*ranked[:1], *_describe_doubts(findings), *ranked[1:]]
+
+
+def _describe_ceiling(findings: Findings, num_queries: int | None) -> list[VerdictSentence]:
+    """One sentence if the number of results limits recall: what is missed for it, nothing else can find."""
+    most = findings.numbers.metrics["max_detections"]
+    limit = min(most, num_queries or most)
+    reachable = findings.truth.recall_limit(limit)
+    recall = float(np.mean(list(reachable.values()))) if reachable else 1.0
+    if recall >= _REACHED:
+        return []
+    if limit == num_queries:
+        what, advice = f"The model has {limit} queries", "Train with more (num_queries)"
+        advice += ", and score with more (--max-detections)." if most == limit else "."
+    else:
+        what, advice = (
+            f"At most {limit} results per image and class count for AP",
+            "Score with more (--max-detections).",
+        )
+    text = f"{what}, so its recall cannot be above {recall:.3f}: some images hold more objects. {advice}"
+    return [VerdictSentence(text, "numbers")]
 
 
 def _describe_errors(kind: str, count: int, cost: float, findings: Findings) -> str:
@@ -140,10 +153,11 @@ def _describe_errors(kind: str, count: int, cost: float, findings: Findings) -> 
         return f"{count_of(count, 'result')} on an object have the wrong class; {gain}.{_most_confused(findings)}"
     if kind == "localisation":
         metrics = findings.numbers.intervals.metrics
+        ap75, ap50 = metrics["AP75"].value, metrics["AP50"].value
+        finer = "; a finer mask stride or a larger canvas gives finer outlines" if ap50 >= _TRAINED else ""
         return (
             f"{count_of(count, 'result')} overlap an object of their class too little to count; {gain}. AP75 is "
-            f"{metrics['AP75'].value:.3f}, AP50 {metrics['AP50'].value:.3f}; a finer mask stride or a larger canvas "
-            "gives finer outlines."
+            f"{ap75:.3f}, AP50 {ap50:.3f}{finer}."
         )
     if kind == "both":
         return f"{count_of(count, 'result')} have the wrong class and too little overlap with any object; {gain}."

@@ -153,7 +153,8 @@ def _convert_model(source: str, output: Path, to: str, is_ours: bool, with_code:
     if to == MODEL_FOLDER and is_ours and Path(source).is_dir():
         return f"{kind}; {_copy_with_code(Path(source), output, with_code)}"
     if to == MODEL_FOLDER:
-        save_model_folder(model, _processor(source, token), output, {}, with_code=with_code)
+        own = Mask2FormerDinov3ImageProcessor.from_pretrained(source, token=token) if is_ours else None
+        save_model_folder(model, own or _processor(source, token), output, {}, with_code=with_code)
         return f"{kind}; now a model folder of {MODEL_FOLDER}"
     if with_code:
         raise OptionError("with_code", f"the format {MODEL_FOLDER}, since only a model folder carries code", to)

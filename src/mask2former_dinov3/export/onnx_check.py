@@ -166,7 +166,7 @@ def check_detections(
 ) -> None:
     """Compare the instances in the graph's own outputs with those that post-processing makes of its logits.
 
-    logits: the output for pixels (B, 3, H, W) and mask (B, H, W). Raises CheckpointError when they differ.
+    logits: the output for pixels (B, C, H, W) and mask (B, H, W). Raises CheckpointError when they differ.
     """
     real = real_sizes(mask)
     feed = {"pixel_values": pixels.numpy(), "pixel_mask": mask.numpy()}

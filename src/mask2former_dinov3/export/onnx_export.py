@@ -23,9 +23,10 @@ from ..folder_lock import hold_folder
 from ..inference.files.find_images import find_images
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from ..inference.onnx_model import DETECTIONS, FORMAT_VERSION, INPUTS, LOGITS, OnnxMetadata, OnnxModel, data_file
-from ..inference.predictor import load_network
+from ..inference.predictor import check_extra_images, load_network
 from ..model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.licence import LICENCE, LICENCE_TEXT, is_bound
+from ..read_options import ReadChanges
 from ..sample_data import SAMPLE
 from ..version import __version__
 from .onnx_check import Agreement, check_agreement
@@ -67,6 +68,7 @@ def export(
     with_postprocess: bool = False,
     images: Path | None = None,
     calibration_images: Path | None = None,
+    extra_images: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Export:
     """Export a model folder (or hub id) to the file `output`, which is written only if it passes the check.
@@ -74,12 +76,14 @@ def export(
     size: the canvas (height, width), by default the model's own; the file then takes batches of this size. dynamic: the
     file takes any height and width that are multiples of 32. with_postprocess: the graph also outputs scores, labels
     and masks at canvas size. images: the folder of images for the check, by default those of the bundled sample.
-    calibration_images: the folder of images for int8, which requires it. say: called with each step, for people.
+    calibration_images: the folder of images for int8, which requires it. extra_images: where the second files of these
+    images are, for a model that takes channels from them. say: called with each step, for people.
     Raises ConfigError for options that are wrong or exclude each other, MissingExtraError without the packages,
     CheckpointError for a model that cannot be loaded, a check that fails, or a file that cannot be written.
     """
     check_request(output, size, dynamic, precision, calibration_images)
     network, processor = load_network(model, "cpu")
+    prepare_reading(processor, images, extra_images)
     if dynamic and network.config.backbone_config.model_type == "swin":
         advice = "a file with a Swin takes one size: leave dynamic out, and export one file per size"
         raise OptionError("dynamic", "a DINOv3 backbone", "a Swin", advice)
@@ -138,6 +142,15 @@ def check_request(
         raise OptionError("calibration_images", f"none for the precision {precision}", calibration_images)
 
 
+def prepare_reading(processor: Mask2FormerDinov3ImageProcessor, images: Path | None, extra_images: str | None) -> None:
+    """Set where second files are. Raises OptionError unless there are images for the check of the model's channels."""
+    if images is None and processor.num_channels != 3:
+        expected = f"a folder of images of {processor.num_channels} channels, to compare the file on"
+        raise OptionError("images", expected, "none", "the bundled images have three")
+    processor.read_options = ReadChanges(extra_images=extra_images).apply(processor.read_options)
+    check_extra_images(processor)
+
+
 def trace(
     network: Mask2FormerDinov3ForInstanceSegmentation,
     processor: Mask2FormerDinov3ImageProcessor,
@@ -155,7 +168,7 @@ def trace(
     count = min(MAX_GRAPH_DETECTIONS, config.num_queries * config.num_labels) if with_postprocess else 0
     # Two images, and two different sizes: the tracer takes sizes of 1, and equal sizes, for constants.
     height, width = (128, 192) if dynamic else padded_size(processor.size["height"], processor.size["width"])
-    example = (torch.zeros(2, 3, height, width), torch.ones(2, height, width, dtype=torch.bool))
+    example = (torch.zeros(2, config.num_channels, height, width), torch.ones(2, height, width, dtype=torch.bool))
     batch = Dim("batch")
     shapes: dict[str, dict[int, object]] = {name: {0: batch} for name in INPUTS}
     if dynamic:
@@ -231,6 +244,7 @@ def build_metadata(
         value_range=processor.value_range,
         page=processor.page,
         channels=processor.channels,
+        extra_channels=processor.extra_channels,
         class_map=config.class_map,
         score_threshold=config.score_threshold,
         score_threshold_source=config.score_threshold_source,

@@ -1,6 +1,7 @@
 """The graph of an exported file: it computes the logits and, on request, the instances at canvas size.
 
-B batch, Q queries, K classes, h w the mask logits' size, H W the canvas, D detections of one image
+B batch, C channels of the images, Q queries, K classes, h w the mask logits' size, H W the canvas, D detections of one
+image
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..model import Mask2FormerDinov3ForInstanceSegmentation
 
 
 class ExportGraph(nn.Module):
-    """pixel_values (B, 3, H, W) float32 and pixel_mask (B, H, W) bool to a tuple of the outputs named LOGITS.
+    """pixel_values (B, C, H, W) float32 and pixel_mask (B, H, W) bool to a tuple of the outputs named LOGITS.
 
     detections: D; above 0 the outputs named DETECTIONS follow in the tuple.
     """

@@ -7,7 +7,7 @@ It uses the functions that the data set uses in training: no torchvision, no sec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..errors import OptionError
 from ..instances import Instances
 from ..model import Mask2FormerDinov3Config
 from ..model.configuration import IMAGENET
-from ..read_options import AS_STORED, ReadOptions
+from ..read_options import AS_STORED, ReadOptions, as_channels
 from .load_images import ImageLike, as_list, load_image
 from .postprocess import Logits, logits_of, pixel_mask_of, post_process, real_sizes
 from .segment_maps import Segments, to_binary_masks, to_coco_rles, to_segment_map
@@ -33,7 +33,7 @@ DEFAULT_CANVAS = {"height": 1024, "width": 1024}
 
 
 class Prepared(NamedTuple):
-    """One image on its canvas: values (3, H, W) float32, mask (H, W) bool, original (height, width)."""
+    """One image on its canvas: values (C, H, W) float32, mask (H, W) bool, original (height, width)."""
 
     values: NDArray[np.float32]
     mask: NDArray[np.bool_]
@@ -44,9 +44,10 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
     """Fits images into the training canvas (up or down, aspect kept), top left, and pads right and bottom.
 
     size: {"height", "width"} of the canvas, multiples of 16; tensors are padded to multiples of 32. image_mean,
-    image_std: of RGB in 0..1. value_range, page, channels: how image files are read (`ReadOptions`). These are the
-    values that the weights were trained with, stored in preprocessor_config.json; no step can be switched off, because
-    the weights know no other input.
+    image_std: of the C channels (RGB for three) in 0..1. value_range, page, channels: how image files are read
+    (`ReadOptions`). extra_channels: how many of the channels come from a second file of each image; where that file is
+    is set in `read_options` and not stored. These are the values that the weights were trained with, stored in
+    preprocessor_config.json; no step can be switched off, because the weights know no other input.
 
     The padding always fills the whole canvas, so the result for an image does not depend on its batch.
     """
@@ -60,7 +61,8 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         image_std: Sequence[float] = IMAGENET[1],
         value_range: str = AS_STORED.value_range,
         page: int = AS_STORED.page,
-        channels: Sequence[int] | None = None,
+        channels: Sequence[int] | str | None = None,
+        extra_channels: int = 0,
         **kwargs: object,
     ) -> None:
         """Raises OptionError for an invalid size, mean or std, or an invalid `ReadOptions`."""
@@ -71,33 +73,49 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         if set(size) != {"height", "width"}:
             raise OptionError("size", '{"height": ..., "width": ...} of the canvas', size)
         check_canvas(size["height"], size["width"], options=("size", "size"))
-        if len(image_mean) != 3:
-            raise OptionError("image_mean", "three numbers", image_mean)
-        if len(image_std) != 3 or min(image_std) <= 0:
-            raise OptionError("image_std", "three numbers above 0", image_std)
+        if not image_mean:
+            raise OptionError("image_mean", "a number for each channel", image_mean)
+        if len(image_std) != len(image_mean) or min(image_std) <= 0:
+            raise OptionError("image_std", f"{len(image_mean)} numbers above 0, one for each channel", image_std)
+        if not 0 <= extra_channels < len(image_mean):
+            raise OptionError("extra_channels", f"a number from 0 to below {len(image_mean)}", extra_channels)
         self.size = {"height": int(size["height"]), "width": int(size["width"])}
         self.image_mean = [float(value) for value in image_mean]
         self.image_std = [float(value) for value in image_std]
-        self.read_options = ReadOptions(value_range, page, None if channels is None else tuple(channels))
+        self.extra_channels = int(extra_channels)
+        self.read_options = ReadOptions(value_range, page, as_channels(channels))
 
     @property
     def read_options(self) -> ReadOptions:
         """How image files are read; everything that reads files for this model takes it from here."""
-        return ReadOptions(self.value_range, self.page, None if self.channels is None else tuple(self.channels))
+        return ReadOptions(self.value_range, self.page, as_channels(self.channels), self._extra_images)
 
     @read_options.setter
     def read_options(self, options: ReadOptions) -> None:
         self.value_range, self.page = options.value_range, options.page
-        self.channels = None if options.channels is None else list(options.channels)  # as JSON gives it back
+        # As JSON gives it back.
+        self.channels = list(options.channels) if isinstance(options.channels, tuple) else options.channels
+        self._extra_images = options.extra_images
+
+    @property
+    def num_channels(self) -> int:
+        """C, the channels of `pixel_values`."""
+        return len(self.image_mean)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What preprocessor_config.json stores."""
+        stored: dict[str, Any] = super().to_dict()
+        stored.pop("_extra_images", None)  # a path of this machine
+        return stored
 
     def preprocess(
         self, images: ImageLike | Sequence[ImageLike], return_tensors: str | None = "pt", **kwargs: object
     ) -> BatchFeature:
-        """One image or a list of them (path, PIL image, RGB uint8 array (H, W, 3)) as a batch for the model.
+        """One image or a list of them (path, PIL image, uint8 array (H, W, C)) as a batch for the model.
 
-        Returns pixel_values (B, 3, H, W) float32, pixel_mask (B, H, W) bool, True on real pixels, and original_sizes,
+        Returns pixel_values (B, C, H, W) float32, pixel_mask (B, H, W) bool, True on real pixels, and original_sizes,
         B times (height, width), for `post_process`. return_tensors: "pt", or None or "np" for arrays.
-        Raises DatasetError for a file that cannot be read as an image, OptionError for an array that is no RGB image.
+        Raises DatasetError for a file that cannot be read as an image, OptionError for an array that is no such image.
         """
         if kwargs:
             raise TypeError(f"{type(self).__name__} does not take {', '.join(kwargs)}: its steps are those of training")
@@ -111,8 +129,9 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
 
     def prepare(self, image: ImageLike) -> Prepared:
         """Load one image and put it on the canvas. Threads may call this at the same time."""
-        rgb = load_image(image, self.read_options)
-        return self.on_canvas(fit_image(rgb, self.size["height"], self.size["width"]), (rgb.shape[0], rgb.shape[1]))
+        pixels = load_image(image, self.read_options, self.num_channels)
+        fitted = fit_image(pixels, self.size["height"], self.size["width"])
+        return self.on_canvas(fitted, (pixels.shape[0], pixels.shape[1]))
 
     def on_canvas(self, fitted: NDArray[np.uint8], original_size: tuple[int, int]) -> Prepared:
         """The second half of `prepare`: normalise and pad an image that `fit_image` has resized for the canvas."""

@@ -1,4 +1,4 @@
-"""Images as callers give them (a path, a PIL image, an array) to RGB arrays."""
+"""Images as callers give them (a path, a PIL image, an array) to arrays with the channels of the model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data.images import read_image, to_rgb
+from ..data.images import check_channel_count, read_image, to_rgb
 from ..errors import OptionError
 from ..read_options import AS_STORED, ReadOptions
 
 ImageLike: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]
-"""A path, a PIL image, or an RGB array (H, W, 3) of uint8."""
+"""A path, a PIL image, or an array of uint8: RGB (H, W, 3), or (H, W, C) for a model of C channels."""
 
 
 def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
@@ -25,18 +25,23 @@ def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     return list(images)
 
 
-def load_image(image: ImageLike, options: ReadOptions = AS_STORED) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB of an image; files and PIL images are converted by the table of `data.images`.
+def load_image(image: ImageLike, options: ReadOptions = AS_STORED, channels: int = 3) -> NDArray[np.uint8]:
+    """(H, W, C) uint8 of an image, RGB for three channels; files and PIL images are converted as in `data.images`.
 
-    options: of the model; an array is used as it is. Raises DatasetError for a file that cannot be read as an image,
-    OptionError for an array that is no RGB image.
+    options, channels: of the model; an array is used as it is. Raises DatasetError for a file that cannot be read as an
+    image or has other channels, OptionError for an array that is no image of so many channels.
     """
     if isinstance(image, str | PathLike):
-        return read_image(str(image), options)
+        pixels = read_image(str(image), options)
+        check_channel_count(str(image), channels, pixels.shape[2])
+        return pixels
     if isinstance(image, Image.Image):
-        return to_rgb(image, options)
-    expected = "a path, a PIL image or an RGB array (height, width, 3) of uint8"
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        pixels = to_rgb(image, options)
+        check_channel_count("image", channels, pixels.shape[2])
+        return pixels
+    kind = "an RGB array" if channels == 3 else "an array"
+    expected = f"a path, a PIL image or {kind} (height, width, {channels}) of uint8"
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise OptionError("image", expected, got)
     if 0 in image.shape:

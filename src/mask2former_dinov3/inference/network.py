@@ -15,9 +15,9 @@ class NetworkConfig(Protocol):
     """What users of a network read from its configuration; names as in `Mask2FormerDinov3Config`.
 
     id2label: label 0..K-1 -> class name. category_ids: the data set's category id of every label. class_map: name in
-    the data -> name of the class, or None for one that was left out; None: the names are the data's own.
-    score_threshold: default of `InferenceSettings.threshold`, for all classes or by name; None: none is stored.
-    score_threshold_source: where it comes from. copy_overlap: default of `InferenceSettings.copy_overlap`.
+    the data -> name of the class, or None for one that was left out; None: the names are the data's own. num_channels:
+    C, of the images. score_threshold: default of `InferenceSettings.threshold`, for all classes or by name; None: none
+    is stored. score_threshold_source: where it comes from. copy_overlap: default of `InferenceSettings.copy_overlap`.
     """
 
     @property
@@ -30,6 +30,8 @@ class NetworkConfig(Protocol):
     def num_queries(self) -> int: ...
     @property
     def mask_stride(self) -> int: ...
+    @property
+    def num_channels(self) -> int: ...
     @property
     def class_map(self) -> Mapping[str, str | None] | None: ...
     @property
@@ -49,7 +51,7 @@ class Network(Protocol):
     def device(self) -> torch.device: ...
 
     def __call__(self, pixel_values: Tensor, *, pixel_mask: Tensor | None = None) -> Mask2FormerDinov3Output:
-        """pixel_values (B, 3, H, W), normalised; pixel_mask (B, H, W), non-zero on real pixels, None: all are.
+        """pixel_values (B, C, H, W), normalised; pixel_mask (B, H, W), non-zero on real pixels, None: all are.
 
         class_queries_logits (B, Q, K+1) and masks_queries_logits (B, Q, H/s, W/s), s = `config.mask_stride`.
         """

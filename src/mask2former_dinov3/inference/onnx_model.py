@@ -37,10 +37,11 @@ FORMAT_VERSION = 1  # of the metadata
 class OnnxMetadata:
     """The metadata of a file; each field is stored as JSON text under its name.
 
-    producer: package -> version. classes, category_ids: name and id by label. mean, std: of RGB in 0..1. canvas:
-    (height, width) that images are fitted into. precision: fp32, fp16 or int8. mask_stride: pixels of the input per
-    pixel of the mask logits. licence: of `code` and of `weights`, and `weights_text` where the licence requires it.
-    value_range, page, channels: of `ReadOptions`; absent in files of earlier versions.
+    producer: package -> version. classes, category_ids: name and id by label. mean, std: of the channels in 0..1.
+    canvas: (height, width) that images are fitted into. precision: fp32, fp16 or int8. mask_stride: pixels of the input
+    per pixel of the mask logits. licence: of `code` and of `weights`, and `weights_text` where the licence requires it.
+    value_range, page, channels: of `ReadOptions`; extra_channels: of the image processor; absent in files of earlier
+    versions.
     class_map: the option `classes` of the training run. score_threshold, score_threshold_source, copy_overlap: as in
     the model's config.json. Files of earlier versions have none of these.
     """
@@ -58,7 +59,8 @@ class OnnxMetadata:
     licence: dict[str, str]
     value_range: str = AS_STORED.value_range
     page: int = AS_STORED.page
-    channels: list[int] | None = None
+    channels: list[int] | str | None = None
+    extra_channels: int = 0
     class_map: dict[str, str | None] | None = None
     score_threshold: float | dict[str, float] | None = None
     score_threshold_source: dict[str, Any] | None = None
@@ -79,7 +81,13 @@ class OnnxMetadata:
         height, width = self.canvas
         size = {"height": height, "width": width}
         return Mask2FormerDinov3ImageProcessor(
-            size, self.mean, self.std, value_range=self.value_range, page=self.page, channels=self.channels
+            size,
+            self.mean,
+            self.std,
+            value_range=self.value_range,
+            page=self.page,
+            channels=self.channels,
+            extra_channels=self.extra_channels,
         )
 
 
@@ -93,6 +101,7 @@ class OnnxConfig:
     num_queries: int
     mask_stride: int
     class_map: dict[str, str | None] | None = None
+    num_channels: int = 3
     score_threshold: float | dict[str, float] | None = None
     score_threshold_source: dict[str, Any] | None = None
     copy_overlap: float | None = None
@@ -127,6 +136,7 @@ class OnnxModel(nn.Module):
             num_queries=self.metadata.num_queries,
             mask_stride=self.metadata.mask_stride,
             class_map=self.metadata.class_map,
+            num_channels=len(self.metadata.mean),
             score_threshold=self.metadata.score_threshold,
             score_threshold_source=self.metadata.score_threshold_source,
             copy_overlap=self.metadata.copy_overlap,
@@ -135,7 +145,7 @@ class OnnxModel(nn.Module):
     def forward(
         self, pixel_values: Tensor, pixel_mask: Tensor | None = None, original_sizes: object = None
     ) -> Mask2FormerDinov3Output:
-        """pixel_values (B, 3, H, W), normalised; pixel_mask (B, H, W), non-zero on real pixels, None: all are.
+        """pixel_values (B, C, H, W), normalised; pixel_mask (B, H, W), non-zero on real pixels, None: all are.
 
         original_sizes: ignored, so that `model(**processor(images))` works. The logits are (B, Q, K+1) and
         (B, Q, h, w), float32. Raises ValueError for a size that the file does not take.
@@ -162,8 +172,8 @@ class OnnxModel(nn.Module):
         if pixel_values.ndim != 4 or not fits or any(side % PADDING or side == 0 for side in got[1:]):
             wanted = " x ".join(map(str, size)) if isinstance(size[0], int) else f"multiples of {PADDING}"
             raise ValueError(
-                f"{self.path}: expected pixel_values (batch, 3, height, width) with height x width {wanted}, got "
-                f"{tuple(pixel_values.shape)}; Mask2FormerDinov3ImageProcessor pads images to that size, and "
+                f"{self.path}: expected pixel_values (batch, {channels}, height, width) with height x width {wanted}, "
+                f"got {tuple(pixel_values.shape)}; Mask2FormerDinov3ImageProcessor pads images to that size, and "
                 f"`export --dynamic` makes a file that takes all sizes"
             )
         if pixel_mask.shape != (pixel_values.shape[0], *pixel_values.shape[2:]):

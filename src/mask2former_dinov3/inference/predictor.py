@@ -14,6 +14,8 @@ from typing import overload
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from ..data.faults import count_of
+from ..data.images import check_channel_count, read_header
 from ..errors import CheckpointError, OptionError, mismatch
 from ..instances import Instances
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
@@ -62,14 +64,16 @@ class Predictor:
         value_range: str | None = None,
         page: int | None = None,
         channels: tuple[int, ...] | str | None = None,
+        extra_images: str | None = None,
     ) -> Predictor:
         """A folder saved by training, a hub id, or an exported .onnx file. device: None for a GPU if there is one.
 
         value_range, page, channels: read image files so (see `ReadOptions`) instead of as saved with the model.
+        extra_images: where the second file of each image is, for a model that was trained with such files.
         Raises CheckpointError when there is no such model or it is of another kind, OptionError for a device that
         cannot be used, and for values that `ReadOptions` refuses.
         """
-        return cls(*load_model(model, device, ReadChanges(value_range, page, channels)))
+        return cls(*load_model(model, device, ReadChanges(value_range, page, channels, extra_images)))
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is one image, although it is a sequence of str
@@ -110,7 +114,8 @@ class Predictor:
     ) -> Instances | list[Instances]:
         """Instances with a score of at least `threshold`, best first: one result for one image, a list for a list.
 
-        An image is a path, a PIL image, or an RGB array (H, W, 3) of uint8. Masks may overlap.
+        An image is a path, a PIL image, or an RGB array (H, W, 3) of uint8; for a model of C channels an array
+        (H, W, C). Masks may overlap.
         threshold: None for the one that the model stores, 0.5 if it stores none; one number, or one for each class, by
         name or in the order of the labels. max_detections: None for the number of the model's queries. copy_overlap:
         see `InferenceSettings`. What the limits leave out is in `Instances.left_out`.
@@ -136,11 +141,13 @@ class Predictor:
         return settings.for_model(self.model.config)
 
     def _predict_in_tiles(self, image: ImageLike, tile: int, settings: InferenceSettings) -> Instances:
-        options = self.processor.read_options
+        options, channels = self.processor.read_options, self.processor.num_channels
+        if isinstance(image, str | PathLike):
+            check_channel_count(str(image), channels, read_header(str(image), options).channels)
         with (
             open_image(Path(image), options)
             if isinstance(image, str | PathLike)
-            else nullcontext(ImageReader.of(load_image(image, options))) as reader
+            else nullcontext(ImageReader.of(load_image(image, options, channels))) as reader
         ):
             grid = Grid.of(reader.height, reader.width, tile, settings.overlap)
             return merge_rows(self.predict_rows(reader, grid, settings), grid, self.categories, settings.copy_overlap)
@@ -194,7 +201,37 @@ def load_model(
     if difference := reading.describe(saved):
         logger.info("%s", difference)
     processor.read_options = reading.apply(saved)
+    if processor.num_channels != network.config.num_channels:
+        expected = f"image_mean and image_std of {network.config.num_channels} channels, as the network takes"
+        raise CheckpointError(f"{model}: {mismatch(expected, f'of {processor.num_channels}')}")
     return network, processor
+
+
+def check_extra_images(processor: Mask2FormerDinov3ImageProcessor) -> None:
+    """Raise OptionError unless `extra_images` is given where a model needs second files, and nowhere else.
+
+    For callers that read image files; arrays hold all channels.
+    """
+    count, given = processor.extra_channels, processor.read_options.extra_images
+    if count and given is None:
+        number = count_of(count, "channel")
+        expected = f"where the second file of each image is, since the model takes {number} from it"
+        raise OptionError(
+            "extra_images", expected, "none", "give a folder, or a pattern such as {folder}/../depth/{stem}.png"
+        )
+    if not count and given is not None:
+        raise OptionError("extra_images", "none, since the model was trained without second files", given)
+
+
+def refuse_extra_images(processor: Mask2FormerDinov3ImageProcessor, verb: str) -> None:
+    """Raise OptionError for a model that takes channels from second files, and for `extra_images`.
+
+    verb: one that gets one file an image.
+    """
+    if count := processor.extra_channels:
+        got = f"one that takes {count_of(count, 'channel')} from a second file of each image"
+        raise OptionError("model", f"a model of one file an image, as {verb} gets", got, "predict reads second files")
+    check_extra_images(processor)
 
 
 def load_network(

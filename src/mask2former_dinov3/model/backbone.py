@@ -50,7 +50,7 @@ def unreachable_parameters(backbone: PreTrainedModel, config: Mask2FormerDinov3C
 
 
 def tapped_maps(backbone: PreTrainedModel, config: Mask2FormerDinov3Config, pixel_values: Tensor) -> list[Tensor]:
-    """Four feature maps of pixel_values (B, 3, H, W), H and W multiples of 32.
+    """Four feature maps of pixel_values (B, C, H, W), H and W multiples of 32.
 
     Of a ViT (B, D, h, w) after each tapped block, without class and register tokens, normed if `backbone_norm`; of a
     pyramid network its maps at strides 4, 8, 16, 32.

@@ -78,7 +78,8 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     Field names are those of `transformers.Mask2FormerConfig` wherever the meaning is the same.
 
     Args:
-        backbone_config: transformers' `DINOv3ViTConfig`, `DINOv3ConvNextConfig` or `SwinConfig`, or its dict.
+        backbone_config: transformers' `DINOv3ViTConfig`, `DINOv3ConvNextConfig` or `SwinConfig`, or its dict. Its
+            `num_channels` is the number of channels of the images, 3 for RGB.
         backbone_taps: four block numbers, counted from 1, whose outputs are used (ViT only); default: the blocks at a
             quarter, half, three quarters and the end of the depth.
         backbone_norm: apply the backbone's final norm to every tap, as in Meta's evaluation
@@ -276,6 +277,11 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
                 f"backbone_config.hidden_size: expected a multiple of {2 * NORM_GROUPS}, since the pyramid halves it "
                 f"before a group norm, got {width}; use neck='plain'"
             )
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images, 3 for RGB: those of the backbone."""
+        return int(self.backbone_config.num_channels)
 
     @property
     def finest_stride(self) -> int:

@@ -49,12 +49,9 @@ class MaskPrior(nn.Module):
     def forward(self, queries: Tensor, places: Tensor) -> Tensor:
         """queries (B, Q, D); places (B, Q, 2) in pixels of the image -> (B, Q, 6), never in less than float32."""
         with torch.autocast(queries.device.type, enabled=False):
-            own = self.shape(queries.to(self.shape.weight.dtype))  # (B, Q, 6)
-            own = own.to(torch.promote_types(own.dtype, torch.float32))
-            step_x, step_y, scale_x, scale_y, shear, strength = own.unbind(-1)
+            step_x, step_y, a, d, shear, b = self._ellipses(queries)
             x, y = (places / UNIT).unbind(-1)
             x, y = x + step_x, y + step_y
-            a, d, b = scale_x.exp(), scale_y.exp(), 1 + strength
             # |L q|^2 with L = (a 0; s d): (a^2 + s^2) qx^2 + 2 s d qx qy + d^2 qy^2
             xx, xy, yy = a * a + shear * shear, shear * d, d * d
             along_x, along_y = xx * x + xy * y, xy * x + yy * y
@@ -62,3 +59,25 @@ class MaskPrior(nn.Module):
             ellipse = torch.stack((constant, 2 * along_x, 2 * along_y, -xx, -2 * xy, -yy), dim=-1)
             scaled: Tensor = b[..., None] * ellipse  # (B, Q, 6)
             return scaled
+
+    def draw(self, queries: Tensor, doubled: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+        """The same logits on a map of `size` (h, w) and `stride`, (B, Q, h, w), for exports.
+
+        doubled (B, Q, 2) int64: twice the places in pixels of the image. The product of factors above subtracts large
+        numbers to get small ones, and fails in a runtime that computes in bf16 by default, as OpenVINO does where the
+        CPU can. Here the difference of two places is taken of whole numbers, so nothing large is rounded.
+        """
+        step_x, step_y, a, d, shear, b = (one[..., None, None] for one in self._ellipses(queries))  # (B, Q, 1, 1)
+        centers = [(2 * torch.arange(side, device=doubled.device) + 1) * stride for side in size]  # also doubled
+        x = (centers[1] - doubled[..., 0, None])[:, :, None] / (2 * UNIT) - step_x  # (B, Q, 1, w)
+        y = (centers[0] - doubled[..., 1, None])[:, :, :, None] / (2 * UNIT) - step_y  # (B, Q, h, 1)
+        along, across = a * x, shear * x + d * y  # L q
+        logits: Tensor = b * (1 - (along * along + across * across))
+        return logits
+
+    def _ellipses(self, queries: Tensor) -> tuple[Tensor, ...]:
+        """Step x and y in patches, a, d and s of L, and b of every query (B, Q, D): six times (B, Q)."""
+        own = self.shape(queries.to(self.shape.weight.dtype))  # (B, Q, 6)
+        own = own.to(torch.promote_types(own.dtype, torch.float32))
+        step_x, step_y, scale_x, scale_y, shear, strength = own.unbind(-1)
+        return step_x, step_y, scale_x.exp(), scale_y.exp(), shear, 1 + strength

@@ -26,7 +26,7 @@ from .pixel_decoder import PixelDecoder, PixelDecoderLayer
 from .query_seeds import SEED_PRIOR, QuerySeeds
 from .transformer_decoder import DecoderLayer, MaskEmbedder, QueryPredictions, TransformerDecoder
 
-# B batch, H and W input size, Q queries, K classes, N instances of one image
+# B batch, C channels of the images, H and W input size, Q queries, K classes, N instances of one image
 
 
 @dataclass
@@ -167,7 +167,8 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         else:
             width, channels = config.backbone_config.hidden_size, list(config.neck_channels or ())
             if config.neck == "adapter":
-                self.neck = AdapterNeck(width, channels, detail=config.mask_stride < config.finest_stride)
+                detail = config.mask_stride < config.finest_stride
+                self.neck = AdapterNeck(width, channels, detail, config.num_channels)
                 channels = self.neck.channels
             else:
                 self.neck = (SimpleFeaturePyramid if config.neck == "pyramid" else PlainNeck)(width, channels)
@@ -257,17 +258,18 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         output_auxiliary_logits: bool = False,
         original_sizes: object = None,
     ) -> Mask2FormerDinov3Output:
-        """pixel_values (B, 3, H, W), normalised; pixel_mask (B, H, W), 1 on real pixels (top left), 0 on padding.
+        """pixel_values (B, C, H, W), normalised; pixel_mask (B, H, W), 1 on real pixels (top left), 0 on padding.
 
+        C is `config.num_channels`.
         mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,) int64 in 0..K-1. normalizers:
         see `loss.loss_normalizers`; by default those of this batch. output_masks: compute dense masks; default: always,
         except in training mode with labels. original_sizes: ignored, so that `model(**processor(images))` works.
-        Raises ValueError for sizes that are not multiples of 32.
+        Raises ValueError for another C, and for sizes that are not multiples of 32.
         """
         if output_masks is None:
             output_masks = not (self.training and mask_labels is not None)
         if mask_labels is None and class_labels is None:
-            _check_images(pixel_values, pixel_mask)
+            _check_images(pixel_values, pixel_mask, self.config.num_channels)
             _, output = self.predict(pixel_values, pixel_mask, output_masks, output_auxiliary_logits)
             output.pixel_mask = pixel_mask
             return output
@@ -290,7 +292,7 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         class_labels: list[Tensor] | None,
         normalizers: Tensor | None,
     ) -> Mask2FormerDinov3Output:
-        _check_images(pixel_values, pixel_mask)
+        _check_images(pixel_values, pixel_mask, self.config.num_channels)
         masks, classes = _check_labels(mask_labels, class_labels, pixel_values.shape[2], pixel_values.shape[3])
         predictions, output = self.predict(pixel_values, pixel_mask, output_masks, output_auxiliary_logits)
         output.loss_dict = self.criterion(predictions, masks, classes, pixel_mask, normalizers)
@@ -300,8 +302,10 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         return output
 
 
-def _check_images(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
+def _check_images(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int) -> None:
     """Raise ValueError for shapes that would otherwise fail deep inside, or not at all."""
+    if pixel_values.shape[1] != channels:
+        raise ValueError(f"pixel_values: expected {channels} channels, got {pixel_values.shape[1]}")
     height, width = pixel_values.shape[2:]
     for name, size in (("height", height), ("width", width)):
         if size % COARSEST_STRIDE or size == 0:

@@ -69,11 +69,12 @@ class AdapterNeck(nn.Module):
     norm; two convolutions at stride 2 instead of three and a pooling. detail: also return the stem's map at stride 2.
     """
 
-    def __init__(self, in_channels: int, out_channels: list[int], detail: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: list[int], detail: bool, num_channels: int = 3) -> None:
+        """num_channels: of the images."""
         super().__init__()
         self.detail = detail
         self.pyramid = SimpleFeaturePyramid(in_channels, out_channels)
-        stem = [_convolution(*pair, stride=2) for pair in pairwise((3, *STEM_CHANNELS))]
+        stem = [_convolution(*pair, stride=2) for pair in pairwise((num_channels, *STEM_CHANNELS))]
         stem[0] += _convolution(STEM_CHANNELS[0], STEM_CHANNELS[0], stride=1)
         self.stem = nn.ModuleList(stem)
         self.stem_projections = nn.ModuleList(
@@ -82,7 +83,7 @@ class AdapterNeck(nn.Module):
         self.channels = [*STEM_CHANNELS[:detail], *out_channels]
 
     def forward(self, feature_maps: list[Tensor], pixel_values: Tensor) -> list[Tensor]:
-        """Four maps (B, D, h, w), pixel_values (B, 3, H, W) -> maps (B, C_i, ...) at strides 4, 8, 16, 32.
+        """Four maps (B, D, h, w), pixel_values (B, C, H, W) -> maps (B, C_i, ...) at strides 4, 8, 16, 32.
 
         With `detail` the stem's map (B, 32, H/2, W/2) comes before them.
         """

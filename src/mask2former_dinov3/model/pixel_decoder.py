@@ -10,7 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration import NORM_GROUPS, Mask2FormerDinov3Config
 from .kernels.convolution import Conv2d
-from .kernels.deformable_attention import MultiScaleDeformableAttention, SpatialShapes
+from .kernels.deformable_attention import STEPS_PER_PIXEL, MultiScaleDeformableAttention, SpatialShapes
 from .padding import real_sides
 from .position_embedding import sine_position_embedding
 
@@ -23,9 +23,13 @@ FEED_FORWARD_TOKENS = 4096  # tokens per chunk of the feed-forward part, on a CP
 def reference_points(real: Tensor, spatial_shapes: SpatialShapes, heads: int, points: int) -> Tensor:
     """Position of each token in pixels of every level (Deformable DETR, appendix A.4: "valid ratios").
 
-    real (B, L, 2) float32: real (width, height) of each level in pixels. Returns (x, y), (B, S, A, L, P, 2), the same
-    for all heads and points; expanded once here, because broadcasting it in every layer is slower.
+    real (B, L, 2) int64: real (width, height) of each level in pixels. Returns (x, y), (B, S, A, L, P, 2), the same
+    for all heads and points; expanded once here, because broadcasting it in every layer is slower. In an export int64,
+    in units of 1 / STEPS_PER_PIXEL pixel: a runtime may compute floats in bf16, in which 100.5 is 100.
     """
+    if torch.compiler.is_exporting():
+        return _whole_reference_points(real, spatial_shapes, heads, points)
+    real = real.float()
     per_level = []
     for level, (h, w) in enumerate(spatial_shapes):
         # Not arange(0.5, h): an exporter does not see that its length is h.
@@ -33,6 +37,24 @@ def reference_points(real: Tensor, spatial_shapes: SpatialShapes, heads: int, po
         x = (torch.arange(w, device=real.device) + 0.5)[None, :] / real[:, level, 0, None, None]  # (B, 1, w)
         per_level.append(torch.stack(torch.broadcast_tensors(x, y), dim=-1).flatten(1, 2))  # (B, h*w, 2)
     places = torch.cat(per_level, dim=1)[:, :, None] * real[:, None]  # (B, S, L, 2)
+    return places[:, :, None, :, None].expand(-1, -1, heads, -1, points, -1).contiguous()
+
+
+def _whole_reference_points(real: Tensor, spatial_shapes: SpatialShapes, heads: int, points: int) -> Tensor:
+    """`reference_points` in whole units; no product exceeds 32 bits, in which some runtimes compute integers."""
+
+    def scale(size: int, side: int, level: int) -> Tensor:
+        """Centres of `size` pixels along one side of a level, on the same side of all levels: (B, size, L)."""
+        halves = (2 * torch.arange(size, device=real.device) + 1)[None, :, None] * real[:, None, :, side]
+        own = 2 * real[:, None, level : level + 1, side]
+        whole = halves // own
+        return whole * STEPS_PER_PIXEL + (halves - whole * own) * STEPS_PER_PIXEL // own
+
+    per_level = []
+    for level, (h, w) in enumerate(spatial_shapes):
+        x, y = scale(w, 0, level)[:, None], scale(h, 1, level)[:, :, None]  # (B, 1, w, L), (B, h, 1, L)
+        per_level.append(torch.stack(torch.broadcast_tensors(x, y), dim=-1).flatten(1, 2))  # (B, h*w, L, 2)
+    places = torch.cat(per_level, dim=1)
     return places[:, :, None, :, None].expand(-1, -1, heads, -1, points, -1).contiguous()
 
 
@@ -119,7 +141,7 @@ class PixelDecoder(nn.Module):
             ],
             dim=1,
         ).to(hidden_states.dtype)  # (B, S, C)
-        real = torch.stack([real_sides(v) for v in coarse_valid], dim=1).float()  # (B, L, 2)
+        real = torch.stack([real_sides(v) for v in coarse_valid], dim=1)  # (B, L, 2)
         reference = reference_points(real, shapes, self.num_heads, NUM_POINTS)  # (B, S, A, L, P, 2)
         valid_tokens = torch.cat([v.flatten(1) for v in coarse_valid], dim=1)  # (B, S)
         for layer in self.layers:

@@ -27,6 +27,7 @@ class Seeds(NamedTuple):
 
     logits: Tensor  # (B, h, w): score of every place
     places: Tensor  # (B, Q, 2) float32, (x, y) in pixels of the image
+    doubled: Tensor  # (B, Q, 2) int64: twice the places, which are halves; no runtime rounds integers
     features: Tensor  # (B, Q, D): initial queries
     position: Tensor  # (B, Q, D): their position embedding
 
@@ -53,12 +54,13 @@ class QuerySeeds(nn.Module):
         index = find_peaks(logits.detach(), valid, self.num_queries)  # (B, Q)
         width = logits.shape[2]
         row = index // width
-        places = torch.stack((index - row * width, row), dim=-1) + 0.5  # (B, Q, 2) in pixels of the map
+        cells = torch.stack((index - row * width, row), dim=-1)  # (B, Q, 2) of the map
+        places = cells + 0.5  # (B, Q, 2) in pixels of the map
         rows = as_rows(maps)  # (B, h*w, C)
         features = self.features(rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2])))
         real = real_sides(valid)[:, None]  # (B, 1, 2)
         position = self.position(sine_embedding(places / real, features.shape[2]).to(features.dtype))  # (B, Q, D)
-        return Seeds(logits, places * self.stride, features, position)
+        return Seeds(logits, places * self.stride, (2 * cells + 1) * self.stride, features, position)
 
 
 def find_peaks(logits: Tensor, valid: Tensor, count: int) -> Tensor:

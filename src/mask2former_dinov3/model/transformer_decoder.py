@@ -14,7 +14,7 @@ from .configuration import Mask2FormerDinov3Config
 from .mask_prior import MaskPrior, place_channels, prior_logits
 from .pixel_decoder import NUM_LEVELS
 from .position_embedding import sine_position_embedding
-from .query_seeds import QuerySeeds
+from .query_seeds import QuerySeeds, Seeds
 
 # B batch, Q queries, K classes, C = hidden_dim, E = mask_feature_size, A heads, T prediction layers (= decoder_layers),
 # S tokens of one memory
@@ -34,10 +34,13 @@ class QueryPredictions(NamedTuple):
     prior_embeddings: Tensor | None = None  # (T, B, Q, 6)
     prior_features: Tensor | None = None  # (6, h, w)
     seed_logits: Tensor | None = None  # (B, h, w) of the finest map
+    drawn_prior: Tensor | None = None  # (B, Q, h, w) of the last layer, in exports, instead of the two above
 
     def mask_logits(self, layer: int) -> Tensor:
         """Dense mask logits of one layer, (B, Q, h, w)."""
         logits = torch.einsum("bqe,behw->bqhw", self.mask_embeddings[layer], self.mask_features)
+        if self.drawn_prior is not None:
+            return logits + self.drawn_prior
         if self.prior_embeddings is None or self.prior_features is None:
             return logits
         prior = prior_logits(self.prior_embeddings[layer], self.prior_features.flatten(1))  # (B, Q, h*w)
@@ -179,13 +182,15 @@ class TransformerDecoder(nn.Module):
             normed = self.layernorm(queries)
             class_logits.append(self.class_predictor(normed))  # (B, Q, K+1)
             mask_embeddings.append(self.mask_embedder(normed))  # (B, Q, E)
-            if seeds is not None and self.mask_prior is not None:
+            if seeds is not None and self.mask_prior is not None and not torch.compiler.is_exporting():
                 prior_embeddings.append(self.mask_prior(normed, seeds.places))  # (B, Q, 6)
             if index == len(self.layers):
                 break
             level = index % NUM_LEVELS
             logits = mask_embeddings[-1].detach() @ attention_features[level]  # (B, Q, S)
-            if seeds is not None:
+            if seeds is not None and torch.compiler.is_exporting():
+                logits = logits + self._draw_prior(normed, seeds, mask_features, memories[level]).flatten(2)
+            elif seeds is not None:
                 channels = self._prior_features(mask_features, memories[level]).flatten(1)  # (6, S)
                 logits = logits + prior_logits(prior_embeddings[-1].detach(), channels)
             allowed = attention_mask(logits, valid[level])
@@ -193,6 +198,8 @@ class TransformerDecoder(nn.Module):
         predictions = QueryPredictions(torch.stack(class_logits), torch.stack(mask_embeddings), mask_features)
         if seeds is None:
             return predictions
+        if torch.compiler.is_exporting():
+            return predictions._replace(drawn_prior=self._draw_prior(normed, seeds, mask_features, mask_features))
         return predictions._replace(
             prior_embeddings=torch.stack(prior_embeddings),
             prior_features=self._prior_features(mask_features, mask_features),
@@ -202,8 +209,17 @@ class TransformerDecoder(nn.Module):
     def _prior_features(self, mask_features: Tensor, like: Tensor) -> Tensor:
         """The pixels' factors of the prior, (6, h, w); the map's stride follows from that of the mask features."""
         height, width = like.shape[2:]
-        stride = self.mask_stride * mask_features.shape[2] // height
-        return place_channels(height, width, stride, like.device)
+        return place_channels(height, width, self._stride_of(mask_features, like), like.device)
+
+    def _draw_prior(self, normed: Tensor, seeds: Seeds, mask_features: Tensor, like: Tensor) -> Tensor:
+        """The prior of the queries on a map, (B, Q, h, w)."""
+        assert self.mask_prior is not None
+        size = (like.shape[2], like.shape[3])
+        return self.mask_prior.draw(normed, seeds.doubled, size, self._stride_of(mask_features, like))
+
+    def _stride_of(self, mask_features: Tensor, like: Tensor) -> int:
+        stride: int = self.mask_stride * mask_features.shape[2] // like.shape[2]
+        return stride
 
 
 def _resize_features(mask_features: Tensor, height: int, width: int) -> Tensor:

@@ -74,12 +74,15 @@ def model_card(
         source = Path(config.backbone_source)
         backbone = source.name if source.is_absolute() else config.backbone_source
     names = [str(config.id2label[label]) for label in range(config.num_labels)]
+    bands = config.num_channels
+    image = '"image.jpg"' if bands == 3 else '"image.tif"'
     stored = config.score_threshold
     lines = [
         *("---", _front_matter(config, metrics, run), "---", ""),
         *(f"# Mask2Former on {'DINOv3' if kind.startswith('dinov3') else kind.title()}, instance segmentation", ""),
         *(f"Backbone: {backbone}; neck: {config.neck}; {config.num_queries} queries.", ""),
         *(f"Classes ({len(names)}): {', '.join(names)}", ""),
+        *(() if bands == 3 else (f"Images of {bands} channels; `preprocessor_config.json` says which.", "")),
     ]
     if run and run.overlay:
         lines += [f"![Instances outlined in a validation image]({OVERLAY_FILE})", "", f"*{run.overlay.caption}*", ""]
@@ -93,7 +96,7 @@ def model_card(
     lines += [
         *("## Use", "", "```python", "from mask2former_dinov3 import Predictor", ""),
         'model = "."  # this folder, or the id of its repository: "user/name"',
-        'instances = Predictor.from_pretrained(model)("image.jpg")',
+        f"instances = Predictor.from_pretrained(model)({image})",
         *("print(len(instances), instances.names, instances.scores)", "```", ""),
         *([card_line(stored, config.score_threshold_source), ""] if stored is not None else []),
         *("## Limits", ""),

@@ -15,7 +15,7 @@ from ..data.coco_types import CocoResult
 from ..data.images import read_image
 from ..instances import Instances
 from ..read_options import AS_STORED, ReadOptions
-from ..visualize import Picture, draw_instances, enlargement
+from ..visualize import Picture, draw_instances, enlargement, rgb_view
 from .card import Overlay
 
 CANDIDATES = 50  # images that are considered
@@ -56,7 +56,7 @@ def draw_card_picture(
         np.array([result["score"] for result in drawn], np.float32),
         tuple((category.id, category.name) for category in categories),
     )
-    image, instances = shrink_to_card(read_image(record.path, options), instances)
+    image, instances = shrink_to_card(rgb_view(read_image(record.path, options)), instances)
     picture = draw_instances(image, instances, scale=enlargement(instances))
     sure = sum(result["score"] >= 0.5 for result in best)
     why = "" if threshold >= 0.5 else f"; only {sure} reach 0.50, so the best-scored ones are drawn"

@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,8 @@ from ..weights.lora import merged_state
 from .bundled_code import write_code
 from .card import OPTIONS_FILE, OVERLAY_FILE, RunDescription, model_card
 from .licence import LICENCE_TEXT, LICENSE_FILE, is_derived
+
+SCORE_FILE = "score.json"
 
 
 class Processor(Protocol):
@@ -35,17 +38,21 @@ def save_model_folder(
     metrics: Metrics,
     run: RunDescription | None = None,
     with_code: bool = False,
+    score: Mapping[str, object] | None = None,
 ) -> None:
     """Write the folder atomically; evaluation and prediction need nothing else, and no hub.
 
     It holds `config.json`, `model.safetensors` (LoRA adapters merged), `preprocessor_config.json`, `README.md`, and the
     DINOv3 License for weights that derive from DINOv3. run: adds `train_config.json` and, if it has an overlay,
-    `overlay.jpg`. with_code: see `bundled_code`. Raises CheckpointError when it cannot be written.
+    `overlay.jpg`. with_code: see `bundled_code`. score: what resuming needs to know,
+    in `score.json`. Raises CheckpointError when it cannot be written.
     """
     with write_folder(path) as folder:
         write_model_files(model, processor, folder, metrics, run)
         if with_code:
             write_code(folder)
+        if score is not None:
+            (folder / SCORE_FILE).write_text(json.dumps(score, indent=2) + "\n", encoding="utf-8")
 
 
 def write_model_files(
@@ -60,14 +67,24 @@ def write_model_files(
     processor.save_pretrained(folder)
     # safetensors makes its files readable for the owner only.
     shutil.copymode(folder / "config.json", folder / "model.safetensors")
-    canvas = (int(processor.size["height"]), int(processor.size["width"]))
-    (folder / "README.md").write_text(model_card(model.config, canvas, metrics, run), encoding="utf-8")
+    (folder / "README.md").write_text(card_of(model, processor, metrics, run), encoding="utf-8")
     if run:
         (folder / OPTIONS_FILE).write_text(json.dumps(run.options, indent=2) + "\n", encoding="utf-8")
     if run and run.overlay:
         (folder / OVERLAY_FILE).write_bytes(run.overlay.jpeg)
     if is_derived(model.config):
         shutil.copyfile(LICENCE_TEXT, folder / LICENSE_FILE)
+
+
+def card_of(
+    model: Mask2FormerDinov3ForInstanceSegmentation,
+    processor: Processor,
+    metrics: Metrics,
+    run: RunDescription | None,
+) -> str:
+    """The text of a model's README.md."""
+    canvas = (int(processor.size["height"]), int(processor.size["width"]))
+    return model_card(model.config, canvas, metrics, run)
 
 
 def collect_versions() -> dict[str, str]:

@@ -24,7 +24,7 @@ from ..errors import CheckpointError, HubError, mismatch
 from .contents import check_model_folder
 
 _T = TypeVar("_T")
-RUN_FILES = ["optimizer.pt", "rng.pt", "state.json"]  # files of a checkpoint-* that only resuming needs
+RUN_FILES = ["optimizer.pt", "rng.pt", "state.json", "score.json"]  # files of a run that only resuming needs
 PAUSES = (1, 2, 4, 8)  # seconds between two tries
 TEMPORARY = (408, 429, 500, 502, 503, 504)
 SENT_ONCE = r"/api/repos/create$|/auth-check/write$|/api/validate-yaml$|/api/models/[^/]+/[^/]+$|/commit/"

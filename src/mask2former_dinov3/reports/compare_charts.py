@@ -9,7 +9,7 @@ from typing import NamedTuple
 from .html_page import Html, element, folded, join, paragraph, table
 
 _WIDTH, _HEIGHT = 360, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 36, 8, 10, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 36
 _ROW = 24  # height of one interval
 _MOST_ROWS = 200  # of the table below a chart
 # Colour and dashes, so that curves differ without colours too.
@@ -59,7 +59,7 @@ def overlaid_curves(
         y = y0 + (y1 - y0) * step / 4
         height = floor - (floor - _TOP) * step / 4
         shapes.append(element("line", x1=_LEFT, x2=right, y1=f"{height:.1f}", y2=f"{height:.1f}"))
-        shapes.append(element("text", f"{y:.3g}", x=_LEFT - 4, y=f"{height + 4:.1f}", text_anchor="end"))
+        shapes.append(element("text", _tick(y), x=_LEFT - 4, y=f"{height + 4:.1f}", text_anchor="end"))
         x, at = x0 + (x1 - x0) * step / 4, _LEFT + (right - _LEFT) * step / 4
         anchor = "start" if step == 0 else "end" if step == 4 else "middle"
         shapes.append(
@@ -89,6 +89,12 @@ def _ranges(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float],
         low, high = min(values), max(values)
         found.append((low, high if high > low else low + 1))
     return found[0], found[1]
+
+
+def _tick(value: float) -> str:
+    """A number beside an axis, in six characters at most."""
+    text = f"{value:.3g}"
+    return text if len(text) <= 6 else f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def _stroke(row: int) -> str:

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..atomic_files import check_writable, write_text
-from ..data.faults import FaultReport, count_of
+from ..data.faults import count_of
 from ..data.fitting import PixelArray
-from ..data.images import check_image_size, read_image
-from ..data.locate import locate_images
-from ..errors import DatasetError
 from ..evaluation.comparison import INTERVAL_NAME, ComparedResults, Comparison, PairComparison, describe_difference
 from ..evaluation.image_changes import ImageChange, SideOfImage
 from ..evaluation.paired_bootstrap import Difference
 from ..evaluation.stored_evaluation import names_of_images
 from ..read_options import AS_STORED, ReadOptions
 from .compare_charts import Curve, Interval, interval_chart, overlaid_curves
-from .html_page import Html, badge, element, figure, grid, join, no_figure, page, paragraph, section, table, write_page
+from .html_page import Html, badge, element, figure, join, page, paragraph, section, table, write_page
+from .image_source import ImageSource, paths_of_images
 from .pictures import View, data_uri, draw_layer, surround, view_of
 from .svg_charts import charts
 
@@ -39,15 +37,15 @@ _BADGES = {"better": "good", "worse": "error", "no difference": "note"}
 def write_comparison(comparison: Comparison, folder: Path, options: ReadOptions = AS_STORED) -> Path:
     """Write compare.json and compare.html to `folder`; returns the path of the page.
 
-    options: how images are read. Where an image cannot be read, the page gives the reason. Memory: one
+    options: how images are read. One that cannot be read is grey, with the reason. Memory: one
     image at a time. Raises CheckpointError when the folder cannot be written.
     """
     check_writable(folder)
     write_text(folder / COMPARE_JSON, json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
     names = [one.source.name for one in comparison.all]
     parts = [_numbers(comparison), _curves(comparison)]
-    paths = _paths_of_images(comparison)
-    parts += [_pictures(comparison, pair, paths, options) for pair in comparison.pairs]
+    source = ImageSource(paths_of_images(comparison.truth, comparison.split), comparison.truth.sizes, options)
+    parts += [_pictures(comparison, pair, source) for pair in comparison.pairs]
     parts += [_recipes(comparison), _sources(comparison)]
     path = folder / COMPARE_PAGE
     write_page(path, page(f"Comparison: {', '.join(names)}", _verdicts(comparison), parts))
@@ -139,14 +137,7 @@ def _curves(comparison: Comparison) -> Html:
     return section("Curves", charts(drawn))
 
 
-def _paths_of_images(comparison: Comparison) -> dict[int, Path]:
-    """Number of the image -> its file, for those that have a name."""
-    names = names_of_images(comparison.truth)
-    found, _ = locate_images(names, comparison.split, FaultReport(str(comparison.split.annotations)))
-    return found
-
-
-def _pictures(comparison: Comparison, pair: PairComparison, paths: Mapping[int, Path], options: ReadOptions) -> Html:
+def _pictures(comparison: Comparison, pair: PairComparison, source: ImageSource) -> Html:
     """The images with the largest changes: truth, A and B side by side."""
     before, after = comparison.base.source.name, pair.after.source.name
     title = f"Images that changed: {after} against {before}"
@@ -173,7 +164,7 @@ def _pictures(comparison: Comparison, pair: PairComparison, paths: Mapping[int, 
     )
     blocks: list[Html] = []
     for change in shown:
-        blocks += _blocks(comparison, pair, change, paths, options)
+        blocks += _blocks(comparison, pair, change, source)
     return section(title, paragraph(f"{counts}{rest}."), legend, *blocks)
 
 
@@ -184,12 +175,9 @@ def _swatch(colour: tuple[int, int, int]) -> Html:
     return element("span", style=style, aria_hidden="true")
 
 
-def _blocks(
-    comparison: Comparison, pair: PairComparison, change: ImageChange, paths: Mapping[int, Path], options: ReadOptions
-) -> Iterator[Html]:
+def _blocks(comparison: Comparison, pair: PairComparison, change: ImageChange, source: ImageSource) -> Iterator[Html]:
     """Heading and pictures of one image."""
-    path = paths.get(change.image)
-    name = path.name if path is not None else f"image {change.image}"
+    name = names_of_images(comparison.truth).get(change.image, f"image {change.image}")
     words = [
         f"{count_of(count, noun)} {state}"
         for count, noun, state in (
@@ -202,14 +190,9 @@ def _blocks(
     ]
     yield element("h3", f"{name}: {', '.join(words)}")
     captions = ["ground truth", comparison.base.source.name, pair.after.source.name]
-    try:
-        if path is None:
-            raise DatasetError("the annotations do not name the file of this image")
-        image = read_image(path, options)
-        check_image_size(str(path), comparison.truth.sizes[change.image], image.shape[:2])
-    except DatasetError as error:
-        yield grid([no_figure(f"no picture: {error}", ", ".join(captions))])
-        return
+    image, reason = source.read(change.image)
+    if reason:
+        yield paragraph(f"{reason}.")
     view = view_of(image, surround(_boxes_of_change(comparison, pair, change), image.shape[:2]), _SIDE)
     pictures = [_draw_truth(comparison, change, view)]
     for side, own in ((comparison.base, change.before), (pair.after, change.after)):

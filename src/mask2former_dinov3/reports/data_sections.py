@@ -19,6 +19,7 @@ from ..data.object_sizes import SIDE, ObjectSizes, keeping_scale, measure_object
 from ..data.sampler import TrainingOrder
 from ..errors import DatasetError
 from ..read_options import AS_STORED, ReadOptions
+from ..visualize import rgb_view
 from .fault_views import FaultViews
 from .html_page import Html, badge, element, figure, grid, join, no_figure, paragraph, section
 from .pictures import MOST_MASKS, SIDE_OF_PICTURE, data_uri, draw_all, draw_masks, view_of
@@ -157,7 +158,7 @@ def _sample_figure(sample: Sample, name: str, dataset: CocoInstanceDataset) -> H
     """One sample, denormalised, with its targets."""
     values = sample["pixel_values"].numpy().transpose(1, 2, 0)  # (H, W, C)
     plain = (values * np.array(dataset.image_std) + np.array(dataset.image_mean)) * 255
-    pixels = np.clip(np.round(plain[..., np.arange(3) % plain.shape[2]]), 0, 255).astype(np.uint8)
+    pixels = rgb_view(np.clip(np.round(plain), 0, 255).astype(np.uint8))
     pixels[~sample["pixel_mask"].numpy()] = 128
     masks = sample["mask_labels"].numpy()  # (N, H, W)
     areas = [int(np.count_nonzero(mask)) for mask in masks]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..data.array_types import Ints
-from ..evaluation.report_numbers import CurveNumbers, ReportNumbers
+from ..evaluation.report_numbers import ReportCurve, ReportNumbers
 from .compare_charts import Curve, overlaid_curves
 from .html_page import Html, element, folded, join, paragraph, table
 
@@ -83,8 +83,8 @@ def confusion_table(matrix: Ints, names: Sequence[str], thresholds: str) -> Html
 
 
 CHART_STYLE = """
-.cell.hit { background: color-mix(in srgb, var(--good) calc(var(--part) * .55), transparent); }
-.cell.slip { background: color-mix(in srgb, var(--error) calc(var(--part) * .8), transparent); }
+.cell.hit { background: color-mix(in srgb, var(--good) calc(var(--part) * .45), transparent); }
+.cell.slip { background: color-mix(in srgb, var(--error) calc(var(--part) * .4), transparent); }
 td.cell { padding: .25rem .5rem; }
 """
 
@@ -99,21 +99,21 @@ def curve_charts(numbers: ReportNumbers) -> list[Html]:
             "Precision over recall",
             [Curve(_name(one), list(zip(one.recall, one.precision, strict=True))) for one in drawn],
             ("recall", "precision"),
-            "Each point is a score threshold. report.json has the curves of all classes.",
+            "Each point is a score threshold. metrics.json has the curves of all classes.",
             unit_square=True,
         )
     ]
-    choice = numbers.choice
-    point = "No result finds an object, so no threshold is chosen."
+    block, text = numbers.operating, "No result finds an object, so no threshold is chosen."
     curves = [Curve(_name(one), list(zip(one.score, one.f1, strict=True))[::-1]) for one in drawn[: MOST_CURVES - 1]]
-    if choice is not None:
-        threshold, (low, high) = choice.point.threshold, choice.thresholds
-        point = f"Chosen for all classes together, for the {choice.aim.text}: {threshold:g}, F1 {choice.point.f1:.3f}."
-        if low >= 0:
-            point += f" On 95 % of the resampled data sets the choice lies between {low:.3f} and {high:.3f}."
+    if block["threshold"] is not None:
+        threshold = block["threshold"]
+        text = f"Chosen for all classes together, for the {block['aim']}: {threshold:g}."
+        if "threshold" in block["intervals"]:
+            low, high = block["intervals"]["threshold"]
+            text += f" On 95 % of the resampled data sets the choice lies between {low:.3f} and {high:.3f}."
         curves.append(Curve("chosen threshold", [(threshold, 0.0), (threshold, 1.0)]))
     parts.append(
-        overlaid_curves("F1 over the score threshold", curves, ("score threshold", "F1"), point, unit_square=True)
+        overlaid_curves("F1 over the score threshold", curves, ("score threshold", "F1"), text, unit_square=True)
     )
     found = numbers.calibration
     if found.bins:
@@ -128,7 +128,7 @@ def curve_charts(numbers: ReportNumbers) -> list[Html]:
     return parts
 
 
-def _name(curve: CurveNumbers) -> str:
+def _name(curve: ReportCurve) -> str:
     return f"{curve.name or 'all classes'}, IoU {curve.iou:g}"
 
 

@@ -12,13 +12,14 @@ from ..evaluation.doubtful_labels import DoubtfulLabel, count_kinds
 from ..evaluation.error_kinds import ERROR_KINDS
 from ..evaluation.image_ranking import ImageCount, best_images, disputed_images, worst_images
 from ..evaluation.report_numbers import Findings
-from .html_page import Html, element, folded, grid, join, paragraph, section, table
+from .html_page import Html, element, figure, folded, grid, join, paragraph, section, table
 from .image_source import ImageSource
-from .layered_pictures import Layer, Outlined, layered_figure
+from .layered_pictures import LAYER_COLOURS, Layer, Outlined, layered_figure
 from .picture_store import PictureStore
-from .pictures import View, surround, view_of
+from .pictures import View, draw_layer, square_around, view_of
 
 WORST, BEST, DISPUTED = 12, 6, 6  # images shown of each kind
+MORE = 120  # further ones with errors, as small pictures
 CROPS = 4  # of the worst objects of an image
 SIDE_OF_IMAGE = 1000  # pixels of a whole image
 SIDE_OF_CROP = 320
@@ -57,6 +58,9 @@ class EvaluationPictures:
             if chosen:
                 parts.append(element("h3", title))
                 parts += [self._image(one, crops) for one in chosen]
+        if more := worst_images(counts, WORST + MORE)[WORST:]:
+            small = [self._small(one) for one in more]
+            parts.append(folded(f"{count_of(len(more), 'more image')} with errors, the worst first", grid(small)))
         parts.append(folded("all images in numbers", self._table(counts)))
         return section("Pictures", *parts, anchor="pictures")
 
@@ -68,6 +72,20 @@ class EvaluationPictures:
         head = ["image", "right", "wrong", "missed", "F1"]
         return table(head, rows, caption=f"images with errors, the worst first{left}")
 
+    def _small(self, one: ImageCount) -> Html:
+        """A small picture of an image, with its errors drawn in."""
+        pixels, fault = self.source.read(one.image)
+        view = view_of(pixels, None, SIDE_OF_CROP)
+        picture = view.pixels.copy()
+        for layer in self._layers(one.image):
+            if layer.shown:
+                masks, colour = [mask.segmentation for mask in layer.masks], LAYER_COLOURS[layer.key]
+                draw_layer(picture, view, masks, colour, filled=layer.key == "missed")
+        name = self.findings.file_names[one.image]
+        text = f"{one.right} right, {one.wrong} wrong, {one.missed} missed"
+        caption = join([name, text, *([fault] if fault else [])], "<br>")
+        return figure(self.store.add(picture), f"{name}: {text}", caption, picture.shape[:2])
+
     def _image(self, one: ImageCount, crops: int) -> Html:
         """One image: crops of its worst objects, then the whole."""
         pixels, fault = self.source.read(one.image)
@@ -78,7 +96,7 @@ class EvaluationPictures:
         layers = self._layers(one.image)
         parts = []
         for box, what in self._worst_objects(one.image)[:crops]:
-            view = view_of(pixels, surround([box], pixels.shape[:2]), SIDE_OF_CROP)
+            view = view_of(pixels, square_around([box], pixels.shape[:2]), SIDE_OF_CROP)
             parts.append(self._figure(view, layers, what, f"{name}: {what}", switches=False))
         whole = self._figure(view_of(pixels, None, SIDE_OF_IMAGE), layers, caption, f"{name}: {text}")
         return element("div", *([grid(parts)] if parts else []), whole, class_="image")
@@ -140,7 +158,8 @@ class EvaluationPictures:
         counts = ", ".join(f"{count} {kind}" for kind, count in count_kinds(doubts).items() if count)
         note = (
             f"{count_of(len(doubts), 'label')} in doubt: {counts}. The suspicion is the score of the result times the "
-            "precision of its class, less what the overlap takes off; an object that is never found has at most 0.5. "
+            "precision of its class, less what the overlap takes off; an object that is never found has at most 0.5, "
+            "less where the model misses many. "
             "Orange: the label. Pink: the result. labels_in_doubt.csv and labels_in_doubt.json (COCO) beside this page "
             "hold all of them, for a labelling tool."
         )
@@ -155,7 +174,7 @@ class EvaluationPictures:
         results = [findings.results[one.result]] if one.result >= 0 else []
         pixels, fault = self.source.read(one.image)
         boxes = [mask["bbox"] for mask in (*labels, *results)]
-        view = view_of(pixels, surround(boxes, pixels.shape[:2]), SIDE_OF_CROP)
+        view = view_of(pixels, square_around(boxes, pixels.shape[:2]), SIDE_OF_CROP)
         layers = [
             Layer("subject", "label", True, [_outlined(mask, self.name(mask["category_id"])) for mask in labels]),
             Layer("claim", "result", True, [_outlined(mask, self.name(mask["category_id"])) for mask in results]),

@@ -13,7 +13,6 @@ from ..errors import DatasetError, mismatch
 from ..evaluation.coco_ap import read_named_results
 from ..evaluation.coco_files import GroundTruth, ScoredMask, read_ground_truth
 from ..evaluation.doubt_files import write_doubts
-from ..evaluation.operating_point import BEST_F1, Aim
 from ..evaluation.report_numbers import Findings, count_findings, numbers_to_json
 from ..evaluation.run_record import RunRecord
 from ..evaluation.scored_model import METRICS_FILE, describe_model, read_metrics
@@ -24,7 +23,7 @@ from ..version import __version__
 from .data_report import PAGE
 from .evaluation_charts import CHART_STYLE
 from .evaluation_pictures import EvaluationPictures
-from .evaluation_sections import errors_section, numbers_section, run_section, verdict_section
+from .evaluation_sections import errors_section, run_section, scores_section, verdict_section
 from .html_page import page, write_page
 from .image_source import ImageSource, paths_of_images
 from .layered_pictures import LAYER_STYLE
@@ -51,17 +50,15 @@ def write_evaluation_report(
     *,
     run: RunRecord | None = None,
     num_queries: int | None = None,
-    aim: Aim = BEST_F1,
     options: ReadOptions = AS_STORED,
 ) -> Path:
     """Write report.html, report.json, labels_in_doubt.json and labels_in_doubt.csv into `folder`; returns the page.
 
     metrics: those of the results. paths: number of an image -> its file; one that is not known is drawn grey. run: the
-    training run that the results are from. num_queries: of the model, if known. aim: what thresholds are chosen for.
-    options: how images are read.
+    training run that the results are from. num_queries: of the model, if known. options: how images are read.
     The number of pictures is bounded, whatever the number of images. Raises CheckpointError for what cannot be written.
     """
-    findings = count_findings(truth, results, metrics, aim=aim)
+    findings = count_findings(truth, results, metrics)
     sentences = verdict_of(findings, num_queries)
     content = {
         "title": title,
@@ -77,7 +74,7 @@ def write_evaluation_report(
     parts = [
         verdict_section(sentences, metrics.get("notes", [])),
         *([run_section(run)] if run is not None else []),
-        numbers_section(findings),
+        scores_section(findings),
         errors_section(findings),
         pictures.images_section(),
         pictures.doubts_section(),
@@ -90,7 +87,8 @@ def write_evaluation_report(
 
 def _lead(findings: Findings, run: RunRecord | None) -> str:
     what = "The best model of a training run, scored" if run is not None else "Scored"
-    return f"{what} on {findings.truth.name}. mask2former-dinov3 {__version__}."
+    place = "/".join(Path(findings.truth.name).parts[-3:])  # of a path of this computer the end is enough
+    return f"{what} on {place}. mask2former-dinov3 {__version__}."
 
 
 def report_run_alone(folder: Path, run: RunRecord) -> Path:

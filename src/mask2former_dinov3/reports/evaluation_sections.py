@@ -73,7 +73,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {rest // 60:02} min" if hours else f"{rest // 60} min {rest % 60:02} s"
 
 
-def numbers_section(findings: Findings) -> Html:
+def scores_section(findings: Findings) -> Html:
     """AP with intervals, classes, curves, confusion, reliability, AP by group."""
     numbers = findings.numbers
     own = numbers.intervals
@@ -136,7 +136,7 @@ def _groups(numbers: ReportNumbers) -> list[Html]:
     found = numbers.breakdown
     sets = (
         ("AP over the size of objects", found.by_size, "{} px", "Side of a square with the object's area."),
-        ("AP over crowding", found.by_crowding, "{} in an image", "Images by the number of their objects."),
+        ("AP over crowding", found.by_crowding, "{} per image", "Images by the number of their objects."),
         ("AP over the size of images", found.by_image_size, "{} px", "Side of a square with the image's area."),
     )
     return [
@@ -147,7 +147,7 @@ def _groups(numbers: ReportNumbers) -> list[Html]:
 def _group(one: ApGroup, words: str) -> tuple[str, float, str]:
     low, high = f"{one.low:.0f}", f"{one.high:.0f}"
     name = words.format(low if low == high else f"{low} to {high}")
-    return f"{name} (of {one.objects:,})", one.AP, f" (AP50 {one.AP50:.3f})" if one.AP50 >= 0 else ""
+    return f"{name} ({one.objects:,} objects)", one.AP, f" (AP50 {one.AP50:.3f})" if one.AP50 >= 0 else ""
 
 
 def errors_section(findings: Findings) -> Html:

@@ -16,6 +16,7 @@ from ..errors import DatasetError
 from ..evaluation.coco_files import GroundTruth
 from ..evaluation.stored_evaluation import names_of_images
 from ..read_options import AS_STORED, ReadOptions
+from ..visualize import rgb_view
 
 _GREY = 96
 
@@ -30,7 +31,7 @@ class ImageSource:
         self._newest: tuple[int, PixelArray, str] | None = None
 
     def read(self, image: int) -> tuple[PixelArray, str]:
-        """The image (H, W, 3), and why it is grey instead, "" if it is not."""
+        """The image (H, W, 3), RGB of more channels (`rgb_view`), and why it is grey instead, "" if it is not."""
         if self._newest is None or self._newest[0] != image:
             self._newest = image, *self._read(image)
         return self._newest[1:]
@@ -46,7 +47,7 @@ class ImageSource:
             except (DatasetError, OSError) as error:
                 reason = f"the image cannot be shown: {error}"
             else:
-                return pixels, ""
+                return rgb_view(pixels), ""
         return np.full((*size, 3), _GREY, np.uint8), reason
 
 

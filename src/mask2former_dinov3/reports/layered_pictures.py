@@ -38,6 +38,15 @@ class Layer(NamedTuple):
     masks: Sequence[Outlined]
 
 
+LAYER_COLOURS = {  # by the key of the layer
+    "right": (47, 209, 107),
+    "wrong": (255, 77, 77),
+    "missed": (255, 176, 0),
+    "truth": (255, 255, 255),
+    "found": (58, 160, 255),
+    "subject": (255, 176, 0),
+    "claim": (255, 92, 208),
+}
 LAYER_STYLE = """
 .layered { background: var(--card); border-radius: .5rem; overflow: hidden; min-width: 0; margin: 0; }
 .layered .view { position: relative; clear: both; }
@@ -45,10 +54,8 @@ LAYER_STYLE = """
 .layered .view svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .layered path { fill-rule: evenodd; stroke-width: 2; vector-effect: non-scaling-stroke; fill-opacity: .12;
   stroke-linejoin: round; }
-.layered .right { stroke: #2fd16b; fill: #2fd16b; } .layered .wrong { stroke: #ff4d4d; fill: #ff4d4d; }
-.layered .missed { stroke: #ffb000; fill: #ffb000; fill-opacity: .35; }
-.layered .truth { stroke: #ffffff; fill: none; stroke-dasharray: 5 3; } .layered .found { stroke: #3aa0ff; fill: none; }
-.layered .subject { stroke: #ffb000; fill: #ffb000; } .layered .claim { stroke: #ff5cd0; fill: #ff5cd0; }
+.layered path.missed { fill-opacity: .35; } .layered path.truth { fill: none; stroke-dasharray: 5 3; }
+.layered path.found { fill: none; }
 .layered path:hover { fill-opacity: .5; }
 .layered input { accent-color: var(--bar); margin: .55rem .25rem .45rem .6rem; vertical-align: -.1em; }
 .layered label { font-size: .85rem; white-space: nowrap; cursor: pointer; }
@@ -56,16 +63,9 @@ LAYER_STYLE = """
   margin-right: .3em; background: var(--swatch, transparent); border: 1px solid var(--soft); }
 """ + "\n".join(
     f".layered input.{key}:not(:checked) ~ .view g.{key} {{ display: none; }} "
-    f".layered label.{key} {{ --swatch: {colour}; }}"
-    for key, colour in (
-        ("right", "#2fd16b"),
-        ("wrong", "#ff4d4d"),
-        ("missed", "#ffb000"),
-        ("truth", "#ffffff"),
-        ("found", "#3aa0ff"),
-        ("subject", "#ffb000"),
-        ("claim", "#ff5cd0"),
-    )
+    f".layered label.{key} {{ --swatch: rgb{colour}; }} "
+    f".layered g.{key} {{ stroke: rgb{colour}; fill: rgb{colour}; }}"
+    for key, colour in LAYER_COLOURS.items()
 )
 
 

@@ -19,7 +19,7 @@ from ..data.rle import Window
 from ..data.segmentation import Polygon, Segmentation
 from ..data.transforms import rasterise_windows
 from ..instances import Instances, encode_masks
-from ..visualize import FILL, draw_instances
+from ..visualize import FILL, draw_instances, rgb_view
 
 SIDE_OF_PICTURE = 320  # pixels: twice the width of a column of the page, for sharp screens
 LARGEST_ENLARGEMENT = 12.0  # beyond it, single pixels of the image are larger than a letter
@@ -37,10 +37,11 @@ class View(NamedTuple):
 
 
 def view_of(image: PixelArray, box: Sequence[float] | None = None, side: int = SIDE_OF_PICTURE) -> View:
-    """The part of an image (H, W, 3) within a box (x0, y0, x1, y1), clipped to it; None: the whole image.
+    """The part of an image (H, W, C) within a box (x0, y0, x1, y1), clipped to it, as RGB; None: the whole image.
 
     Its longer side becomes `side` pixels, or less where that would enlarge it more than `LARGEST_ENLARGEMENT`.
     """
+    image = rgb_view(image)
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (0.0, 0.0, float(width), float(height)) if box is None else box
     x0, x1 = np.clip([np.floor(x0), np.ceil(x1)], 0, width)
@@ -63,6 +64,19 @@ def surround(boxes: Sequence[Sequence[float]], size: tuple[int, ...]) -> tuple[f
         return None
     room = max(0.5 * max(x1 - x0, y1 - y0), 16.0)
     return x0 - room, y0 - room, x1 + room, y1 + room
+
+
+def square_around(boxes: Sequence[Sequence[float]], size: tuple[int, ...]) -> tuple[float, float, float, float] | None:
+    """As `surround`, as a square that lies in the image (height, width) as far as that is large enough."""
+    around = surround(boxes, size)
+    if around is None:
+        return None
+    x0, y0, x1, y1 = around
+    side = max(x1 - x0, y1 - y0)
+    left, top = (x0 + x1 - side) / 2, (y0 + y1 - side) / 2
+    left = min(max(left, 0.0), max(size[1] - side, 0.0))
+    top = min(max(top, 0.0), max(size[0] - side, 0.0))
+    return left, top, left + side, top + side
 
 
 def masks_in_view(view: View, segmentations: Sequence[Segmentation]) -> list[Window]:

@@ -92,8 +92,12 @@ def _build_routes(
                 raise Refused(408, f"the image did not arrive within {limits.timeout:g} seconds", "slow") from None
             work = queue.predict(data, file_name, wanted)
             found, picture = await _await_unless_gone(request, queue, work, end)
+            preview = None
+            if options.preview:
+                preview = await _await_unless_gone(request, queue, queue.preview(data, file_name, wanted), end)
         request.state.noted["instances"] = len(found)
-        return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, settings, picture))
+        pictures = {"overlay": picture, "preview": preview}
+        return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, settings, pictures))
 
     @router.get(
         "/healthz", response_model=Health, responses={503: {"model": Health, "description": "Shutting down, or stuck."}}
@@ -120,9 +124,12 @@ def to_coco_file(
     file_name: str,
     categories: Sequence[tuple[int, str]],
     settings: InferenceSettings,
-    picture: bytes | None,
+    pictures: Mapping[str, bytes | None],
 ) -> dict[str, object]:
-    """The instances of one image as a COCO file, see `Prediction`. settings: in use. picture: a PNG, None for none."""
+    """The instances of one image as a COCO file, see `Prediction`.
+
+    settings: in use. pictures: PNGs by their names, None for none.
+    """
     used = settings.threshold
     annotations = [
         {
@@ -143,7 +150,7 @@ def to_coco_file(
         "thresholds": list(used) if isinstance(used, Sequence) else [used] * len(categories),
         "left_out": asdict(found.left_out),
         "notes": limit_lines(found.left_out, settings.max_detections or 0, tiles=settings.tile is not None),
-        **({} if picture is None else {"overlay": base64.b64encode(picture).decode("ascii")}),
+        **{key: base64.b64encode(png).decode("ascii") for key, png in pictures.items() if png is not None},
     }
 
 

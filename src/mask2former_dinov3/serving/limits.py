@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from ..canvas import LARGEST_IMAGE_SIDE
+from ..data.images import decode_header
+from ..data.tiff_tags import MAGIC
 from ..errors import DatasetError, OptionError, mismatch
 from ..inference.settings import InferenceSettings
 from ..inference.tiles.grid import Grid
+from ..read_options import AS_STORED, ReadOptions
 
 # Pillow knows more formats, some of which start other programs to decode a file.
 DECODED_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -78,12 +81,17 @@ class Wanted:
     overlay: bool = False
 
 
-def check_header(data: bytes, name: str, max_pixels: int, wanted: Wanted) -> None:
+def check_header(
+    data: bytes, name: str, max_pixels: int, wanted: Wanted, options: ReadOptions = AS_STORED, channels: int = 3
+) -> None:
     """Check format and size of an image from its header; no pixel is decoded.
 
-    name: how messages call the image. Raises TooLarge for too many pixels or tiles, DatasetError for bytes that are not
+    name: how messages call the image. options, channels: of the model; for more than three channels, which take as much
+    memory as several images in RGB, the limit is as many times lower.
+    Raises TooLarge for too many pixels or tiles, DatasetError for bytes that are not
     an image of a format in DECODED_FORMATS.
     """
+    max_pixels = max_pixels * 3 // max(channels, 3)
     limit = f"an image of at most {max_pixels:,} pixels"
     try:
         with Image.open(io.BytesIO(data), formats=DECODED_FORMATS) as image:
@@ -91,11 +99,22 @@ def check_header(data: bytes, name: str, max_pixels: int, wanted: Wanted) -> Non
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # Pillow's own limit is lower
         raise TooLarge(f"{name}: {mismatch(limit, 'many times as many', 'cut it into parts')}") from error
     except UnidentifiedImageError as error:
+        if data.startswith(MAGIC):  # a kind of TIFF that Pillow does not know, such as one of five channels
+            header = decode_header(data, name, options)
+            height, width = header.height, header.width
+            _check_size(height, width, name, max_pixels, wanted)
+            return
         expected = f"an image in one of the formats {', '.join(DECODED_FORMATS)}"
         raise DatasetError(f"{name}: {mismatch(expected, 'bytes that are none of them')}") from error
     except Exception as error:  # decoders raise errors of any class on damaged bytes
         raise DatasetError(f"{name}: {mismatch('a complete image', 'damaged or incomplete data')}") from error
+    _check_size(height, width, name, max_pixels, wanted)
+
+
+def _check_size(height: int, width: int, name: str, max_pixels: int, wanted: Wanted) -> None:
+    """Raise TooLarge for an image of too many pixels or tiles."""
     if height * width > max_pixels:
+        limit = f"an image of at most {max_pixels:,} pixels"
         size = f"{height} x {width} (height x width)"
         raise TooLarge(f"{name}: {mismatch(limit, size, 'cut it into parts')}")
     if max(height, width) > LARGEST_IMAGE_SIDE:

@@ -15,17 +15,21 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from fastapi.responses import FileResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..inference.predictor import Predictor
 from ..inference.settings import DEFAULTS, SMALLEST_TILE, one_threshold
+from ..sample_data import SAMPLE
 from ..visualize import PALETTE
 
 STATIC = Path(__file__).parent / "static"
 MIN_THRESHOLD = 0.05  # the page asks for all instances above it, and filters them in the browser
 MOST_INSTANCES = 1_000  # more would make the page slow
 _FILES = ("/assets/", "/static/")
-_PATHS = ("/", "/theme.css", "/config", "/favicon.ico", "/manifest.json", "/robots.txt")
+_SAMPLE = "/sample.png"
+_PATHS = ("/", "/theme.css", "/config", "/favicon.ico", "/manifest.json", "/robots.txt", _SAMPLE)
+_SAMPLE_FILE = SAMPLE / "valid" / "3ca8181367fc1258.png"
 
 
 class PageOrApi:
@@ -55,6 +59,7 @@ def build_page(
     async def build() -> FastAPI:
         """Build it inside an event loop: without one Gradio would create one and leave it open."""
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        app.get(_SAMPLE)(lambda: FileResponse(_SAMPLE_FILE, media_type="image/png"))  # before the page, which takes "/"
         gr.mount_gradio_app(
             app,
             _blocks(predictor, name, licence, max_bytes, with_docs),
@@ -89,11 +94,12 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int, with_
         "threshold": start,
         "max_detections": min(MOST_INSTANCES, int(predictor.model.config.num_queries)),
         "max_bytes": max_bytes,
+        "classes": [name for _, name in predictor.categories],
         "palette": [f"rgb({red}, {green}, {blue})" for red, green, blue in PALETTE.tolist()],
     }
     page = gr.Blocks(title=f"{name}: instance segmentation", analytics_enabled=False, fill_width=True)
     with page:
-        dark = '<button type="button" onclick="m2f.dark()" aria-label="Dark or light">Dark / light</button>'
+        dark = '<button type="button" onclick="m2f.dark()">Dark / light</button>'
         _html(f'<div id="m2f-head"><h1>{html.escape(name)}</h1><span>finds {kinds}</span>{dark}</div>')
         with gr.Row():
             with gr.Column(scale=7, min_width=320):
@@ -104,16 +110,16 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int, with_
                     elem_id="m2f-viewer",
                 )
             with gr.Column(scale=2, min_width=250, elem_id="m2f-side"):
-                _controls(start)
+                _controls(classes, start)
         foot = html.escape(licence) + ' <a href="docs">API</a>' * with_docs
         _html(f'<div id="m2f-foot">{foot}</div>')
     return page
 
 
-def _controls(start: float) -> None:
+def _controls(classes: list[str], start: float) -> None:
     """The column at the side; its controls call `window.m2f` in the browser and nothing in Python.
 
-    start: first value of the minimum score.
+    classes: their names as HTML; shown until there is an image. start: first value of the minimum score.
     """
     threshold = gr.Slider(
         MIN_THRESHOLD,
@@ -124,7 +130,29 @@ def _controls(start: float) -> None:
         buttons=[],
         elem_id="m2f-threshold",
     )
-    _html('<p class="m2f-title">Classes</p><div class="m2f-list"></div>', elem_id="m2f-classes")
+    _html(
+        '<svg role="img" aria-label="Histogram of scores" viewBox="0 0 100 30" preserveAspectRatio="none"></svg>',
+        elem_id="m2f-histogram",
+    )
+    _html(
+        f'<p class="m2f-title">Classes</p><div class="m2f-list"><p>{", ".join(classes)}</p></div>',
+        elem_id="m2f-classes",
+    )
+    heads = "".join(
+        f'<button type="button" data-sort="{key}" aria-label="Sort by {key}">{key.capitalize()}</button>'
+        for key in ("class", "score", "area")
+    )
+    _html(
+        f'<p class="m2f-title">Instances</p><div class="m2f-heads" hidden>{heads}</div>'
+        '<div class="m2f-rows"><p>Listed here once there is an image.</p></div>',
+        elem_id="m2f-instances",
+    )
+    colours = gr.Radio(
+        [("class", "class"), ("instance", "instance")],
+        value="class" if len(classes) > 1 else "instance",
+        label="Colours by",
+        elem_id="m2f-colours",
+    )
     opacity = gr.Slider(0, 0.8, value=0.35, step=0.05, label="Fill", buttons=[], elem_id="m2f-opacity")
     tiles = gr.Checkbox(False, label="Predict in tiles, for large images", elem_id="m2f-tiles")
     tile = gr.Number(512, label="Side of a tile, pixels", minimum=SMALLEST_TILE, precision=0, elem_id="m2f-tile")
@@ -132,10 +160,11 @@ def _controls(start: float) -> None:
         _html('<p class="m2f-title">Download what is shown</p>')
         with gr.Row():
             for kind, label in (("coco", "COCO"), ("csv", "CSV"), ("overlay", "Picture")):
-                button = gr.Button(label, size="sm", elem_id=f"m2f-{kind}", elem_classes="m2f-save")
+                button = gr.Button(label, size="sm", interactive=False, elem_id=f"m2f-{kind}", elem_classes="m2f-save")
                 button.click(None, js=f"() => m2f.download('{kind}')", queue=False)
     threshold.change(None, threshold, js="(value) => m2f.threshold(value)", queue=False)
     opacity.change(None, opacity, js="(value) => m2f.opacity(value)", queue=False)
+    colours.change(None, colours, js="(by) => m2f.colours(by === 'class')", queue=False)
     for control in (tiles, tile):
         control.change(None, [tiles, tile], js="(on, size) => m2f.tile(on, size)", queue=False)
 

@@ -22,13 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data.images import decode_image
+from ..data.images import check_channel_count, decode_image
+from ..inference.files.writers import shrink_image
 from ..inference.image_processing import Prepared
 from ..inference.predictor import Predictor
 from ..inference.tiles.grid import Grid, Region
+from ..inference.tiles.image_reader import ImageReader
 from ..inference.tiles.merging import Merger
 from ..instances import Instances
-from ..visualize import draw_instances, enlargement
+from ..visualize import draw_instances, enlargement, rgb_view
 from .limits import Busy, Limits, ModelFailed, Wanted, check_header
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ logger = logging.getLogger(__name__)
 READERS = 2  # threads that decode, prepare and draw
 FIRST_GUESS = 0.2  # seconds of the model per image, before any was measured
 SMOOTHING = 0.2  # weight of the newest batch in the average time per image
+LONGEST_PREVIEW = 2048  # pixels
 SECONDS_TO_RESTART = 10  # Retry-After of a server that shuts down
 
 _T = TypeVar("_T")
@@ -162,24 +165,34 @@ class ModelQueue:
             picture = await self._read(_draw_png, rgb, found) if wanted.overlay and rgb is not None else None
         return found, picture
 
+    async def preview(self, data: bytes, name: str, wanted: Wanted) -> bytes:
+        """The image as the model gets it, in RGB (`rgb_view`), as a PNG of at most `LONGEST_PREVIEW` pixels a side."""
+        async with self._decoded:
+            pixels = await self._read(self._decode, data, name, wanted)
+            return await self._read(_preview_png, pixels)
+
     async def _read(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function in a thread that reads images."""
         call = self._noting("reader", partial(function, *args, **kwargs))
         return await asyncio.get_running_loop().run_in_executor(self._readers, call)
 
     def _decode(self, data: bytes, name: str, wanted: Wanted) -> NDArray[np.uint8]:
-        check_header(data, name, self.limits.max_pixels, wanted)
-        return decode_image(data, name, self.predictor.processor.read_options)
+        processor = self.predictor.processor
+        options, channels = processor.read_options, processor.num_channels
+        check_header(data, name, self.limits.max_pixels, wanted, options, channels)
+        pixels = decode_image(data, name, options)
+        check_channel_count(name, channels, pixels.shape[2])
+        return pixels
 
     def _prepare(self, data: bytes, name: str, wanted: Wanted) -> tuple[NDArray[np.uint8] | None, Prepared]:
-        """The pixels (None unless an overlay is wanted), and the image on the model's canvas."""
+        """The pixels (H, W, C) (None unless an overlay is wanted), and the image on the model's canvas."""
         rgb = self._decode(data, name, wanted)
         return rgb if wanted.overlay else None, self.predictor.processor.prepare(rgb)
 
     async def _predict_in_tiles(self, rgb: NDArray[np.uint8], wanted: Wanted) -> Instances:
         """As `Predictor` in tiles, but each tile waits in the queue, so that a large image does not block small ones.
 
-        rgb (H, W, 3).
+        rgb (H, W, C).
         """
         settings = wanted.settings
         assert settings.tile is not None
@@ -258,7 +271,14 @@ class ModelQueue:
             return [ModelFailed("the model failed on this image; the log of the server has the reason")]
 
 
-def _draw_png(rgb: NDArray[np.uint8], found: Instances) -> bytes:
+def _preview_png(pixels: NDArray[np.uint8]) -> bytes:
     picture = io.BytesIO()
-    Image.fromarray(draw_instances(rgb, found, scale=enlargement(found))).save(picture, "PNG")
+    factor = math.ceil(max(pixels.shape[:2]) / LONGEST_PREVIEW)
+    Image.fromarray(shrink_image(ImageReader.of(pixels), factor)).save(picture, "PNG")
+    return picture.getvalue()
+
+
+def _draw_png(pixels: NDArray[np.uint8], found: Instances) -> bytes:
+    picture = io.BytesIO()
+    Image.fromarray(draw_instances(rgb_view(pixels), found, scale=enlargement(found))).save(picture, "PNG")
     return picture.getvalue()

@@ -44,6 +44,10 @@ class Options(BaseModel):
         list[str] | None, Field(description="Names of the classes to report; repeat the option for several.")
     ] = None
     overlay: Annotated[bool, Field(description="Also return a PNG with the instances drawn in, as base64.")] = False
+    preview: Annotated[
+        bool,
+        Field(description="Also return the image as a PNG of at most 2048 pixels a side, for browsers, as base64."),
+    ] = False
 
     def settings(self) -> InferenceSettings:
         """The options that `Predictor` takes."""
@@ -60,6 +64,7 @@ EXPECTED = {
     "overlap": f"a fraction from 0 to below {LARGEST_OVERLAP}",
     "classes": "names of classes",
     "overlay": "true or false",
+    "preview": "true or false",
 }
 
 
@@ -103,6 +108,7 @@ class Prediction(BaseModel):
     left_out: Annotated[dict[str, float], Field(description="Counts of what is not among the annotations.")]
     notes: Annotated[list[str], Field(description="Sentences on what is not among the annotations.")]
     overlay: Annotated[str | None, Field(description="PNG as base64, if the request asked for it.")] = None
+    preview: Annotated[str | None, Field(description="PNG as base64, if the request asked for it.")] = None
 
 
 class Health(BaseModel):

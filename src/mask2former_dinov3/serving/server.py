@@ -13,7 +13,7 @@ from types import FrameType
 from ..errors import ConfigError, OptionError, mismatch
 from ..extras import require
 from ..inference.onnx_model import OnnxModel
-from ..inference.predictor import Predictor, load_model
+from ..inference.predictor import Predictor, load_model, refuse_extra_images
 from ..inference.settings import DEFAULTS, describe_threshold
 from ..model import Mask2FormerDinov3Config
 from ..model_folder.licence import is_bound
@@ -55,6 +55,7 @@ def serve(
     name = display_name(model)
     logger.info("loading model %s", name)
     predictor = Predictor(*load_model(model, device, reading))
+    refuse_extra_images(predictor.processor, "serve")
     listening = _listen(host, port)
     import uvicorn
 

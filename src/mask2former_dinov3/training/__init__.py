@@ -7,17 +7,23 @@ resumed.
 Read in this order:
 
     train          the run from top to bottom: data, model, loop
-    run            the parts of a run, its evaluations, and what it saves
+    run            the parts of a run, its evaluations, what it saves, and what ends it
     run_report     the results of the best model, and the report of the run
+    launch         devices, processes and precision, and what is refused
     shared_data    read the data set once per machine
+    rehearsal      before the first step, try what the run will need
+    batches        batches read by workers; what happens when an image or a worker fails
+    bad_images     how many images may be unreadable
+    optimizer_step one optimiser step
     build_model    options and data -> model and image processor
     finetuning     which part of the backbone is trained: all, the last blocks, adapters, or nothing
     optimizer      AdamW and the schedule: learning rate and weight decay of each parameter
     ema            exponential moving average of the weights
     checkpoint     checkpoint folders: write, find, read, remove
+    run_folder     what is set aside when a run goes on from an older checkpoint; the best score so far
     resume         continue at a checkpoint: compare the options, restore weights and optimiser
     metrics_log    metrics.jsonl, the tracker, and what the terminal or the log shows
-    signals        stop after the current step on Ctrl-C and SIGTERM
+    signals        stop after the current step, or in an evaluation at once, on Ctrl-C and SIGTERM
     recipe         suggest the options of a run from the data, each with its reason
     apply_recipe   give a run the options of its recipe, and judge its length
     distributed    sums over processes, and failures that reach all of them

@@ -9,16 +9,20 @@ from typing import Any
 
 from ..config.train_config import TrainConfig
 from ..data.achievable_ap import mask_ceilings
+from ..data.channel_statistics import count_channels_of, measure_channels
 from ..data.coco import CocoData
 from ..data.statistics import statistics_of
-from ..errors import ConfigError, OptionError, mismatch
+from ..errors import CheckpointError, ConfigError, OptionError, mismatch
 from ..evaluation.threshold_choice import NOT_STORED
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
+from ..model.backbone import backbone_blocks
 from ..model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
 from ..weights.backbones import from_backbone, load_backbone, pixel_statistics
-from ..weights.loading import is_path
+from ..weights.input_channels import widen_backbone, widen_trained, with_channels
+from ..weights.loading import is_path, load_network_config
 from ..weights.mask2former import load_trained_model, rebuild
+from .checkpoint import find_checkpoint
 from .finetuning import choose_trained
 
 logger = logging.getLogger(__name__)
@@ -64,11 +68,15 @@ def queries_for(most: int) -> int:
     return max(50, 25 * -(-most * 5 // 100))
 
 
-def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInstanceSegmentation:
-    """A model for the classes of `data`, with the part of its backbone trainable that `config` says.
+def build_model(
+    config: TrainConfig, data: CocoData, checkpoint: Path | None = None
+) -> Mask2FormerDinov3ForInstanceSegmentation:
+    """A model for classes and channels of `data`, with the part of its backbone trainable that `config` says.
 
+    checkpoint: the one that its weights will be loaded from; then neither backbone nor head are read.
     Raises UserError when backbone or head cannot be loaded, or do not fit the options.
     """
+    channels, _ = count_channels_of(data.images, config.read_options)
     names = {label: category.name for label, category in enumerate(data.categories)}
     fields: dict[str, Any] = {
         "id2label": names,
@@ -78,18 +86,22 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
         **NOT_STORED,
         **{name: getattr(config, name) for name in NETWORK if getattr(config, name) is not None},
     }
-    if config.head is None:
-        model = from_backbone(config.backbone, config.hub_token, **fields)
+    if checkpoint is not None:
+        model = _build_from_checkpoint(checkpoint, fields)
+    elif config.head is None:
+        model = from_backbone(config.backbone, config.hub_token, channels, **fields)
     else:
-        model = _build_from_head(config.head, config, fields)
+        model = _build_from_head(config.head, config, fields, channels)
     model.config.value_range = config.value_range
     choose_trained(model, config)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    if config.head is None and model.config.neck != config.neck:
+    if checkpoint is None and config.head is None and model.config.neck != config.neck:
         kind = model.config.backbone_config.model_type
         logger.info("neck: %s instead of %s, because a %s is a pyramid itself", model.config.neck, config.neck, kind)
     pretrained = model.config.backbone_source is not None
+    if channels != 3:
+        _say_channels(model, channels, config)
     logger.info(
         "model: %.1f M parameters, %.1f M trained; backbone %s (%s)",
         sum(p.numel() for p in model.parameters()) / 1e6,
@@ -100,15 +112,42 @@ def build_model(config: TrainConfig, data: CocoData) -> Mask2FormerDinov3ForInst
     return model
 
 
+def _say_channels(model: Mask2FormerDinov3ForInstanceSegmentation, channels: int, config: TrainConfig) -> None:
+    """Log what became of the first convolution, which takes other than three channels."""
+    first = backbone_blocks(model.backbone)[0]
+    frozen = not any(parameter.requires_grad for module in first for parameter in module.parameters())
+    widened = config.head is not None or config.backbone not in VIT_SHAPES
+    logger.info(
+        "num_channels: %d, as the images have%s%s",
+        channels,
+        "; where weights are for RGB, further channels start from the mean of the RGB filters" * widened,
+        ". They are frozen: freeze_backbone false trains them" * (widened and frozen),
+    )
+
+
+def _build_from_checkpoint(checkpoint: Path, fields: dict[str, Any]) -> Mask2FormerDinov3ForInstanceSegmentation:
+    """The network that a checkpoint describes, with random weights, for today's category ids."""
+    stored = load_network_config(str(checkpoint))
+    if not isinstance(stored, Mask2FormerDinov3Config):
+        got = f"one of the type {stored.model_type!r}"
+        raise CheckpointError(f"{checkpoint / 'config.json'}: {mismatch('a model of this package', got)}")
+    stored.update({name: fields[name] for name in LABEL_FIELDS})
+    model = Mask2FormerDinov3ForInstanceSegmentation(stored)
+    model.name_or_path = str(checkpoint)
+    return model
+
+
 def _build_from_head(
-    head: str, config: TrainConfig, fields: dict[str, Any]
+    head: str, config: TrainConfig, fields: dict[str, Any], channels: int
 ) -> Mask2FormerDinov3ForInstanceSegmentation:
     """The head of a published Mask2Former on the configured backbone, or a whole model that was trained on DINOv3.
 
     Classes of the same name keep their weights, and so do the first learned queries; all others start at random.
+    channels: of the images; weights for RGB are widened for others.
     """
     _check_head(head)
     found = load_trained_model(head, config.hub_token)
+    found = found if found.published else widen_trained(found, channels)
     own, pretrained = found.config, None
     if not found.published:
         _check_options(head, fields, {name: getattr(own, name) for name in NETWORK if name not in CHANGEABLE})
@@ -118,9 +157,10 @@ def _build_from_head(
         published = {"query_init": "learned", "mask_stride": 4, **{n: getattr(own, n) for n in HEAD_SIZES}}
         _check_options(head, fields, published)
         if config.backbone in VIT_SHAPES:
-            changes = {**fields, "backbone_config": Mask2FormerDinov3Config.preset(config.backbone).backbone_config}
+            preset = Mask2FormerDinov3Config.preset(config.backbone).backbone_config
+            changes = {**fields, "backbone_config": with_channels(preset, channels)}
         else:
-            pretrained = load_backbone(config.backbone, config.hub_token)
+            pretrained = widen_backbone(load_backbone(config.backbone, config.hub_token), channels)
             changes = {**fields, "backbone_config": pretrained.config, "backbone_source": config.backbone}
             if pretrained.config.model_type != "dinov3_vit":
                 changes["neck"] = "none"
@@ -167,16 +207,39 @@ def _check_options(head: str, fields: Mapping[str, object], own: Mapping[str, ob
 
 
 def build_processor(
-    config: TrainConfig, model: Mask2FormerDinov3ForInstanceSegmentation
+    config: TrainConfig, model: Mask2FormerDinov3ForInstanceSegmentation, data: CocoData | None = None
 ) -> Mask2FormerDinov3ImageProcessor:
-    """The image processor of the training canvas, with the mean and std that belong to the backbone's weights."""
+    """The image processor of the training canvas, with the mean and std that belong to the model's weights.
+
+    Weights of RGB backbones say nothing of images with other channels: mean and std are then measured on `data`, the
+    training split, at the start of a run; a checkpoint and a model for these channels have them.
+    """
+    resumed = config.resume_from_checkpoint
+    checkpoint = None if resumed is None else find_checkpoint(resumed, Path(config.output_dir))
     # A model folder has them, so the hub of its backbone is not asked.
-    mean, std = pixel_statistics(model.name_or_path or model.config.backbone_source, config.hub_token)
-    return Mask2FormerDinov3ImageProcessor(
+    source = str(checkpoint) if checkpoint else model.name_or_path or model.config.backbone_source
+    mean, std = pixel_statistics(source, config.hub_token)
+    extra_channels = 0 if data is None else count_channels_of(data.images, config.read_options)[1]
+    if len(mean) != model.config.num_channels and data is not None:
+        mean, std = _measure(config, data)
+    processor = Mask2FormerDinov3ImageProcessor(
         size={"height": config.image_height, "width": config.image_width},
         image_mean=mean,
         image_std=std,
         value_range=config.value_range,
         page=config.page,
         channels=config.channels,
+        extra_channels=extra_channels,
     )
+    processor.read_options = config.read_options  # with the place of the second files
+    return processor
+
+
+def _measure(config: TrainConfig, data: CocoData) -> tuple[list[float], list[float]]:
+    """Mean and std of the channels of the training images; what was measured is logged."""
+    found = measure_channels(data.images, config.read_options)
+    pairs = ", ".join(f"{mean:.4f} ({std:.4f})" for mean, std in zip(found.mean, found.std, strict=True))
+    logger.info("mean (std) of the %d channels, 0..1, from %d images: %s", len(found.mean), found.images, pairs)
+    for channel in found.constant:
+        logger.warning("channel %d has one value in all %d measured images: it carries nothing", channel, found.images)
+    return found.mean, found.std

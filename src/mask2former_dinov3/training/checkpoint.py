@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,18 +15,19 @@ from typing import Any, NotRequired, TypedDict, cast
 import torch
 from torch import Tensor
 
-from ..atomic_files import write_folder
+from ..atomic_files import remove_folder, write_folder, write_text
 from ..data.coco_types import Metrics
-from ..errors import CheckpointError, OptionError, mismatch
+from ..errors import CheckpointError, OptionError, UserError, mismatch
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..json_files import is_integer, is_number, read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import RunDescription
-from ..model_folder.folder import write_model_files
-from ..weights.files import first_reason, save_tensors
+from ..model_folder.folder import card_of, write_model_files
+from ..weights.files import first_reason, save_tensors, shapes_in
 from ..weights.loading import load_network_config, load_pretrained
 from ..weights.lora import unmerged_state
 
+logger = logging.getLogger(__name__)
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 CHECKPOINT_FILES = ("state.json", "optimizer.pt", "rng.pt", "model.safetensors")
 RESUME_FROM_OLDER = "resume from an older checkpoint-* of the run"
@@ -42,7 +44,10 @@ STATE_FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {  # of state.js
     "best_metric": ("a number or null", lambda value: value is None or is_number(value)),
     "best_step": ("a whole number or null", lambda value: value is None or _is_count(value)),
     "last_metrics": ("an object", lambda value: isinstance(value, dict)),
+    "finished": ("true or false", lambda value: isinstance(value, bool)),
+    "unreadable": ("an object", lambda value: isinstance(value, dict)),
 }
+LATER_FIELDS = ("finished", "unreadable")  # missing in checkpoints of earlier versions
 
 
 @dataclass
@@ -55,6 +60,8 @@ class RunState:
     best_metric: float | None = None
     best_step: int | None = None
     last_metrics: Metrics = field(default_factory=Metrics)
+    finished: bool = False  # all that follows the last step is done: evaluation, last/, test metrics
+    unreadable: dict[str, str] = field(default_factory=dict)  # training images that were skipped: id -> reason
 
 
 class OptimizationState(TypedDict):
@@ -102,17 +109,40 @@ def save_checkpoint(
         write_model_files(model, processor, folder, state.last_metrics, description)
         save_tensors(optimization, folder / "optimizer.pt")
         save_tensors(rng_states, folder / "rng.pt")
-        text = json.dumps({**asdict(state), "made_by": description.made_by, "config": run_config}, indent=2)
-        (folder / "state.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "state.json").write_text(_state_text(state, description, run_config), encoding="utf-8")
     return path
 
 
+def update_checkpoint(
+    path: Path,
+    model: Mask2FormerDinov3ForInstanceSegmentation,
+    processor: Mask2FormerDinov3ImageProcessor,
+    state: RunState,
+    description: RunDescription,
+    run_config: Mapping[str, object],
+) -> None:
+    """Write what was measured after a checkpoint was saved into it: its model card and, last, `state.json`."""
+    write_text(path / "README.md", card_of(model, processor, state.last_metrics, description))
+    write_text(path / "state.json", _state_text(state, description, run_config))
+
+
+def _state_text(state: RunState, description: RunDescription, run_config: Mapping[str, object]) -> str:
+    return json.dumps({**asdict(state), "made_by": description.made_by, "config": run_config}, indent=2) + "\n"
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """The step in the name of a checkpoint's folder; None for another name."""
+    match = CHECKPOINT_NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """The checkpoints of a run that have all their files, oldest first."""
     found = [
-        (int(match[1]), path)
+        (step, path)
         for path in output_dir.glob("checkpoint-*")
-        if (match := CHECKPOINT_NAME.fullmatch(path.name)) and (path / "state.json").is_file()
+        if (step := checkpoint_step(path)) is not None
+        if all((path / name).is_file() for name in CHECKPOINT_FILES)
     ]
     return [path for _, path in sorted(found)]
 
@@ -120,21 +150,43 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 def remove_old_checkpoints(output_dir: Path, keep: int | None) -> None:
     """Remove all but the newest `keep` checkpoints; None keeps all."""
     for path in list_checkpoints(output_dir)[: -keep if keep else 0]:
-        shutil.rmtree(path)
+        remove_folder(path)
+
+
+def find_damage(path: Path) -> str | None:
+    """Why a checkpoint cannot be resumed from, as far as the sizes and ends of its files tell; None if it is whole."""
+    missing = [name for name in CHECKPOINT_FILES if not (path / name).is_file()]
+    if missing:
+        return f"{path}: without {', '.join(missing)}"
+    try:
+        read_state(path)
+        shapes_in(path / "model.safetensors")
+    except UserError as error:
+        return str(error).partition(";")[0]
+    cut = [name for name in ("optimizer.pt", "rng.pt") if not zipfile.is_zipfile(path / name)]
+    return f"{path}: {cut[0]} is cut" if cut else None
 
 
 def find_checkpoint(resume_from: str, output_dir: Path) -> Path:
-    """The checkpoint to resume from: a path, or "latest" for the newest one in `output_dir`.
+    """The checkpoint to resume from: a path, or "latest" for the newest whole one in `output_dir`.
 
-    Raises OptionError when there is none.
+    A damaged newer one is named in a warning. Raises OptionError when there is none.
     """
     option = "resume_from_checkpoint"
     if resume_from == "latest":
-        found = list_checkpoints(output_dir)
-        if not found:
+        steps = [(checkpoint_step(path), path) for path in output_dir.glob("checkpoint-*")]
+        found = sorted((step, path) for step, path in steps if step is not None)
+        damage = {path: find_damage(path) for _, path in reversed(found)}
+        whole = next((path for path, reason in damage.items() if reason is None), None)
+        for path in damage if whole else ():
+            if path == whole:
+                break
+            logger.warning("not whole, so an older checkpoint is used: %s", damage[path])
+        complete = list_checkpoints(output_dir)
+        if whole is None and not complete:
             advice = "leave the option out to start a new run"
             raise OptionError(option, f"a checkpoint-* folder in {output_dir}", "none", advice)
-        return found[-1]
+        return whole or complete[-1]  # reading a damaged one says what is wrong
     path = Path(resume_from)
     missing = [name for name in CHECKPOINT_FILES if not (path / name).is_file()]
     if missing:
@@ -148,18 +200,18 @@ def read_state(path: Path) -> tuple[RunState, dict[str, object]]:
     file = path / "state.json"
     stored = read_json_object(file, "the state of a run (JSON)", raises=CheckpointError)
     names = [one.name for one in fields(RunState)]
-    missing = [name for name in (*names, "config") if name not in stored]
+    missing = [name for name in (*names, "config") if name not in stored and name not in LATER_FIELDS]
     if missing or not isinstance(stored["config"], dict):
         got = f"an object without {', '.join(missing)}" if missing else "options that are not an object"
         raise CheckpointError(f"{file}: {mismatch('the state of a run (JSON)', got, RESUME_FROM_OLDER)}")
     wrong = [
         f"{name}: {mismatch(expected, repr(stored[name]))}"
         for name, (expected, is_right) in STATE_FIELDS.items()
-        if not is_right(stored[name])
+        if name in stored and not is_right(stored[name])
     ]
     if wrong:
         raise CheckpointError(f"{file}: {'; '.join(wrong)}; {RESUME_FROM_OLDER}")
-    return RunState(**{name: stored[name] for name in names}), stored["config"]
+    return RunState(**{name: stored[name] for name in names if name in stored}), stored["config"]
 
 
 def load_checkpoint(

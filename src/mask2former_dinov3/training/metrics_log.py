@@ -16,20 +16,25 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ..atomic_files import write_text
+from ..atomic_files import flush, write_text
 from ..data.coco_types import Metrics
 
 logger = logging.getLogger(__name__)
+ABANDONED = "metrics.abandoned.jsonl"
+"""Lines of steps that a run went back before: it went on from an older checkpoint, or was killed after its last one."""
 
 
 class MetricsLog:
     """Appends one JSON object a line to `metrics.jsonl` and passes the same numbers to accelerate's tracker.
 
     On a terminal a progress bar shows the newest numbers; elsewhere, as in a log file, each call adds a line. Only the
-    main process writes. A resumed run first drops the lines of the steps that it will repeat.
+    main process writes. A resumed run first moves the lines of the steps that it will repeat to `ABANDONED`. evaluates:
+    whether it evaluates its first step again.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: Path, *, first_step: int, num_steps: int) -> None:
+    def __init__(
+        self, accelerator: Accelerator, output_dir: Path, *, first_step: int, num_steps: int, evaluates: bool = False
+    ) -> None:
         self.accelerator = accelerator
         self.path = output_dir / "metrics.jsonl"
         self.first_step, self.num_steps = first_step, num_steps
@@ -37,7 +42,7 @@ class MetricsLog:
         self.window_images = 0
         self.newest: dict[str, str] = {}
         if accelerator.is_main_process:
-            self._drop_lines_after(first_step)
+            self._move_lines_after(first_step, evaluates)
         self.bar = tqdm(
             total=num_steps,
             initial=first_step,
@@ -55,17 +60,29 @@ class MetricsLog:
     ) -> None:
         self.bar.close()
 
-    def _drop_lines_after(self, step: int) -> None:
+    def _move_lines_after(self, step: int, evaluates: bool) -> None:
         if not self.path.is_file():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        kept: list[str] = []
+        moved: list[str] = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
+                found = json.loads(line)
+                is_kept = found["step"] < step or (found["step"] == step and not (evaluates and "split" in found))
+                (kept if is_kept else moved).append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # a line that was cut off when the process was killed
+        if moved:
+            with self.path.with_name(ABANDONED).open("a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in moved)
+            flush(self.path.with_name(ABANDONED))
+            logger.info("%d lines of metrics.jsonl after step %d are moved to %s", len(moved), step, ABANDONED)
         write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def flush(self) -> None:
+        """Write the lines so far to the disk, before a checkpoint that the run may go on from."""
+        if self.accelerator.is_main_process and self.path.is_file():
+            flush(self.path)
 
     def count_step(self, images: int) -> None:
         """Count an optimiser step of so many images."""

@@ -31,6 +31,7 @@ GPU_SIDES = (256, 384, 512, 640, 768, 1024)  # the longer side of the canvas; me
 CPU_SIDES = (256, 320, 384, 512)
 POINTS = 12_544  # at which published Mask2Former compares masks
 STEP_IMAGES = 16  # per optimiser step in the published recipe
+READING = ("value_range", "page", "channels", "extra_images")  # options that say how images are read
 FEW_IMAGES = 1_000
 MANY_IMAGES = 10_000  # "tens of thousands" in docs/finetuning.md
 _LOOKED_AT_IMAGES = 5_000  # of which objects are measured, evenly spread
@@ -313,10 +314,12 @@ def _duration(minutes: float) -> str:
 
 
 def _paths_of(config: TrainConfig) -> dict[str, object]:
-    """Paths of the data, and a folder for the run."""
+    """Paths of the data, how its images are read, and a folder for the run."""
     names = ("dataset_name", *SPLIT_OPTIONS)
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     paths: dict[str, object] = {name: str(Path(value).resolve()) for name, value in given.items()}
     paths["valid_split"] = config.valid_split
+    defaults = {name: TrainConfig.model_fields[name].default for name in READING}
+    paths |= {name: getattr(config, name) for name in READING if getattr(config, name) != defaults[name]}
     first = str(paths.get("dataset_name") or paths["train_annotations"])
     return paths | {"output_dir": f"runs/{Path(first).stem or 'data'}"}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..config.presets import PRESETS
 from ..config.train_config import TrainConfig
-from ..errors import ConfigError, OptionError
+from ..errors import CheckpointError, ConfigError, OptionError, mismatch
+from ..json_files import read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
+from ..weights.loading import is_path
 from .build_model import NETWORK
-from .checkpoint import OptimizationState, RngState, RunState, find_checkpoint, load_checkpoint, read_state
+from .checkpoint import OptimizationState, RngState, RunState, load_checkpoint, read_state
 from .ema import AveragedWeights
 
 logger = logging.getLogger(__name__)
@@ -30,8 +33,9 @@ FIXED = (
     *("backbone", "head", "seed", "valid_split", "dataset_format", "classes", "crowd", "incomplete_images", *NETWORK),
     *("freeze_backbone", "frozen_blocks", "layer_decay", "lora_rank", "lora_alpha", "lora_targets"),
     *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter", "copy_paste"),
-    *("value_range", "page", "channels"),
+    *("value_range", "page", "channels"),  # not extra_images, whose folder may have moved
 )
+WEIGHTS = ("backbone", "head")  # what a checkpoint replaces
 RATES = ("initial_lr", "weight_decay", "betas", "eps")  # keys of a parameter group that the options decide
 
 
@@ -53,15 +57,15 @@ def load_progress(
     model: Mask2FormerDinov3ForInstanceSegmentation,
     start: RunState,
     last_step: int,
+    path: Path,
 ) -> tuple[RunState, OptimizationState]:
-    """Load the weights of the checkpoint that `config` names into `model`, and set the random states.
+    """Load the weights of the checkpoint at `path` into `model`, and set the random states.
 
     start: the state of this run at step 0. last_step: the run's number of optimiser steps. Returns the state at the
-    checkpoint, and what `restore_optimization` needs. Raises OptionError when there is no such checkpoint or it is at
-    the end of the run, ConfigError when this run would see other images or train another model, CheckpointError when
-    the checkpoint is damaged.
+    checkpoint, and what `restore_optimization` needs. Raises OptionError when it is behind the end of the run,
+    ConfigError when this run would see other images or train another model, CheckpointError when the checkpoint is
+    damaged.
     """
-    path = find_checkpoint(str(config.resume_from_checkpoint), Path(config.output_dir))
     state, options = read_state(path)
     compare_options(config, path, options)
     optimization, rng_states = load_checkpoint(path, model)
@@ -73,19 +77,44 @@ def load_progress(
             raise ConfigError(
                 f"{path}: made with {then} {what}, this run has {now}; make them equal or start a new run"
             )
-    if state.step >= last_step:
-        raise OptionError(
-            "resume_from_checkpoint",
-            f"a checkpoint before step {last_step}, the end of the run",
-            f"{path} at step {state.step}",
-            "the run is finished; raise --max-train-steps or --num-train-epochs to train longer",
-        )
+    longer = "raise --max-train-steps or --num-train-epochs to train longer"
+    if state.step > last_step:
+        expected = f"a checkpoint up to step {last_step}, the end of the run"
+        raise OptionError("resume_from_checkpoint", expected, f"{path} at step {state.step}", longer)
+    if state.step == last_step and state.finished:
+        logger.info("the run is finished: step %d of %d; %s", state.step, last_step, longer)
     if len(rng_states) == accelerator.num_processes:
         set_rng_state(rng_states[accelerator.process_index])
     else:
         logger.warning("the number of processes has changed: the random points of the losses will differ")
     logger.info("resuming from %s: step %d of %d", path, state.step, last_step)
     return state, optimization
+
+
+def class_order(path: Path, names: Sequence[str]) -> list[str] | None:
+    """The classes of a checkpoint in their order, where it differs from that of `names`, those of the data.
+
+    Labels follow the order of the category ids, which an export may give out again. None where both agree. Raises
+    ConfigError when the classes are others.
+    """
+    file = path / "config.json"
+    stored = read_json_object(file, "the configuration of a model (JSON)", raises=CheckpointError).get("id2label")
+    if not isinstance(stored, dict):
+        return None  # the model is refused when it is loaded
+    trained = [str(stored[key]) for key in sorted(stored, key=lambda key: int(key) if key.isdecimal() else -1)]
+    if trained == list(names):
+        return None
+    if sorted(trained) == sorted(names) and len(set(trained)) == len(trained):
+        logger.warning("classes: the category ids are given out in another order than before; names decide")
+        return trained
+    got = f"others\n  checkpoint: {', '.join(trained)}\n  data:       {', '.join(names)}\n  "
+    raise ConfigError(f"{path}: {mismatch('the classes of the checkpoint', got + 'rename them or start a new run')}")
+
+
+def _has_moved(then: object, now: object) -> bool:
+    """Whether one of two paths is not there (any more), so that they do not name two different weights."""
+    paths = [one for one in (then, now) if isinstance(one, str) and one not in PRESETS and is_path(one)]
+    return len(paths) == 2 and not all(Path(path).exists() for path in paths)
 
 
 def compare_options(config: TrainConfig, path: Path, then: Mapping[str, object]) -> None:
@@ -95,6 +124,9 @@ def compare_options(config: TrainConfig, path: Path, then: Mapping[str, object])
     """
     now = config.model_dump(mode="json")
     changed = [name for name in (*FIXED, *OPTIMIZATION) if name in then and then[name] != now[name]]
+    for name in [name for name in changed if name in WEIGHTS and _has_moved(then[name], now[name])]:
+        logger.warning("%s: was %s, now %s; the checkpoint holds all weights", name, then[name], now[name])
+        changed.remove(name)
     texts = {name: f"{name}: was {then[name]}, now {now[name]}" for name in changed}
     fixed = [f"\n  {texts[name]}" for name in changed if name in FIXED]
     if fixed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +16,10 @@ from ..config.presets import SPLIT_OPTIONS
 from ..config.train_config import PATHS, TrainConfig
 from ..data.coco import CocoData
 from ..data.coco_types import CocoResult, Metrics
+from ..data.records import ImageTable
 from ..data.sampler import TrainingOrder
 from ..data.statistics import statistics_of
+from ..errors import mark_shared
 from ..evaluation.coco_ap import evaluate_coco
 from ..evaluation.evaluate import predict_split
 from ..evaluation.threshold_choice import stored_threshold, without_curves
@@ -27,12 +29,21 @@ from ..model_folder.card import Overlay, RunDescription
 from ..model_folder.card_picture import choose_image, draw_card_picture
 from ..model_folder.folder import collect_versions, save_model_folder
 from ..weights.lora import adapter_state
-from .checkpoint import OptimizationState, RunState, remove_old_checkpoints, save_checkpoint
+from .bad_images import bad_images_allowed, too_many_unreadable
+from .checkpoint import (
+    OptimizationState,
+    RngState,
+    RunState,
+    remove_old_checkpoints,
+    save_checkpoint,
+    update_checkpoint,
+)
 from .distributed import run_on_all, run_on_main
 from .ema import AveragedWeights
 from .metrics_log import MetricsLog
-from .resume import get_rng_state
-from .run_report import keep_results, report_run
+from .run_folder import Score, score_entries, set_aside_best
+from .run_report import report_run, store_results
+from .signals import StopRequest
 
 logger = logging.getLogger(__name__)
 NOT_ON_CARD = (  # options that tell a reader of the model card nothing about the model
@@ -71,10 +82,11 @@ def describe_run(config: TrainConfig, data: dict[str, CocoData]) -> RunDescripti
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The parts of a run. Only the content of `state` and the weights change.
+    """The parts of a run. Only the content of `state`, the weights and `saved_steps` change.
 
     data: the splits by name, with "train". averaged: EMA of the weights, None without `ema_decay`.
-    description_at_start: for the model cards, at step 0.
+    description_at_start: for the model cards, at step 0. scored_on: what `best/` is chosen on: a digest of the
+    validation data, and `max_detections`. saved_steps: those whose checkpoints this process has saved.
     """
 
     config: TrainConfig
@@ -88,6 +100,8 @@ class Run:
     averaged: AveragedWeights | None
     description_at_start: RunDescription
     state: RunState
+    scored_on: tuple[str, int]
+    saved_steps: list[int] = field(default_factory=list)
 
     @property
     def output_dir(self) -> Path:
@@ -124,15 +138,45 @@ class Run:
             return self.order.epochs_done(step) > self.order.epochs_done(step - 1)
         return every is not None and step % int(every) == 0
 
-    def evaluate(self, split: str) -> tuple[Metrics, list[CocoResult]]:
+    @property
+    def is_behind(self) -> bool:
+        """Whether the run stands at a checkpoint after which something is left to do, as after a kill."""
+        if self.state.step == 0 or not self.is_checkpoint_step:
+            return False
+        if self.is_finished:
+            return not self.state.finished
+        return "valid" in self.data and self.state.last_metrics.get("step") != self.state.step
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The folder of the checkpoint of the current step."""
+        return self.output_dir / f"checkpoint-{self.state.step}"
+
+    @property
+    def score(self) -> Score:
+        """The number by which the best model is chosen, of the last validation."""
+        metric, last = self.config.metric_for_best_model, self.state.last_metrics
+        value = last.get(metric) if last.get("step") == self.state.step else None
+        data, limit = self.scored_on
+        defined = float(value) if isinstance(value, int | float) and value >= 0 else None
+        return Score(self.state.step, metric, defined, data, limit)
+
+    def evaluate(
+        self, split: str, stop: StopRequest, records: ImageTable | None = None
+    ) -> tuple[Metrics, list[CocoResult]]:
         """COCO metrics of a split at the images' original size, and the results that they are computed from.
 
-        The processes share the images; all of them return the same.
+        The processes share the images; all of them return the same. records: only some of its images. Images that
+        cannot be read are not scored, which the notes say. Raises DatasetError when they are more than `max_bad_images`
+        allows, and KeyboardInterrupt, on all processes, when a stop is requested.
         """
         data, accelerator = self.data[split], self.accelerator
+        if records is not None:
+            data = replace(data, images=records)
+        unreadable: dict[int, str] = {}
 
         def predict() -> list[CocoResult]:
-            with accelerator.autocast():
+            with accelerator.autocast(), stop.at_once():
                 return predict_split(
                     self.scored_model,
                     self.processor,
@@ -142,50 +186,83 @@ class Run:
                     device=accelerator.device,
                     rank=accelerator.process_index,
                     world=accelerator.num_processes,
+                    unreadable=unreadable if self.config.max_bad_images else None,
                 )
 
         results: list[CocoResult] = gather_object(run_on_all(accelerator, predict))
-        metrics = run_on_main(
-            accelerator,
-            lambda: evaluate_coco(
-                data.source or data.annotations,
-                results,
-                max_detections=self.config.max_detections,
-                image_ids=[record.id for record in data.images],
-            ),
-        )
-        if metrics:
+        unreadable = {key: text for found in gather_object([unreadable]) for key, text in found.items()}
+        count = len(self.data[split].images)
+        allowed = bad_images_allowed(self.config.max_bad_images, count)
+        if len(unreadable) > allowed:
+            raise mark_shared(too_many_unreadable(split, unreadable.values(), allowed, count))
+
+        def score() -> Metrics:
+            with stop.at_once():
+                metrics = evaluate_coco(
+                    data.source or data.annotations,
+                    results,
+                    max_detections=self.config.max_detections,
+                    image_ids=[record.id for record in data.images if record.id not in unreadable],
+                )
             metrics["operating_point"] = without_curves(metrics["operating_point"])
-        shared: list[Metrics] = [metrics or {}]
+            return metrics
+
+        shared: list[Metrics] = [run_on_main(accelerator, score) or {}]
         broadcast_object_list(shared)
+        if unreadable:
+            note = f"{len(unreadable)} of {count} images could not be read and are not scored"
+            shared[0]["notes"] = [*shared[0].get("notes", []), note]
+            logger.warning("%s: %s:%s", split, note, "".join(f"\n  {text}" for text in unreadable.values()))
         return shared[0], results
 
-    def evaluate_and_save(self, log: MetricsLog) -> None:
-        """Evaluate on the validation data, save `best/` if the model is the best so far, then a checkpoint.
+    def complete_step(self, log: MetricsLog, stop: StopRequest) -> None:
+        """What follows the checkpoint of a step: evaluate, and save `best/` if the model is the best so far.
 
-        At the end of the run also save `last/`, and evaluate on the test data if there are any.
+        At the end of the run also `finish`. After a kill all of it is done again, which gives the same.
         """
         results: list[CocoResult] = []
         if "valid" in self.data:
-            metrics, results = self.evaluate("valid")
+            metrics, results = self.evaluate("valid", stop)
             self.state.last_metrics = {**metrics, "step": self.state.step}
             stored = stored_threshold(metrics["operating_point"], f"{self.description.dataset}, valid")
             self.scored_model.config.update(stored)
             log.log_evaluation(self.state.step, self.epoch, "valid", metrics)
-            value = metrics[self.config.metric_for_best_model]
-            if self.state.best_metric is None or value >= self.state.best_metric:  # on a tie, the longer trained
-                self.state.best_metric, self.state.best_step = value, self.state.step
+            value = self.score.value
+            if value is None:
+                logger.warning("%s is undefined, so best/ stays as it is", self.config.metric_for_best_model)
+            elif self.state.best_metric is None or value >= self.state.best_metric:  # on a tie, the longer trained
+                run_on_main(self.accelerator, lambda: set_aside_best(self.output_dir, self.score))
                 self.save_folder("best", results)
                 run_on_main(
-                    self.accelerator, lambda: keep_results(self.output_dir, self.data["valid"], results, metrics)
+                    self.accelerator, lambda: store_results(self.output_dir, self.data["valid"], results, metrics)
                 )
-        self.save_checkpoint()
+                self.state.best_metric, self.state.best_step = value, self.state.step
         if self.is_finished:
-            self.save_folder("last", results)
-            if "test" in self.data:
-                log.log_evaluation(self.state.step, self.epoch, "test", self.evaluate("test")[0])
-            run_on_main(self.accelerator, lambda: report_run(self.output_dir, "It ended with its last step."))
+            self.finish(log, stop, results)
+        run_on_main(self.accelerator, self.update_checkpoint)
         log.restart_clock()
+
+    def finish(self, log: MetricsLog, stop: StopRequest, results: Sequence[CocoResult]) -> None:
+        """The end of the run, when the last step is saved and evaluated: `last/`, then the test data if there are any.
+
+        What else belongs to the end of a run comes here. results: of the last validation.
+        """
+        self.save_folder("last", results)
+        if "test" in self.data:
+            log.log_evaluation(self.state.step, self.epoch, "test", self.evaluate("test", stop)[0])
+        run_on_main(self.accelerator, lambda: report_run(self.output_dir, "It ended with its last step."))
+        self.state.finished = True
+
+    def update_checkpoint(self) -> None:
+        """Write what was measured after the checkpoint of this step was saved into it."""
+        update_checkpoint(
+            self.checkpoint_path,
+            self.model,
+            self.processor,
+            self.state,
+            self.description,
+            self.config.model_dump(mode="json"),
+        )
 
     def save_folder(self, name: str, results: Sequence[CocoResult]) -> None:
         """Save a model folder in the run folder. results: of the last validation, for the picture on its card."""
@@ -199,6 +276,7 @@ class Run:
                 self.state.last_metrics,
                 description,
                 self.config.with_code,
+                score_entries(self.score),
             )
 
         run_on_main(self.accelerator, write)
@@ -211,9 +289,15 @@ class Run:
         shown = [result for result in results if result["image_id"] == image.id]
         return draw_card_picture(image, shown, self.data["valid"].categories, self.processor.read_options)
 
-    def save_checkpoint(self) -> Path:
-        """Save a checkpoint, then remove the oldest ones beyond `save_total_limit`; returns the new folder."""
-        rng_states = gather_object([get_rng_state()])
+    def save_checkpoint(self, rng_state: RngState, *, alone: bool = False) -> Path:
+        """Save a checkpoint, then remove the oldest ones beyond `save_total_limit`; returns the new folder.
+
+        rng_state: the random state of this process at the end of the step. alone: the other processes are gone, so
+        theirs are left out. What this run has saved already is not saved again.
+        """
+        if self.saved_steps and self.saved_steps[-1] == self.state.step:
+            return self.checkpoint_path
+        rng_states = [rng_state] if alone else gather_object([rng_state])
         optimization: OptimizationState = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -235,5 +319,9 @@ class Run:
             )
             remove_old_checkpoints(self.output_dir, self.config.save_total_limit)
 
-        run_on_main(self.accelerator, write)
-        return self.output_dir / f"checkpoint-{self.state.step}"
+        if alone:
+            write()
+        else:
+            run_on_main(self.accelerator, write)
+        self.saved_steps.append(self.state.step)
+        return self.checkpoint_path

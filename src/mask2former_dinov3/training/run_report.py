@@ -24,7 +24,7 @@ from ..reports.evaluation_report import report_folder, report_run_alone
 logger = logging.getLogger(__name__)
 
 
-def keep_results(output_dir: Path, data: CocoData, results: Sequence[CocoResult], metrics: Metrics) -> None:
+def store_results(output_dir: Path, data: CocoData, results: Sequence[CocoResult], metrics: Metrics) -> None:
     """Write what `evaluate` writes, for the results of the best model so far, into the run folder.
 
     data: the validation data. metrics: of the results, with max_detections. Raises CheckpointError when they cannot be

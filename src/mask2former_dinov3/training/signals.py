@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 logger = logging.getLogger(__name__)
@@ -16,11 +17,13 @@ Handler = Callable[[int, FrameType | None], object] | int | None  # what `signal
 class StopRequest:
     """`requested` becomes true on the first SIGINT, SIGTERM or SIGHUP inside the block.
 
-    A second signal raises KeyboardInterrupt. Outside the main thread the block handles no signals.
+    A second signal raises KeyboardInterrupt, and inside `at_once` the first one does. Outside the main thread the block
+    handles no signals.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._at_once = False
         self._previous: dict[signal.Signals, Handler] = {}
 
     def __enter__(self) -> StopRequest:
@@ -28,8 +31,20 @@ class StopRequest:
             self._previous = {number: signal.signal(number, self._request) for number in SIGNALS}
         return self
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Long work that nothing is lost of: a signal, also one from before, raises KeyboardInterrupt."""
+        self._at_once = True
+        try:
+            if self.requested:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._at_once = False
+
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self._at_once or self.requested:
+            self.requested = True
             raise KeyboardInterrupt
         self.requested = True
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

@@ -11,6 +11,7 @@ Read in this order:
     formats         DINOv3's backbones in the formats of Meta and timm
     backbones       a pretrained backbone from any source, and a new model on it
     mask2former     trained models: Hugging Face's Mask2Former and the original project's, converted and adapted
+    input_channels  networks for RGB widened for images of more channels
     lora            LoRA adapters in a state dict
 """
 

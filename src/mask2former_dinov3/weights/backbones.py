@@ -21,6 +21,7 @@ from ..model.configuration import IMAGENET, PYRAMID_STAGES, VIT_SHAPES, Mask2For
 from ..model.modeling import Mask2FormerDinov3ForInstanceSegmentation
 from .files import read_weights, shapes_of
 from .formats import from_origin
+from .input_channels import widen_backbone, with_channels
 from .loading import (
     WEIGHT_SUFFIXES,
     check_source,
@@ -41,16 +42,20 @@ CLASSES: dict[str, type[PreTrainedModel]] = {
 
 
 def from_backbone(
-    backbone: str, token: str | None = None, **config_kwargs: object
+    backbone: str, token: str | None = None, num_channels: int = 3, **config_kwargs: object
 ) -> Mask2FormerDinov3ForInstanceSegmentation:
     """A model with a new head on a backbone: a preset name (random weights), or a source of `load_backbone`.
 
-    config_kwargs: fields of `Mask2FormerDinov3Config`. Raises ConfigError for fields that this architecture does not
-    support, CheckpointError or HubError when the backbone cannot be loaded.
+    num_channels: of the images; weights for RGB are widened for others (`input_channels`). config_kwargs: fields of
+    `Mask2FormerDinov3Config`. Raises ConfigError for fields that this architecture does not support, CheckpointError or
+    HubError when the backbone cannot be loaded.
     """
     if backbone in VIT_SHAPES:
+        if num_channels != 3:
+            preset = Mask2FormerDinov3Config.preset(backbone).backbone_config
+            config_kwargs = {"backbone_config": with_channels(preset, num_channels), **config_kwargs}
         return Mask2FormerDinov3ForInstanceSegmentation(_build_config(backbone, config_kwargs))
-    pretrained = load_backbone(backbone, token)
+    pretrained = widen_backbone(load_backbone(backbone, token), num_channels)
     if pretrained.config.model_type != "dinov3_vit":
         config_kwargs = {**config_kwargs, "neck": "none"}
     fields = {"backbone_config": pretrained.config, "backbone_source": backbone, **config_kwargs}

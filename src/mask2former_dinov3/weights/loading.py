@@ -93,14 +93,21 @@ def check_processor_config(where: str, stored: Mapping[str, object], with_size: 
 
 
 def check_statistics(where: str, stored: Mapping[str, object], mean: str, std: str) -> None:
-    """Raise CheckpointError unless the fields `mean` and `std`, where they are given, are three numbers each."""
+    """Raise CheckpointError unless the fields `mean` and `std`, where they are given, are three numbers each.
+
+    A model of this package may have as many as its images have channels, in both.
+    """
+    own = stored.get("image_processor_type") == "Mask2FormerDinov3ImageProcessor"
+    given = [value for name in (mean, std) if isinstance(value := stored.get(name), list)]
+    count = len(given[0]) if own and given else 3
     for name in (mean, std):
         if name not in stored:
             continue
         value = stored[name]
-        numbers = value if isinstance(value, list) and len(value) == 3 else [None]
+        numbers = value if isinstance(value, list) and value and len(value) == count else [None]
         if not all(is_number(number) and math.isfinite(number) and (name == mean or number > 0) for number in numbers):
-            expected = "three numbers" if name == mean else "three numbers above 0"
+            words = {3: "three"}.get(count, str(count))
+            expected = f"{words} numbers" if name == mean else f"{words} numbers above 0"
             raise CheckpointError(f"{where}: {name}: {mismatch(expected, str(value))}")
 
 

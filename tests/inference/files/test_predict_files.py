@@ -18,6 +18,7 @@ from PIL import Image
 
 from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
+from mask2former_dinov3.folder_lock import hold_folder
 from mask2former_dinov3.inference.files.find_images import find_images
 from mask2former_dinov3.inference.files.predict_files import predict_files
 from mask2former_dinov3.inference.files.progress import FinishedImage, Progress
@@ -25,6 +26,7 @@ from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.visualize import draw_instances
+from support.crashes import PowerCuts
 
 ALL = InferenceSettings(threshold=0.0)
 ALL_IN_TILES = InferenceSettings(threshold=0.0, tile=64)
@@ -414,3 +416,36 @@ def stop_after(count: int, run: Any) -> None:
         patch.setattr(Progress, "finish", stopped)
         with pytest.raises(KeyboardInterrupt, match=f"stopped: {count} of"):
             run()
+
+
+def test_predict_files__refuses_an_output_in_use(predictor: Predictor, tmp_path: Path) -> None:
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    message = r"^output: expected a folder that no other command is writing to, got .*/out, in use by"
+    with hold_folder(tmp_path / "out", "output", "predict"), pytest.raises(OptionError, match=message):
+        predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
+    assert predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out").images == 1
+    assert [path.name for path in (tmp_path / "out").glob(".*")] == []
+
+
+def test_predict_files__what_it_calls_finished_is_there_after_a_power_cut(predictor: Predictor, tmp_path: Path) -> None:
+    """In each state that a cut may leave: of images whose line is in the progress file, the overlay is whole."""
+    for index in range(2):
+        Image.fromarray(picture(index)).save(tmp_path / f"{index}.png")
+    out = tmp_path / "out"
+    (out / "overlays").mkdir(parents=True)
+    cuts = PowerCuts(out, tmp_path / "store")
+    with cuts.watch():
+        predict_files(predictor, [tmp_path / "0.png", tmp_path / "1.png"], out, settings=ALL)
+    counts = set()
+    for state in cuts.states(tmp_path / "state"):
+        progress = state / ".predict-progress.jsonl"
+        text = progress.read_bytes() if progress.exists() else b""
+        finished = [json.loads(line) for line in text.splitlines() if b'"image"' in line]
+        done = [name for entry in finished for name in [Path(json.loads(entry["key"])[1]).name]]
+        for name in done:
+            with Image.open(state / "overlays" / f"{Path(name).stem}.png") as image:
+                image.load()
+        counts.add(len(done))
+        if (state / "predictions.json").exists():
+            assert isinstance(json.loads((state / "predictions.json").read_text()), list)
+    assert counts >= {0, 2}

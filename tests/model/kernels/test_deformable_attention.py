@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from mask2former_dinov3.model.kernels import deformable_cpu
-from mask2former_dinov3.model.kernels.deformable_attention import deformable_attention, plain_attention
+from mask2former_dinov3.model.kernels.deformable_attention import (
+    STEPS_PER_PIXEL,
+    MultiScaleDeformableAttention,
+    deformable_attention,
+    gather_attention,
+    plain_attention,
+)
+from mask2former_dinov3.model.pixel_decoder import reference_points
 
 SHAPES = [(2, 3), (5, 4), (7, 9)]
 
@@ -35,6 +42,17 @@ def test_deformable_attention__by_hand(body: Callable[..., Tensor]) -> None:
     positions = torch.tensor([[1.5, 0.5], [1.0, 0.5], [6.0, 1.0], [0.0, 0.5]]).view(1, 4, 1, 1, 1, 2)
     output = body(value, [(2, 3)], positions, torch.ones(1, 4, 1, 1, 1))
     torch.testing.assert_close(output.flatten(), torch.tensor([1.0, 0.5, 0.0, 0.0]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("tokens", [None, 5], ids=["all-tokens", "few-queries"])
+def test_gather_attention__equals_the_plain_form(tokens: int | None) -> None:
+    """At positions in whole units, many of them outside."""
+    value, positions, weights = made_inputs(tokens=tokens)
+    whole = (positions * STEPS_PER_PIXEL).round().long()
+    got = gather_attention(value, SHAPES, whole, weights)
+    torch.testing.assert_close(
+        got, plain_attention(value, SHAPES, whole.double() / STEPS_PER_PIXEL, weights), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("tokens", [None, 5], ids=["all-tokens", "few-queries"])
@@ -96,14 +114,25 @@ def test_bag_attention__half_precision_values_are_summed_in_float32(dtype: torch
     torch.testing.assert_close(output, exact.to(dtype), atol=1e-5, rtol=torch.finfo(dtype).eps)
 
 
-def test_deformable_attention__an_export_holds_the_plain_form() -> None:
+def test_attention__an_export_holds_gathers_at_whole_positions() -> None:
     class Module(torch.nn.Module):
-        def forward(self, value: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
-            return deformable_attention(value, SHAPES, positions, weights)
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = MultiScaleDeformableAttention(8, 2, len(SHAPES), 4)
 
-    inputs = tuple(x.detach() for x in made_inputs(torch.float32))
-    program = torch.export.export(Module(), inputs)
-    operators = {str(node.target) for node in program.graph.nodes}
-    assert any("grid_sampler" in name for name in operators)
-    assert not any("embedding" in name for name in operators)
-    torch.testing.assert_close(program.module()(*inputs), deformable_attention(inputs[0], SHAPES, *inputs[1:]))
+        def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
+            reference = reference_points(real, SHAPES, 2, 4)
+            output: Tensor = self.attention(tokens, torch.zeros_like(tokens), reference, SHAPES, None)
+            return output
+
+    torch.manual_seed(0)
+    module = Module().eval()
+    torch.nn.init.normal_(module.attention.sampling_offsets.weight, std=2)
+    tokens = torch.randn(2, sum(h * w for h, w in SHAPES), 8)
+    real = torch.tensor([[[w, h] for h, w in SHAPES], [[2, 1], [3, 4], [6, 7]]])
+    program = torch.export.export(module, (tokens, real))
+    graphs = [part.graph for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
+    operators = {str(node.target) for graph in graphs for node in graph.nodes}
+    assert any("index_select" in name for name in operators)
+    assert not any("grid_sampler" in name or "embedding" in name for name in operators)
+    torch.testing.assert_close(program.module()(tokens, real), module(tokens, real), atol=2e-3, rtol=1e-3)

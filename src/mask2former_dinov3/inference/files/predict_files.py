@@ -17,15 +17,16 @@ from tqdm import tqdm
 
 from ...atomic_files import check_writable, write_file, write_text
 from ...data.image_folders import PassedOver
-from ...data.images import read_header, read_image
+from ...data.images import check_channel_count, read_header, read_image
 from ...errors import DatasetError, OptionError, mismatch, system_reason
 from ...folder_lock import hold_folder
 from ...instances import Instances
 from ...read_options import AS_SAVED, ReadChanges
 from ...version import __version__
+from ...visualize import check_colours
 from ..image_processing import Prepared
 from ..limit_notes import LimitNotes
-from ..predictor import Predictor, load_model
+from ..predictor import Predictor, check_extra_images, load_model
 from ..prefetch import prefetch
 from ..settings import DEFAULTS, InferenceSettings, describe_threshold
 from ..tiles.grid import Grid
@@ -92,6 +93,7 @@ def predict_files(
     *,
     settings: InferenceSettings = DEFAULTS,
     save: Collection[str] = ("overlays", "coco"),
+    colours: str = "auto",
     device: str | None = None,
     reading: ReadChanges = AS_SAVED,
     progress: bool = False,
@@ -102,17 +104,19 @@ def predict_files(
     1-bit PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping masks stay complete. coco:
     `predictions.json`, COCO results of all images, and `images.json` with the images and categories of its ids: of each
     image its name below the folder (`file_name`), its path, and its name in the output where that is another.
-    geojson, yolo: see `polygons`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`).
-    reading: how image files are read, where that is not as saved with the model (which is then no `Predictor`).
+    geojson, yolo: see `polygons`. colours: of the overlays, see `draw_instances`. settings: with `tile`, larger files
+    are read in parts (`tiles.image_reader`). reading: how image files are read, where that is not as saved with the
+    model (which is then no `Predictor`).
     progress: show progress bars.
 
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
     predicted. A stopped run leaves its
     finished images in a hidden file, and the same call continues from there.
-    Raises OptionError when no image is found, for an unknown word in `save`, and when another command is writing to
-    the output folder.
+    Raises OptionError when no image is found, for an unknown word in `save` or `colours`, and when another command is
+    writing to the output folder.
     """
     check_outputs(save)
+    check_colours(colours)
     check_writable(output)
     summary = PredictionSummary(output)
     files = find_images(inputs, output, summary.failed, summary.passed_over)
@@ -120,6 +124,7 @@ def predict_files(
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
         raise OptionError("inputs", "at least one image", f"none:{reasons}")
     predictor = model if isinstance(model, Predictor) else Predictor(*load_model(model, device, reading))
+    check_extra_images(predictor.processor)
     summary.threshold = describe_threshold(settings, predictor.model.config)
     settings = predictor.fill(settings)
     summary.max_detections, summary.tiles = settings.max_detections or 0, settings.tile is not None
@@ -132,12 +137,13 @@ def predict_files(
         "read": asdict(predictor.processor.read_options),
         "tile": None if settings.tile is None else [settings.tile, settings.overlap],
         "save": sorted(save),
+        "colours": colours,
     }
     with hold_folder(output, "output", "predict"):
         with Progress(output / PROGRESS_FILE, decides) as done:
             images = [_File(number, *one, key_of(one.path, one.name)) for number, one in enumerate(files, start=1)]
             save_classes(output, predictor.categories, save)
-            _Run(predictor, settings, tuple(save), progress, done, summary).predict(images)
+            _Run(predictor, settings, tuple(save), colours, progress, done, summary).predict(images)
         (output / PROGRESS_FILE).unlink()
     return summary
 
@@ -176,7 +182,7 @@ class _Loaded(NamedTuple):
 
     file: _File
     unread: str
-    rgb: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]  # (H, W, C)
     prepared: Prepared
 
 
@@ -201,6 +207,7 @@ class _Run:
     predictor: Predictor
     settings: InferenceSettings
     save: tuple[str, ...]
+    colours: str
     show: bool
     done: Progress
     summary: PredictionSummary
@@ -256,12 +263,17 @@ class _Run:
 
     def _load(self, file: _File) -> _Loaded | _Large | _Failed:
         """Read and prepare one file; called in threads."""
-        tile, options = self.settings.tile, self.predictor.processor.read_options
+        tile, processor = self.settings.tile, self.predictor.processor
+        options = processor.read_options
         try:
-            if tile is not None and max(image_size(file.path, options)) > tile:
-                return _Large(file, read_header(file.path, options).unread)
-            rgb = read_image(file.path, options)
-            return _Loaded(file, read_header(file.path, options).unread, rgb, self.predictor.processor.prepare(rgb))
+            is_large = tile is not None and max(image_size(file.path, options)) > tile
+            pixels = None if is_large else read_image(file.path, options)
+            header = read_header(file.path, options)
+            count = header.channels if pixels is None else pixels.shape[2]
+            check_channel_count(str(file.path), processor.num_channels, count)
+            if pixels is None:
+                return _Large(file, header.unread)
+            return _Loaded(file, header.unread, pixels, processor.prepare(pixels))
         except DatasetError as error:
             return _Failed(file, error)
 
@@ -269,7 +281,7 @@ class _Run:
         found = self.predictor.predict_prepared([one.prepared for one in batch], self.settings)
         for one, instances in zip(batch, found, strict=True):
             try:
-                self._finish(one.file, ImageReader.of(one.rgb), instances)
+                self._finish(one.file, ImageReader.of(one.pixels), instances)
             except DatasetError as error:
                 self._fail(one.file, error)
 
@@ -289,7 +301,7 @@ class _Run:
 
     def _finish(self, file: _File, image: ImageReader, instances: Instances) -> None:
         with _name_saving_errors(file):
-            save_image(self.summary.output, file.path, file.name, image, instances, self.save)
+            save_image(self.summary.output, file.path, file.name, image, instances, self.save, self.colours)
         left_out = store_left_out(instances.left_out)
         entry = FinishedImage(height=image.height, width=image.width, detections=len(instances), left_out=left_out)
         starts = range(0, len(instances) if "coco" in self.save else 0, RESULTS_AT_ONCE)

@@ -19,7 +19,7 @@ from ...atomic_files import flush, make_folder, write_text
 from ...errors import DatasetError, OptionError, mismatch
 from ...extras import require
 from ...instances import Instances
-from ...visualize import Picture, draw_instances, enlargement
+from ...visualize import Picture, draw_instances, enlargement, rgb_view
 from ..tiles.grid import Region
 from ..tiles.image_reader import ImageReader, georeference
 from .polygons import write_geojson, write_yolo, yolo_classes
@@ -60,11 +60,20 @@ def overlay_name(name: str, path: Path) -> str:
 
 
 def save_image(
-    output: Path, path: Path, name: str, image: ImageReader, instances: Instances, save: Collection[str]
+    output: Path,
+    path: Path,
+    name: str,
+    image: ImageReader,
+    instances: Instances,
+    save: Collection[str],
+    colours: str = "auto",
 ) -> None:
-    """Write all files of one image that `save` names. path: the image file; name: its unique name in the output."""
+    """Write all files of one image that `save` names. path: the image file; name: its unique name in the output.
+
+    colours: of the overlay, see `draw_instances`.
+    """
     if "overlays" in save:
-        picture = draw_overlay(image, instances)
+        picture = draw_overlay(image, instances, colours)
         _save_picture(picture, place(output, overlay_name(name, path)))
         flush((output / overlay_name(name, path)).parent)
     if "masks" in save:
@@ -82,23 +91,23 @@ def save_classes(output: Path, categories: tuple[tuple[int, str], ...], save: Co
         write_text(place(output, "yolo", "data.yaml"), yolo_classes(categories))
 
 
-def draw_overlay(image: ImageReader, instances: Instances) -> Picture:
-    """The image with its instances drawn in: enlarged if small, reduced if too large for memory."""
+def draw_overlay(image: ImageReader, instances: Instances, colours: str = "auto") -> Picture:
+    """The image (`rgb_view` of it) with its instances drawn in: enlarged if small, reduced if too large for memory."""
     labels = len(instances) <= MOST_LABELLED
     if not image.large:
-        whole = image.read(Region(0, 0, image.height, image.width))
-        return draw_instances(whole, instances, scale=enlargement(instances), labels=labels)
+        whole = rgb_view(image.read(Region(0, 0, image.height, image.width)))
+        return draw_instances(whole, instances, scale=enlargement(instances), labels=labels, colours=colours)
     small = shrink_image(image, math.ceil(max(image.height, image.width) / LONGEST_OVERLAY))
-    return draw_instances(small, instances.shrink(*small.shape[:2]), labels=labels)
+    return draw_instances(small, instances.shrink(*small.shape[:2]), labels=labels, colours=colours)
 
 
 def shrink_image(image: ImageReader, factor: int) -> Picture:
-    """The image reduced by `factor` along each side, read and averaged band by band."""
+    """`rgb_view` of the image reduced by `factor` along each side, read and averaged band by band."""
     width = math.ceil(image.width / factor)
     rows = factor * max(1, BAND_PIXELS // (image.width * factor))
     bands = []
     for top in range(0, image.height, rows):
-        band = image.read(Region(top, 0, min(top + rows, image.height), image.width))
+        band = rgb_view(image.read(Region(top, 0, min(top + rows, image.height), image.width)))
         size = (width, math.ceil(len(band) / factor))
         bands.append(cv2.resize(band, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False))
     return np.concatenate(bands)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from ...data.extra_files import check_extra_size, find_extra
+from ...data.fitting import PixelArray
 from ...data.gdal_files import check_pixel_count, gdal_driver, open_gdal, open_parts
 from ...data.images import check_sides, name_errors, read_header, read_image
 from ...read_options import AS_STORED, ReadOptions
@@ -30,21 +31,24 @@ WHOLE_PIXELS = 2**25
 """Files of up to so many pixels (100 MB as RGB) are read whole: any format, no extra package."""
 
 Opened = TypeVar("Opened")
-Rgb = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class ImageReader:
-    """An image of height x width pixels that is read in parts: read(region) returns RGB (h, w, 3) uint8."""
+    """An image of height x width pixels that is read in parts: read(region) returns (h, w, C) uint8, RGB for C = 3."""
 
     height: int
     width: int
-    read: Callable[[Region], Rgb]
+    read: Callable[[Region], PixelArray]
 
     @classmethod
-    def of(cls, rgb: Rgb) -> ImageReader:
-        """An image in memory, (H, W, 3)."""
-        return cls(rgb.shape[0], rgb.shape[1], lambda at: rgb[at.y0 : at.y1, at.x0 : at.x1])
+    def of(cls, pixels: PixelArray) -> ImageReader:
+        """An image in memory, (H, W, C)."""
+        return cls(pixels.shape[0], pixels.shape[1], lambda at: pixels[at.y0 : at.y1, at.x0 : at.x1])
+
+    def beside(self, other: ImageReader) -> ImageReader:
+        """This image with the channels of another one of the same size behind its own."""
+        return ImageReader(self.height, self.width, lambda at: np.concatenate([self.read(at), other.read(at)], axis=2))
 
     @property
     def large(self) -> bool:
@@ -60,6 +64,12 @@ def open_image(path: Path, options: ReadOptions = AS_STORED) -> Iterator[ImageRe
     in parts: rasterio is not installed, or the image is CMYK, Lab, WebP, GIF or BMP. Raises DatasetError as
     `read_image` does, and for a file that declares far more pixels than its bytes can hold, or has too large blocks.
     """
+    if options.extra_images is not None:
+        extra = find_extra(path, options.extra_images)
+        with open_image(path, options.of_image) as image, open_image(extra, options.of_extra) as more:
+            check_extra_size(path, (image.height, image.width), extra, (more.height, more.width))
+            yield image.beside(more)
+        return
     height, width = image_size(path, options)
     driver = _driver_of(path) if height * width > WHOLE_PIXELS else None
     if driver is None:
@@ -70,7 +80,7 @@ def open_image(path: Path, options: ReadOptions = AS_STORED) -> Iterator[ImageRe
             yield ImageReader.of(read_image(path, options))
             return
 
-        def read(at: Region) -> Rgb:
+        def read(at: Region) -> PixelArray:
             with name_errors(path):
                 return opened.read(((at.y0, at.y1), (at.x0, at.x1)))
 
@@ -78,13 +88,13 @@ def open_image(path: Path, options: ReadOptions = AS_STORED) -> Iterator[ImageRe
 
 
 def image_size(path: Path, options: ReadOptions = AS_STORED) -> tuple[int, int]:
-    """(height, width) of an image file of any size. Raises DatasetError as `open_image` does."""
+    """(height, width) of an image file of any size, without its second file. Raises DatasetError as `open_image`."""
     with _open_dataset(path) as source:
         if source is not None and options.page == 1:
             with name_errors(path):
                 check_sides(source.height, source.width)
             return source.height, source.width
-    header = read_header(path, options)
+    header = read_header(path, options.of_image)
     return header.height, header.width
 
 

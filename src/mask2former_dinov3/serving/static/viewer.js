@@ -1,9 +1,13 @@
 // The page's one script: Gradio runs it when the viewer is there, with `element` and its `props`.
 // It asks /predict once per image, for nearly everything, and filters here: moving the threshold costs the server nothing.
 
-const settings = props.settings; // least, threshold, max_detections, max_bytes, palette
+const settings = props.settings; // least, threshold, max_detections, max_bytes, palette, classes
 const $ = (selector) => element.querySelector(selector);
-const state = { file: null, answer: null, shapes: [], hidden: new Set(), threshold: settings.threshold, tile: null };
+const state = {
+  files: [], file: null, answer: null, shapes: [], hidden: new Set(), picked: null, original: false,
+  threshold: settings.threshold, tile: null, byClass: settings.classes.length > 1, sort: "score",
+};
+const answers = new Map(); // file -> [answer, seconds], of the files on the strip
 const view = { zoom: 1, x: 0, y: 0 };
 let running = null; // AbortController of the request on its way
 
@@ -106,10 +110,10 @@ function pathOf(annotation) {
     .join("");
 }
 
-/** A colour for every annotation: of its class where the model has several, else other than its neighbours'. */
+/** A colour for every annotation: of its class, or other than its neighbours'. */
 function colours(answer) {
   const palette = settings.palette, order = new Map(answer.categories.map(({ id }, index) => [id, index]));
-  if (answer.categories.length > 1) {
+  if (state.byClass) {
     return answer.annotations.map((one) => palette[order.get(one.category_id) % palette.length]);
   }
   const chosen = [], used = palette.map(() => 0);
@@ -141,6 +145,7 @@ function draw(answer) {
     path.shape = shape;
     return shape;
   });
+  state.picked = null;
   const [{ width, height }] = answer.images, layer = $(".m2f-shapes");
   layer.setAttribute("viewBox", `0 0 ${width} ${height}`);
   // Small ones on top, or they could not be pointed at.
@@ -161,7 +166,10 @@ function filter() {
     say(`${shown} ${shown === 1 ? "instance" : "instances"}${full}`, size);
   }
   listClasses();
+  listInstances();
+  drawHistogram();
   document.querySelectorAll(".m2f-save").forEach((button) => (button.disabled = !state.answer));
+  if (state.picked && !isShown(state.picked)) pick(null);
 }
 
 /** One row a class that was found: swatch, name, how many are above the threshold. A click takes it out or back in. */
@@ -174,7 +182,7 @@ function listClasses() {
     row.count += annotation.score >= state.threshold;
     counts.set(name, row);
   }
-  const mixed = state.answer?.categories.length === 1;
+  const mixed = !state.byClass;
   const rows = [...counts].sort(([, a], [, b]) => b.count - a.count).map(([name, { count, colour }]) => {
     const row = document.createElement("button");
     row.type = "button";
@@ -192,7 +200,106 @@ function listClasses() {
     return row;
   });
   if (rows.length) list.replaceChildren(...rows);
-  else list.textContent = state.answer ? "Nothing was found." : "Shown here once there is an image.";
+  else if (state.answer) list.textContent = "Nothing was found.";
+}
+
+/** An element with a class and a text. */
+function make(tag, className, text = "") {
+  return Object.assign(document.createElement(tag), { className, textContent: text });
+}
+
+const ORDERS = {
+  score: (a, b) => b.annotation.score - a.annotation.score,
+  class: (a, b) => a.name.localeCompare(b.name) || ORDERS.score(a, b),
+  area: (a, b) => b.annotation.area - a.annotation.area,
+};
+
+/** One row an instance that is shown, in the order of the heading that was clicked. A click finds it in the image. */
+function listInstances() {
+  const list = document.querySelector("#m2f-instances .m2f-rows"), heads = document.querySelector("#m2f-instances .m2f-heads");
+  if (!list) return;
+  if (!state.answer && !state.files.length) return; // what it says at first stays
+  heads.hidden = !state.shapes.length;
+  for (const head of heads.children) head.setAttribute("aria-pressed", String(head.dataset.sort === state.sort));
+  list.replaceChildren(...state.shapes.filter(isShown).sort(ORDERS[state.sort]).map((shape) => {
+    const row = make("button", ""), swatch = make("i", "");
+    row.type = "button";
+    row.shape = shape;
+    row.setAttribute("aria-pressed", String(shape === state.picked));
+    swatch.style.color = shape.colour;
+    row.append(swatch, make("span", "", shape.name), " ", make("b", "", shape.annotation.score.toFixed(2)), " ",
+      make("b", "", `${shape.annotation.area} px`));
+    row.onclick = () => pick(shape === state.picked ? null : shape, true);
+    return row;
+  }));
+  reach(list, [...list.children].find((row) => row.shape === state.picked) ?? list.firstElementChild);
+}
+
+/** One row of the list is in the order of the Tab key; the arrow keys reach the others. */
+function reach(list, row, focus = false) {
+  for (const one of list.children) one.tabIndex = one === row ? 0 : -1;
+  if (focus) row.focus();
+}
+
+/** Marks an instance in the image and in the list, and names it; null for none. find: zoom to it. */
+function pick(shape, find = false) {
+  state.picked?.path.classList.remove("picked");
+  state.picked = shape;
+  shape?.path.classList.add("picked");
+  for (const row of document.querySelectorAll("#m2f-instances .m2f-rows button")) {
+    row.setAttribute("aria-pressed", String(row.shape === shape));
+    if (row.shape !== shape) continue;
+    reach(row.parentElement, row);
+    // The list alone: scrolling to the row would move the image away on a phone.
+    const list = row.parentElement, top = row.getBoundingClientRect().top - list.getBoundingClientRect().top;
+    if (!find) list.scrollTop += top - (list.clientHeight - row.clientHeight) / 2;
+  }
+  if (shape && find) focusOn(shape);
+  shape ? point(shape) : (tip.hidden = true);
+}
+
+/** How many instances have which score, above all thresholds that can be set; those that are shown stand out. */
+function drawHistogram() {
+  const place = document.querySelector("#m2f-histogram svg");
+  if (!place) return;
+  const first = settings.least, bins = 19, counts = Array(bins).fill(0), wide = 100 / bins;
+  for (const { annotation, name } of state.shapes) {
+    if (!state.hidden.has(name)) counts[Math.min(bins - 1, Math.floor(((annotation.score - first) / (1 - first)) * bins))]++;
+  }
+  const most = Math.max(1, ...counts);
+  place.replaceChildren(...counts.map((count, index) => {
+    const bar = document.createElementNS("http://www.w3.org/2000/svg", "rect"), tall = (count / most) * 30;
+    const middle = first + ((index + 0.5) / bins) * (1 - first);
+    const values = { x: index * wide + 0.4, width: wide - 0.8, y: 30 - tall, height: tall };
+    for (const [key, value] of Object.entries(values)) bar.setAttribute(key, value);
+    bar.classList.toggle("off", middle < state.threshold);
+    return bar;
+  }));
+  const shown = state.shapes.filter(isShown).length;
+  place.setAttribute("aria-label", `Histogram of scores: ${shown} of ${state.shapes.length} instances are above the minimum`);
+  place.parentElement.classList.toggle("empty", !state.shapes.length);
+}
+
+/** A small picture for every image, where there are several; the one that is shown is marked. */
+function listFiles() {
+  const strip = $(".m2f-strip");
+  strip.hidden = state.files.length < 2;
+  if (strip.children.length !== state.files.length || [...strip.children].some((one, i) => one.file !== state.files[i])) {
+    for (const picture of strip.querySelectorAll("img")) URL.revokeObjectURL(picture.src);
+    strip.replaceChildren(...state.files.map((file) => {
+      const button = make("button", ""), picture = document.createElement("img");
+      button.type = "button";
+      button.file = file;
+      button.title = file.name;
+      picture.alt = file.name;
+      picture.onerror = () => picture.replaceWith(make("span", "", file.name)); // a kind that browsers do not show
+      picture.src = URL.createObjectURL(file);
+      button.append(picture);
+      button.onclick = () => open(file);
+      return button;
+    }));
+  }
+  for (const button of strip.children) button.setAttribute("aria-pressed", String(button.file === state.file));
 }
 
 function say(main, rest = "") {
@@ -208,8 +315,16 @@ function complain(message) {
 
 /** The image with what is found in it, or the place to drop one. */
 function show(image) {
-  $(".m2f-drop").hidden = image;
-  $(".m2f-window").hidden = $(".m2f-other").hidden = !image;
+  $(".m2f-start").hidden = image;
+  $(".m2f-window").hidden = $(".m2f-other").hidden = $(".m2f-original").hidden = !image;
+}
+
+/** The image alone, or with what is found in it. */
+function showOriginal(on) {
+  state.original = on;
+  $(".m2f-shapes").classList.toggle("off", on);
+  $(".m2f-original").setAttribute("aria-pressed", String(on));
+  if (on) pick(null);
 }
 
 // ---- asking ------------------------------------------------------------------------------------------------------
@@ -223,6 +338,7 @@ const pause = (seconds, signal) =>
 async function ask(file, signal) {
   const query = new URLSearchParams({ threshold: settings.least, max_detections: settings.max_detections });
   if (state.tile) query.set("tile", state.tile);
+  if (state.blank) query.set("preview", true); // the browser cannot show the file itself
   for (let attempt = 1; ; attempt++) {
     const body = new FormData();
     body.append("image", file, file.name || "image");
@@ -239,17 +355,31 @@ async function ask(file, signal) {
   }
 }
 
+/** The server's picture of a file that the browser cannot show, such as TIFF. */
+async function preview(text) {
+  const canvas = $("canvas"), bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+  const picture = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
+  [canvas.width, canvas.height] = [picture.width, picture.height];
+  canvas.getContext("2d").drawImage(picture, 0, 0);
+}
+
 async function predict() {
+  const file = state.file;
   running?.abort();
   const control = (running = new AbortController()), begun = performance.now(), progress = $(".m2f-progress");
   complain("");
   progress.hidden = false;
   say("Finding instances …");
   try {
-    const answer = await ask(state.file, control.signal);
+    if (!answers.has(file)) {
+      const answer = await ask(file, control.signal);
+      answers.set(file, [answer, (performance.now() - begun) / 1000]);
+    }
+    const [{ preview: picture, ...answer }, seconds] = answers.get(file); // the picture is no part of a COCO file
+    if (picture) await preview(picture);
     state.answer = answer;
+    state.seconds = seconds;
     show(true);
-    state.seconds = (performance.now() - begun) / 1000;
     fit(answer.images[0].width, answer.images[0].height); // also where the browser cannot show the picture itself
     draw(answer);
   } catch (error) {
@@ -261,9 +391,20 @@ async function predict() {
   progress.hidden = true;
 }
 
+/** Takes images instead of those before, and shows the first. */
+async function openAll(files) {
+  if (!files.length) return;
+  answers.clear();
+  state.files = [...files];
+  state.hidden = new Set();
+  await open(state.files[0]);
+}
+
 async function open(file) {
-  if (!file) return;
-  Object.assign(state, { file, answer: null, blank: false, shapes: [], hidden: new Set() });
+  Object.assign(state, { file, answer: null, blank: false, shapes: [] });
+  pick(null);
+  showOriginal(false);
+  listFiles();
   $(".m2f-shapes").replaceChildren();
   filter();
   if (file.size > settings.max_bytes) {
@@ -304,9 +445,19 @@ function move() {
   stage.style.setProperty("--zoom", view.zoom);
   stage.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
   $(".m2f-window").classList.toggle("zoomed", view.zoom > 1);
+  if (state.picked) point(state.picked);
 }
 
-/** Closer or farther, keeping what is under (x, y) of the page where it is. */
+/** Zooms so far that an instance takes a third of the window, at most 8 times, with the instance in the middle. */
+function focusOn({ annotation: { bbox: [x, y, w, h] } }) {
+  const [{ width, height }] = state.answer.images, frame = $(".m2f-window").getBoundingClientRect();
+  view.zoom = Math.min(8, Math.max(1, 0.33 / Math.max(w / width, h / height)));
+  view.x = (0.5 - (x + w / 2) / width) * frame.width * view.zoom;
+  view.y = (0.5 - (y + h / 2) / height) * frame.height * view.zoom;
+  move();
+}
+
+/** In or out, keeping what is under (x, y) of the page where it is. */
 function zoom(factor, x, y) {
   const frame = $(".m2f-window").getBoundingClientRect(), before = view.zoom;
   view.zoom = Math.min(32, Math.max(1, before * factor));
@@ -363,7 +514,7 @@ const downloads = {
 // ---- events ------------------------------------------------------------------------------------------------------
 
 element.addEventListener("change", (event) => {
-  if (event.target.type === "file") open(event.target.files[0]).finally(() => (event.target.value = ""));
+  if (event.target.type === "file") openAll(event.target.files).finally(() => (event.target.value = ""));
 });
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -372,24 +523,61 @@ document.addEventListener("dragover", (event) => {
 for (const name of ["dragleave", "drop"]) {
   document.addEventListener(name, (event) => (event.preventDefault(), element.classList.remove("m2f-over")));
 }
-document.addEventListener("drop", (event) => open(event.dataTransfer.files[0]));
-document.addEventListener("paste", (event) => open([...event.clipboardData.files].find((file) => file.type.startsWith("image/"))));
+document.addEventListener("drop", (event) => openAll(event.dataTransfer.files));
+document.addEventListener("paste", (event) => openAll([...event.clipboardData.files].filter((file) => file.type.startsWith("image/"))));
+$(".m2f-sample").addEventListener("click", async () => {
+  const answer = await fetch("sample.png").catch(() => null);
+  if (!answer?.ok) return complain("The sample image cannot be loaded.");
+  openAll([new File([await answer.blob()], "sample.png", { type: "image/png" })]);
+});
+$(".m2f-original").addEventListener("click", () => showOriginal(!state.original));
 
 const tip = $(".m2f-tip"), shapes = $(".m2f-shapes");
+
+/** Names an instance: beside (x, y) of the page, or else beside its box. Never outside the frame, nor on the buttons. */
+function point({ annotation, name }, x, y) {
+  const frame = $(".m2f-frame").getBoundingClientRect(), buttons = $(".m2f-zoom").getBoundingClientRect();
+  tip.hidden = false;
+  tip.replaceChildren(make("b", "", name), ` ${annotation.score.toFixed(2)}`, make("span", "", `${annotation.area} px`));
+  if (x === undefined) {
+    const own = state.picked.path.getBoundingClientRect();
+    [x, y] = [own.right - 14, own.bottom - 18];
+  }
+  let left = Math.max(4, Math.min(x - frame.left + 14, frame.width - tip.offsetWidth - 4));
+  let top = y - frame.top + 18;
+  if (top + tip.offsetHeight > frame.height) top = Math.min(y - frame.top, frame.height) - tip.offsetHeight - 8;
+  top = Math.max(4, top);
+  const edge = buttons.left - frame.left - 8;
+  if (left + tip.offsetWidth > edge && top + tip.offsetHeight > buttons.top - frame.top - 8) left = edge - tip.offsetWidth;
+  tip.style.left = `${left}px`;
+  tip.style.top = `${top}px`;
+}
+
 shapes.addEventListener("pointermove", (event) => {
-  const shape = event.target.shape, frame = $(".m2f-frame").getBoundingClientRect();
-  tip.hidden = !shape;
-  if (!shape) return;
-  tip.replaceChildren(
-    Object.assign(document.createElement("b"), { textContent: shape.name }),
-    ` ${shape.annotation.score.toFixed(2)}`,
-    Object.assign(document.createElement("span"), { textContent: `${shape.annotation.area} px` }),
-  );
-  const [x, y] = [event.clientX - frame.left, event.clientY - frame.top];
-  tip.style.left = `${Math.min(x + 14, frame.width - tip.offsetWidth - 4)}px`;
-  tip.style.top = `${y + 18 + tip.offsetHeight > frame.height ? y - tip.offsetHeight - 8 : y + 18}px`;
+  if (event.pointerType === "touch" || state.picked) return; // a finger picks by a tap
+  event.target.shape ? point(event.target.shape, event.clientX, event.clientY) : (tip.hidden = true);
 });
-shapes.addEventListener("pointerleave", () => (tip.hidden = true));
+shapes.addEventListener("pointerleave", (event) => {
+  if (event.pointerType !== "touch" && !state.picked) tip.hidden = true;
+});
+shapes.addEventListener("click", (event) => {
+  if (!dragged) pick(event.target.shape === state.picked ? null : event.target.shape ?? null);
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") pick(null);
+});
+document.addEventListener("click", ({ target }) => {
+  const head = target.closest("#m2f-instances [data-sort]");
+  if (head) (state.sort = head.dataset.sort), listInstances();
+});
+document.addEventListener("keydown", (event) => {
+  const row = event.target.closest?.("#m2f-instances .m2f-rows button"), list = row?.parentElement;
+  const to = { ArrowDown: row?.nextElementSibling, ArrowUp: row?.previousElementSibling,
+    Home: list?.firstElementChild, End: list?.lastElementChild }[event.key];
+  if (!row || !to) return;
+  event.preventDefault();
+  reach(list, to, true);
+});
 
 const box = $(".m2f-window");
 box.addEventListener("wheel", (event) => {
@@ -397,8 +585,11 @@ box.addEventListener("wheel", (event) => {
   event.preventDefault();
   zoom(Math.exp(-event.deltaY / 200), event.clientX, event.clientY);
 }, { passive: false });
+let dragged = false; // whether the pointer that is down has moved the image
+box.addEventListener("pointerdown", () => (dragged = false));
 box.addEventListener("pointermove", (event) => {
   if (!event.buttons || view.zoom === 1) return;
+  dragged ||= Math.hypot(event.movementX, event.movementY) > 2;
   view.x += event.movementX;
   view.y += event.movementY;
   move();
@@ -416,7 +607,12 @@ window.m2f = {
     const tile = on && size ? Math.round(size) : null;
     if (tile === state.tile) return;
     state.tile = tile;
+    answers.clear();
     if (state.file) predict();
+  },
+  colours(byClass) {
+    state.byClass = byClass;
+    if (state.answer) draw(state.answer);
   },
   download: (kind) => state.answer && downloads[kind](),
   dark() {
@@ -426,5 +622,8 @@ window.m2f = {
 };
 const remembered = localStorage.getItem("m2f-dark");
 if (remembered !== null) document.body.classList.toggle("dark", remembered === "1");
+const { classes } = settings;
+const named = classes.length > 8 ? `${classes.slice(0, 8).join(", ")} and ${classes.length - 8} more` : classes.join(", ");
+$(".m2f-finds").textContent = `This model finds ${classes.length > 1 ? `${classes.length} classes: ` : ""}${named}. It outlines each one, with a score.`;
 $(".m2f-limits").textContent = `JPEG, PNG, WebP, TIFF, BMP or GIF, up to ${(settings.max_bytes / 1e6).toFixed(0)} MB`;
 filter();

@@ -1,0 +1,108 @@
+"""Before the first step, try what the run will need: evaluation, saving, room on the disk, shared memory.
+
+What fails here would otherwise fail after hours.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+
+from ..atomic_files import remove_folder
+from ..data.records import ImageTable
+from ..errors import CheckpointError, OptionError, mismatch
+from ..evaluation.coco_ap import evaluate_coco
+from ..model_folder.folder import save_model_folder
+from .batches import check_shared_memory
+from .checkpoint import list_checkpoints
+from .distributed import run_on_main
+from .run import Run
+from .run_folder import REHEARSAL
+from .signals import StopRequest
+
+BY_AREA = ("APs", "APm", "APl")
+
+
+def rehearse(run: Run, stop: StopRequest) -> None:
+    """Evaluate two images of each split, save a model folder and remove it, and ask for room; nothing is left behind.
+
+    Raises UserError for what would fail later.
+    """
+    run_on_main(run.accelerator, lambda: _check_before_work(run))
+    for split in ("valid", "test"):
+        if split in run.data:
+            run.evaluate(split, stop, _two_of(run.data[split].images))
+    run_on_main(run.accelerator, lambda: _save_once(run))
+
+
+def _check_before_work(run: Run) -> None:
+    check_shared_memory(run)
+    if "valid" in run.data:
+        check_metric(run)
+    check_room(run)
+
+
+def _two_of(images: ImageTable) -> ImageTable:
+    """The largest image, which needs the most memory, and another one."""
+    largest = int(images.columns.sizes[images.rows].astype(np.int64).prod(axis=1).argmax())
+    return images.take(sorted({largest, 0 if largest else len(images) - 1}))
+
+
+def check_metric(run: Run) -> None:
+    """Raise OptionError when the validation data have no instance that the metric of the best model counts."""
+    data, metric = run.data["valid"], run.config.metric_for_best_model
+    if metric in BY_AREA:
+        ids = [image.id for image in data.images]
+        is_defined = evaluate_coco(data.source or data.annotations, [], image_ids=ids)[metric] >= 0
+    else:
+        is_defined = any(not one.iscrowd for image in data.images for one in image.annotations)
+    if not is_defined:
+        got = f"{metric}, of which they have no instance"
+        advice = "choose AP" if metric in BY_AREA else "add images with instances, or set --valid-split 0"
+        raise OptionError("metric_for_best_model", "a metric that is defined on the validation data", got, advice)
+
+
+def check_room(run: Run) -> None:
+    """Raise CheckpointError when the disk has no room for the checkpoints and models that the run keeps.
+
+    A new checkpoint is complete before an old one is removed, so there is one more for a moment.
+    """
+    checkpoint, folder = _expected_sizes(run)
+    saves = _count_saves(run)
+    kept = saves if run.config.save_total_limit is None else min(saves, run.config.save_total_limit + 1)
+    there = sum(
+        file.stat().st_size
+        for place in [*list_checkpoints(run.output_dir), run.output_dir / "best", run.output_dir / "last"]
+        for file in place.rglob("*")
+        if file.is_file()
+    )
+    needed = kept * checkpoint + 3 * folder - there
+    free = shutil.disk_usage(run.output_dir).free
+    if needed > free:
+        expected = f"room for {kept} checkpoints of {checkpoint / 1e9:.2f} GB, best/ and last/: {needed / 1e9:.1f} GB"
+        advice = "make room, choose another --output-dir, or lower --save-total-limit"
+        raise CheckpointError(f"{run.output_dir}: {mismatch(expected, f'{free / 1e9:.1f} GB free', advice)}")
+
+
+def _expected_sizes(run: Run) -> tuple[int, int]:
+    """Bytes of a checkpoint and of a model folder: weights, and of trained ones two moments and perhaps an average."""
+    weights = sum(one.numel() * one.element_size() for one in run.model.state_dict().values())
+    trained = sum(one.numel() * 4 for one in run.model.parameters() if one.requires_grad)
+    return weights + (3 if run.averaged else 2) * trained, weights
+
+
+def _count_saves(run: Run) -> int:
+    """How many checkpoints the rest of the run writes."""
+    every, step, last = run.config.checkpointing_steps, run.state.step, run.order.last_step
+    if every is None:
+        return 1
+    if every == "epoch":
+        return max(1, run.order.epochs_done(last) - run.order.epochs_done(step))
+    return max(1, last // int(every) - step // int(every))
+
+
+def _save_once(run: Run) -> None:
+    folder = run.output_dir / REHEARSAL
+    save_model_folder(run.scored_model, run.processor, folder, {}, run.description, run.config.with_code)
+    remove_folder(folder)
