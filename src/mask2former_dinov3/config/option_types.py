@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..errors import mismatch
+from .class_option import parse_class_map
 from .presets import LARGEST, LARGEST_QUERIES
 
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
@@ -53,6 +54,7 @@ def join_names(value: object) -> object:
     return ",".join(name.strip() for name in names)
 
 
+ClassNames = Annotated[dict[str, str | None], BeforeValidator(parse_class_map)]
 ValueRange = Annotated[str, BeforeValidator(join_limits)]
 LayerNames = Annotated[str, BeforeValidator(join_names)]
 DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets"]

@@ -18,9 +18,9 @@ from ..canvas import check_side
 from ..errors import OptionError, mismatch
 from ..json_files import describe
 from ..read_options import ALL, ReadOptions, as_channels
-from .class_option import parse_class_map
 from .cross_checks import advise, find_conflicts, find_recorded_token
 from .option_types import (
+    ClassNames,
     ComparedOn,
     DatasetFormat,
     Fraction,
@@ -72,7 +72,7 @@ class TrainConfig(BaseModel):
         description="Format of the data set; `auto`: recognised by its files (see docs/formats.md). More than one that "
         "fits is an error.",
     )
-    classes: dict[str, str | None] | None = Field(
+    classes: ClassNames | None = Field(
         None,
         description="Classes to rename and merge, as a JSON object of old and new names; null leaves a class out, as "
         'background: `{"crack": "defect", "scratch": "defect", "dust": null}`. The key `*` stands for all others.',
@@ -333,11 +333,6 @@ class TrainConfig(BaseModel):
     @classmethod
     def _digits_are_a_number(cls, value: object) -> object:
         return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _read_class_map(cls, value: object) -> object:
-        return value if value is None else parse_class_map(value)
 
     @field_validator("backbone_taps", "channels", mode="before")
     @classmethod

@@ -35,7 +35,7 @@ FIXED = (
     *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter", "copy_paste"),
     *("value_range", "page", "channels"),  # not extra_images, whose folder may have moved
 )
-WEIGHTS = ("backbone", "head")  # what a checkpoint replaces
+SOURCES_OF_WEIGHTS = ("backbone", "head")  # what a checkpoint replaces
 RATES = ("initial_lr", "weight_decay", "betas", "eps")  # keys of a parameter group that the options decide
 
 
@@ -124,7 +124,7 @@ def compare_options(config: TrainConfig, path: Path, then: Mapping[str, object])
     """
     now = config.model_dump(mode="json")
     changed = [name for name in (*FIXED, *OPTIMIZATION) if name in then and then[name] != now[name]]
-    for name in [name for name in changed if name in WEIGHTS and _has_moved(then[name], now[name])]:
+    for name in [name for name in changed if name in SOURCES_OF_WEIGHTS and _has_moved(then[name], now[name])]:
         logger.warning("%s: was %s, now %s; the checkpoint holds all weights", name, then[name], now[name])
         changed.remove(name)
     texts = {name: f"{name}: was {then[name]}, now {now[name]}" for name in changed}

@@ -8,6 +8,7 @@ Read in this order:
     files           read files of weights as data, without running code
     known_keys      config.json reduced to the fields of its network
     loading         transformers' `from_pretrained`, with sizes checked first and failures explained
+    access          whether weights of the hub can be had here
     name_patterns   patterns that rename tensors in both directions
     formats         DINOv3's backbones in the formats of Meta and timm
     backbones       a pretrained backbone from any source, and a new model on it
