@@ -191,13 +191,13 @@ def test_operating_block__a_threshold_holds_on_images_that_were_held_back() -> N
         results += [
             {**one, "category_id": ids[name]} for one, name in zip(found.to_coco(image["id"]), found.names, strict=True)
         ]
-    ids = sorted(image["id"] for image in content["images"])
+    images = sorted(image["id"] for image in content["images"])
     chosen, held_back = (
         evaluate_coco(content, [one for one in results if one["image_id"] in half], image_ids=half)["operating_point"]
-        for half in (ids[::2], ids[1::2])
+        for half in (images[::2], images[1::2])
     )
     assert chosen["threshold"] is not None
-    assert chosen["images"] == len(ids[::2])
+    assert chosen["images"] == len(images[::2])
     thresholds = held_back["curves"]["0.50"]
     place = int(np.searchsorted(-np.array(thresholds["thresholds"]), -chosen["threshold"]))
     right, wrong = thresholds["right"][place], thresholds["wrong"][place]

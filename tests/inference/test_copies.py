@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from mask2former_dinov3.data.rle import runs_of_each
 from mask2former_dinov3.inference import copies
 from mask2former_dinov3.inference.copies import parts_inside, suppress_copies
 from mask2former_dinov3.inference.tiles.grid import Grid
@@ -33,7 +34,8 @@ def random_masks(rng: np.random.Generator, count: int) -> np.ndarray:
     corners = rng.integers(0, 30, (count, 2))
     sides = rng.integers(2, 25, (count, 2))
     masks = boxes_in(40, 60, [(x, y, x + w, y + h) for (x, y), (w, h) in zip(corners, sides, strict=True)])
-    return masks & (rng.random(masks.shape) < 0.9) | (masks & (np.arange(60) % 7 == 0))
+    solid: np.ndarray = (rng.random(masks.shape) < 0.9) | (np.arange(60) % 7 == 0)
+    return np.asarray(masks & solid)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -114,13 +116,12 @@ def test_suppress_copies__decodes_only_what_meets(monkeypatch: pytest.MonkeyPatc
     corners = [(4 * i, 0, 4 * i + 3, 5) for i in range(300)]
     masks = boxes_in(6, 1202, [*corners, (0, 0, 3, 4), (40, 0, 43, 4)])
     found = Instances.from_masks(masks, [0] * 302, np.linspace(1, 0.1, 302))
-    sizes = []
+    sizes: list[int] = []
 
     def counting(counts: list[bytes]) -> list[np.ndarray]:
         sizes.append(len(counts))
-        return runs_of_each(counts)
+        return [*runs_of_each(counts)]
 
-    runs_of_each = copies.runs_of_each
     monkeypatch.setattr(copies, "runs_of_each", counting)
     assert len(suppress_copies(found, 0.5)) == 300
     assert sizes == [2, 2]

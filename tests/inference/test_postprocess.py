@@ -259,7 +259,7 @@ def test_post_process__says_what_is_left_out() -> None:
     every, _ = post_process(class_logits, mask_logits, [(64, 96)] * 2)
     (found, _) = post_process(class_logits, mask_logits, [(64, 96)] * 2, threshold=0.99)
     assert not len(found)
-    assert found.left_out == Unreported(best_score=pytest.approx(float(every.scores.max())))
+    assert found.left_out == Unreported(best_score=float(every.scores.max()))
     same = mask_logits[:, :1].expand(2, 6, 16, 24)
     (found, _) = post_process(best, same, [(64, 96)] * 2, threshold=0.5, copy_overlap=0.9)
     assert found.left_out == Unreported(full=1, copies=5)

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from mask2former_dinov3.cli import main
-from mask2former_dinov3.cli.verbs import options_of_train
+from mask2former_dinov3.cli.train_options import options_of_train
 from mask2former_dinov3.config.presets import PUBLISHED, RECIPES
 from mask2former_dinov3.config.recipe_files import read_recipe
 from mask2former_dinov3.config.train_config import TrainConfig, load_config

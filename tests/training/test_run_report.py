@@ -8,27 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mask2former_dinov3.config.train_config import TrainConfig, load_config
 from mask2former_dinov3.evaluation.run_record import read_run
 from mask2former_dinov3.evaluation.stored_evaluation import read_evaluation
 from mask2former_dinov3.training.run_report import report_run
 from mask2former_dinov3.training.train import train
-
-
-def make_config(dataset: Path, output_dir: Path, **options: object) -> TrainConfig:
-    settings: dict[str, object] = {
-        "dataset_name": str(dataset),
-        "output_dir": str(output_dir),
-        "backbone": "tiny",
-        "image_height": 64,
-        "image_width": 96,
-        "logging_steps": 1,
-        "dataloader_num_workers": 0,
-        "with_tracking": False,
-        "mixed_precision": "no",
-        **options,
-    }
-    return load_config(None, settings)[0]
+from support.run_config import make_config
 
 
 def test_train__leaves_a_report_of_its_best_model(toy_dataset: Path, tmp_path: Path) -> None:

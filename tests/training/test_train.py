@@ -36,26 +36,7 @@ from mask2former_dinov3.training.build_model import build_model
 from mask2former_dinov3.training.ema import AveragedWeights
 from mask2former_dinov3.training.train import load_data, start_accelerator, train
 from support.processes import start_python
-
-
-def make_config(dataset: Path, output_dir: Path, **options: Any) -> TrainConfig:
-    settings: dict[str, Any] = {
-        "dataset_name": str(dataset),
-        "output_dir": str(output_dir),
-        "backbone": "tiny",
-        "image_height": 64,
-        "image_width": 96,
-        "per_device_train_batch_size": 2,
-        "max_train_steps": 2,
-        "logging_steps": 1,
-        "dataloader_num_workers": 0,
-        "max_grad_norm": 1.0,
-        "learning_rate": 5e-4,
-        "with_tracking": False,
-        "mixed_precision": "no",
-        **options,
-    }
-    return load_config(None, settings)[0]
+from support.run_config import make_config
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

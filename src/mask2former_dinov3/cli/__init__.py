@@ -8,10 +8,12 @@ Read in this order:
     verbs         `main`, and one function per verb
     arguments     the options of every verb and their help
     threshold_options  the score threshold and what to choose it for; the verb `set-threshold`
+    train_options  where `train` reads its options from
     parser        both spellings of an option; wrong usage in the wording of this package
     doctor        what `check-data` writes: a page, a recipe, corrected files
     data_options  the format, the classes and the split that options name
     comparing     the verbs `compare` and `rank-images`
+    metrics_text  metrics as lines
     messages      errors as the user sees them
     demo          the verb `demo`: the whole path on the bundled sample
 """

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ..allocator import keep_freed_memory
 from ..errors import ConfigError, OptionError, UserError
@@ -35,15 +35,15 @@ from .arguments import (
 from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
 from .data_options import find_truth, read_changes, read_classes
 from .messages import describe_error, describe_out_of_memory, is_out_of_memory
+from .metrics_text import metric_lines
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
 from .threshold_options import add_set_threshold, read_aim, run_set_threshold
+from .train_options import options_of_train
 
 if TYPE_CHECKING:
-    from ..data.coco_types import OperatingBlock
     from ..inference.settings import InferenceSettings
 
 PROGRAM = "mask2former-dinov3"
-HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "boundary_AP", "box_AP")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,23 +178,6 @@ def run_train(arguments: argparse.Namespace) -> int:
         best = best_folder(folder)
         print(f"\nmodel: {best}\nnext: {PROGRAM} predict --model {best} IMAGES --output {folder / 'overlays'}")
     return 0
-
-
-def options_of_train(file: str | None, words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
-    """The JSON file and the flags that `train` reads its options from.
-
-    Without a file, a run that goes on takes the options that it was started with, and a new one the recipe `auto`; a
-    model to start from has options of its own.
-    """
-    from ..config.parsing import read_flags
-
-    given, _, _ = read_flags(words, ())
-    if file is not None or given.keys() & {"recipe", "head"}:
-        return file, words
-    if "resume_from_checkpoint" not in given:
-        return None, [*words, "--recipe", "auto"]
-    started = Path(str(given.get("output_dir"))) / "train_config.json"
-    return (str(started) if started.is_file() else None), words
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
@@ -370,26 +353,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     return demo(arguments.output, say=lambda text: print(text, flush=True), run=main)
 
 
-def format_metric(value: object) -> str:
-    """A metric as a number, or as a word where COCO leaves it undefined (-1)."""
-    return f"{value:.4f}" if isinstance(value, int | float) and value >= 0 else "undefined"
-
-
 def print_metrics(metrics: Mapping[str, object]) -> None:
     """Print the content of metrics.json as a table; nothing if there is none."""
-    if not metrics:
-        return
-    for name in (name for name in HEADLINE if name in metrics):
-        print(f"{name:12} {format_metric(metrics[name])}")
-    classes = metrics.get("per_class")
-    if isinstance(classes, dict) and len(classes) > 1:
-        width = max(map(len, classes))
-        print("per class\n" + "\n".join(f"  {name:{width}}  {format_metric(ap)}" for name, ap in classes.items()))
-    print(f"{metrics['detections']} detections in {metrics['images']} images, at most {metrics['max_detections']} each")
-    if "operating_point" in metrics:
-        from ..evaluation.threshold_choice import operating_lines
-
-        print("\n".join(operating_lines(cast("OperatingBlock", metrics["operating_point"]))))
-    notes = metrics.get("notes")
-    for note in notes if isinstance(notes, list) else ():
-        print(f"note: {note}")
+    if metrics:
+        print("\n".join(metric_lines(metrics)))

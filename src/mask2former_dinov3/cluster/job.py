@@ -72,27 +72,22 @@ def batch_predict(
     Images that `output` holds already are skipped; failed ones are repeated with retry_failed. The results equal those
     of `predict`. settings: as in `Predictor`; with tiles a batch is one image. column: of Parquet lists. device: "cpu"
     or "cuda", None for GPUs if the cluster has any. reading: how images are read, where that is not as saved with the
-    model. ray_address: of a cluster ("auto": the one on this machine); None
-    for RAY_ADDRESS or, if it is not set, for a new cluster that ends with the call. If Ray is initialised already, its
-    cluster is used. actors, cpus_per_actor, gpus_per_actor: see `plan_workers`. shard_size: images per shard. progress:
-    show a progress bar.
-
+    model. ray_address: of a cluster ("auto": the one on this machine); None for RAY_ADDRESS or, if it is not set, for a
+    new cluster that ends with the call. If Ray is initialised already, its cluster is used. actors, cpus_per_actor,
+    gpus_per_actor: see `plan_workers`. shard_size: images per shard. progress: show a progress bar.
     Raises UserError for what the user can fix, and KeyboardInterrupt; complete shards are kept.
     """
     require("ray", "batch-predict", "ray", "pyarrow", "fsspec")
     _check_options(device, actors, cpus_per_actor, gpus_per_actor, shard_size)
-    # A model that cannot be used fails before the cluster starts.
-    predictor = Predictor(*load_model(model, "cpu", reading))
-    threshold = describe_threshold(settings, predictor.model.config)
-    settings = predictor.fill(settings)
+    predictor = Predictor(*load_model(model, "cpu", reading))  # one that cannot be used fails before the cluster starts
+    given, settings = settings, predictor.fill(settings)
     files = ModelFiles.read(_find_files(model))
     with _hold_output(output):
         folder = ShardFolder(output, _describe_results(files, settings, predictor, reading))
         if retry_failed:
             folder.forget_failures()
         images, summary = _select_remaining(list_images(inputs, column), folder)
-        summary.threshold, summary.tiles = threshold, settings.tile is not None
-        summary.max_detections = settings.max_detections or 0
+        _note_settings(summary, given, predictor)
         if not len(images):
             return summary
         batches = Batches(images, shard_size, 1 if settings.tile else settings.batch_size)
@@ -115,6 +110,13 @@ def batch_predict(
                 message = f"stopped after {done} images in {output}; the same command continues from there"
                 raise KeyboardInterrupt(message) from None
     return summary
+
+
+def _note_settings(summary: BatchSummary, given: InferenceSettings, predictor: Predictor) -> None:
+    """What the summary says about the settings. given: without the model's own values."""
+    used = predictor.fill(given)
+    summary.threshold = describe_threshold(given, predictor.model.config)
+    summary.tiles, summary.max_detections = used.tile is not None, used.max_detections or 0
 
 
 @contextmanager

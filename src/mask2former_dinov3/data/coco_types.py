@@ -36,7 +36,7 @@ class PointNumbers(TypedDict):
     f1: float
 
 
-class CurveNumbers(TypedDict):
+class OperatingCurve(TypedDict):
     """Counts with the results whose score is at least each of some thresholds, from the highest down."""
 
     thresholds: list[float]
@@ -56,7 +56,7 @@ class ClassPoint(TypedDict):
     objects: int
     points: dict[str, PointNumbers]
     intervals: dict[str, list[float]]
-    curves: dict[str, CurveNumbers]
+    curves: dict[str, OperatingCurve]
 
 
 class CopyNumbers(TypedDict):
@@ -94,7 +94,7 @@ class OperatingBlock(TypedDict):
     intervals: dict[str, list[float]]
     per_class: dict[str, ClassPoint]
     copies: CopyNumbers
-    curves: dict[str, CurveNumbers]
+    curves: dict[str, OperatingCurve]
 
 
 class Metrics(TypedDict, total=False):

@@ -50,7 +50,7 @@ def choose_copy_overlap(overlaps: Overlaps, results: Sequence[ScoredMask]) -> Co
         dropped = int((~kept & (overlaps.score >= point.threshold)).sum())
         if not dropped:
             continue
-        without = keep_results(overlaps, kept)
+        without = part_of_overlaps(overlaps, kept)
         gain, gains = gain_in_f1(before, (without, match_overlaps(without, CURVE_IOUS[0])))
         if best.dropped == 0 or gains[0] > best.gains[0]:
             best = CopyChoice(overlap, dropped, gain, gains, without)
@@ -83,14 +83,7 @@ def _kept(count: int, pairs: _Pairs, overlap: float) -> Bools:
     return without_copies(count, better, worse, part, overlap)
 
 
-def drop_copies(overlaps: Overlaps, results: Sequence[ScoredMask], overlap: float | None, least: float) -> Overlaps:
-    """The overlaps without copies; all of them where `overlap` is None. least: lowest score that is looked at."""
-    if overlap is None:
-        return overlaps
-    return keep_results(overlaps, _kept(len(overlaps.score), _pairs(overlaps, results, least), overlap))
-
-
-def keep_results(overlaps: Overlaps, kept: Bools) -> Overlaps:
+def part_of_overlaps(overlaps: Overlaps, kept: Bools) -> Overlaps:
     """The overlaps of some of the results. kept (D,) bool."""
     place = np.cumsum(kept) - 1
     pairs = kept[overlaps.pair_result]

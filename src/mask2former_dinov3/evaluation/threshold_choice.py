@@ -9,7 +9,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from ..data.coco_types import ClassPoint, CopyNumbers, CurveNumbers, OperatingBlock, PointNumbers
+from ..data.coco_types import ClassPoint, CopyNumbers, OperatingBlock, OperatingCurve, PointNumbers
 from ..inference.settings import DEFAULT_THRESHOLD, LARGEST_COUNT
 from .coco_files import GroundTruth, ScoredMask
 from .copy_choice import choose_copy_overlap
@@ -114,14 +114,14 @@ def _points(matched: _Matched, threshold: float, number: int | None = None) -> d
     return {f"{iou:.2f}": score_curve(overlaps, one, number).at(threshold).to_json() for iou, one in matches.items()}
 
 
-def _curves(matched: _Matched, number: int | None = None) -> dict[str, CurveNumbers]:
+def _curves(matched: _Matched, number: int | None = None) -> dict[str, OperatingCurve]:
     overlaps, matches = matched
     return {f"{iou:.2f}": _thin_curve(score_curve(overlaps, one, number)) for iou, one in matches.items()}
 
 
-def _thin_curve(curve: ScoreCurve) -> CurveNumbers:
+def _thin_curve(curve: ScoreCurve) -> OperatingCurve:
     places = spread_places(curve) if len(curve.scores) else np.zeros(0, np.int64)
-    return CurveNumbers(
+    return OperatingCurve(
         thresholds=curve.scores[places].tolist(), right=curve.right[places].tolist(), wrong=curve.wrong[places].tolist()
     )
 
@@ -193,7 +193,7 @@ def choose_again(block: OperatingBlock, aim: Aim) -> OperatingBlock:
 
 
 def _again(
-    curves: dict[str, CurveNumbers], objects: int, aim: Aim
+    curves: dict[str, OperatingCurve], objects: int, aim: Aim
 ) -> tuple[float, bool, dict[str, PointNumbers]] | None:
     """Threshold, whether the target is reached, and the counts at it."""
     whole = {name: _restore_curve(name, one, objects) for name, one in curves.items()}
@@ -204,7 +204,7 @@ def _again(
     return point.threshold, aim.reached(point), points
 
 
-def _restore_curve(iou: str, curve: CurveNumbers, objects: int) -> ScoreCurve:
+def _restore_curve(iou: str, curve: OperatingCurve, objects: int) -> ScoreCurve:
     counts = (np.array(curve["right"], dtype=np.int64), np.array(curve["wrong"], dtype=np.int64))
     return ScoreCurve(float(iou), objects, np.array(curve["thresholds"], dtype=np.float64), *counts)
 

@@ -160,7 +160,10 @@ function filter() {
   const shown = state.shapes.filter(isShown).length;
   if (state.answer) {
     const [{ width, height }] = state.answer.images;
-    say(`${shown} ${shown === 1 ? "instance" : "instances"}`, `${width} × ${height} pixels, ${state.seconds.toFixed(1)} s`);
+    // Without tiles the model gives no more than this; the answer was for all scores above `least`.
+    const full = !state.tile && shown >= settings.max_detections ? "; the most it can find: try tiles" : "";
+    const size = `${width} × ${height} pixels, ${state.seconds.toFixed(1)} s`;
+    say(`${shown} ${shown === 1 ? "instance" : "instances"}${full}`, size);
   }
   listClasses();
   listInstances();
