@@ -129,7 +129,6 @@ def drawn_images(rng: np.random.Generator, images: int) -> tuple[Overlaps, Resul
     place = np.concatenate([np.arange(r + w) for r, w in zip(right, wrong, strict=True)])
     object_of = np.where(is_right, first[image] + place, -1)[order]
     empty: NDArray[np.int64] = np.zeros(0, np.int64)
-    ones = np.ones(len(image), np.int64)
     overlaps = Overlaps(
         result_row=np.arange(len(image)),
         result_image=image,
