@@ -12,7 +12,7 @@ from mask2former_dinov3.extras import is_installed, require
 
 
 def test_user_error__is_the_root_of_all() -> None:
-    names = [name for name in vars(errors) if name.endswith("Error")]
+    names = [name for name, value in vars(errors).items() if name.endswith("Error") and isinstance(value, type)]
     assert len(names) == 7
     for name in names:
         assert issubclass(getattr(errors, name), UserError), name

@@ -289,7 +289,7 @@ def test_predict_files__bears_names_of_any_kind(predictor: Predictor, tmp_path: 
     assert {"same.png", "same-2.png", "same-3.png"} <= {path.name for path in summary.overlays}
     assert all(path.is_file() and path.parent == tmp_path / "out" / "overlays" for path in summary.overlays)
     assert "line\\nbreak.png" in summary.text()
-    assert len(summary.text().splitlines()) == 3 + len(names) + 3
+    assert len(summary.text().splitlines()) == 4 + len(names) + 3
     assert "passed over: 1 hidden file" in summary.text()
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 
@@ -353,7 +353,12 @@ def test_evaluate_model__writes_nothing_by_the_names_of_a_coco_file(model_folder
     after = everything_in(tmp_path)
     new = {Path(name).relative_to(tmp_path).parts[0] for name in after.keys() - before.keys()}
     assert new == {"out"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"images.json", "metrics.json", "predictions.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "evaluation.json",
+        "images.json",
+        "metrics.json",
+        "predictions.json",
+    }
     assert {name: after[name] for name in before} == before
 
 

@@ -130,9 +130,9 @@ def straight(cluster: Cluster, images: Path, model_folder: Path, tmp_path_factor
     model = folder / "model"
     shutil.copytree(model_folder, model)
 
-    def remove_and_plan(nodes: Any, *options: Any) -> Any:
+    def remove_and_plan(nodes: Any, **options: Any) -> Any:
         shutil.rmtree(model)
-        return plan_workers(nodes, *options)
+        return plan_workers(nodes, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "plan_workers", remove_and_plan)
@@ -185,7 +185,7 @@ def test_batch_predict__does_what_is_left(
     original = [row for row in rows(output, "instances") if row["image"] == str(images / "001.png")]
     assert len(twin) == len(original) > 0
     with pytest.raises(
-        UserError, match=r"(?s)results of the same settings, got others.*max_detections: 100 there, 5 now"
+        UserError, match=r"(?s)results of the same settings, got others.*max_detections: 8 there, 5 now"
     ):
         batch_predict(model_folder, more, str(output), settings=InferenceSettings(threshold=0.0, max_detections=5))
 

@@ -150,7 +150,7 @@ def test_predict__filters_by_class(client: TestClient) -> None:
         ({"overlay": "perhaps"}, "overlay: expected true or false, got perhaps"),
         (
             {"score": 0.5},
-            "score: expected one of the options threshold, max_detections, tile, overlap, classes, overlay, "
+            "score: expected one of the options threshold, max_detections, tile, overlap, classes, overlay, preview, "
             "got an unknown one",
         ),
         (

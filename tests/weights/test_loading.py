@@ -83,7 +83,12 @@ def test_load_model__takes_no_memory_for_what_a_config_only_claims(
             'size: expected {"height": ..., "width": ...} in whole numbers, got a n',
         ),
         ("preprocessor_config.json", "size", {"height": "a", "width": 64}, "size: expected"),
-        ("preprocessor_config.json", "image_mean", ["x"], "image_mean: expected three numbers, got ['x']"),
+        (
+            "preprocessor_config.json",
+            "image_mean",
+            ["x"],
+            "image_mean: expected numbers, one for each channel, got ['x']",
+        ),
         (
             "preprocessor_config.json",
             "image_std",

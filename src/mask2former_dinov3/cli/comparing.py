@@ -99,7 +99,6 @@ def add_rank_images(parser: VerbParser) -> None:
         "--labelled",
         type=Path,
         nargs="+",
-        default=[],
         metavar="INPUT",
         help="images that have labels already; what is like them is not rare (default: none)",
     )
@@ -145,7 +144,7 @@ def run_rank_images(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.inputs,
         arguments.output,
-        labelled=arguments.labelled,
+        labelled=arguments.labelled or [],
         settings=settings,
         device=arguments.device,
         progress=sys.stderr.isatty(),

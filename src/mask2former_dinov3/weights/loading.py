@@ -103,8 +103,8 @@ def check_statistics(where: str, stored: Mapping[str, object], mean: str, std: s
         value = stored[name]
         numbers = value if isinstance(value, list) and value and len(value) == count else [None]
         if not all(is_number(number) and math.isfinite(number) and (name == mean or number > 0) for number in numbers):
-            words = {3: "three"}.get(count, str(count))
-            expected = f"{words} numbers" if name == mean else f"{words} numbers above 0"
+            expected = ("three numbers" if count == 3 else "numbers") + ("" if name == mean else " above 0")
+            expected += "" if count == 3 else ", one for each channel"
             raise CheckpointError(f"{where}: {name}: {mismatch(expected, str(value))}")
 
 

@@ -123,8 +123,9 @@ def test_predict_files__names_images_without_a_detection(predictor: Predictor, t
         predictor, [tmp_path / "a.png"], tmp_path / "out", settings=InferenceSettings(threshold=1.0)
     )
     assert [path.name for path in summary.without_detection] == ["a.png"]
-    assert "no detection in 1 of them (minimum score " in summary.text()
-    assert "a.png" in summary.text()
+    assert "no detection in 1 of them:" in summary.text()
+    assert re.search(r"a\.png \(best score 0\.\d+\)", summary.text())
+    assert "score threshold 1" in summary.text()
     assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
 
 
