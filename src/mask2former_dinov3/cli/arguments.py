@@ -44,6 +44,18 @@ def add_model_options(parser: VerbParser, *, required: bool, limit: str = "the n
         required=required,
         help="folder saved by training (such as best/), hub id, or .onnx file written by export",
     )
+    add_device(parser)
+    parser.add_argument(
+        "--max-detections",
+        type=positive,
+        metavar="N",
+        help=f"maximum number of instances per image (default: {limit})",
+    )
+    add_read_options(parser)
+
+
+def add_device(parser: VerbParser) -> None:
+    """Add where a model runs, and on how many images at a time."""
     parser.add_argument("--device", help=DEVICE)
     parser.add_argument(
         "--batch-size",
@@ -52,13 +64,6 @@ def add_model_options(parser: VerbParser, *, required: bool, limit: str = "the n
         default=1,
         help="number of images per forward pass (default: %(default)s)",
     )
-    parser.add_argument(
-        "--max-detections",
-        type=positive,
-        metavar="N",
-        help=f"maximum number of instances per image (default: {limit})",
-    )
-    add_read_options(parser)
     parser.memory_advice += ("lower --batch-size",)
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .arguments import DEVICE, add_formats, add_read_rules
+from .arguments import add_device, add_formats, add_read_rules
 from .data_options import find_truth
 from .messages import say
 from .parser import VerbParser, not_negative, positive, real_number
@@ -119,15 +119,7 @@ def add_rank_images(parser: VerbParser) -> None:
         default=0.3,
         help="minimum score of the instances that are compared (default: %(default)s)",
     )
-    parser.add_argument("--device", help=DEVICE)
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        metavar="N",
-        default=1,
-        help="number of images per forward pass (default: %(default)s)",
-    )
-    parser.memory_advice += ("lower --batch-size",)
+    add_device(parser)
 
 
 def run_rank_images(arguments: argparse.Namespace) -> int:
