@@ -25,6 +25,8 @@ def test_train__leaves_a_report_of_its_best_model(toy_dataset: Path, tmp_path: P
     assert [step for step, _ in content["run"]["series"]["loss"]] == [1, 2]
     assert len(content["run"]["series"]["valid AP"]) == 2
     assert len(content["verdict"]) in (1, 5)
+    curves = json.loads((run / "metrics.json").read_text())["operating_point"]["curves"]
+    assert set(curves) == {"0.50", "0.75"}  # the page draws them
     page = (run / "report.html").read_text(encoding="utf-8")
     assert all(f"<h2>{title}" in page for title in ("Verdict", "Run", "Numbers", "Errors by kind", "Pictures"))
     assert "torch" in page

@@ -198,14 +198,12 @@ class Run:
 
         def score() -> Metrics:
             with stop.at_once():
-                metrics = evaluate_coco(
+                return evaluate_coco(
                     data.source or data.annotations,
                     results,
                     max_detections=self.config.max_detections,
                     image_ids=[record.id for record in data.images if record.id not in unreadable],
                 )
-            metrics["operating_point"] = without_curves(metrics["operating_point"])
-            return metrics
 
         shared: list[Metrics] = [run_on_main(accelerator, score) or {}]
         broadcast_object_list(shared)
@@ -223,8 +221,9 @@ class Run:
         results: list[CocoResult] = []
         if "valid" in self.data:
             metrics, results = self.evaluate("valid", stop)
-            self.state.last_metrics = {**metrics, "step": self.state.step}
-            stored = stored_threshold(metrics["operating_point"], f"{self.description.dataset}, valid")
+            point = without_curves(metrics["operating_point"])  # a checkpoint and a card need no curves
+            self.state.last_metrics = {**metrics, "operating_point": point, "step": self.state.step}
+            stored = stored_threshold(point, f"{self.description.dataset}, valid")
             self.scored_model.config.update(stored)
             log.log_evaluation(self.state.step, self.epoch, "valid", metrics)
             value = self.score.value
