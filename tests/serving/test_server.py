@@ -131,7 +131,7 @@ def test_serve__drops_the_work_of_a_client_that_hangs_up(server: Server) -> None
 
 
 def test_serve__sends_away_whom_it_has_no_room_for_and_stops_at_once_when_told_twice() -> None:
-    with Server(MODEL, "--max-queue", "1", "--timeout", "3") as server:
+    with Server(MODEL, "--max-queue", "1", "--timeout", "10") as server:
         log = "".join(server.log)
         assert log.index("loading model") < log.index("model loaded on") < log.index("listening on http://127.0.0.1:")
         with server.half_sent(IMAGE) as connection:
@@ -141,7 +141,7 @@ def test_serve__sends_away_whom_it_has_no_room_for_and_stops_at_once_when_told_t
             assert json.loads(body)["error"] == "1 requests are waiting already; try again later"
             status, late = answer_on(connection)  # it never sends the rest
             assert status == 408
-            assert json.loads(late)["error"] == "the image did not arrive within 3 seconds"
+            assert json.loads(late)["error"] == "the image did not arrive within 10 seconds"
         assert server.predict(IMAGE)[0] == 200  # there is room again
         assert server.metric('rejected_total{reason="busy"}') == 1
         with server.half_sent(IMAGE):
