@@ -12,7 +12,7 @@ from ..data.coco_types import CocoRle
 from ..inference.copies import parts_inside, without_copies
 from .coco_files import ScoredMask
 from .matches import Overlaps, match_overlaps
-from .operating_point import Range, best_point, gain_in_f1
+from .operating_point import BestF1, Range, active_images, best_f1, best_point, gain_in_f1
 from .score_curves import CURVE_IOUS, score_curve
 
 COPY_OVERLAPS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -38,12 +38,14 @@ def choose_copy_overlap(overlaps: Overlaps, results: Sequence[ScoredMask]) -> Co
 
     overlaps: of `results`.
     """
-    before = (overlaps, match_overlaps(overlaps, CURVE_IOUS[0]))
-    point = best_point(score_curve(*before))
+    matches = match_overlaps(overlaps, CURVE_IOUS[0])
+    point = best_point(score_curve(overlaps, matches))
     nothing = CopyChoice(None, 0, 0.0, (0.0, 0.0), overlaps)
     if point is None:
         return nothing
     pairs = _pairs(overlaps, results, point.threshold / 2)
+    images = active_images(overlaps, matches)
+    before: BestF1 | None = None
     best = nothing
     for overlap in COPY_OVERLAPS:
         kept = _kept(len(overlaps.score), pairs, overlap)
@@ -51,7 +53,8 @@ def choose_copy_overlap(overlaps: Overlaps, results: Sequence[ScoredMask]) -> Co
         if not dropped:
             continue
         without = part_of_overlaps(overlaps, kept)
-        gain, gains = gain_in_f1(before, (without, match_overlaps(without, CURVE_IOUS[0])))
+        before = best_f1(overlaps, matches, images) if before is None else before
+        gain, gains = gain_in_f1(before, best_f1(without, match_overlaps(without, CURVE_IOUS[0]), images))
         if best.dropped == 0 or gains[0] > best.gains[0]:
             best = CopyChoice(overlap, dropped, gain, gains, without)
     return best if best.gains[0] > 0 else replace(best, overlap=None, overlaps=overlaps)

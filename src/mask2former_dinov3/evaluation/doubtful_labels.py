@@ -137,8 +137,9 @@ def _other_outline(
     same = overlaps.result_category[pair_result] == overlaps.object_category[item]
     usable = same & shown[pair_result] & ~overlaps.crowd[item] & (iou > BACKGROUND_IOU)
     usual = np.ones(len(precision))
-    for category in np.unique(overlaps.result_category[matches.right & shown]).tolist():
-        usual[category - 1] = np.median(matches.iou_of[matches.right & shown & (overlaps.result_category == category)])
+    right = matches.right & shown
+    for category in np.unique(overlaps.result_category[right]).tolist():
+        usual[category - 1] = np.median(matches.iou_of[right & (overlaps.result_category == category)])
     share = iou / usual[overlaps.object_category[item] - 1]
     for place in strongest_pairs(item, pair_result, np.where(usable, iou, 0.0)):
         if share[place] < OUTLINE:

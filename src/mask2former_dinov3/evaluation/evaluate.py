@@ -165,7 +165,8 @@ def evaluate_model(
     max_detections below 1 and while another command is writing to `output`, DatasetError and CheckpointError for what
     cannot be read.
     """
-    InferenceSettings(max_detections=max_detections, batch_size=batch_size)  # checks the values before any work
+    # Checks the values before any work.
+    limits = InferenceSettings(max_detections=max_detections, batch_size=batch_size)
     if isinstance(annotations, Split):
         split = annotations
     else:
@@ -177,7 +178,6 @@ def evaluate_model(
         if predictions is not None:
             metrics = _score_file(split, predictions, output, max_detections, aim)
         else:
-            limits = InferenceSettings(max_detections=max_detections, batch_size=batch_size)
             metrics = _score_model(str(model), split, output, limits, aim, device, reading, progress)
         write_text(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     return metrics

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,7 +177,8 @@ def choose_point(
     images = active_images(overlaps, matches, category)
     counts = _count_by_image(overlaps, matches, category, point.threshold, curve, images)
     chosen, at_point = _resample(counts, aim, resamples, seed)
-    losses = aim.losses(curve, point, chosen)
+    values, place = np.unique(chosen, return_inverse=True)  # at most as many as there are candidates
+    losses = aim.losses(curve, point, values)[place]
     edge = (1 - INTERVAL) / 2
     loss = float(np.quantile(losses, INTERVAL))
     return ThresholdChoice(
@@ -245,37 +247,48 @@ def spread_places(curve: ScoreCurve) -> Ints:
     return np.unique(np.searchsorted(results, np.linspace(results[0], results[-1], _CANDIDATES)))
 
 
-def gain_in_f1(
-    before: tuple[Overlaps, ResultMatches], after: tuple[Overlaps, ResultMatches], seed: int = 0
-) -> tuple[float, Range]:
-    """How much higher the best F1 is with other results of the same images, and where 95 % of the resamples lie.
+class BestF1(NamedTuple):
+    """The best F1 of some results, and that of each resample of their images (B,)."""
 
-    Both sides choose their best threshold again on each resample.
+    f1: float
+    resampled: Floats
+
+
+def best_f1(overlaps: Overlaps, matches: ResultMatches, images: Ints) -> BestF1 | None:
+    """The best F1 with its resamples; None where no result finds an object. images (I,): those that are drawn from.
+
+    Each resample chooses its best threshold again.
     """
-    images = active_images(*before)
-    best: list[Floats] = []
-    whole: list[float] = []
-    for overlaps, matches in (before, after):
-        curve = score_curve(overlaps, matches)
-        point = best_point(curve)
-        if point is None:
-            return 0.0, (0.0, 0.0)
-        whole.append(point.f1)
-        counts = _count_by_image(overlaps, matches, None, point.threshold, curve, images)
-        best.append(_best_f1(counts, RESAMPLES, seed))
+    curve = score_curve(overlaps, matches)
+    point = best_point(curve)
+    if point is None:
+        return None
+    counts = _count_by_image(overlaps, matches, None, point.threshold, curve, images)
+    return BestF1(point.f1, _best_f1_of_resamples(counts, RESAMPLES, 0))
+
+
+def gain_in_f1(before: BestF1 | None, after: BestF1 | None) -> tuple[float, Range]:
+    """How much higher the best F1 is with other results of the same images, and where 95 % of the resamples lie."""
+    if before is None or after is None:
+        return 0.0, (0.0, 0.0)
     edge = (1 - INTERVAL) / 2
-    low, high = np.quantile(best[1] - best[0], [edge, 1 - edge])
-    return whole[1] - whole[0], (float(low), float(high))
+    low, high = np.quantile(after.resampled - before.resampled, [edge, 1 - edge])
+    return after.f1 - before.f1, (float(low), float(high))
 
 
-def _best_f1(counts: _ImageCounts, resamples: int, seed: int) -> Floats:
+def _best_f1_of_resamples(counts: _ImageCounts, resamples: int, seed: int) -> Floats:
     """The best F1 of each resample (B,)."""
     best = []
-    for weights in _draw_weights(counts.right.shape[0], resamples, seed):
-        right, wrong = ((weights @ side).astype(np.float64) for side in (counts.right, counts.wrong))
-        objects = (weights @ counts.objects).astype(np.float64)[:, None]
+    for right, wrong, objects in _resampled_counts(counts, resamples, seed):
         best.append(BEST_F1.value(right, wrong, objects).max(axis=1))
     return np.concatenate(best)
+
+
+def _resampled_counts(counts: _ImageCounts, resamples: int, seed: int) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Right and wrong results (B, S) and objects (B, 1) of some resamples at a time."""
+    for weights in _draw_weights(counts.right.shape[0], resamples, seed):
+        right, wrong = ((weights @ side).astype(np.float64) for side in (counts.right, counts.wrong))
+        yield right, wrong, (weights @ counts.objects).astype(np.float64)[:, None]
 
 
 def _count_by_image(
@@ -304,9 +317,7 @@ def _resample(counts: _ImageCounts, aim: Aim, resamples: int, seed: int) -> tupl
     """The threshold chosen on each resample (B,), and precision, recall and F1 at the chosen threshold (B, 3)."""
     chosen: list[Floats] = []
     at_point: list[Floats] = []
-    for weights in _draw_weights(counts.right.shape[0], resamples, seed):
-        right, wrong = ((weights @ side).astype(np.float64) for side in (counts.right, counts.wrong))
-        objects = (weights @ counts.objects).astype(np.float64)[:, None]
+    for right, wrong, objects in _resampled_counts(counts, resamples, seed):
         chosen.append(counts.thresholds[aim.value(right, wrong, objects).argmax(axis=1)])
         one, other, all_of = right[:, counts.chosen], wrong[:, counts.chosen], objects[:, 0]
         columns = (

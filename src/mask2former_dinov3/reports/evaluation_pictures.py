@@ -32,7 +32,7 @@ class EvaluationPictures:
 
     def __init__(self, findings: Findings, source: ImageSource, store: PictureStore) -> None:
         self.findings, self.source, self.store = findings, source, store
-        self.doubts = {key: place for place, one in enumerate(findings.numbers.doubts) if (key := one.item) >= 0}
+        self.right, self.wrong = findings.matches.right, findings.matches.wrong  # each is made anew when asked for
         self.objects = _by_image(findings.overlaps.object_image)
         self.found = _by_image(findings.overlaps.result_image)
         self.drawn = 0
@@ -95,7 +95,7 @@ class EvaluationPictures:
         caption = join([name, text, *([fault] if fault else [])], "<br>")
         layers = self._layers(one.image)
         parts = []
-        for box, what in self._worst_objects(one.image)[:crops]:
+        for box, what in self._worst_objects(layers)[:crops]:
             view = view_of(pixels, square_around([box], pixels.shape[:2]), SIDE_OF_CROP)
             parts.append(self._figure(view, layers, what, f"{name}: {what}", switches=False))
         whole = self._figure(view_of(pixels, None, SIDE_OF_IMAGE), layers, caption, f"{name}: {text}")
@@ -112,8 +112,8 @@ class EvaluationPictures:
         findings = self.findings
         matches, shown = findings.matches, findings.shown
         objects, results = self.objects.get(image, []), self.found.get(image, [])
-        right = [one for one in results if shown[one] and matches.right[one]]
-        wrong = [one for one in results if shown[one] and matches.wrong[one]]
+        right = [one for one in results if shown[one] and self.right[one]]
+        wrong = [one for one in results if shown[one] and self.wrong[one]]
         taken = {int(matches.object_of[one]) for one in right}
         whole = [one for one in objects if not findings.overlaps.crowd[one]]
         return [
@@ -137,11 +137,11 @@ class EvaluationPictures:
         score = findings.overlaps.score[index]
         return _outlined(mask, f"result: {self.name(mask['category_id'])}, score {score:.2f}, {end}")
 
-    def _worst_objects(self, image: int) -> list[tuple[Sequence[float], str]]:
+    def _worst_objects(self, layers: Sequence[Layer]) -> list[tuple[Sequence[float], str]]:
         """Boxes of the errors of an image with words: missed objects by their area, then wrong results by score."""
-        layers = {layer.key: layer for layer in self._layers(image)}
-        missed = sorted(layers["missed"].masks, key=lambda one: -one.box[2] * one.box[3])
-        wrong = layers["wrong"].masks  # best first
+        masks = {layer.key: layer.masks for layer in layers}
+        missed = sorted(masks["missed"], key=lambda one: -one.box[2] * one.box[3])
+        wrong = masks["wrong"]  # best first
         half = max(CROPS // 2, CROPS - len(wrong))
         found: list[tuple[Sequence[float], str]] = []
         for one in (*missed[:half], *wrong):
