@@ -148,6 +148,21 @@ def test_breakdown_of__groups_are_those_of_coco() -> None:
     assert_near(most.AP50, alone["AP50"])
 
 
+def test_breakdown_of__holds_the_objects_at_its_bounds() -> None:
+    """3 is not the square of its root in floats."""
+    scene = Scene(categories=(1,))
+    for image in (1, 2):
+        scene.image(image)
+        mask = np.zeros((90, 120), bool)
+        mask[4, 4:7] = True
+        scene.annotate(image, 1, mask)
+        scene.detect(image, 1, mask, 0.9)
+    truth, overlaps = read(scene)
+    (group,) = breakdown_of(overlaps, truth).by_size
+    assert (group.objects, group.images, group.AP, group.AP50) == (2, 2, 1.0, 1.0)
+    assert group.low == group.high == pytest.approx(3**0.5)
+
+
 def test_bootstrap_intervals__of_some_of_the_images() -> None:
     """Images left out keep their numbers, so numbers have gaps."""
     scene = random_scene(0)

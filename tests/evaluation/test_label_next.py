@@ -6,12 +6,15 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from mask2former_dinov3.cli import main
+from mask2former_dinov3.data.images import read_image
 from mask2former_dinov3.errors import OptionError
+from mask2former_dinov3.evaluation import label_next
 from mask2former_dinov3.evaluation.flip_agreement import FlipAgreement, flip_agreement, mirror_instances
 from mask2former_dinov3.evaluation.label_next import RankingSettings, choose_centres
 from mask2former_dinov3.instances import Instances
@@ -96,6 +99,8 @@ def test_rank_images__writes_the_list_and_is_deterministic(
     first = sorted(folder.iterdir())[0]
     shutil.copy(first, folder / f"zz_copy{first.suffix}")
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    first.rename(first.with_name(f"=1+1{first.suffix}"))  # a spreadsheet would compute it
+    first = first.with_name(f"=1+1{first.suffix}")
     words = ["rank-images", str(folder), "--model", str(model_folder), "--device", "cpu", "--threshold", "0"]
     for name, size in (("one", "1"), ("two", "3")):
         assert main([*words, "--output", str(tmp_path / name), "--batch-size", size, "--number", "8"]) == 1
@@ -108,7 +113,9 @@ def test_rank_images__writes_the_list_and_is_deterministic(
     assert "broken.png" in content["failed"][0]["reason"]
     with (tmp_path / "one" / "ranking.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    assert [row["file_name"] for row in rows] == [one["file_name"] for one in content["ranking"]]
+    names = [one["file_name"] for one in content["ranking"]]
+    assert [row["file_name"] for row in rows] == [f"'{name}" if name.startswith("=") else name for name in names]
+    assert any(name.startswith("=") for name in names)
     assert content["ranking"][0]["nearest"] is None
     assert all(0 <= one["disagreement"] <= 1 and one["nearest"] for one in content["ranking"][1:])
     code = main([*words, "--output", str(tmp_path / "three"), "--labelled", str(first), "--rarity-weight", "1"])
@@ -128,3 +135,24 @@ def test_rank_images__explains_what_it_cannot_use(
     for values, name in (({"rarity_weight": 1.5}, "rarity_weight"), ({"number": 0}, "number")):
         with pytest.raises(OptionError, match=name):
             RankingSettings(**values)
+
+
+def test_rank_images__goes_on_after_an_image_of_other_channels(
+    model_folder: Path, toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pictures = sorted((toy_dataset / "valid").glob("*.png"))[:2]
+    for path in pictures:
+        shutil.copy(path, folder / path.name)
+
+    def read_two_channels(path: Path, *options: Any) -> Any:
+        image = read_image(path, *options)
+        return image[:, :, :2] if Path(path).name == pictures[0].name else image
+
+    monkeypatch.setattr(label_next, "read_image", read_two_channels)
+    ranking = label_next.rank_images(model_folder, [str(folder)], tmp_path / "out", device="cpu")
+    assert [one.file for one in ranking.chosen] == [pictures[1].name]
+    ((name, reason),) = ranking.failed
+    assert name.endswith(pictures[0].name)
+    assert "channels" in reason

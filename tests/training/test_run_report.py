@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mask2former_dinov3.data.coco import read_coco
+from mask2former_dinov3.data.layout import Split
+from mask2former_dinov3.evaluation import evaluate
 from mask2former_dinov3.evaluation.run_record import read_run
 from mask2former_dinov3.evaluation.stored_evaluation import read_evaluation
+from mask2former_dinov3.training import run as training
 from mask2former_dinov3.training.run_report import report_run
 from mask2former_dinov3.training.train import train
 from support.run_config import make_config
@@ -67,3 +72,33 @@ def test_read_run__counts_lines_that_are_cut_off(tmp_path: Path) -> None:
     record = read_run(tmp_path, "It was stopped.", {})
     assert record.series == {"loss": [(1.0, 3.5)], "valid AP": [(1.0, 0.25)]}
     assert (record.unread, record.step, record.options) == (2, 1, {"seed": 3})
+
+
+def test_report_run__goes_on_with_a_damaged_log(toy_dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(make_config(toy_dataset, run, max_train_steps=1))
+    with (run / "metrics.jsonl").open("ab") as log:
+        log.write(b"\xff\xfe damaged\n")
+    report_run(run, "It was read again.")
+    content = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert (content["run"]["stopped"], content["run"]["unread"]) == ("It was read again.", 1)
+
+
+def test_train__reports_on_the_images_that_could_be_read(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that could not be is not scored, and its objects are not missed in the report."""
+    predict = evaluate.predict_split
+    valid = toy_dataset / "valid"
+    last = read_coco(Split("valid", valid / "_annotations.coco.json", valid)).images[-1].id
+
+    def predict_but_one(*args: Any, unreadable: dict[int, str], **options: Any) -> Any:
+        results = predict(*args, unreadable=unreadable, **options)
+        unreadable[last] = "cannot be read"
+        return [one for one in results if one["image_id"] != last]
+
+    monkeypatch.setattr(training, "predict_split", predict_but_one)
+    run = tmp_path / "run"
+    metrics = train(make_config(toy_dataset, run, max_train_steps=1, max_bad_images=0.5))
+    content = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert len(content["images"]) == content["metrics"]["images"] == metrics["images"] == 3

@@ -5,6 +5,7 @@ G objects, I images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,12 +50,12 @@ def breakdown_of(overlaps: Overlaps, truth: GroundTruth) -> Breakdown:
     crowding = np.bincount(np.searchsorted(images, overlaps.object_image[whole]), minlength=num_images)
     sides = np.sqrt([float(truth.sizes[number][0] * truth.sizes[number][1]) for number in images.tolist()])
     by_size = []
-    for low, high in group_bounds(np.sqrt(overlaps.area[whole])):
-        inside = whole & (np.sqrt(overlaps.area) >= low) & (np.sqrt(overlaps.area) <= high)
-        ranked = rank_all(overlaps, images, num_classes, (low**2, high**2))
+    for low, high in group_bounds(overlaps.area[whole]):  # not of their roots, whose squares are other numbers
+        inside = whole & (overlaps.area >= low) & (overlaps.area <= high)
+        ranked = rank_all(overlaps, images, num_classes, (low, high))
         ap, ap50 = _ap_of(precision_table(ranked, np.ones((1, num_images), np.int32)))[0]
         with_them = len(np.unique(overlaps.object_image[inside]))
-        by_size.append(ApGroup(low, high, with_them, int(inside.sum()), ap, ap50))
+        by_size.append(ApGroup(math.sqrt(low), math.sqrt(high), with_them, int(inside.sum()), ap, ap50))
     ranked = rank_all(overlaps, images, num_classes)
 
     def of_images(values: Floats) -> list[ApGroup]:

@@ -65,7 +65,7 @@ def write_doubts(findings: Findings, folder: Path) -> None:
             *(truth.names[one.suggested - 1] if one.suggested else "", round(one.score, 4), round(one.iou, 4)),
             *mask["bbox"],
         )
-        writer.writerow([_plain(cell) for cell in row])
+        writer.writerow([plain_cell(cell) for cell in row])
     content = {
         "images": list(truth.listed["images"]),
         "categories": list(truth.listed["categories"]),
@@ -80,6 +80,6 @@ def _mask_of(one: DoubtfulLabel, findings: Findings) -> ScoredMask:
     return findings.truth.annotations[one.item] if one.item >= 0 else findings.results[one.result]
 
 
-def _plain(cell: object) -> object:
+def plain_cell(cell: object) -> object:
     """A cell that a spreadsheet does not take for a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell

@@ -28,15 +28,16 @@ from tqdm import tqdm
 
 from ..atomic_files import check_writable, write_text
 from ..data.image_folders import PassedOver
-from ..data.images import read_image
+from ..data.images import check_channel_count, read_image
 from ..errors import CheckpointError, DatasetError, OptionError, mismatch
 from ..inference.files.find_images import FoundImage, escape_unprintable, find_images
 from ..inference.image_processing import Prepared
-from ..inference.predictor import Predictor
+from ..inference.predictor import Predictor, check_extra_images
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.backbone import tapped_maps
+from .doubt_files import plain_cell
 from .flip_agreement import FlipAgreement, flip_agreement, mirror_instances
 
 Features = NDArray[np.float32]
@@ -129,6 +130,7 @@ def rank_images(
     predictor = Predictor.from_pretrained(model, device)
     if not isinstance(predictor.model, Mask2FormerDinov3ForInstanceSegmentation):
         raise CheckpointError(f"{model}: {mismatch('a model folder or hub id', 'an .onnx file')}")
+    check_extra_images(predictor.processor)
     reader = _Reader(predictor, predictor.model, settings, ranking, progress)
     seen = list(reader.read(known, "labelled", mirror=False))
     found = list(reader.read(files, "rank", mirror=True))
@@ -210,6 +212,7 @@ class _Reader:
         def load(file: FoundImage) -> _Loaded:
             try:
                 image = read_image(file.path, processor.read_options)
+                check_channel_count(str(file.path), processor.num_channels, image.shape[2])
             except DatasetError as error:
                 return _Loaded(file, (), error)
             sides = [image, np.ascontiguousarray(image[:, ::-1])] if mirror else [image]
@@ -233,8 +236,7 @@ class _Reader:
         features = self._features([one.sides[0] for one in batch])
         agreements = [FlipAgreement(0, 0, 0, 0.0)] * len(batch)
         if mirror:
-            queries = int(self.model.config.num_queries)
-            settings = InferenceSettings(threshold=self.settings.threshold, max_detections=queries)
+            settings = self.predictor.fill(InferenceSettings(threshold=self.settings.threshold))
             found, mirrored = (
                 self.predictor.predict_prepared([one.sides[side] for one in batch], settings) for side in (0, 1)
             )
@@ -313,7 +315,7 @@ def _write(output: Path, ranking: ImageRanking, settings: RankingSettings, model
     names = ["rank", "file_name", "value", "disagreement", "instances", "instances_mirrored", "matched", "distance"]
     table = csv.DictWriter(text, [*names, "nearest", "reason"])
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({key: plain_cell(value) for key, value in row.items()} for row in rows)
     write_text(output / RANKING_CSV, text.getvalue())
     content = {
         "model": str(model),

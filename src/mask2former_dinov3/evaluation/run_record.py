@@ -40,7 +40,7 @@ def read_run(folder: Path, stopped: str, versions: Mapping[str, str]) -> RunReco
     last: Mapping[str, object] = {}
     unread = 0
     log = folder / "metrics.jsonl"
-    for text in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+    for text in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []:
         line = _parse(text)
         if line is None:
             unread += 1

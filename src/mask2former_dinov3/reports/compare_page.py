@@ -18,8 +18,9 @@ from ..data.fitting import PixelArray
 from ..evaluation.comparison import INTERVAL_NAME, ComparedResults, Comparison, PairComparison, describe_difference
 from ..evaluation.image_changes import ImageChange, SideOfImage
 from ..evaluation.paired_bootstrap import Difference
+from ..evaluation.scored_model import describe_model
 from ..evaluation.stored_evaluation import names_of_images
-from ..read_options import AS_STORED, ReadOptions
+from ..read_options import AS_STORED
 from .compare_charts import Curve, Interval, interval_chart, overlaid_curves
 from .html_page import Html, badge, element, figure, join, page, paragraph, section, table, write_page
 from .image_source import ImageSource, paths_of_images
@@ -34,12 +35,14 @@ _CLASSES_DRAWN = 40
 _BADGES = {"better": "good", "worse": "error", "no difference": "note"}
 
 
-def write_comparison(comparison: Comparison, folder: Path, options: ReadOptions = AS_STORED) -> Path:
+def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """Write compare.json and compare.html to `folder`; returns the path of the page.
 
-    options: how images are read. One that cannot be read is grey, with the reason. Memory: one
-    image at a time. Raises CheckpointError when the folder cannot be written.
+    Images are read as the model of the first results reads them. One that cannot be read is grey, with the reason.
+    Memory: one image at a time. Raises CheckpointError when the folder cannot be written.
     """
+    stored = comparison.base.source.stored
+    options = AS_STORED if stored is None else describe_model(stored.scored)[1]
     check_writable(folder)
     write_text(folder / COMPARE_JSON, json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
     names = [one.source.name for one in comparison.all]

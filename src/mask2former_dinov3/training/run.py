@@ -16,6 +16,7 @@ from ..config.presets import SPLIT_OPTIONS
 from ..config.train_config import PATHS, TrainConfig
 from ..data.coco import CocoData
 from ..data.coco_types import CocoResult, Metrics
+from ..data.layout import Split
 from ..data.records import ImageTable
 from ..data.sampler import TrainingOrder
 from ..data.statistics import statistics_of
@@ -163,8 +164,8 @@ class Run:
 
     def evaluate(
         self, split: str, stop: StopRequest, records: ImageTable | None = None
-    ) -> tuple[Metrics, list[CocoResult]]:
-        """COCO metrics of a split at the images' original size, and the results that they are computed from.
+    ) -> tuple[Metrics, list[CocoResult], Split]:
+        """COCO metrics of a split at the images' original size, the results behind them, and what was scored.
 
         The processes share the images; all of them return the same. records: only some of its images. Images that
         cannot be read are not scored, which the notes say. Raises DatasetError when they are more than `max_bad_images`
@@ -196,14 +197,13 @@ class Run:
         if len(unreadable) > allowed:
             raise mark_shared(too_many_unreadable(split, unreadable.values(), allowed, count))
 
+        source = data.source or Split(split, data.annotations, data.annotations.parent)
+        ids = frozenset(record.id for record in data.images if record.id not in unreadable)
+        scored = replace(source, image_ids=ids)
+
         def score() -> Metrics:
             with stop.at_once():
-                return evaluate_coco(
-                    data.source or data.annotations,
-                    results,
-                    max_detections=self.config.max_detections,
-                    image_ids=[record.id for record in data.images if record.id not in unreadable],
-                )
+                return evaluate_coco(scored, results, max_detections=self.config.max_detections)
 
         shared: list[Metrics] = [run_on_main(accelerator, score) or {}]
         broadcast_object_list(shared)
@@ -211,7 +211,7 @@ class Run:
             note = f"{len(unreadable)} of {count} images could not be read and are not scored"
             shared[0]["notes"] = [*shared[0].get("notes", []), note]
             logger.warning("%s: %s:%s", split, note, "".join(f"\n  {text}" for text in unreadable.values()))
-        return shared[0], results
+        return shared[0], results, scored
 
     def complete_step(self, log: MetricsLog, stop: StopRequest) -> None:
         """What follows the checkpoint of a step: evaluate, and save `best/` if the model is the best so far.
@@ -220,7 +220,7 @@ class Run:
         """
         results: list[CocoResult] = []
         if "valid" in self.data:
-            metrics, results = self.evaluate("valid", stop)
+            metrics, results, scored = self.evaluate("valid", stop)
             point = without_curves(metrics["operating_point"])  # a checkpoint and a card need no curves
             self.state.last_metrics = {**metrics, "operating_point": point, "step": self.state.step}
             stored = stored_threshold(point, f"{self.description.dataset}, valid")
@@ -232,9 +232,7 @@ class Run:
             elif self.state.best_metric is None or value >= self.state.best_metric:  # on a tie, the longer trained
                 run_on_main(self.accelerator, lambda: set_aside_best(self.output_dir, self.score))
                 self.save_folder("best", results)
-                run_on_main(
-                    self.accelerator, lambda: store_results(self.output_dir, self.data["valid"], results, metrics)
-                )
+                run_on_main(self.accelerator, lambda: store_results(self.output_dir, scored, results, metrics))
                 self.state.best_metric, self.state.best_step = value, self.state.step
         if self.is_finished:
             self.finish(log, stop, results)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ..atomic_files import write_text
-from ..data.coco import CocoData
 from ..data.coco_types import CocoResult, Metrics
 from ..data.layout import Split
 from ..errors import UserError
@@ -24,14 +22,12 @@ from ..reports.evaluation_report import report_folder, report_run_alone
 logger = logging.getLogger(__name__)
 
 
-def store_results(output_dir: Path, data: CocoData, results: Sequence[CocoResult], metrics: Metrics) -> None:
+def store_results(output_dir: Path, split: Split, results: Sequence[CocoResult], metrics: Metrics) -> None:
     """Write what `evaluate` writes, for the results of the best model so far, into the run folder.
 
-    data: the validation data. metrics: of the results, with max_detections. Raises CheckpointError when they cannot be
+    split: what was scored. metrics: of the results, with max_detections. Raises CheckpointError when they cannot be
     written.
     """
-    source = data.source or Split("valid", data.annotations, data.annotations.parent)
-    split = replace(source, image_ids=frozenset(record.id for record in data.images))
     truth = read_ground_truth(split)
     write_text(output_dir / "predictions.json", json.dumps(results) + "\n")
     write_names(output_dir, truth.listed)
