@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
+from mask2former_dinov3.cli import main
 from mask2former_dinov3.errors import ConfigError, OptionError
 from mask2former_dinov3.model_folder.folder import SCORE_FILE
 from mask2former_dinov3.training import run
@@ -204,3 +205,17 @@ def test_resume__needs_the_checkpoint_alone(
         config = small_config(toy_dataset, cut, **options, backbone=backbone, resume_from_checkpoint=checkpoint)
         with pytest.raises(ConfigError, match=rf"backbone: was {names[0]}, now {backbone}"):
             train(config)
+
+
+def test_command__ends_with_the_number_of_the_model_that_it_names(
+    toy_dataset: Path, tmp_path: Path, scores: dict[int, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "options.json"
+    config = small_config(toy_dataset, tmp_path / "run", checkpointing_steps=1, max_train_steps=2)
+    file.write_text(json.dumps(config.model_dump(mode="json")))
+    scores.update({1: 0.5, 2: 0.2})
+    assert main(["train", "--config", str(file)]) == 0
+    assert "best model: AP 0.5000 at step 1; the numbers above are of the last\n" in capsys.readouterr().out
+    scores.update({1: 0.1})
+    assert main(["train", "--config", str(file), "--output-dir", str(tmp_path / "other")]) == 0
+    assert "best model" not in capsys.readouterr().out  # it is the last

@@ -55,7 +55,7 @@ def split_of_run(model: str, name: str) -> Split:
     Raises OptionError for a model that is not in a run folder, or a run without this split.
     """
     from ..config.train_config import load_config
-    from ..training.train import find_splits_of
+    from ..training.find_data import find_splits_of
 
     options = Path(model).resolve().parent / "train_config.json"
     if not options.is_file():

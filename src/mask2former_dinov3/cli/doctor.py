@@ -39,18 +39,9 @@ def check_dataset(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..data.check import check_data
-    from ..data.layout import find_splits
-    from ..data.read_rules import ReadRules
+    from ..training.find_data import find_splits_of
 
-    explicit = {option: getattr(config, option) for option in SPLIT_OPTIONS}
-    splits, notes = find_splits(
-        config.dataset_name,
-        **explicit,
-        valid_split=config.valid_split,
-        rules=ReadRules(config.crowd, config.incomplete_images),
-        dataset_format=config.dataset_format,
-        classes=config.classes,
-    )
+    splits, notes = find_splits_of(config)
     prepare_report_folder(arguments, splits, config)
     with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
 

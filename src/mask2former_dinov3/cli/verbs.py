@@ -167,6 +167,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         for note in notes:
             complain(f"note: {note}")
     from ..training.checkpoint import best_folder
+    from ..training.run_folder import read_score
     from ..training.train import train
 
     keep_freed_memory()
@@ -176,6 +177,9 @@ def run_train(arguments: argparse.Namespace) -> int:
         print_metrics(metrics)
         folder = Path(config.output_dir)
         best = best_folder(folder)
+        score = read_score(best)
+        if score is not None and score.value is not None and score.step != metrics.get("step"):
+            say(f"best model: {score.metric} {score.value:.4f} at step {score.step}; the numbers above are of the last")
         say(f"\nmodel: {best}\nnext: {PROGRAM} predict --model {best} IMAGES --output {folder / 'overlays'}")
     return 0
 

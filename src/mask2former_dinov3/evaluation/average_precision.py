@@ -108,11 +108,6 @@ def read_precision(precision: Floats, recall: Floats) -> float:
     return float(precision[places[places < len(recall)]].sum() / len(RECALLS))
 
 
-def average_precision(ranked: RankedResults) -> float:
-    """AP with every image once, -1 without an object."""
-    return float(average_precisions(ranked, np.ones((1, len(ranked.objects)), np.int32))[0])
-
-
 def mean_over_classes(values: Floats) -> Floats:
     """Mean of AP (..., K) over the classes that have one, -1 where none has, (...)."""
     defined = values > -1

@@ -35,21 +35,22 @@ class Calibration:
     bins: list[ReliabilityBin]
 
 
-def calibration_of(overlaps: Overlaps, matches: ResultMatches, bins: int = BINS) -> Calibration:
-    """Scores of all results against their precision, in bins of equal width. Results in crowd regions do not count.
+def calibration_of(overlaps: Overlaps, matches: ResultMatches) -> Calibration:
+    """Scores of all results against their precision, in `BINS` bins of equal width.
 
-    Scores outside of 0..1, which are no probabilities, count in the first or last bin.
+    Results in crowd regions do not count. Scores outside of 0..1, which are no probabilities,
+    count in the first or last bin.
     """
     counted = ~matches.ignored
     score, right = overlaps.score[counted], matches.right[counted]
-    place = np.clip((score * bins).astype(np.int64), 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
-    total, hits = np.bincount(place, score, bins), np.bincount(place, right, bins)
+    place = np.clip((score * BINS).astype(np.int64), 0, BINS - 1)
+    count = np.bincount(place, minlength=BINS)
+    total, hits = np.bincount(place, score, BINS), np.bincount(place, right, BINS)
     filled = np.flatnonzero(count).tolist()
     found = [
         ReliabilityBin(
-            number / bins,
-            (number + 1) / bins,
+            number / BINS,
+            (number + 1) / BINS,
             int(count[number]),
             total[number] / count[number],
             hits[number] / count[number],

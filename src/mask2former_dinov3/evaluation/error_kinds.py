@@ -49,13 +49,13 @@ class ErrorCost:
     per_class: dict[int, float]
 
 
-def classify_errors(overlaps: Overlaps, matches: ResultMatches, background: float = BACKGROUND_IOU) -> ErrorKinds:
+def classify_errors(overlaps: Overlaps, matches: ResultMatches) -> ErrorKinds:
     """The kind of every error (TIDE, section 2.2).
 
-    class: enough IoU with an object of another class. localisation: IoU of `background` or more with an object of its
-    class, too little to find it. duplicate: enough IoU with an object that a better result has found. background: IoU
-    of `background` or less with every object. both: the rest. missed: an object not found that no result of the kinds
-    class and localisation is about.
+    class: enough IoU with an object of another class. localisation: IoU of `BACKGROUND_IOU` or more with an object of
+    its class, too little to find it. duplicate: enough IoU with an object that a better result has found. background:
+    IoU of `BACKGROUND_IOU` or less with every object. both: the rest. missed: an object not found that no result of the
+    kinds class and localisation is about.
     """
     same = overlaps.result_category[overlaps.pair_result] == overlaps.object_category[overlaps.pair_object]
     whole = ~overlaps.crowd[overlaps.pair_object]
@@ -67,10 +67,10 @@ def classify_errors(overlaps: Overlaps, matches: ResultMatches, background: floa
     kind = np.select(
         [
             ~wrong,
-            (background <= own_iou) & (own_iou <= matches.iou),
+            (own_iou >= BACKGROUND_IOU) & (own_iou <= matches.iou),
             other_iou >= matches.iou,
             taken_iou >= matches.iou,
-            np.maximum(own_iou, other_iou) <= background,
+            np.maximum(own_iou, other_iou) <= BACKGROUND_IOU,
         ],
         [-1, _LOCALISATION, _CLASS, _DUPLICATE, _BACKGROUND],
         _BOTH,

@@ -131,7 +131,6 @@ class ThresholdChoice:
     "" if it is: it is stable if that loss is at most `LARGEST_LOSS`, on at least `FEWEST_IMAGES` images.
     """
 
-    aim: Aim
     point: ScorePoint
     reached: bool
     images: int
@@ -182,7 +181,6 @@ def choose_point(
     edge = (1 - INTERVAL) / 2
     loss = float(np.quantile(losses, INTERVAL))
     return ThresholdChoice(
-        aim,
         point,
         aim.reached(point),
         len(images),

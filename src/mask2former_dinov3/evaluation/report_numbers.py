@@ -24,9 +24,9 @@ from .doubtful_labels import DoubtfulLabel, count_kinds, doubtful_labels
 from .error_kinds import ErrorCost, ErrorKinds, classify_errors, error_costs
 from .image_ranking import ImageCount, count_images
 from .matches import Overlaps, ResultMatches, match_overlaps, overlaps_of
-from .score_curves import CURVE_IOUS, ScoreCurve, ScorePoint
+from .score_curves import CURVE_IOUS, ScorePoint
 from .stored_evaluation import names_of_images
-from .threshold_choice import operating_block
+from .threshold_choice import operating_block, restore_curve
 
 _POINT = f"{CURVE_IOUS[0]:.2f}"
 
@@ -168,8 +168,7 @@ def _curves(name: str, block: OperatingBlock) -> list[ReportCurve]:
     own: OperatingBlock | ClassPoint = block["per_class"][name] if name else block
     found = []
     for iou, counts in own["curves"].items():
-        right, wrong = np.array(counts["right"], np.int64), np.array(counts["wrong"], np.int64)
-        curve = ScoreCurve(float(iou), own["objects"], np.array(counts["thresholds"], np.float64), right, wrong)
+        curve = restore_curve(iou, counts, own["objects"])
         columns = (curve.scores, curve.precision, curve.recall, curve.f1)
         found.append(ReportCurve(name, curve.iou, *(column.tolist() for column in columns)))
     return found

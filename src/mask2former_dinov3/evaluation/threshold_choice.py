@@ -175,7 +175,7 @@ def choose_again(block: OperatingBlock, aim: Aim) -> OperatingBlock:
         few = one["objects"] < FEWEST_OBJECTS
         found = None if few else _again(curves[name], one["objects"], aim)
         if found is None:
-            whole = {key: _restore_curve(key, curve, one["objects"]) for key, curve in curves[name].items()}
+            whole = {key: restore_curve(key, curve, one["objects"]) for key, curve in curves[name].items()}
             found = overall[0], True, {key: curve.at(overall[0]).to_json() for key, curve in whole.items()}
             why = one["why"] if few else "no result finds an object"
         else:
@@ -196,7 +196,7 @@ def _again(
     curves: dict[str, OperatingCurve], objects: int, aim: Aim
 ) -> tuple[float, bool, dict[str, PointNumbers]] | None:
     """Threshold, whether the target is reached, and the counts at it."""
-    whole = {name: _restore_curve(name, one, objects) for name, one in curves.items()}
+    whole = {name: restore_curve(name, one, objects) for name, one in curves.items()}
     point = best_point(whole[f"{CURVE_IOUS[0]:.2f}"], aim)
     if point is None:
         return None
@@ -204,7 +204,8 @@ def _again(
     return point.threshold, aim.reached(point), points
 
 
-def _restore_curve(iou: str, curve: OperatingCurve, objects: int) -> ScoreCurve:
+def restore_curve(iou: str, curve: OperatingCurve, objects: int) -> ScoreCurve:
+    """The curve that metrics.json holds under its IoU. objects: of its class."""
     counts = (np.array(curve["right"], dtype=np.int64), np.array(curve["wrong"], dtype=np.int64))
     return ScoreCurve(float(iou), objects, np.array(curve["thresholds"], dtype=np.float64), *counts)
 

@@ -32,7 +32,7 @@ class EvaluationPictures:
 
     def __init__(self, findings: Findings, source: ImageSource, store: PictureStore) -> None:
         self.findings, self.source, self.store = findings, source, store
-        self.right, self.wrong = findings.matches.right, findings.matches.wrong  # each is made anew when asked for
+        self.right, self.wrong = findings.matches.right, findings.matches.wrong  # each is computed again when asked for
         self.objects = _by_image(findings.overlaps.object_image)
         self.found = _by_image(findings.overlaps.result_image)
         self.drawn = 0

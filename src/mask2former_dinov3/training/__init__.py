@@ -10,6 +10,7 @@ Read in this order:
     run            the parts of a run, its evaluations, what it saves, and what ends it
     run_report     the results of the best model, and the report of the run
     launch         devices, processes and precision, and what is refused
+    find_data      the splits that the options name
     shared_data    read the data set once per machine
     rehearsal      before the first step, try what the run will need
     batches        batches read by workers; what happens when an image or a worker fails

@@ -19,8 +19,6 @@ from ..config.train_config import TrainConfig
 from ..data.check import check_data
 from ..data.coco import CocoData
 from ..data.coco_types import Metrics
-from ..data.layout import Split, find_splits
-from ..data.read_rules import ReadRules
 from ..data.records import with_class_order
 from ..data.sampler import TrainingOrder
 from ..errors import CheckpointError, DatasetError, is_shared, mark_shared
@@ -37,6 +35,7 @@ from .distributed import (
     sum_over_processes,
 )
 from .ema import AveragedWeights
+from .find_data import find_splits_of
 from .launch import start_accelerator
 from .metrics_log import MetricsLog
 from .optimizer import build_optimizer, build_scheduler
@@ -182,23 +181,6 @@ def save_before_end(run: Run, error: BaseException, rng_state: RngState) -> Path
     except Exception as failure:
         logger.warning("step %d could not be saved: %s", step, failure)
         return None
-
-
-def find_splits_of(config: TrainConfig) -> tuple[dict[str, Split], list[str]]:
-    """The splits that a run reads, and notes on how they were found. Raises DatasetError where there are none."""
-    return find_splits(
-        Path(config.dataset_name) if config.dataset_name else None,
-        train_annotations=config.train_annotations,
-        train_images=config.train_images,
-        valid_annotations=config.valid_annotations,
-        valid_images=config.valid_images,
-        test_annotations=config.test_annotations,
-        test_images=config.test_images,
-        valid_split=config.valid_split,
-        rules=ReadRules(config.crowd, config.incomplete_images),
-        dataset_format=config.dataset_format,
-        classes=config.classes,
-    )
 
 
 def load_data(config: TrainConfig, checkpoint: Path | None = None) -> dict[str, CocoData]:
