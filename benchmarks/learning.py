@@ -34,6 +34,7 @@ from mask2former_dinov3.data.dataset import collate
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.sampler import TrainingOrder
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
+from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
 from mask2former_dinov3.evaluation.evaluate import predict_split
 from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.training.batches import training_dataset
@@ -42,6 +43,7 @@ from mask2former_dinov3.training.ema import AveragedWeights
 from mask2former_dinov3.training.optimizer import build_optimizer
 from plot import Panel, draw_panels
 from shapes import shapes_dataset
+from stardist_metric import choose_threshold, score_stardist
 
 RECIPE = SAMPLE / "from_scratch_args.json"
 # The published model at the recipe's ViT, canvas, batch and rate: what stock Mask2Former is built from.
@@ -67,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--config", type=Path, default=RECIPE, help="recipe of both sides")
     found.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="options that differ from the recipe")
     found.add_argument("--held-out", action="store_true", help="score on a sixth of the training images")
+    found.add_argument(
+        "--metric",
+        choices=["ap", "stardist"],
+        default="ap",
+        help="`stardist` adds StarDist's metric, its threshold chosen on a sixth of the training images",
+    )
     found.add_argument("--output", type=Path, help="add the rows to this JSON file")
     found.add_argument("--plot", type=Path, help="draw all rows of --output")
     return found
@@ -98,9 +106,17 @@ def batches(config: TrainConfig, processor: Any, train: CocoData) -> Iterator[di
 
 
 def learn(
-    side: str, config: TrainConfig, train: CocoData, scored: CocoData, unit: str, marks: Sequence[float], device: str
+    side: str,
+    config: TrainConfig,
+    train: CocoData,
+    scored: CocoData,
+    unit: str,
+    marks: Sequence[float],
+    device: str,
+    metric: str = "ap",
 ) -> Iterator[Row]:
     """Train until the last of `marks`, minutes or images as `unit` says; a row at each of them."""
+    chosen_on = train.images[::HELD_OUT_EVERY] if metric == "stardist" else None
     torch.manual_seed(config.seed)
     ours = build_model(config, train)
     processor = build_processor(config, ours)
@@ -140,7 +156,11 @@ def learn(
         spent["cpu_seconds"] += time.process_time() - cpu_start
         spent["images"] += config.per_device_train_batch_size
         if spent[unit] >= marks[reached]:
-            metrics = score(averaged.model if averaged else model, processor, scored, config.max_detections)
+            judged = averaged.model if averaged else model
+            metrics = score(judged, processor, scored, config.max_detections)
+            if chosen_on is not None:
+                choice = dataclasses.replace(train, images=chosen_on)
+                metrics |= score_as_stardist(judged, processor, scored, choice)
             model.train()
             yield {"mark": marks[reached], **spent, **metrics}
             reached += 1
@@ -151,6 +171,18 @@ def score(model: Any, processor: Any, data: CocoData, max_detections: int) -> Ro
     ids = [record.id for record in data.images]
     metrics = evaluate_coco(data.annotations, results, image_ids=ids, max_detections=max_detections)
     return {name: metrics[name] for name in ("AP", "AP50", "AP75")}
+
+
+def score_as_stardist(model: Any, processor: Any, scored: CocoData, choice: CocoData) -> Row:
+    """StarDist's metric of `scored`, at the score threshold that is best on `choice`."""
+
+    def read(data: CocoData) -> Any:
+        truth = read_ground_truth(data.annotations, [record.id for record in data.images])
+        found = predict_split(model, processor, data, batch_size=4, max_detections=model.config.num_queries)
+        return truth, read_results(found, truth)
+
+    [best] = score_stardist(*read(scored), [choose_threshold(*read(choice))])
+    return {"threshold": best.threshold, "stardist50": best.accuracy[0.5], "stardist": best.mean}
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -184,7 +216,7 @@ def main(argv: Sequence[str]) -> None:
                 given = {"output_dir": "unused", "dataset_name": str(root), "seed": seed, **options}
                 config, _ = load_config(args.config, given | (STOCK if side == "baseline" else {}))
                 config = resolve_auto(config, train)
-                for row in learn(side, config, train, scored, unit, marks, args.device):
+                for row in learn(side, config, train, scored, unit, marks, args.device, args.metric):
                     told = {"data": name, "held_out": args.held_out, "side": side, "seed": seed, "set": options}
                     whole = {**told, "unit": unit, "budget": marks[-1], **row}
                     print(json.dumps(whole), flush=True)

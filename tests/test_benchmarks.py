@@ -12,14 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from mask2former_dinov3.data.check import check_data
 from mask2former_dinov3.data.layout import find_splits
+from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from support.coco import rle_of
 from support.paths import BENCHMARKS
 from support.processes import PipedPython, run_python
 
@@ -272,3 +275,30 @@ def test_runtimes__measures_every_runtime_and_precision(tmp_path: Path, toy_data
         assert 0 <= row["AP"] <= 1
     assert "| OpenVINO " in file.with_suffix(".md").read_text()
     assert str(tmp_path) not in file.read_text()
+
+
+def masks_of(boxes: Sequence[tuple[int, int, int, int]], scores: Sequence[float] | None = None) -> list[dict[str, Any]]:
+    """Rectangles (top, left, height, width) of image 1, 40 x 60, as annotations or as results."""
+    masks = np.zeros((len(boxes), 40, 60), np.uint8)
+    for mask, (top, left, height, width) in zip(masks, boxes, strict=True):
+        mask[top : top + height, left : left + width] = 1
+    found = [{"image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": rle_of(mask)} for mask in masks]
+    if scores is None:
+        return [{**one, "id": number, "area": 1} for number, one in enumerate(found, 1)]
+    return [{**one, "score": score} for one, score in zip(found, scores, strict=True)]
+
+
+def test_stardist_metric__is_the_published_fraction_of_pairs_at_each_iou(script: Any) -> None:
+    """By hand: IoU 1, 0.8 and 0.5; a copy behind a better result, an object missed, a result below the threshold."""
+    objects = [(0, 0, 10, 10), (0, 20, 10, 10), (20, 0, 10, 10), (20, 30, 5, 5)]
+    results = [(0, 0, 10, 10), (1, 0, 9, 10), (0, 20, 8, 10), (20, 0, 5, 10), (30, 50, 5, 5)]
+    images = [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}]
+    coco = {"images": images, "annotations": masks_of(objects), "categories": [{"id": 1, "name": "nucleus"}]}
+    truth = read_ground_truth(coco)
+    found = read_results(masks_of(results, [0.9, 0.8, 0.7, 0.6, 0.2]), truth)
+    sharp, all_kept = script("stardist_metric").score_stardist(truth, found, [0.5, 0.1])
+    # Three of four objects are found at IoU 0.5, by three results; the copy is covered and counts as nothing.
+    assert [sharp.accuracy[at] for at in (0.5, 0.55, 0.8, 0.85)] == [3 / 4, 2 / 5, 2 / 5, 1 / 6]
+    assert sharp.mean == pytest.approx((3 / 4 + 6 * 2 / 5 + 2 * 1 / 6) / 9)
+    assert all_kept.accuracy[0.5] == 3 / 5
+    assert script("stardist_metric").choose_threshold(truth, found) == 0.65  # without the one of IoU 0.5
