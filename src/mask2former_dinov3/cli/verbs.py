@@ -39,6 +39,7 @@ from .parser import SPELLING, VerbParser, find_empty_value, parse_words
 from .serving_options import add_serve
 from .threshold_options import add_set_threshold, read_aim, run_set_threshold
 from .train_options import options_of_train
+from .tuning_options import add_tune, run_tune
 
 if TYPE_CHECKING:
     from ..inference.settings import InferenceSettings
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Wrong usage raises SystemExit(2), as argparse does."""
     arguments, rest = parse_words(build_parser(), sys.argv[1:] if argv is None else argv)
     verb: VerbParser = arguments.parser
-    if rest and arguments.run is not run_train:  # train reads its options from the fields of TrainConfig
+    has_recipe = arguments.run in (run_train, run_tune)  # whose options are the fields of TrainConfig
+    if rest and not has_recipe:
         verb.refuse(rest)
     arguments.options = rest
     handler = logging.StreamHandler()
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes that its encoding does not have
     traceback = os.environ.get("M2F_TRACEBACK") == "1"
     try:
-        if arguments.run is not run_train and (empty := find_empty_value(verb)):
+        if not has_recipe and (empty := find_empty_value(verb)):
             raise OptionError(empty, "a value", "none")
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -110,6 +112,7 @@ def build_parser() -> VerbParser:
         return added
 
     add_train(verb("train", run_train, "Train on a COCO data set; writes a run folder with best/ and last/."))
+    add_tune(verb("tune", run_tune, "Search for the best options of `train`, with many trials on a Ray cluster."))
     add_evaluate(verb("evaluate", run_evaluate, "Compute the COCO mask AP of a model, or of a predictions file."))
     add_set_threshold(
         verb("set-threshold", run_set_threshold, "Store the score threshold of an evaluation in a model folder.")
