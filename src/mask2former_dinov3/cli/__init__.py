@@ -17,6 +17,7 @@ Read in this order:
     comparing          the verbs `compare` and `rank-images`
     metrics_text       metrics as lines
     messages           results and errors as the user sees them
+    launchers          errors under `accelerate launch` and torchrun
     demo               the verb `demo`: the whole path on the bundled sample
 """
 

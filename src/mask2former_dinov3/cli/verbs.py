@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..allocator import keep_freed_memory
-from ..errors import ConfigError, OptionError, UserError, is_shared
+from ..errors import ConfigError, OptionError, UserError, is_shared, mark_shared
 from ..version import __version__
 from .arguments import (
     add_batch_predict,
@@ -33,6 +33,7 @@ from .arguments import (
 )
 from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
 from .data_options import find_truth, read_changes, read_classes
+from .launchers import tell_launcher
 from .messages import VisibleFormatter, complain, describe_error, describe_out_of_memory, is_out_of_memory, say
 from .metrics_text import metric_lines
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
@@ -79,15 +80,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         if traceback:
             raise
-        if is_shared(error) and not is_main_process():
-            return 1  # the main process shows it
-        complain(f"error: {describe_error(error, verb, getattr(arguments, 'config', None))}")
-        return 1
+        message = f"error: {describe_error(error, verb, getattr(arguments, 'config', None))}"
+        return fail(message, is_shown=is_main_process() or not is_shared(error))
     except (RuntimeError, MemoryError) as error:
         if traceback or not is_out_of_memory(error):
             raise
-        complain(f"error: {describe_out_of_memory(error, verb)}")
-        return 1
+        return fail(f"error: {describe_out_of_memory(error, verb)}")
+
+
+def fail(message: str, *, is_shown: bool = True) -> int:
+    """Show the error that ends this process, and leave it to the launcher; returns the exit code.
+
+    is_shown: False where the main process shows the same one.
+    """
+    advice = tell_launcher(message)
+    if is_shown:
+        complain("\n".join([message, *([advice] if advice else [])]))
+    return 1
 
 
 def is_main_process() -> bool:
@@ -162,10 +171,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     source, words = options_of_train(arguments.config, arguments.options)
     try:
         config, notes = load_config(source, words)
-    except ConfigError:
-        if is_main_process():
-            raise
-        return 1  # the main process shows the error
+    except ConfigError as error:
+        raise mark_shared(error) from None
     if is_main_process():
         for note in notes:
             complain(f"note: {note}")

@@ -1,8 +1,8 @@
 """A search for the best options of a training run: the verb `tune`, on Ray Tune.
 
 A recipe, a file of options with their ranges, and a number of trials come in. Out go one run folder per trial, a table
-of all trials, and the best recipe as JSON. A trial is the verb `train` in a process of its own; what a trial is worth is
-read from the evaluations in its metrics.jsonl, so a search that was stopped or killed goes on from its run folders.
+of all trials, and the best recipe as JSON. A trial is the verb `train` in a process of its own. Its score is read from
+the evaluations in its metrics.jsonl, so a search that was stopped or killed goes on from its run folders.
 
 Read in this order:
 

@@ -26,8 +26,8 @@ _LARGEST = 3**12  # evaluations: no run has as many
 class RayTrial(Trainable):
     """A trial on one node of the cluster. A step is an evaluation, or a second without one.
 
-    `trial` in its config: `number`, `folder` (the run folder, on every machine the same), `metric`, `environment`, `directory` (where the
-    command was started, which relative paths of the recipe refer to).
+    `trial` in its config: `number`, `folder` (the run folder, on every machine the same), `metric`, `environment`,
+    `directory` (where the command was started, which relative paths of the recipe refer to).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -106,7 +106,9 @@ class SearchProgress(Callback):
         self.running.add(number)
         self.records.set_state(number, RUNNING)
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """A trial was evaluated, or a second has passed."""
         if "value" in result:
             metric, name = self.records.search.metric, trial_name(trial.config["trial"]["number"])

@@ -19,9 +19,9 @@ def reserve_for_trials(
 ) -> dict[str, float]:
     """CPUs and GPUs of a trial, as `{"cpu": …, "gpu": …}`. nodes: Ray's resources of each.
 
-    at_once: trials at the same time, None for as many as fit. gpus: None for 1 if there are GPUs, otherwise 0. cpus: None
-    for an equal share of the smallest node. A warning is logged if fewer than `at_once` fit. Raises ConfigError if not
-    even one fits.
+    at_once: trials at the same time, None for as many as fit. gpus: None for 1 if there are GPUs, otherwise 0. cpus:
+    None for an equal share of the smallest node. A warning is logged if fewer than `at_once` fit. Raises ConfigError if
+    not even one fits.
     """
     if gpus is None:
         gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
@@ -39,7 +39,9 @@ def reserve_for_trials(
         raise OptionError("cpus_per_trial", "at most a node's CPUs", f"{cpus:g} on a cluster of {cluster}", "lower it")
     if at_once is not None and at_once > most:
         each = f"{cpus:g} CPUs and {gpus:g} GPUs"
-        logger.warning("only %d of %d trials with %s each fit on the cluster (%s) at once", most, at_once, each, cluster)
+        logger.warning(
+            "only %d of %d trials with %s each fit on the cluster (%s) at once", most, at_once, each, cluster
+        )
     return {"cpu": cpus, "gpu": gpus}
 
 

@@ -41,8 +41,8 @@ class Search:
 def plan_search(source: str | None, words: Sequence[str], search: Path, budget: int) -> Search:
     """The search of a recipe, a search file and a number of trials.
 
-    source, words: JSON file and flags of the recipe, as `load_config` takes them. Raises ConfigError with every fault of
-    the recipe, of the search file, and of the trials that they make together.
+    source, words: JSON file and flags of the recipe, as `load_config` takes them. Raises ConfigError with every fault
+    of the recipe, of the search file, or of the trials that they make together.
     """
     config, notes = load_config(source, words)
     _refuse_for_trials(config)

@@ -17,7 +17,7 @@ from .trial_run import FAILED, FINISHED, INTERRUPTED, STOPPED, evaluations_of, l
 
 TRIALS_JSON, TRIALS_CSV, BEST_CONFIG = "trials.json", "trials.csv", "best_config.json"
 WAITING, RUNNING = "waiting", "running"
-_STATES = (FINISHED, STOPPED, FAILED, INTERRUPTED, WAITING, RUNNING)
+_STATES = (FINISHED, STOPPED, INTERRUPTED, RUNNING, FAILED, WAITING)
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ class TrialRecords:
     def left(self, *, retry_failed: bool) -> list[int]:
         """The trials that are not done, those that have begun first."""
         undone = [INTERRUPTED, *([FAILED] if retry_failed else []), WAITING]
-        numbers = range(1, len(self.search.trials) + 1)
-        return sorted((one for one in numbers if self.state(one) in undone), key=lambda one: undone.index(self.state(one)))
+        numbers = [one for one in range(1, len(self.search.trials) + 1) if self.state(one) in undone]
+        return sorted(numbers, key=lambda one: undone.index(self.state(one)))
 
     def state(self, number: int) -> str:
         """The state of a trial."""
@@ -100,12 +100,11 @@ class TrialRecords:
         return TrialRecord(folder.name, options, last_step_of(folder), len(found), value, step, state, cause)
 
     def ranked(self) -> list[TrialRecord]:
-        """All trials, the best one first, those without a score last; a failed one is behind all others with a score."""
+        """All trials: by score, then failed ones that have a score, then those without one."""
         records = [self.record(number) for number in range(1, len(self.search.trials) + 1)]
-        order = [*_STATES]
         return sorted(
             records,
-            key=lambda one: (one.value is None, one.state == FAILED, -(one.value or 0.0), order.index(one.state)),
+            key=lambda one: (one.value is None, one.state == FAILED, -(one.value or 0.0), _STATES.index(one.state)),
         )
 
     def best(self) -> TrialRecord | None:
@@ -119,7 +118,7 @@ class TrialRecords:
 
     def write(self) -> None:
         """Write trials.json, trials.csv, and best_config.json once a trial is evaluated."""
-        from ..evaluation.doubt_files import plain_cell  # imports torch, which the process of a trial on Ray does without
+        from ..evaluation.doubt_files import plain_cell  # here: it imports torch, which `RayTrial` does without
 
         metric, ranked = self.search.metric, self.ranked()
         content = {
@@ -139,7 +138,8 @@ class TrialRecords:
             table.writerow([plain_cell(cell) for cell in (one.trial, *values, *score, one.state, one.cause)])
         write_text(self.output / TRIALS_CSV, text.getvalue())
         if (best := self.best()) is not None:
-            write_text(self.output / BEST_CONFIG, json.dumps(self._best_recipe(best), indent=2, ensure_ascii=False) + "\n")
+            recipe = json.dumps(self._best_recipe(best), indent=2, ensure_ascii=False)
+            write_text(self.output / BEST_CONFIG, recipe + "\n")
 
     def _best_recipe(self, best: TrialRecord) -> dict[str, object]:
         """The recipe of a trial for a run of its own."""

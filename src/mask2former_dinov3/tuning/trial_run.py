@@ -70,6 +70,8 @@ class TrialRun:
     def __init__(self, folder: Path, metric: str, environment: Mapping[str, str] | None = None) -> None:
         self.folder, self.metric = folder, metric
         self.reported = 0
+        self._read: tuple[float, int] | None = None  # time and size of metrics.jsonl when it was read
+        self._found: list[tuple[int, float]] = []
         self.asked: str | None = None  # the state that the trial has when it ends because it was asked to
         (folder / STOP_FILE).unlink(missing_ok=True)  # of a search that was killed
         self.log: IO[bytes] = (folder / LOG_FILE).open("ab")
@@ -101,7 +103,7 @@ class TrialRun:
         until = time.monotonic() + seconds
         while True:
             ended = self.process is None or self.process.poll() is not None  # before the last lines are read
-            found = evaluations_of(self.folder, self.metric)
+            found = self._evaluations()
             if len(found) > self.reported:
                 step, value = found[self.reported]
                 self.reported += 1
@@ -116,6 +118,17 @@ class TrialRun:
             if time.monotonic() >= until:
                 return {}
             time.sleep(_POLL_SECONDS)
+
+    def _evaluations(self) -> list[tuple[int, float]]:
+        """`evaluations_of` the run so far; the file is read again only when it has changed."""
+        try:
+            status = (self.folder / "metrics.jsonl").stat()
+        except OSError:
+            return []
+        if self._read != (status.st_mtime, status.st_size):
+            self._read = status.st_mtime, status.st_size
+            self._found = evaluations_of(self.folder, self.metric)
+        return self._found
 
     def stop(self) -> None:
         """Ask the process to finish its step and save."""

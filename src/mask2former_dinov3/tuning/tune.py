@@ -65,7 +65,7 @@ def tune(
     """Search for the best options of a training run with `budget` trials; returns what is known of them.
 
     source, words: JSON file and flags of the recipe, as `load_config` takes them. search: see `read_search`. output:
-    folder of the search, None for the recipe's `output_dir`. What an earlier call with the same output has done is kept.
+    folder of the search, None for the recipe's `output_dir`. What an earlier call with this output has done is kept.
     Raises UserError for what the user can fix, and KeyboardInterrupt after a requested stop; every trial is then saved.
     """
     settings = settings or TuneSettings()
@@ -104,7 +104,7 @@ def _run_trials(records: TrialRecords, left: list[int], settings: TuneSettings, 
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it gives trials five seconds; `stop` gives them all they need
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a second without an evaluation is a result without one
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints tables also when it is told to be silent
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one prints tables with verbose 0, too
     from ray import tune as ray_tune
 
     from .ray_trials import RayTrial, SavingAsha, SearchProgress, evaluated_before
