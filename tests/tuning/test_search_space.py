@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mask2former_dinov3.errors import ConfigError
-from mask2former_dinov3.tuning.search_space import Range, draw_trials, read_search
+from mask2former_dinov3.tuning.search_space import OptionRange, draw_trials, read_search
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -27,8 +27,8 @@ def test_read_search__reads_choices_and_ranges(tmp_path: Path) -> None:
         "backbone_taps": [[3, 6, 9, 12], None],
     }
     assert read_search(write(tmp_path, content)) == {
-        "learning_rate": Range(1e-5, 1e-3, log=True, integer=False),
-        "num_queries": Range(50, 200, log=False, integer=True),  # the option takes whole numbers
+        "learning_rate": OptionRange(1e-5, 1e-3, log=True, integer=False),
+        "num_queries": OptionRange(50, 200, log=False, integer=True),  # the option takes whole numbers
         "freeze_backbone": [True, None],
         "backbone_taps": [[3, 6, 9, 12], None],
     }
@@ -91,7 +91,7 @@ def test_read_search__refuses_other_files(text: str, message: str, tmp_path: Pat
 
 
 def test_draw_trials__a_seed_decides_and_a_larger_budget_adds() -> None:
-    space = {"learning_rate": Range(1e-5, 1e-3, log=True, integer=False), "neck": ["pyramid", "adapter"]}
+    space = {"learning_rate": OptionRange(1e-5, 1e-3, log=True, integer=False), "neck": ["pyramid", "adapter"]}
     some, more = draw_trials(space, 3, 5), draw_trials(space, 3, 9)
     assert some == more[:5]
     assert draw_trials(dict(reversed(space.items())), 3, 5) == some  # the order in the file does not matter
@@ -107,7 +107,7 @@ def test_draw_trials__none_is_drawn_twice() -> None:
 
 @pytest.mark.parametrize(("log", "integer"), [(False, False), (True, False), (False, True), (True, True)])
 def test_range__draws_from_all_of_it(log: bool, integer: bool) -> None:
-    space = {"x": Range(1, 1000, log, integer)}
+    space = {"x": OptionRange(1, 1000, log, integer)}
     values = [float(str(one["x"])) for one in draw_trials(space, 0, 300)]
     assert 1 <= min(values) < (10 if log else 60)
     assert (600 if log else 950) < max(values) <= 1000
@@ -119,4 +119,4 @@ def test_range__draws_from_all_of_it(log: bool, integer: bool) -> None:
 
 def test_range__draws_each_whole_number_of_a_short_one() -> None:
     for log in (False, True):
-        assert {one["x"] for one in draw_trials({"x": Range(1, 4, log, True)}, 0, 50)} == {1, 2, 3, 4}
+        assert {one["x"] for one in draw_trials({"x": OptionRange(1, 4, log, True)}, 0, 50)} == {1, 2, 3, 4}

@@ -91,6 +91,10 @@ class SearchProgress(Callback):
         self.records, self.stop = records, stop
         self.running: set[int] = set()
 
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: Ray Tune copies callbacks to its own files, which no search is continued from."""
+        return {}
+
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Ray Tune calls this many times a second. Raises KeyboardInterrupt once all trials have saved their work."""
         if self.stop.requested:

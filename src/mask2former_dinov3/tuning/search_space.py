@@ -31,7 +31,7 @@ _DRAWS = 1000
 
 
 @dataclass(frozen=True)
-class Range:
+class OptionRange:
     """Numbers from low to high, both included. log: uniform in the logarithm. integer: whole numbers only."""
 
     low: float
@@ -53,14 +53,14 @@ class Range:
         return type(rounded)(min(max(rounded, self.low), self.high))
 
 
-SearchSpace = Mapping[str, Sequence[object] | Range]
+SearchSpace = Mapping[str, Sequence[object] | OptionRange]
 """Option -> its choices, or its range."""
 
 
 def read_search(path: Path) -> SearchSpace:
     """The options of a search file. Raises ConfigError with all its faults, one line each."""
     content = read_json_object(path, "a JSON object of options and their choices", raises=ConfigError, unique_keys=True)
-    space: dict[str, Sequence[object] | Range] = {}
+    space: dict[str, Sequence[object] | OptionRange] = {}
     faults: list[str] = []
     for name, given in content.items():
         found = list(_check_name(name)) or list(_check_choices(name, given))
@@ -139,11 +139,11 @@ def _takes_whole_numbers(name: str) -> bool:
     return "int" in annotation and "float" not in annotation
 
 
-def _range_of(name: str, given: Mapping[str, object]) -> Range:
+def _range_of(name: str, given: Mapping[str, object]) -> OptionRange:
     """A range that has been checked; of an option that takes whole numbers, whole ones."""
     low, high = given["min"], given["max"]
     assert is_number(low) and is_number(high)  # noqa: PT018 (for the type checker)
-    return Range(low, high, given.get("log") is True, given.get("integer") is True or _takes_whole_numbers(name))
+    return OptionRange(low, high, given.get("log") is True, given.get("integer") is True or _takes_whole_numbers(name))
 
 
 def _check_value(name: str, value: object) -> str | None:
@@ -174,5 +174,5 @@ def draw_trials(space: SearchSpace, seed: int, budget: int) -> list[dict[str, ob
     return list(drawn.values())
 
 
-def _draw(choices: Sequence[object] | Range, generator: random.Random) -> object:
-    return choices.draw(generator) if isinstance(choices, Range) else generator.choice(choices)
+def _draw(choices: Sequence[object] | OptionRange, generator: random.Random) -> object:
+    return choices.draw(generator) if isinstance(choices, OptionRange) else generator.choice(choices)

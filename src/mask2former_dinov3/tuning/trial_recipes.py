@@ -52,6 +52,7 @@ def plan_search(source: str | None, words: Sequence[str], search: Path, budget: 
     base = {name: resolved[name] for name in given.values if name not in NO_OPTIONS}
     trials = draw_trials(space, config.seed, budget)
     _check_trials(search, space, base, trials)
+    notes = [note for note in notes if note.partition(":")[0] not in space]
     if len(trials) < budget:
         notes = [*notes, f"the search has {len(trials)} combinations, so there are {len(trials)} trials"]
     content = json.loads(search.read_text(encoding="utf-8-sig"))
