@@ -112,7 +112,9 @@ ROOMS: dict[str, frozenset[str]] = {
     "serving": MODEL_USE | {"inference"},
     "cluster": MODEL_USE | {"inference"},
     "training": MODEL_USE | {"config", "evaluation", "inference", "reports"},
-    "cli": MODEL_USE | {"cluster", "config", "evaluation", "export", "inference", "reports", "serving", "training"},
+    "tuning": GROUND | {"cluster", "config", "evaluation", "training"},
+    "cli": MODEL_USE
+    | {"cluster", "config", "evaluation", "export", "inference", "reports", "serving", "training", "tuning"},
 }
 
 
@@ -219,7 +221,7 @@ def test_modules__import_without_any_extra() -> None:
         "ray",
     ]
     blocked += ["torchvision", "pycocotools", "triton"]
-    # Imported on a GPU, where triton is; by `serve`, which has asked for its packages by then.
+    # Imported on a GPU, where triton is; by `serve` and `tune`, which have asked for their packages by then.
     skipped = (
         "__main__.py",
         "deformable_triton.py",
@@ -228,6 +230,7 @@ def test_modules__import_without_any_extra() -> None:
         "middleware.py",
         "connections.py",
         "doors.py",
+        "ray_trials.py",
     )
     names = [f"mask2former_dinov3.{name_of(path)}".rstrip(".") for path in MODULES if path.name not in skipped]
     code = (

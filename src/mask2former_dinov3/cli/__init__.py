@@ -10,12 +10,14 @@ Read in this order:
     serving_options    those of `serve`
     threshold_options  the score threshold and what to choose it for; the verb `set-threshold`
     train_options      where `train` reads its options from
+    tuning_options     the verb `tune`
     parser             both spellings of an option; wrong usage in the wording of this package
     doctor             what `check-data` writes: a page, a recipe, corrected files
     data_options       the format, the classes and the split that options name
     comparing          the verbs `compare` and `rank-images`
     metrics_text       metrics as lines
     messages           results and errors as the user sees them
+    launchers          errors under `accelerate launch` and torchrun
     demo               the verb `demo`: the whole path on the bundled sample
 """
 

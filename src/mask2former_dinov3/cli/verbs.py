@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..allocator import keep_freed_memory
-from ..errors import ConfigError, OptionError, UserError, is_shared
+from ..errors import ConfigError, OptionError, UserError, is_shared, mark_shared
 from ..version import __version__
 from .arguments import (
     add_batch_predict,
@@ -33,12 +33,14 @@ from .arguments import (
 )
 from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
 from .data_options import find_truth, read_changes, read_classes
+from .launchers import tell_launcher
 from .messages import VisibleFormatter, complain, describe_error, describe_out_of_memory, is_out_of_memory, say
 from .metrics_text import metric_lines
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
 from .serving_options import add_serve
 from .threshold_options import add_set_threshold, read_aim, run_set_threshold
 from .train_options import options_of_train
+from .tuning_options import add_tune, run_tune
 
 if TYPE_CHECKING:
     from ..inference.settings import InferenceSettings
@@ -50,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Wrong usage raises SystemExit(2), as argparse does."""
     arguments, rest = parse_words(build_parser(), sys.argv[1:] if argv is None else argv)
     verb: VerbParser = arguments.parser
-    if rest and arguments.run is not run_train:  # train reads its options from the fields of TrainConfig
+    has_recipe = arguments.run in (run_train, run_tune)  # whose options are the fields of TrainConfig
+    if rest and not has_recipe:
         verb.refuse(rest)
     arguments.options = rest
     handler = logging.StreamHandler()
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files and classes that its encoding does not have
     traceback = os.environ.get("M2F_TRACEBACK") == "1"
     try:
-        if arguments.run is not run_train and (empty := find_empty_value(verb)):
+        if not has_recipe and (empty := find_empty_value(verb)):
             raise OptionError(empty, "a value", "none")
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -77,15 +80,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:
         if traceback:
             raise
-        if is_shared(error) and not is_main_process():
-            return 1  # the main process shows it
-        complain(f"error: {describe_error(error, verb, getattr(arguments, 'config', None))}")
-        return 1
+        message = f"error: {describe_error(error, verb, getattr(arguments, 'config', None))}"
+        return fail(message, is_shown=is_main_process() or not is_shared(error))
     except (RuntimeError, MemoryError) as error:
         if traceback or not is_out_of_memory(error):
             raise
-        complain(f"error: {describe_out_of_memory(error, verb)}")
-        return 1
+        return fail(f"error: {describe_out_of_memory(error, verb)}")
+
+
+def fail(message: str, *, is_shown: bool = True) -> int:
+    """Show the error that ends this process, and leave it to the launcher; returns the exit code.
+
+    is_shown: False where the main process shows the same one.
+    """
+    advice = tell_launcher(message)
+    if is_shown:
+        complain("\n".join([message, *([advice] if advice else [])]))
+    return 1
 
 
 def is_main_process() -> bool:
@@ -110,6 +121,7 @@ def build_parser() -> VerbParser:
         return added
 
     add_train(verb("train", run_train, "Train on a COCO data set; writes a run folder with best/ and last/."))
+    add_tune(verb("tune", run_tune, "Search for the best options of `train`, with many trials on a Ray cluster."))
     add_evaluate(verb("evaluate", run_evaluate, "Compute the COCO mask AP of a model, or of a predictions file."))
     add_set_threshold(
         verb("set-threshold", run_set_threshold, "Store the score threshold of an evaluation in a model folder.")
@@ -159,10 +171,8 @@ def run_train(arguments: argparse.Namespace) -> int:
     source, words = options_of_train(arguments.config, arguments.options)
     try:
         config, notes = load_config(source, words)
-    except ConfigError:
-        if is_main_process():
-            raise
-        return 1  # the main process shows the error
+    except ConfigError as error:
+        raise mark_shared(error) from None
     if is_main_process():
         for note in notes:
             complain(f"note: {note}")

@@ -9,6 +9,7 @@ Read in this order:
     image_list   from inputs to one list of image URIs, each once
     reading      tasks that read images, without torch
     workers      actors that hold a model and predict batches, and one pass over batches on Ray Data
+    connection   an existing cluster, or one that is started for a command
     resources    how many actors fit on a cluster beside the reading tasks
     gathering    collects batch results and writes a shard once it is complete
     shards       the output folder: Parquet files, and which images are done

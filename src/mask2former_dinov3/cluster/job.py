@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -29,6 +28,7 @@ from ..folder_lock import hold_folder
 from ..inference.predictor import Predictor, load_model, refuse_extra_images
 from ..inference.settings import DEFAULTS, InferenceSettings, describe_threshold
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
+from .connection import connect_ray, live_nodes
 from .gathering import Batches, BatchSummary, Gathering
 from .image_list import filesystem_of, is_local, list_images
 from .reading import ResultRow
@@ -94,7 +94,7 @@ def batch_predict(
         batches = Batches(images, shard_size, 1 if settings.tile else settings.batch_size)
         gpus = {"cpu": 0.0, "cuda": gpus_per_actor or 1.0}.get(device or "", gpus_per_actor)
         bar = tqdm(total=len(images), desc="predict", unit="image", disable=not progress)
-        with bar, _connect_ray(ray_address):
+        with bar, connect_ray(ray_address):
             import ray
 
             job = Job.of(batches, ray.put(files), predictor, settings)
@@ -102,7 +102,7 @@ def batch_predict(
             gathering = Gathering(batches, folder, summary, bar.update)
             try:
                 plan = partial(plan_workers, count=actors, cpus=cpus_per_actor, gpus=gpus)
-                _predict_all(job, gathering, lambda: plan(list(_nodes().values())))
+                _predict_all(job, gathering, lambda: plan(list(live_nodes().values())))
             except KeyboardInterrupt:
                 done = summary.images + summary.failed
                 message = f"stopped after {done} images in {output}; the same command continues from there"
@@ -210,7 +210,7 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
         ray.put(pa.table({"number": part, "images": [job.batches.images_of(number) for number in part.tolist()]}))
         for part in np.array_split(numbers, min(tasks, len(numbers)))
     ]
-    planned = _nodes().keys()
+    planned = live_nodes().keys()
     # On the node of this process: it cannot be lost while this process lives.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     run = ray.remote(num_cpus=0, scheduling_strategy=here)(Pass).remote()
@@ -222,40 +222,12 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
             ready, _ = ray.wait([rows], timeout=WATCH_SECONDS)
             if ready:
                 yield ray.get(next(rows))
-            elif lost := planned - _nodes().keys():
+            elif lost := planned - live_nodes().keys():
                 raise NodeLostError(f"{len(lost)} of {len(planned)} nodes have left the cluster")
     except StopIteration:
         return
     finally:
         ray.kill(run)
-
-
-@contextmanager
-def _connect_ray(address: str | None) -> Iterator[None]:
-    """Initialise Ray, and shut it down afterwards unless it was initialised before."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send usage statistics to its makers
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; without it Ray warns
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    if address.startswith("ray://"):
-        expected = 'the address of a cluster that this machine is a node of, or "auto"'
-        raise OptionError("ray_address", expected, address, "run the command on the cluster")
-    ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _nodes() -> dict[str, dict[str, float]]:
-    """Resources of the nodes that are alive."""
-    import ray
-
-    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def _check_options(
