@@ -18,6 +18,7 @@ from ..canvas import check_side
 from ..errors import OptionError, mismatch
 from ..json_files import describe
 from ..read_options import ALL, ReadOptions, as_channels
+from .augmentation_options import ColorJitter, CopyPaste, Flip, ScaleMax, ScaleMin
 from .cross_checks import advise, find_conflicts, find_recorded_token
 from .option_types import (
     ClassNames,
@@ -34,7 +35,6 @@ from .option_types import (
     RecipeName,
     Scheduler,
     Seed,
-    Share,
     Side,
     Taps,
     Tracker,
@@ -191,22 +191,11 @@ class TrainConfig(BaseModel):
     # --- the image
     image_height: Side = Field(1024, description="Height of the training canvas in pixels, a multiple of 16.")
     image_width: Side = Field(1024, description="Width of the training canvas in pixels, a multiple of 16.")
-    scale_min: PositiveFloat = Field(
-        0.1, description="Smallest random scale of a training image; at scale 1 the image just fits into the canvas."
-    )
-    scale_max: PositiveFloat = Field(2.0, description="Largest random scale of a training image.")
-    flip: Literal["horizontal", "both", "all", "none"] = Field(
-        "horizontal",
-        description="Random flips: `horizontal`; `both` horizontal and vertical, for images without a top and a "
-        "bottom; `all` flips and quarter turns.",
-    )
-    color_jitter: Fraction = Field(
-        0.2, description="Brightness, contrast and saturation change by up to this fraction; 0: no change."
-    )
-    copy_paste: Share = Field(
-        0.0,
-        description="Fraction of training images onto which instances of another image are pasted; for opaque objects.",
-    )
+    scale_min: ScaleMin = 0.1
+    scale_max: ScaleMax = 2.0
+    flip: Flip = "horizontal"
+    color_jitter: ColorJitter = 0.2
+    copy_paste: CopyPaste = 0.0
     value_range: ValueRange = Field(
         "full",
         description="Values that become black and white, in images of more than 8 bits per channel. `full`: the range "
