@@ -22,6 +22,7 @@ from .augmentation_options import ColorJitter, CopyPaste, Flip, ScaleMax, ScaleM
 from .cross_checks import advise, find_conflicts, find_recorded_token
 from .option_types import (
     ClassNames,
+    ClassWeights,
     ComparedOn,
     DatasetFormat,
     Fraction,
@@ -33,6 +34,7 @@ from .option_types import (
     PositiveInt,
     QueryCount,
     RecipeName,
+    RepeatFactor,
     Scheduler,
     Seed,
     Side,
@@ -100,6 +102,7 @@ class TrainConfig(BaseModel):
         description="Images with an object that has no usable mask. `keep`: the object counts as background. `drop`: "
         "the image is left out of training and evaluation.",
     )
+    repeat_factor: RepeatFactor = None
     dataloader_num_workers: NotNegativeInt = Field(2, description="Processes that read images, per training process.")
     max_bad_images: Fraction = Field(
         0.001,
@@ -175,6 +178,7 @@ class TrainConfig(BaseModel):
         description="Pixels of the image per pixel of the mask logits; null: 4, as published (16 with the plain "
         "neck). `auto`: 2 if masks of stride 4 cannot reach an AP of 0.8 on the training instances, otherwise 4.",
     )
+    class_weights: ClassWeights = None
     encoder_layers: NotNegativeInt | None = Field(
         None, description="Number of layers of the pixel decoder; null: as in the head or the preset, otherwise 6."
     )

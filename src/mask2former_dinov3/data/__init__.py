@@ -51,6 +51,7 @@ Read in this order:
     fix_entries    correct the entries of one file
     fixes          write a corrected copy of a data set, for `check-data --fix`
     copy_paste     paste instances of one training image onto another
-    dataset        make training samples and batches
+    class_balance  repeat factors of images and weights of classes against imbalance
     sampler        decide which sample comes when
+    dataset        make training samples and batches
 """

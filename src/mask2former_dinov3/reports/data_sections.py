@@ -10,13 +10,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from ..data.array_types import Floats
 from ..data.check import Report, SplitReport
 from ..data.coco import CocoData
 from ..data.dataset import CocoInstanceDataset, Sample
 from ..data.faults import Fault, Place, count_of
 from ..data.images import read_image
 from ..data.object_sizes import SIDE, ObjectSizes, keeping_scale, measure_objects
-from ..data.sampler import TrainingOrder
+from ..data.sampler import EpochPlan
 from ..errors import DatasetError
 from ..read_options import AS_STORED, ReadOptions
 from ..visualize import rgb_view
@@ -35,10 +36,14 @@ SEVERITIES = ("error", "warning", "note")
 
 
 class TrainingView(NamedTuple):
-    """How training sees the images: its data set, and where its options are from, such as "the defaults of train"."""
+    """How training sees the images: its data set, and where its options are from, such as "the defaults of train".
+
+    repeat_factors: how often each image is shown, None: once.
+    """
 
     dataset: CocoInstanceDataset
     source: str
+    repeat_factors: Floats | None = None
 
     @property
     def scale_min(self) -> float:
@@ -125,13 +130,13 @@ def images_section(name: str, data: CocoData, seed: int, options: ReadOptions = 
 def training_section(data: CocoData, view: TrainingView) -> Html:
     """The first samples of training, made by the code that makes training's batches, with their targets."""
     dataset = view.dataset
-    order = TrainingOrder(len(dataset), batch_size=1, seed=dataset.seed, last_step=TRAINING_SAMPLES)
+    plan = EpochPlan(len(dataset), dataset.seed, view.repeat_factors)
     figures = []
     for position in range(TRAINING_SAMPLES):
-        epoch, index = order.image_at(position)
-        name = data.images[index].file_name
+        key = plan.key_at(position)
+        name = data.images[key[1]].file_name
         try:
-            sample = dataset[epoch, index]
+            sample = dataset[key]
         except (DatasetError, OSError) as error:
             figures.append(no_figure(f"training refuses it: {error}"[:200], name))
             continue

@@ -122,7 +122,7 @@ class Run:
     @property
     def epoch(self) -> float:
         """Passes over the training images so far."""
-        return self.state.step * self.order.step_size / self.order.num_images
+        return self.order.epochs_at(self.state.step)
 
     @property
     def is_finished(self) -> bool:

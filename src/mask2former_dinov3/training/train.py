@@ -20,7 +20,7 @@ from ..data.check import check_data
 from ..data.coco import CocoData
 from ..data.coco_types import Metrics
 from ..data.records import with_class_order
-from ..data.sampler import TrainingOrder
+from ..data.sampler import EpochPlan, TrainingOrder
 from ..errors import CheckpointError, DatasetError, is_shared, mark_shared
 from ..folder_lock import hold_folder
 from ..model_folder.hub import prepare_repository, push_finished
@@ -36,6 +36,7 @@ from .distributed import (
 )
 from .ema import AveragedWeights
 from .find_data import find_splits_of
+from .imbalance import describe_repetition, repeat_factors_of
 from .launch import start_accelerator
 from .metrics_log import MetricsLog
 from .optimizer import build_optimizer, build_scheduler
@@ -237,7 +238,11 @@ def start_run(
     num_images = len(data["train"].images)
     batch_size, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
     state = RunState(step_size=batch_size * accumulation * accelerator.num_processes, num_images=num_images)
-    last_step = config.max_train_steps or -(-config.num_train_epochs * num_images // state.step_size)
+    factors = repeat_factors_of(config, data["train"])
+    if factors is not None:
+        logger.info("%s", describe_repetition(config, factors))
+    seen = EpochPlan(num_images, config.seed, factors).start(config.num_train_epochs)
+    last_step = config.max_train_steps or -(-seen // state.step_size)
     for line in judge_length(config, last_step, state.step_size):
         logger.warning("%s", line)
     optimizer = build_optimizer(model, config)
@@ -271,6 +276,7 @@ def start_run(
             seed=config.seed,
             first_step=state.step,
             last_step=last_step,
+            repeat_factors=factors,
         ),
         averaged=averaged,
         description_at_start=describe_run(config, data),
