@@ -28,9 +28,8 @@ Rotation = Annotated[
     Field(
         ge=0,
         le=180,
-        description="Largest random rotation about the middle of the image, in degrees to either side; 0: none. What "
-        "leaves the image's extent is cut off, empty corners get the mean colour, as padding has it. With `flip` `all` "
-        "45 gives every direction.",
+        description="Largest random rotation, in degrees to either side, about the middle of what the canvas shows; 0: "
+        "none. Empty corners get the colour of the padding. With `flip` `all`, 45 gives every direction.",
     ),
 ]
 ColorJitter = Annotated[

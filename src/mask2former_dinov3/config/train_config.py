@@ -18,7 +18,7 @@ from ..canvas import check_side
 from ..errors import OptionError, mismatch
 from ..json_files import describe
 from ..read_options import ALL, ReadOptions, as_channels
-from .augmentation_options import ColorJitter, CopyPaste, Flip, ScaleMax, ScaleMin
+from . import augmentation_options as changes
 from .cross_checks import advise, find_conflicts, find_recorded_token
 from .option_types import (
     ClassNames,
@@ -195,11 +195,17 @@ class TrainConfig(BaseModel):
     # --- the image
     image_height: Side = Field(1024, description="Height of the training canvas in pixels, a multiple of 16.")
     image_width: Side = Field(1024, description="Width of the training canvas in pixels, a multiple of 16.")
-    scale_min: ScaleMin = 0.1
-    scale_max: ScaleMax = 2.0
-    flip: Flip = "horizontal"
-    color_jitter: ColorJitter = 0.2
-    copy_paste: CopyPaste = 0.0
+    scale_min: changes.ScaleMin = 0.1
+    scale_max: changes.ScaleMax = 2.0
+    flip: changes.Flip = "horizontal"
+    rotation: changes.Rotation = 0.0
+    color_jitter: changes.ColorJitter = 0.2
+    gamma_jitter: changes.GammaJitter = 0.0
+    invert: changes.Invert = 0.0
+    blur: changes.Blur = 0.0
+    noise: changes.Noise = 0.0
+    jpeg_quality: changes.JpegQuality = None
+    copy_paste: changes.CopyPaste = 0.0
     value_range: ValueRange = Field(
         "full",
         description="Values that become black and white, in images of more than 8 bits per channel. `full`: the range "

@@ -22,8 +22,16 @@ from .coco import CocoData, ImageRecord
 from .copy_paste import PlacedImage, paste
 from .fitting import Matrix, fit_matrix, size_on_canvas, to_pixel_values, warp_image
 from .images import check_channel_count, check_image_size, read_image
+from .pixel_changes import change_pixels
 from .sampler import SampleKey
-from .transforms import Augmentation, jitter_colors, rasterise_windows, sample_matrix
+from .transforms import (
+    Augmentation,
+    cut_corners,
+    jitter_colors,
+    rasterise_windows,
+    rotate_matrix,
+    sample_matrix,
+)
 
 MOST_SKIPPED = 10  # images in a row; more are a disk that is gone
 
@@ -128,7 +136,8 @@ class CocoInstanceDataset(Dataset[Sample]):
                 unreadable[other.id] = str(error)
         if change is not None and change.color_jitter > 0:
             jitter_colors(placed.image, rng, change.color_jitter)
-        pixel_values, pixel_mask = to_pixel_values(placed.image, *self.tensor_size, self.image_mean, self.image_std)
+        image = placed.image if change is None else change_pixels(placed.image, rng, change)
+        pixel_values, pixel_mask = to_pixel_values(image, *self.tensor_size, self.image_mean, self.image_std)
         masks = torch.zeros((len(placed.windows), *self.tensor_size), dtype=torch.uint8)
         for mask, window in zip(masks.numpy(), placed.windows, strict=True):
             mask[window.place] = window.pixels
@@ -155,10 +164,16 @@ class CocoInstanceDataset(Dataset[Sample]):
         transposed = self.augmentation is not None and self.augmentation.flip == "all" and rng.random() < 0.5
         canvas = self.canvas[::-1] if transposed else self.canvas
         matrix = self._matrix(rng, record, canvas)
-        image = warp_image(image, matrix, *size_on_canvas(matrix, record.height, record.width, *canvas))  # (r, c, C)
         size = (record.height, record.width)
+        extent = size_on_canvas(matrix, *size, *canvas)
+        rotation = 0.0 if self.augmentation is None else self.augmentation.rotation
+        if rotation > 0:
+            matrix = rotate_matrix(matrix, extent, rng.uniform(-rotation, rotation))
+        image = warp_image(image, matrix, *extent)  # (r, c, C)
         targets = [one for one in record.annotations if not one.iscrowd]
-        windows = rasterise_windows([one.segmentation for one in targets], size, matrix, *canvas)
+        windows = rasterise_windows([one.segmentation for one in targets], size, matrix, *extent)
+        if rotation > 0:
+            windows = cut_corners(image, windows, size, matrix, [round(255 * mean) for mean in self.image_mean])
         shown = [(one.label, window) for one, window in zip(targets, windows, strict=True) if window is not None]
         if transposed:
             image = np.ascontiguousarray(image.swapaxes(0, 1))  # (c, r, C)

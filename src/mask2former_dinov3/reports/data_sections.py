@@ -18,6 +18,7 @@ from ..data.faults import Fault, Place, count_of
 from ..data.images import read_image
 from ..data.object_sizes import SIDE, ObjectSizes, keeping_scale, measure_objects
 from ..data.sampler import EpochPlan
+from ..data.transforms import Augmentation
 from ..errors import DatasetError
 from ..read_options import AS_STORED, ReadOptions
 from ..visualize import rgb_view
@@ -148,7 +149,8 @@ def training_section(data: CocoData, view: TrainingView) -> Html:
         if change is None
         else (
             f"random scales from {change.scale_min:g} to {change.scale_max:g} times the fit, flip {change.flip}, "
-            f"color_jitter {change.color_jitter:g}, copy_paste {change.copy_paste:g}, seed {dataset.seed} "
+            f"color_jitter {change.color_jitter:g}, copy_paste {change.copy_paste:g}, {_changes_on(change)}"
+            f"seed {dataset.seed} "
         )
     )
     note = (
@@ -157,6 +159,12 @@ def training_section(data: CocoData, view: TrainingView) -> Html:
         "smallest targets may not be visible."
     )
     return section("What training will see", paragraph(note), grid(figures))
+
+
+def _changes_on(change: Augmentation) -> str:
+    """The changes that are off by default and on here, each with its value and a comma."""
+    names = ("rotation", "gamma_jitter", "invert", "blur", "noise", "jpeg_quality")
+    return "".join(f"{name} {getattr(change, name):g}, " for name in names if getattr(change, name))
 
 
 def _sample_figure(sample: Sample, name: str, dataset: CocoInstanceDataset) -> Html:
