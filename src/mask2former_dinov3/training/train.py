@@ -45,7 +45,6 @@ from .rehearsal import rehearse
 from .resume import class_order, get_rng_state, load_progress, restore_optimization
 from .run import Run, describe_run
 from .run_folder import Score, best_so_far, digest_of, prepare_folder, set_aside_newer
-from .run_report import report_run
 from .shared_data import share_data
 from .signals import StopRequest
 
@@ -157,7 +156,7 @@ def loop(run: Run, wrapped: nn.Module, stop: StopRequest) -> None:
             if saved is None:
                 raise
             if run.accelerator.is_main_process:
-                report_run(run.output_dir, f"It was stopped on request at step {state.step} of {run.order.last_step}.")
+                run.report(log, f"It was stopped on request at step {state.step} of {run.order.last_step}.")
             message = f"stopped at step {state.step}; resume with --resume-from-checkpoint {saved}"
             raise mark_shared(KeyboardInterrupt(message)) from None
 
