@@ -165,13 +165,13 @@ class CocoInstanceDataset(Dataset[Sample]):
         canvas = self.canvas[::-1] if transposed else self.canvas
         matrix = self._matrix(rng, record, canvas)
         size = (record.height, record.width)
-        extent = size_on_canvas(matrix, *size, *canvas)
+        real = size_on_canvas(matrix, *size, *canvas)
         rotation = 0.0 if self.augmentation is None else self.augmentation.rotation
         if rotation > 0:
-            matrix = rotate_matrix(matrix, extent, rng.uniform(-rotation, rotation))
-        image = warp_image(image, matrix, *extent)  # (r, c, C)
+            matrix = rotate_matrix(matrix, real, rng.uniform(-rotation, rotation))
+        image = warp_image(image, matrix, *real)  # (r, c, C)
         targets = [one for one in record.annotations if not one.iscrowd]
-        windows = rasterise_windows([one.segmentation for one in targets], size, matrix, *extent)
+        windows = rasterise_windows([one.segmentation for one in targets], size, matrix, *real)
         if rotation > 0:
             windows = cut_corners(image, windows, size, matrix, [round(255 * mean) for mean in self.image_mean])
         shown = [(one.label, window) for one, window in zip(targets, windows, strict=True) if window is not None]
