@@ -40,6 +40,7 @@ from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.training.batches import training_dataset
 from mask2former_dinov3.training.build_model import build_model, build_processor, resolve_auto
 from mask2former_dinov3.training.ema import AveragedWeights
+from mask2former_dinov3.training.imbalance import repeat_factors_of
 from mask2former_dinov3.training.optimizer import build_optimizer
 from plot import Panel, draw_panels
 from shapes import shapes_dataset
@@ -100,7 +101,8 @@ def read_splits(root: Path, square: int | None, held_out: bool) -> tuple[CocoDat
 def batches(config: TrainConfig, processor: Any, train: CocoData) -> Iterator[dict[str, Any]]:
     """As `train` reads them, without end."""
     size = config.per_device_train_batch_size
-    order = TrainingOrder(len(train.images), batch_size=size, seed=config.seed, last_step=10**9)
+    factors = repeat_factors_of(config, train)
+    order = TrainingOrder(len(train.images), batch_size=size, seed=config.seed, last_step=10**9, repeat_factors=factors)
     data, workers = training_dataset(config, processor, train), config.dataloader_num_workers
     return iter(DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers))
 
@@ -170,7 +172,7 @@ def score(model: Any, processor: Any, data: CocoData, max_detections: int) -> Ro
     results = predict_split(model, processor, data, batch_size=4, max_detections=max_detections)
     ids = [record.id for record in data.images]
     metrics = evaluate_coco(data.annotations, results, image_ids=ids, max_detections=max_detections)
-    return {name: metrics[name] for name in ("AP", "AP50", "AP75")}
+    return {name: metrics[name] for name in ("AP", "AP50", "AP75", "per_class")}
 
 
 def score_as_stardist(model: Any, processor: Any, scored: CocoData, choice: CocoData) -> Row:

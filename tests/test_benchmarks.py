@@ -238,6 +238,18 @@ def test_shapes__are_the_same_for_a_seed_and_read_without_a_fault(tmp_path: Path
     assert {one.label for one in instances} == {0, 1, 2, 3}
 
 
+def test_shapes__one_command_draws_imbalanced_classes(tmp_path: Path, script: Any) -> None:
+    """50 : 1 from the first kind to the last; each 3.7 times as frequent as the next one."""
+    script("shapes").main([str(tmp_path / "a"), "--imbalance", "50", "--train", "150", "--valid", "1"])
+    report = check_data(*find_splits(tmp_path / "a"), full=False)
+    statistics = report.splits["train"].statistics
+    assert statistics is not None
+    counts = list(statistics.per_class.values())
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] / counts[1] == pytest.approx(50 ** (1 / 3), rel=0.4)
+    assert counts[0] > 15 * counts[3]
+
+
 def test_runtimes__a_preset_is_a_network_of_random_weights(script: Any) -> None:
     runtimes = script("runtimes")
     model, processor = runtimes.load(runtimes.parser().parse_args(["--preset", "tiny"]))

@@ -33,15 +33,15 @@ RECIPES = sorted(ROOT.glob("mask2former-dinov3_*_train_args.json"))
 
 # Adding an option is a visible decision: it changes this list.
 OPTIONS = """
-adam_beta1 adam_beta2 adam_epsilon backbone backbone_lr_multiplier backbone_norm backbone_taps channels
-checkpointing_steps classes color_jitter copy_paste crowd dataloader_num_workers dataset_format dataset_name
-decoder_layers description ema_decay encoder_layers extra_images flip freeze_backbone frozen_blocks
-gradient_accumulation_steps
-gradient_checkpointing head hub_model_id hub_private_repo hub_token image_height image_width incomplete_images
-layer_decay learning_rate logging_steps lora_alpha lora_rank lora_targets lr_scheduler_type mask_feature_size
-mask_loss mask_stride matching max_bad_images max_detections max_grad_norm max_train_steps metric_for_best_model
-mixed_precision neck num_queries num_train_epochs num_warmup_steps output_dir page per_device_eval_batch_size
-per_device_train_batch_size process_group_timeout push_to_hub query_init recipe report_to resume_from_checkpoint
+adam_beta1 adam_beta2 adam_epsilon backbone backbone_lr_multiplier backbone_norm backbone_taps blur channels
+checkpointing_steps class_weights classes color_jitter copy_paste crowd dataloader_num_workers dataset_format
+dataset_name decoder_layers description ema_decay encoder_layers extra_images flip freeze_backbone frozen_blocks
+gamma_jitter gradient_accumulation_steps gradient_checkpointing head hub_model_id hub_private_repo hub_token
+image_height image_width incomplete_images invert jpeg_quality layer_decay learning_rate logging_steps lora_alpha
+lora_rank lora_targets lr_scheduler_type mask_feature_size mask_loss mask_stride matching max_bad_images
+max_detections max_grad_norm max_train_steps metric_for_best_model mixed_precision neck noise num_queries
+num_train_epochs num_warmup_steps output_dir page per_device_eval_batch_size per_device_train_batch_size
+process_group_timeout push_to_hub query_init recipe repeat_factor report_to resume_from_checkpoint rotation
 save_total_limit scale_max scale_min seed test_annotations test_images train_annotations train_images
 valid_annotations valid_images valid_split value_range weight_decay with_code with_tracking
 """

@@ -17,12 +17,20 @@ from torch.utils.data import DataLoader
 
 from mask2former_dinov3.data.coco import CocoData, read_coco
 from mask2former_dinov3.data.dataset import CocoInstanceDataset, Sample, collate
-from mask2former_dinov3.data.fitting import fitted_size
+from mask2former_dinov3.data.fitting import fitted_size, size_on_canvas, to_pixel_values, warp_image
 from mask2former_dinov3.data.images import read_image
 from mask2former_dinov3.data.layout import find_splits
-from mask2former_dinov3.data.transforms import Augmentation, rasterise
+from mask2former_dinov3.data.sampler import SampleKey
+from mask2former_dinov3.data.transforms import (
+    Augmentation,
+    jitter_colors,
+    rasterise,
+    rasterise_windows,
+    sample_matrix,
+)
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.read_options import ReadOptions
+from support.channels import write_bands
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -144,10 +152,81 @@ def test_getitem__randomness_is_seed_epoch_and_index(data: CocoData) -> None:
     assert not equal(dataset_of(data, augmentation=Augmentation(), seed=8)[2, 4], first)
 
 
+ALL_CHANGES: dict[str, Any] = {
+    **{"rotation": 45.0, "gamma_jitter": 0.5, "invert": 0.5, "blur": 1.0, "noise": 0.1, "jpeg_quality": 20},
+    "copy_paste": 0.5,
+}
+
+
+def test_getitem__without_the_new_changes_is_what_it_was_before_they_came(data: CocoData) -> None:
+    """Bit for bit, written out with the random numbers in the order of earlier versions."""
+    augmentation = Augmentation(flip="both")
+    dataset = dataset_of(data, augmentation=augmentation, seed=3)
+    for epoch, index in ((0, 0), (1, 1), (4, 2)):
+        record, rng = data.images[index], np.random.default_rng((3, epoch, index))
+        size = (record.height, record.width)
+        matrix = sample_matrix(rng, *size, 64, 80, augmentation)
+        image = warp_image(read_image(record.path), matrix, *size_on_canvas(matrix, *size, 64, 80))
+        targets = [one.segmentation for one in record.annotations if not one.iscrowd]
+        windows = [one for one in rasterise_windows(targets, size, matrix, 64, 80) if one is not None]
+        jitter_colors(image, rng, 0.2)
+        pixel_values, pixel_mask = to_pixel_values(image, 64, 96, MEAN, STD)
+        sample = dataset[epoch, index]
+        np.testing.assert_array_equal(sample["pixel_values"], pixel_values)
+        np.testing.assert_array_equal(sample["pixel_mask"], pixel_mask)
+        for mask, window in zip(sample["mask_labels"], windows, strict=True):
+            np.testing.assert_array_equal(mask[window.place], window.pixels)
+            assert mask.sum() == window.pixels.sum()
+
+
+def test_getitem__a_rotated_sample_keeps_masks_on_their_objects(data: CocoData) -> None:
+    """Objects are brighter than the ground (`draw_image`): their mean is, and there are no masks in the corners."""
+    still = Augmentation(scale_min=1.0, scale_max=1.0, flip="none", color_jitter=0.0, rotation=180)
+    dataset, seen = dataset_of(data, augmentation=still), 0
+    for key in [(epoch, index) for epoch in range(6) for index in (0, 1, 2)]:
+        sample = dataset[key]
+        real = sample["pixel_values"].mean(0)
+        corners = (sample["pixel_values"].abs() < 0.02).all(0) & sample["pixel_mask"]
+        masks = sample["mask_labels"].bool()
+        assert not (masks & corners).any()
+        ground = sample["pixel_mask"] & ~corners & ~masks.any(0)
+        assert all(real[mask].mean() > real[ground].mean() + 0.5 for mask in masks if mask.sum() > 20)
+        seen += int(corners.any())
+    assert seen > 10
+
+
+@pytest.mark.parametrize("bands", [1, 5])
+def test_getitem__changes_take_16_bits_and_any_number_of_channels(
+    make_toy_dataset: Callable[..., Path], bands: int
+) -> None:
+    """The option says which of the 16 bits become black and white; no change goes beyond them."""
+    data = read_coco(find_splits(make_toy_dataset())[0]["train"])
+    path = data.images[1].path
+    grey = read_image(path)[:, :, :1].astype(np.uint16)
+    write_bands(path, np.repeat(1000 + 10 * grey, bands, axis=2))
+    count = 3 if bands == 1 else bands  # grey is read as RGB
+    options: dict[str, Any] = {"image_mean": (0.0,) * count, "image_std": (1.0,) * count}
+    options["options"] = ReadOptions("1000,3550", channels=None if bands == 1 else "all")
+    plain = dataset_of(data, **options)[1]["pixel_values"]
+    torch.testing.assert_close(plain[0, :, :80] * 255, torch.from_numpy(grey[:, :, 0].astype(np.float32)))
+    dataset = dataset_of(data, augmentation=Augmentation(**ALL_CHANGES | {"copy_paste": 0.0}), **options)
+    for epoch in range(4):
+        values = dataset[epoch, 1]["pixel_values"]
+        assert values.shape == (count, 64, 96)
+        assert 0 <= values.min() < values.max() <= 1
+
+
+def test_getitem__an_image_that_is_shown_twice_in_an_epoch_looks_different(data: CocoData) -> None:
+    dataset = dataset_of(data, augmentation=Augmentation(), seed=7)
+    assert equal(dataset[2, 4, 1], dataset[2, 4, 1])
+    assert not equal(dataset[2, 4, 1], dataset[2, 4])
+    assert dataset[2, 4, 1]["image_id"] == dataset[2, 4]["image_id"] == 14
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_getitem__workers_change_nothing(data: CocoData, workers: int) -> None:
-    dataset = dataset_of(data, augmentation=Augmentation(), seed=1)
-    keys = [[(0, 3), (0, 1)], [(1, 5), (1, 0)]]
+    dataset = dataset_of(data, augmentation=Augmentation(**ALL_CHANGES), seed=1)
+    keys: list[list[SampleKey]] = [[(0, 3), (0, 1)], [(1, 5), (1, 0, 2)]]
     loader = DataLoader(dataset, batch_sampler=keys, num_workers=workers, collate_fn=collate)
     for batch, chosen in zip(loader, keys, strict=True):
         direct = [dataset[key] for key in chosen]

@@ -13,7 +13,15 @@ from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.fitting import fit_matrix, fitted_size, size_on_canvas, to_pixel_values, warp_image
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.segmentation import CompressedRle, polygons_to_runs
-from mask2former_dinov3.data.transforms import Augmentation, jitter_colors, rasterise, rasterise_windows, sample_matrix
+from mask2former_dinov3.data.transforms import (
+    Augmentation,
+    cut_corners,
+    jitter_colors,
+    rasterise,
+    rasterise_windows,
+    rotate_matrix,
+    sample_matrix,
+)
 from mask2former_dinov3.errors import OptionError
 from support.paths import SHARED
 
@@ -176,9 +184,82 @@ def test_warp_image__a_zoomed_crop_of_a_huge_picture() -> None:
     assert (warped[:, 42:] == 255).all()
 
 
-def test_warp_image__rotation_is_refused() -> None:
-    with pytest.raises(ValueError, match="only scale, flip and shift"):
-        warp_image(noise(4, 4), np.array([[0.0, -1, 4], [1, 0, 0]]), 4, 4)
+def drawn(kind: str) -> npt.NDArray[np.float64]:
+    """The outline of a disc or a bar in an image of 140 x 180."""
+    if kind == "bar":
+        return np.array([[40.0, 60], [150, 50], [152, 68], [42, 78]])
+    angles = np.linspace(0, 2 * np.pi, 90, endpoint=False)
+    return np.column_stack([95 + 30 * np.cos(angles), 66 + 30 * np.sin(angles)])
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.0, 1.8])
+@pytest.mark.parametrize("kind", ["disc", "bar"])
+def test_rotate_matrix__image_and_masks_turn_alike(kind: str, scale: float) -> None:
+    """An image that is bright on the object: after any rotation polygon and RLE lie where it is bright.
+
+    For the polygon the image is drawn 16 times as large and averaged, so that its edge is as exact as the polygon.
+    """
+    size, part = (140, 180), drawn(kind)
+    large = np.zeros((16 * size[0], 16 * size[1]), np.uint8)
+    cv2.fillPoly(large, [np.round((part * 16 - 0.5) * 16).astype(np.int32)], (255,), shift=4)
+    exact = cv2.resize(large, size[::-1], interpolation=cv2.INTER_AREA)
+    rle = as_rle(part, *size)
+    extent = round(140 * scale), round(180 * scale)
+    placed = np.array([[scale, 0, 0], [0, scale, 0]])
+    for angle in (-180, -77, -45, -10, 0, 3, 30, 90, 135):
+        matrix = rotate_matrix(placed, extent, angle)
+        for segmentation, source in (([part], exact), (rle, 255 * rasterise(rle, size, IDENTITY, *size))):
+            picture = np.repeat(np.asarray(source, np.uint8)[:, :, None], 3, axis=2)
+            bright = warp_image(picture, matrix, *extent)[:, :, 0] >= 128
+            mask = rasterise(segmentation, size, matrix, *extent).astype(bool)
+            assert (bright & mask).sum() / (bright | mask).sum() >= (0.97 if scale >= 1 else 0.95)
+
+
+def test_rotate_matrix__turns_about_the_middle_of_what_is_shown() -> None:
+    crop = np.array([[2.0, 0, -30], [0, 2.0, -10]])
+    rotated = rotate_matrix(crop, (40, 60), 90)
+    np.testing.assert_allclose(rotated[:, :2] @ [30, 15] + rotated[:, 2], [30, 20])  # the middle of 40 x 60 stays
+    np.testing.assert_allclose(rotated[:, :2] @ [35, 15] + rotated[:, 2], [30, 30])  # x becomes y
+    np.testing.assert_allclose(rotate_matrix(crop, (40, 60), 0), crop)
+
+
+def test_rotate_matrix__by_quarter_and_half_turns_is_numpys() -> None:
+    image = noise(40, 40)
+    for quarters in range(4):
+        turned = warp_image(image, rotate_matrix(IDENTITY, (40, 40), -90 * quarters), 40, 40)
+        np.testing.assert_array_equal(turned, np.rot90(image, quarters))
+
+
+def test_warp_image__a_rotated_crop_of_a_huge_picture() -> None:
+    """The part that is shown is taken first, as without rotation."""
+    image = np.zeros((60, 40_000, 3), dtype=np.uint8)
+    image[:, 39_000:] = 255
+    matrix = rotate_matrix(np.array([[1.0, 0, -38_970], [0, 1.0, 0]]), (60, 60), 180)
+    turned = warp_image(image, matrix, 60, 60)
+    assert (turned[:, :29] == 255).all()
+    assert not turned[:, 31:].any()
+
+
+def test_cut_corners__paints_outside_the_image_and_takes_it_from_the_masks() -> None:
+    """A frame that reaches beyond the image on all sides, as polygons may: after 45 degrees it is the image itself."""
+    size = (80, 80)
+    image = np.full((*size, 2), 200, np.uint8)
+    matrix = rotate_matrix(IDENTITY, size, 45)
+    frame = [np.array([[-50.0, -50], [130, -50], [130, 130], [-50, 130]])]
+    away = [np.array([[-30.0, -30], [-20, -30], [-20, -20]])]
+    turned = warp_image(image, matrix, *size)
+    windows = rasterise_windows([frame, away], size, matrix, *size)
+    kept, gone = cut_corners(turned, windows, size, matrix, (7, 9))
+    assert kept is not None
+    assert gone is None
+    inside = np.zeros(size, bool)
+    inside[kept.place] = kept.pixels
+    y, x = np.indices(size) + 0.5
+    diamond = abs(x - 40) + abs(y - 40)
+    assert inside[diamond < 55.5].all()
+    assert not inside[diamond > 57.6].any()  # 40 times the square root of 2 is 56.6
+    assert (turned[inside] == 200).all()
+    assert (turned[~inside] == (7, 9)).all()
 
 
 @pytest.mark.parametrize("size", [(600, 800), (37, 53), (1, 5000), (5000, 1), (512, 512), (1040, 1388), (255, 257)])
@@ -226,6 +307,16 @@ def test_augmentation__senseless_values_are_refused() -> None:
         Augmentation(flip="diagonal")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"^color_jitter: expected a number from 0 to below 1, got 1\.0$"):
         Augmentation(color_jitter=1.0)
+    for option, value, expected in (
+        ("rotation", 181, "a number from 0 to 180"),
+        ("invert", 2, "a number from 0 to 1"),
+        ("blur", -1, "a number from 0 to 100"),
+        ("gamma_jitter", float("nan"), "a number of 0 or more"),
+        ("noise", 1, "a number from 0 to below 1"),
+        ("jpeg_quality", 0, "a whole number from 1 to 100, or None"),
+    ):
+        with pytest.raises(OptionError, match=f"^{option}: expected {expected}, got {value}$"):
+            Augmentation(**{option: value})
 
 
 def test_jitter_colors__brightness_contrast_saturation_in_place() -> None:

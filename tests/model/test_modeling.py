@@ -217,6 +217,14 @@ def test_forward__refuses_bad_input() -> None:
         ({"hidden_dim": "a"}, "hidden_dim: expected 1 or more, a whole number, got 'a'"),
         ({"hidden_dim": None}, "hidden_dim: expected 1 or more, a whole number, got None"),
         ({"num_attention_heads": 0}, "num_attention_heads: expected 1 or more"),
+        (
+            {"num_labels": 3, "label_weights": [1, 2]},
+            r"label_weights: expected 3 numbers above 0, one per label, got \[1, 2\]",
+        ),
+        (
+            {"num_labels": 3, "label_weights": [1, 0, 2]},
+            r"label_weights: expected 3 numbers above 0, one per label, got \[1, 0, 2\]",
+        ),
         ({"class_weight": "a"}, "class_weight: expected a number of 0 or more, got 'a'"),
         ({"backbone_norm": "a"}, "backbone_norm: expected true or false, got 'a'"),
         ({"backbone_taps": 3}, "backbone_taps: expected a list of positive whole numbers, got 3"),

@@ -16,10 +16,11 @@ from PIL import Image
 
 from mask2former_dinov3.cli import main
 from mask2former_dinov3.data.check import SplitReport, check_data
+from mask2former_dinov3.data.class_balance import image_repeat_factors
 from mask2former_dinov3.data.dataset import CocoInstanceDataset
 from mask2former_dinov3.data.faults import Fault
 from mask2former_dinov3.data.layout import Split, find_splits
-from mask2former_dinov3.data.sampler import TrainingOrder
+from mask2former_dinov3.data.sampler import EpochPlan
 from mask2former_dinov3.data.transforms import Augmentation
 from mask2former_dinov3.reports.data_report import write_data_report
 from mask2former_dinov3.reports.data_sections import faults_section, group_faults, kind_of_reason
@@ -80,14 +81,23 @@ def test_report__shows_every_fault_in_one_file(make_toy_dataset: Callable[..., P
 
 
 def test_report__shows_what_training_sees(toy_dataset: Path, tmp_path: Path) -> None:
-    recipe = {"scale_min": 0.5, "scale_max": 1.5, "flip": "all", "copy_paste": 0.5, "seed": 3, "color_jitter": 0.4}
+    changes: dict[str, Any] = {
+        "scale_min": 0.5,
+        "scale_max": 1.5,
+        "flip": "all",
+        "copy_paste": 0.5,
+        "color_jitter": 0.4,
+    }
+    changes |= {"rotation": 30.0, "gamma_jitter": 0.5, "invert": 0.5, "blur": 1.0}
+    recipe = {**changes, "seed": 3, "repeat_factor": 1.0}
     config = {"dataset_name": "elsewhere", "output_dir": "out", "image_height": 48, "image_width": 64, **recipe}
     (tmp_path / "c.json").write_text(json.dumps(config))
     words = ["check-data", str(toy_dataset), "--config", str(tmp_path / "c.json"), "--report", str(tmp_path / "page")]
     assert main(words) == 0
     text = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     data = check_data(find_splits(toy_dataset)[0], full=False).data["train"]
-    augmentation = Augmentation(scale_min=0.5, scale_max=1.5, flip="all", copy_paste=0.5, color_jitter=0.4)
+    assert "copy_paste 0.5, rotation 30, gamma_jitter 0.5, invert 0.5, blur 1, seed 3 (options of " in text
+    augmentation = Augmentation(**changes)
     plain = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
     dataset = CocoInstanceDataset(
         data,
@@ -98,12 +108,12 @@ def test_report__shows_what_training_sees(toy_dataset: Path, tmp_path: Path) -> 
         augmentation=augmentation,
         seed=3,
     )
-    order = TrainingOrder(6, batch_size=1, seed=3, last_step=24)
+    plan = EpochPlan(6, 3, image_repeat_factors(data, 1.0))
     shown = [pair for pair in pictures_of(text) if pair[0].startswith("training sample of ")]
     assert len(shown) == 24
     for position, (alt, picture) in enumerate(shown):
-        epoch, index = order.image_at(position)
-        sample = dataset[epoch, index]
+        key = plan.key_at(position)
+        sample, index = dataset[key], key[1]
         count = len(sample["class_labels"])
         assert f"{data.images[index].file_name}: {count} target" in alt
         pixels = sample["pixel_values"].numpy().transpose(1, 2, 0)  # (H, W, 3), 0..255

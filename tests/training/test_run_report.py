@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split
@@ -22,7 +26,7 @@ from support.run_config import make_config
 
 def test_train__leaves_a_report_of_its_best_model(toy_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    metrics = train(make_config(toy_dataset, run, max_train_steps=2, checkpointing_steps=1))
+    metrics = train(make_config(toy_dataset, run, max_train_steps=2, checkpointing_steps=1, with_tracking=True))
     content = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert content["metrics"]["AP"] == json.loads((run / "metrics.json").read_text())["AP"] >= metrics["AP"]
     assert content["run"]["step"] == 2
@@ -39,6 +43,26 @@ def test_train__leaves_a_report_of_its_best_model(toy_dataset: Path, tmp_path: P
     stored = read_evaluation(run)
     assert stored is not None
     assert stored.scored == str((run / "best").absolute())
+    check_tracked(run, content)
+
+
+def check_tracked(run: Path, report: dict[str, Any]) -> None:
+    """TensorBoard's event file, read back: AP by class at both steps, and pictures of the report at that of best/."""
+    events = EventAccumulator(str(run / "tracking"), size_guidance={"images": 0}).Reload()
+    for name, value in report["metrics"]["per_class"].items():
+        scalars = events.Scalars(f"valid/per_class/{name}")
+        assert [one.step for one in scalars] == [1, 2]
+        assert value in [pytest.approx(one.value) for one in scalars]
+    tags = events.Tags()["images"]
+    names = [f"{number:03}.png" for number in range(4)]  # of the validation images
+    assert {tag.split("/")[0] for tag in tags} == {"worst images"}  # after two steps none is good
+    assert all(any(name in tag for name in names) for tag in tags)
+    for tag in tags:
+        (one,) = events.Images(tag)
+        picture = Image.open(io.BytesIO(one.encoded_image_string))
+        assert max(picture.size) == 512
+        assert np.asarray(picture).std() > 1
+        assert one.step in (1, 2)
 
 
 def test_train__reports_a_run_without_validation_data(make_toy_dataset: Callable[..., Path], tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_train__overfits_the_toy_set_to_a_high_ap(toy_dataset: Path, tmp_path: P
     [
         {},
         {"neck": "adapter", "query_init": "seeds", "matching": "pixels", "mask_stride": 2, "ema_decay": 0.5},
-        {"frozen_blocks": 2, "layer_decay": 0.8},
+        {"frozen_blocks": 2, "layer_decay": 0.8, "repeat_factor": 1.0, "class_weights": "auto"},
         {"lora_rank": 4, "ema_decay": 0.5, "gradient_checkpointing": True, "mixed_precision": "bf16"},
     ],
 )

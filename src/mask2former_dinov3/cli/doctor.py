@@ -152,6 +152,7 @@ def _training_view(arguments: argparse.Namespace, report: Report, config: TrainC
     from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
     from ..reports.data_sections import TrainingView
     from ..training.batches import training_dataset
+    from ..training.imbalance import repeat_factors_of
 
     data = report.data.get("train")
     if data is None or not data.images:
@@ -165,4 +166,4 @@ def _training_view(arguments: argparse.Namespace, report: Report, config: TrainC
     processor = Mask2FormerDinov3ImageProcessor(size, [0.5] * count, [0.25] * count, extra_channels=extra)
     processor.read_options = config.read_options
     source = f"options of {arguments.config}" if arguments.config else "the defaults of train"
-    return TrainingView(training_dataset(config, processor, data), source)
+    return TrainingView(training_dataset(config, processor, data), source, repeat_factors_of(config, data))

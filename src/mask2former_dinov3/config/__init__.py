@@ -7,6 +7,7 @@ Read in this order:
 
     presets         names of backbones, of the model type, and of the options for splits
     option_types    types of options: ranges and words
+    augmentation_options  options of random changes of training images
     recipe_files    the recipes that come with the package
     class_option    the option `classes`
     train_config    every option with its default, check and help sentence; `load_config`

@@ -1,4 +1,4 @@
-"""The option `classes`, of TrainConfig and of the verbs that read data: old names and new names of classes."""
+"""The options `classes` (old names and new names; also of the verbs that read data) and `class_weights`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from ..errors import mismatch
 from ..json_files import describe
+from .presets import LARGEST
 
+AUTO = "auto"
 _EXAMPLE = 'an object of names such as {"crack": "defect", "dust": null}'
 
 
@@ -30,6 +32,27 @@ def parse_class_map(value: object) -> dict[str, str | None]:
             raise ValueError(f"{json.dumps(old)}: {mismatch('a new name or null', json.dumps(new, default=str))}")
         found[old.strip()] = name
     return found
+
+
+def parse_class_weights(value: object) -> dict[str, float] | str:
+    """The weights of a JSON object, or of its text: class name -> number above 0; or the word "auto".
+
+    Raises ValueError for anything else, and for an empty object.
+    """
+    expected = '"auto", or an object of class names and numbers such as {"crack": 5}'
+    if isinstance(value, str) and value.strip() != AUTO:
+        try:
+            value = json.loads(value, object_pairs_hook=_refuse_repeated)
+        except json.JSONDecodeError as error:
+            raise ValueError(mismatch(expected, json.dumps(value, ensure_ascii=False))) from error
+    if isinstance(value, str):
+        return AUTO
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(mismatch(expected, "an empty object" if isinstance(value, Mapping) else describe(value)))
+    for name, weight in value.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= LARGEST:
+            raise ValueError(f"{json.dumps(name)}: {mismatch('a number above 0', json.dumps(weight, default=str))}")
+    return {str(name).strip(): float(weight) for name, weight in value.items()}
 
 
 def _refuse_repeated(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..errors import mismatch
-from .class_option import parse_class_map
+from .class_option import parse_class_map, parse_class_weights
 from .presets import LARGEST, LARGEST_QUERIES
 
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
@@ -55,6 +55,20 @@ def join_names(value: object) -> object:
 
 
 ClassNames = Annotated[dict[str, str | None], BeforeValidator(parse_class_map)]
+ClassWeights = Annotated[
+    Annotated[dict[str, float] | Literal["auto"], BeforeValidator(parse_class_weights)] | None,
+    Field(
+        description="Weight of each class in the classification loss, as a JSON object of names and numbers (1 for a "
+        "class that is not named); `auto`: more for rare classes (see docs/finetuning.md); null: 1 each."
+    ),
+]
+RepeatFactor = Annotated[
+    Annotated[float, Field(gt=0, le=1)] | None,
+    Field(
+        description="Show images with rare classes more often: a class in a fraction f of the images is repeated "
+        "sqrt(`repeat_factor` / f) times, an image as often as its rarest class (see docs/finetuning.md); null: no."
+    ),
+]
 ValueRange = Annotated[str, BeforeValidator(join_limits)]
 LayerNames = Annotated[str, BeforeValidator(join_names)]
 DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets"]

@@ -18,9 +18,11 @@ from ..canvas import check_side
 from ..errors import OptionError, mismatch
 from ..json_files import describe
 from ..read_options import ALL, ReadOptions, as_channels
+from . import augmentation_options as changes
 from .cross_checks import advise, find_conflicts, find_recorded_token
 from .option_types import (
     ClassNames,
+    ClassWeights,
     ComparedOn,
     DatasetFormat,
     Fraction,
@@ -32,9 +34,9 @@ from .option_types import (
     PositiveInt,
     QueryCount,
     RecipeName,
+    RepeatFactor,
     Scheduler,
     Seed,
-    Share,
     Side,
     Taps,
     Tracker,
@@ -100,6 +102,7 @@ class TrainConfig(BaseModel):
         description="Images with an object that has no usable mask. `keep`: the object counts as background. `drop`: "
         "the image is left out of training and evaluation.",
     )
+    repeat_factor: RepeatFactor = None
     dataloader_num_workers: NotNegativeInt = Field(2, description="Processes that read images, per training process.")
     max_bad_images: Fraction = Field(
         0.001,
@@ -175,6 +178,7 @@ class TrainConfig(BaseModel):
         description="Pixels of the image per pixel of the mask logits; null: 4, as published (16 with the plain "
         "neck). `auto`: 2 if masks of stride 4 cannot reach an AP of 0.8 on the training instances, otherwise 4.",
     )
+    class_weights: ClassWeights = None
     encoder_layers: NotNegativeInt | None = Field(
         None, description="Number of layers of the pixel decoder; null: as in the head or the preset, otherwise 6."
     )
@@ -191,22 +195,17 @@ class TrainConfig(BaseModel):
     # --- the image
     image_height: Side = Field(1024, description="Height of the training canvas in pixels, a multiple of 16.")
     image_width: Side = Field(1024, description="Width of the training canvas in pixels, a multiple of 16.")
-    scale_min: PositiveFloat = Field(
-        0.1, description="Smallest random scale of a training image; at scale 1 the image just fits into the canvas."
-    )
-    scale_max: PositiveFloat = Field(2.0, description="Largest random scale of a training image.")
-    flip: Literal["horizontal", "both", "all", "none"] = Field(
-        "horizontal",
-        description="Random flips: `horizontal`; `both` horizontal and vertical, for images without a top and a "
-        "bottom; `all` flips and quarter turns.",
-    )
-    color_jitter: Fraction = Field(
-        0.2, description="Brightness, contrast and saturation change by up to this fraction; 0: no change."
-    )
-    copy_paste: Share = Field(
-        0.0,
-        description="Fraction of training images onto which instances of another image are pasted; for opaque objects.",
-    )
+    scale_min: changes.ScaleMin = 0.1
+    scale_max: changes.ScaleMax = 2.0
+    flip: changes.Flip = "horizontal"
+    rotation: changes.Rotation = 0.0
+    color_jitter: changes.ColorJitter = 0.2
+    gamma_jitter: changes.GammaJitter = 0.0
+    invert: changes.Invert = 0.0
+    blur: changes.Blur = 0.0
+    noise: changes.Noise = 0.0
+    jpeg_quality: changes.JpegQuality = None
+    copy_paste: changes.CopyPaste = 0.0
     value_range: ValueRange = Field(
         "full",
         description="Values that become black and white, in images of more than 8 bits per channel. `full`: the range "

@@ -39,6 +39,7 @@ Read in this order:
     statistics     count images, instances, sizes
     fitting        fit images into the canvas, and make them the model's input
     transforms     move images and instances onto the canvas, with augmentation
+    pixel_changes  change pixel values at random: gamma, inversion, blur, noise, JPEG
     object_sizes   measure objects on the canvas; find those that the smallest scale erases
     achievable_ap  compute the highest AP that masks of a stride can reach
     mask_arrays    measure all masks of a split as arrays
@@ -51,6 +52,7 @@ Read in this order:
     fix_entries    correct the entries of one file
     fixes          write a corrected copy of a data set, for `check-data --fix`
     copy_paste     paste instances of one training image onto another
-    dataset        make training samples and batches
+    class_balance  repeat factors of images and weights of classes against imbalance
     sampler        decide which sample comes when
+    dataset        make training samples and batches
 """

@@ -22,7 +22,16 @@ from .coco import CocoData, ImageRecord
 from .copy_paste import PlacedImage, paste
 from .fitting import Matrix, fit_matrix, size_on_canvas, to_pixel_values, warp_image
 from .images import check_channel_count, check_image_size, read_image
-from .transforms import Augmentation, jitter_colors, rasterise_windows, sample_matrix
+from .pixel_changes import change_pixels
+from .sampler import SampleKey
+from .transforms import (
+    Augmentation,
+    cut_corners,
+    jitter_colors,
+    rasterise_windows,
+    rotate_matrix,
+    sample_matrix,
+)
 
 MOST_SKIPPED = 10  # images in a row; more are a disk that is gone
 
@@ -50,10 +59,10 @@ class Batch(TypedDict):
 
 
 class CocoInstanceDataset(Dataset[Sample]):
-    """Images with their instances, transformed; indexed by (epoch, index), or by index alone.
+    """Images with their instances, transformed; indexed by a key (epoch, index) (`SampleKey`), or by index alone.
 
     With the index alone, the epoch is that of `set_epoch`, which accelerate and transformers' Trainer call. The
-    randomness of a sample depends on (seed, epoch, index) only: not on the worker, the process, or earlier samples.
+    randomness of a sample depends on the seed and the key only: not on the worker, the process, or earlier samples.
     Crowd regions are never targets. Workers share the records (see `records.py`).
     """
 
@@ -90,12 +99,12 @@ class CocoInstanceDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
-        """The sample of (epoch, index). Raises DatasetError for an image that is unreadable or of another size.
+    def __getitem__(self, key: SampleKey | int) -> Sample:
+        """The sample of a key. Raises DatasetError for an image that is unreadable or of another size.
 
         With `skip_unreadable`, only when those after it are unreadable, too.
         """
-        epoch, index = key if isinstance(key, tuple) else (self.epoch, key)
+        epoch, index, *copy = key if isinstance(key, tuple) else (self.epoch, key)
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} of a data set of {len(self)} images")
         if get_worker_info() is not None:
@@ -104,17 +113,17 @@ class CocoInstanceDataset(Dataset[Sample]):
         for tried in range(min(MOST_SKIPPED, len(self))):
             place = (index + tried) % len(self)
             try:
-                return self._make(epoch, place, unreadable)
+                return self._make((epoch, place, *copy), unreadable)
             except DatasetError as error:
                 if not self.skip_unreadable:
                     raise
                 unreadable[self.images[place].id] = str(error)
         raise DatasetError("; ".join(unreadable.values()))
 
-    def _make(self, epoch: int, index: int, unreadable: dict[int, str]) -> Sample:
-        """The sample of an image. unreadable: images that it stands for; one that cannot be pasted is added."""
-        rng = np.random.default_rng((self.seed, epoch, index))
-        record = self.images[index]
+    def _make(self, key: SampleKey, unreadable: dict[int, str]) -> Sample:
+        """The sample of a key. unreadable: images that it stands for; one that cannot be pasted is added."""
+        rng = np.random.default_rng((self.seed, *key))
+        record = self.images[key[1]]
         placed = self._place(record, rng)
         change = self.augmentation
         if change is not None and change.copy_paste > 0 and rng.random() < change.copy_paste:
@@ -127,7 +136,8 @@ class CocoInstanceDataset(Dataset[Sample]):
                 unreadable[other.id] = str(error)
         if change is not None and change.color_jitter > 0:
             jitter_colors(placed.image, rng, change.color_jitter)
-        pixel_values, pixel_mask = to_pixel_values(placed.image, *self.tensor_size, self.image_mean, self.image_std)
+        image = placed.image if change is None else change_pixels(placed.image, rng, change)
+        pixel_values, pixel_mask = to_pixel_values(image, *self.tensor_size, self.image_mean, self.image_std)
         masks = torch.zeros((len(placed.windows), *self.tensor_size), dtype=torch.uint8)
         for mask, window in zip(masks.numpy(), placed.windows, strict=True):
             mask[window.place] = window.pixels
@@ -154,10 +164,16 @@ class CocoInstanceDataset(Dataset[Sample]):
         transposed = self.augmentation is not None and self.augmentation.flip == "all" and rng.random() < 0.5
         canvas = self.canvas[::-1] if transposed else self.canvas
         matrix = self._matrix(rng, record, canvas)
-        image = warp_image(image, matrix, *size_on_canvas(matrix, record.height, record.width, *canvas))  # (r, c, C)
         size = (record.height, record.width)
+        real = size_on_canvas(matrix, *size, *canvas)
+        rotation = 0.0 if self.augmentation is None else self.augmentation.rotation
+        if rotation > 0:
+            matrix = rotate_matrix(matrix, real, rng.uniform(-rotation, rotation))
+        image = warp_image(image, matrix, *real)  # (r, c, C)
         targets = [one for one in record.annotations if not one.iscrowd]
-        windows = rasterise_windows([one.segmentation for one in targets], size, matrix, *canvas)
+        windows = rasterise_windows([one.segmentation for one in targets], size, matrix, *real)
+        if rotation > 0:
+            windows = cut_corners(image, windows, size, matrix, [round(255 * mean) for mean in self.image_mean])
         shown = [(one.label, window) for one, window in zip(targets, windows, strict=True) if window is not None]
         if transposed:
             image = np.ascontiguousarray(image.swapaxes(0, 1))  # (c, r, C)

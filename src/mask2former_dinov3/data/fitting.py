@@ -1,7 +1,7 @@
 """Fit images into the canvas and make them the model's input: the same in training and in use.
 
 Coordinates are continuous, in pixels, with (0, 0) at the *corner* of the first pixel, as COCO's polygons have them.
-A matrix maps source coordinates to canvas coordinates; it scales, flips and shifts, and never rotates.
+A matrix maps source coordinates to canvas coordinates: it scales, flips and shifts, and in training it may rotate.
 
 h, w source height and width; H, W canvas height and width; r, c height and width of the real pixels on it.
 """
@@ -44,7 +44,7 @@ def fit_image(image: PixelArray, canvas_height: int, canvas_width: int) -> Pixel
 
 
 def size_on_canvas(matrix: Matrix, height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[int, int]:
-    """(r, c): number of rows and columns of the canvas, from its top left, with pixels of a height x width source."""
+    """(r, c): number of rows and columns of the canvas, from its top left, that a height x width source reaches."""
     _, _, right, bottom = moved_box(matrix, 0, 0, width, height)
     rows, columns = int(np.floor(bottom + 0.5)), int(np.floor(right + 0.5))
     return min(max(rows, 0), canvas_height), min(max(columns, 0), canvas_width)
@@ -94,11 +94,10 @@ def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def moved_box(matrix: Matrix, left: float, top: float, right: float, bottom: float) -> tuple[float, ...]:
-    """(left, top, right, bottom) of a box moved by `matrix`. Raises ValueError for a matrix that rotates or shears."""
-    if matrix[0, 1] or matrix[1, 0]:
-        raise ValueError(f"expected only scale, flip and shift, got a matrix that rotates: {matrix.tolist()}")
-    x = (matrix[0, 0] * left + matrix[0, 2], matrix[0, 0] * right + matrix[0, 2])
-    y = (matrix[1, 1] * top + matrix[1, 2], matrix[1, 1] * bottom + matrix[1, 2])
+    """(left, top, right, bottom) of a box moved by `matrix`; of a rotated box, of the upright box around it."""
+    corners = [(x, y) for x in (left, right) for y in (top, bottom)]
+    x = [matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] for x, y in corners]
+    y = [matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] for x, y in corners]
     return float(min(x)), float(min(y)), float(max(x)), float(max(y))
 
 
@@ -125,7 +124,7 @@ def resample(pixels: PixelArray, matrix: Matrix, height: int, width: int, border
 
 def _resample_few(pixels: PixelArray, matrix: Matrix, height: int, width: int, border: int) -> PixelArray:
     """As `resample`, for what OpenCV does at once: (h, w), (h, w, 3) or (h, w, 4)."""
-    scale_x, scale_y = abs(matrix[0, 0]), abs(matrix[1, 1])
+    scale_x, scale_y = np.hypot(matrix[0, 0], matrix[1, 0]), np.hypot(matrix[0, 1], matrix[1, 1])
     if scale_x >= 1 and scale_y >= 1:
         pixels, matrix = _needed_part(pixels, matrix, height, width)
     rows, columns = pixels.shape[:2]
@@ -154,14 +153,20 @@ def _needed_part(pixels: PixelArray, matrix: Matrix, height: int, width: int) ->
     that warpAffine takes.
     """
     rows, columns = pixels.shape[:2]
-    left, right = _visible_range(matrix[0, 0], matrix[0, 2], width, columns)
-    top, bottom = _visible_range(matrix[1, 1], matrix[1, 2], height, rows)
+    if matrix[0, 1] or matrix[1, 0]:
+        back = np.asarray(cv2.invertAffineTransform(matrix), np.float64)
+        x0, y0, x1, y1 = moved_box(back, 0, 0, width, height)
+    else:
+        x0, x1 = sorted((-matrix[0, 2] / matrix[0, 0], (width - matrix[0, 2]) / matrix[0, 0]))
+        y0, y1 = sorted((-matrix[1, 2] / matrix[1, 1], (height - matrix[1, 2]) / matrix[1, 1]))
+    (left, right), (top, bottom) = _with_margin(x0, x1, columns), _with_margin(y0, y1, rows)
     return pixels[top:bottom, left:right], shift_origins(matrix, (left, top), (0.0, 0.0))
 
 
-def _visible_range(scale: float, shift: float, length: int, limit: int) -> tuple[int, int]:
-    """First and last (exclusive) of the `limit` source pixels along an axis that `length` canvas pixels show."""
-    low, high = sorted((-shift / scale, (length - shift) / scale))
-    # Two pixels of margin, so that interpolation reads the true neighbours, not a repeated edge.
+def _with_margin(low: float, high: float, limit: int) -> tuple[int, int]:
+    """First and last (exclusive) of `limit` pixels for a range of them, with their neighbours.
+
+    Two pixels of margin, so that interpolation reads the true neighbours, not a repeated edge.
+    """
     first = min(max(math.floor(low) - 2, 0), limit - 1)
     return first, min(max(math.ceil(high) + 2, first + 1), limit)

@@ -1,15 +1,16 @@
 """Geometry and colour in training, evaluation and prediction: one 2x3 matrix moves an image and its instances.
 
 Coordinates are continuous, in pixels, with (0, 0) at the *corner* of the first pixel, as COCO's polygons have them.
-A matrix maps source coordinates to canvas coordinates: a scale per axis, an optional flip and a shift of whole pixels
-(no rotation). The image keeps its aspect, up to the rounding of its size to whole pixels, and lies at the top left of
-the canvas; what is right of it and below is padding.
+A matrix maps source coordinates to canvas coordinates: a scale per axis, an optional flip and a shift of whole pixels;
+then perhaps a rotation (`rotate_matrix`). The image keeps its aspect, up to the rounding of its size to whole pixels,
+and lies at the top left of the canvas; what is right of it and below is padding.
 
 Legend: h, w source height and width; H, W canvas height and width; r, c height and width of the real pixels on it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -33,7 +34,10 @@ class Augmentation:
     or "both" (left-right and up-down independently), each with probability 1/2; "all" transposes as well, so that all
     eight orientations are equally likely; or "none". color_jitter: brightness, contrast and saturation each change by a
     factor within 1 +- color_jitter; 0 leaves colours unchanged (`jitter_colors`). copy_paste: fraction of images onto
-    which instances of another image are pasted (`copy_paste.paste`). Raises OptionError for a value outside its range.
+    which instances of another image are pasted (`copy_paste.paste`).
+    rotation: largest angle in degrees to either side (`rotate_matrix`); 0 to 180. gamma_jitter, invert, blur, noise,
+    jpeg_quality: see `pixel_changes.change_pixels`. At their defaults these six draw no random number.
+    Raises OptionError for a value outside its range.
     """
 
     scale_min: float = 0.1
@@ -41,6 +45,12 @@ class Augmentation:
     flip: Literal["horizontal", "both", "all", "none"] = "horizontal"
     color_jitter: float = 0.2
     copy_paste: float = 0.0
+    rotation: float = 0.0
+    gamma_jitter: float = 0.0
+    invert: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
+    jpeg_quality: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.scale_min <= self.scale_max < float("inf"):
@@ -52,6 +62,15 @@ class Augmentation:
             raise OptionError("color_jitter", "a number from 0 to below 1", self.color_jitter)
         if not 0 <= self.copy_paste <= 1:
             raise OptionError("copy_paste", "a fraction from 0 to 1", self.copy_paste)
+        for name, most in (("rotation", 180), ("invert", 1), ("blur", 100)):
+            if not 0 <= getattr(self, name) <= most:
+                raise OptionError(name, f"a number from 0 to {most}", getattr(self, name))
+        if not 0 <= self.gamma_jitter < float("inf"):
+            raise OptionError("gamma_jitter", "a number of 0 or more", self.gamma_jitter)
+        if not 0 <= self.noise < 1:
+            raise OptionError("noise", "a number from 0 to below 1", self.noise)
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise OptionError("jpeg_quality", "a whole number from 1 to 100, or None", self.jpeg_quality)
 
 
 def sample_matrix(
@@ -84,6 +103,38 @@ def sample_matrix(
             [0.0, -scale_y if flip_y else scale_y, (rows if flip_y else 0.0) - crop_y],
         ]
     )
+
+
+def rotate_matrix(matrix: Matrix, extent: tuple[int, int], angle: float) -> Matrix:
+    """`matrix`, then a rotation by `angle` degrees about the middle of `extent`, the (r, c) pixels that it fills.
+
+    The extent stays: what leaves it is cut off, and an enlarged crop turns within the image.
+    """
+    turn = math.radians(angle)
+    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    middle = np.array([extent[1] / 2, extent[0] / 2])
+    rotated: Matrix = rotation @ matrix
+    rotated[:, 2] += middle - rotation @ middle
+    return rotated
+
+
+def cut_corners(
+    image: PixelArray, windows: Sequence[Window | None], size: tuple[int, int], matrix: Matrix, fill: Sequence[int]
+) -> list[Window | None]:
+    """Paint what lies outside a rotated source with `fill` (C bytes), in place, and take it from the masks.
+
+    image (r, c, C) and windows were moved by `matrix` from a source of `size` (h, w). Without this, edge pixels would
+    be continued into the corners, and polygons that reach beyond their image would be drawn there.
+    """
+    height, width = size
+    frame = [np.array([[0.0, 0], [width, 0], [width, height], [0, height]])]
+    inside = rasterise(frame, size, matrix, *image.shape[:2])
+    image[inside == 0] = fill
+    kept: list[Window | None] = []
+    for window in windows:
+        pixels = None if window is None else window.pixels & inside[window.place]
+        kept.append(None if window is None or pixels is None or not pixels.any() else window._replace(pixels=pixels))
+    return kept
 
 
 def rasterise(segmentation: Segmentation, size: tuple[int, int], matrix: Matrix, height: int, width: int) -> PixelArray:

@@ -92,6 +92,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         matching, mask_loss: where masks are compared with their targets: at random "points" (published) or at all
             "pixels" of the mask map; matching compares pixels at the finest feature map's stride.
         mask_stride: pixels of the input per pixel of `masks_queries_logits`: `finest_stride` (default) or half of it.
+        label_weights: weight of each label in the class cross entropy, in training only; None: 1 each.
         category_ids: label -> category id in the data set that the model was trained on; default 1..K.
         backbone_source: origin of the backbone's weights (hub id or folder), None for random weights.
         value_range: as in `preprocessor_config.json`, which is what readers of images use.
@@ -122,6 +123,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     neck: str = "pyramid"
     neck_channels: list[int] | tuple[int, ...] | None = None
     category_ids: list[int] | tuple[int, ...] | None = None
+    label_weights: list[float] | tuple[float, ...] | None = None
     value_range: str = "full"
     class_map: dict[str, Any] | None = None  # name in the data -> name of the class, None: left out
     score_threshold: Any = None  # a number, or class name -> number
@@ -228,6 +230,9 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             self._check_vit()
         if len(self.category_ids or ()) != self.num_labels:
             raise ValueError(f"category_ids: expected {self.num_labels}, one per label, got {self.category_ids}")
+        weights = self.label_weights
+        if weights is not None and not (len(weights) == self.num_labels and all(_is_weight(one) for one in weights)):
+            raise ValueError(f"label_weights: expected {self.num_labels} numbers above 0, one per label, got {weights}")
         for name in ("feature_size", "hidden_dim"):
             if getattr(self, name) % NORM_GROUPS or getattr(self, name) % self.num_attention_heads:
                 raise ValueError(
@@ -312,6 +317,10 @@ def threshold_text(score_threshold: float | Mapping[str, float], source: Mapping
 
 def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def _is_fraction(value: object) -> bool:

@@ -10,13 +10,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from ..data.array_types import Floats
 from ..data.check import Report, SplitReport
 from ..data.coco import CocoData
 from ..data.dataset import CocoInstanceDataset, Sample
 from ..data.faults import Fault, Place, count_of
 from ..data.images import read_image
 from ..data.object_sizes import SIDE, ObjectSizes, keeping_scale, measure_objects
-from ..data.sampler import TrainingOrder
+from ..data.sampler import EpochPlan
+from ..data.transforms import Augmentation
 from ..errors import DatasetError
 from ..read_options import AS_STORED, ReadOptions
 from ..visualize import rgb_view
@@ -35,10 +37,14 @@ SEVERITIES = ("error", "warning", "note")
 
 
 class TrainingView(NamedTuple):
-    """How training sees the images: its data set, and where its options are from, such as "the defaults of train"."""
+    """How training sees the images: its data set, and where its options are from, such as "the defaults of train".
+
+    repeat_factors: how often each image is shown, None: once.
+    """
 
     dataset: CocoInstanceDataset
     source: str
+    repeat_factors: Floats | None = None
 
     @property
     def scale_min(self) -> float:
@@ -125,13 +131,13 @@ def images_section(name: str, data: CocoData, seed: int, options: ReadOptions = 
 def training_section(data: CocoData, view: TrainingView) -> Html:
     """The first samples of training, made by the code that makes training's batches, with their targets."""
     dataset = view.dataset
-    order = TrainingOrder(len(dataset), batch_size=1, seed=dataset.seed, last_step=TRAINING_SAMPLES)
+    plan = EpochPlan(len(dataset), dataset.seed, view.repeat_factors)
     figures = []
     for position in range(TRAINING_SAMPLES):
-        epoch, index = order.image_at(position)
-        name = data.images[index].file_name
+        key = plan.key_at(position)
+        name = data.images[key[1]].file_name
         try:
-            sample = dataset[epoch, index]
+            sample = dataset[key]
         except (DatasetError, OSError) as error:
             figures.append(no_figure(f"training refuses it: {error}"[:200], name))
             continue
@@ -143,7 +149,8 @@ def training_section(data: CocoData, view: TrainingView) -> Html:
         if change is None
         else (
             f"random scales from {change.scale_min:g} to {change.scale_max:g} times the fit, flip {change.flip}, "
-            f"color_jitter {change.color_jitter:g}, copy_paste {change.copy_paste:g}, seed {dataset.seed} "
+            f"color_jitter {change.color_jitter:g}, copy_paste {change.copy_paste:g}, {_changes_on(change)}"
+            f"seed {dataset.seed} "
         )
     )
     note = (
@@ -152,6 +159,12 @@ def training_section(data: CocoData, view: TrainingView) -> Html:
         "smallest targets may not be visible."
     )
     return section("What training will see", paragraph(note), grid(figures))
+
+
+def _changes_on(change: Augmentation) -> str:
+    """The changes that are off by default and on here, each with its value and a comma."""
+    names = ("rotation", "gamma_jitter", "invert", "blur", "noise", "jpeg_quality")
+    return "".join(f"{name} {getattr(change, name):g}, " for name in names if getattr(change, name))
 
 
 def _sample_figure(sample: Sample, name: str, dataset: CocoInstanceDataset) -> Html:

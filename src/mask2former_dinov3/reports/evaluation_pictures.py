@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ..data.faults import count_of
+from ..data.fitting import PixelArray
 from ..evaluation.coco_files import ScoredMask
 from ..evaluation.doubtful_labels import DoubtfulLabel, count_kinds
 from ..evaluation.error_kinds import ERROR_KINDS
@@ -18,11 +19,15 @@ from .layered_pictures import LAYER_COLOURS, Layer, Outlined, layered_figure
 from .picture_store import PictureStore
 from .pictures import View, draw_layer, square_around, view_of
 
+ShowPicture = Callable[[str, PixelArray], None]
+"""Takes a name and a picture (h, w, 3)."""
 WORST, BEST, DISPUTED = 12, 6, 6  # images shown of each kind
+FIRST = 4  # of each kind, outside the page
 MORE = 120  # further ones with errors, as small pictures
 CROPS = 4  # of the worst objects of an image
 SIDE_OF_IMAGE = 1000  # pixels of a whole image
 SIDE_OF_CROP = 320
+SIDE_OF_FIRST = 512
 DOUBTS = 60  # labels in doubt with a picture
 ROWS = 500  # of a table
 
@@ -72,19 +77,32 @@ class EvaluationPictures:
         head = ["image", "right", "wrong", "missed", "F1"]
         return table(head, rows, caption=f"images with errors, the worst first{left}")
 
+    def show_first(self, show: ShowPicture) -> None:
+        """Draw the first of the worst and of the best images of the page, with the layers that it shows at first."""
+        counts = self.findings.numbers.images
+        for kind, chosen in (("worst", worst_images(counts, FIRST)), ("best", best_images(counts, FIRST))):
+            for number, one in enumerate(chosen, start=1):
+                picture, _ = self._draw(one, SIDE_OF_FIRST)
+                show(f"{kind} images/{number} {self.findings.file_names[one.image]}", picture)
+
     def _small(self, one: ImageCount) -> Html:
         """A small picture of an image, with its errors drawn in."""
+        picture, fault = self._draw(one, SIDE_OF_CROP)
+        name = self.findings.file_names[one.image]
+        text = f"{one.right} right, {one.wrong} wrong, {one.missed} missed"
+        caption = join([name, text, *([fault] if fault else [])], "<br>")
+        return figure(self.store.add(picture), f"{name}: {text}", caption, picture.shape[:2])
+
+    def _draw(self, one: ImageCount, side: int) -> tuple[PixelArray, str]:
+        """An image with the layers that are shown at first, and why it is grey, "" if it is not."""
         pixels, fault = self.source.read(one.image)
-        view = view_of(pixels, None, SIDE_OF_CROP)
+        view = view_of(pixels, None, side)
         picture = view.pixels.copy()
         for layer in self._layers(one.image):
             if layer.shown:
                 masks, colour = [mask.segmentation for mask in layer.masks], LAYER_COLOURS[layer.key]
                 draw_layer(picture, view, masks, colour, filled=layer.key == "missed")
-        name = self.findings.file_names[one.image]
-        text = f"{one.right} right, {one.wrong} wrong, {one.missed} missed"
-        caption = join([name, text, *([fault] if fault else [])], "<br>")
-        return figure(self.store.add(picture), f"{name}: {text}", caption, picture.shape[:2])
+        return picture, fault
 
     def _image(self, one: ImageCount, crops: int) -> Html:
         """One image: crops of its worst objects, then the whole."""

@@ -22,7 +22,7 @@ from ..read_options import AS_STORED, ReadOptions
 from ..version import __version__
 from .data_report import PAGE
 from .evaluation_charts import CHART_STYLE
-from .evaluation_pictures import EvaluationPictures
+from .evaluation_pictures import EvaluationPictures, ShowPicture
 from .evaluation_sections import errors_section, run_section, scores_section, verdict_section
 from .html_page import page, write_page
 from .image_source import ImageSource, paths_of_images
@@ -51,11 +51,13 @@ def write_evaluation_report(
     run: RunRecord | None = None,
     num_queries: int | None = None,
     options: ReadOptions = AS_STORED,
+    show: ShowPicture | None = None,
 ) -> Path:
     """Write report.html, report.json, labels_in_doubt.json and labels_in_doubt.csv into `folder`; returns the page.
 
     metrics: those of the results. paths: number of an image -> its file; one that is not known is drawn grey. run: the
-    training run that the results are from. num_queries: of the model, if known. options: how images are read.
+    training run that the results are from. num_queries: of the model, if known. options: how images are read. show:
+    takes the pictures of the first images, too.
     The number of pictures is bounded, whatever the number of images. Raises CheckpointError for what cannot be written.
     """
     findings = count_findings(truth, results, metrics)
@@ -82,6 +84,8 @@ def write_evaluation_report(
     style = CHART_STYLE + LAYER_STYLE + _STYLE
     whole = page(f"Report: {title}", _lead(findings, run), parts, style, files_beside=True)
     write_page(folder / PAGE, store.place(whole, folder, PICTURES_FOLDER))
+    if show is not None:
+        pictures.show_first(show)
     return folder / PAGE
 
 
@@ -101,12 +105,14 @@ def report_run_alone(folder: Path, run: RunRecord) -> Path:
     return folder / PAGE
 
 
-def report_folder(folder: Path, *, run: RunRecord | None = None, images: Path | None = None) -> Path:
+def report_folder(
+    folder: Path, *, run: RunRecord | None = None, images: Path | None = None, show: ShowPicture | None = None
+) -> Path:
     """Write the report of an evaluation folder into it; returns the page.
 
     The folder holds metrics.json, predictions.json, images.json and evaluation.json, as `evaluate` writes them. The
     ground truth is read again, where evaluation.json says. run: the training run that they are from. images: the folder
-    of the images, None: that of the evaluation.
+    of the images, None: that of the evaluation. show: see `write_evaluation_report`.
     Raises DatasetError where one of the files is missing or malformed, or the ground truth has changed since.
     """
     stored = read_evaluation(folder)
@@ -126,5 +132,5 @@ def report_folder(folder: Path, *, run: RunRecord | None = None, images: Path | 
     title = folder.resolve().name if run is not None else Path(stored.scored).name
     paths = paths_of_images(truth, split)
     return write_evaluation_report(
-        truth, results, metrics, folder, title, paths, run=run, num_queries=num_queries, options=options
+        truth, results, metrics, folder, title, paths, run=run, num_queries=num_queries, options=options, show=show
     )

@@ -15,6 +15,7 @@ Read in this order:
     rehearsal      before the first step, try what the run will need
     batches        batches read by workers; what happens when an image or a worker fails
     bad_images     how many images may be unreadable
+    imbalance      repeated images and weighted classes of this run's data
     optimizer_step one optimiser step
     build_model    options and data -> model and image processor
     finetuning     which part of the backbone is trained: all, the last blocks, adapters, or nothing

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from .signals import ignore_signals
 
 logger = logging.getLogger(__name__)
 SHARED_MEMORY = Path("/dev/shm")
+AUGMENTATIONS = tuple(field.name for field in fields(Augmentation))  # options of the same names
 PREFETCHED = 2  # batches that each worker holds ready: the default of DataLoader
 
 
@@ -45,13 +47,7 @@ def training_dataset(
         image_mean=processor.image_mean,
         image_std=processor.image_std,
         options=processor.read_options,
-        augmentation=Augmentation(
-            scale_min=config.scale_min,
-            scale_max=config.scale_max,
-            flip=config.flip,
-            color_jitter=config.color_jitter,
-            copy_paste=config.copy_paste,
-        ),
+        augmentation=Augmentation(**{name: getattr(config, name) for name in AUGMENTATIONS}),
         seed=config.seed,
         skip_unreadable=config.max_bad_images > 0,
     )

@@ -24,6 +24,7 @@ from ..weights.loading import is_path, load_network_config
 from ..weights.mask2former import load_trained_model, rebuild
 from .checkpoint import find_checkpoint
 from .finetuning import choose_trained
+from .imbalance import label_weights_of, resolve_class_weights
 
 logger = logging.getLogger(__name__)
 # fmt: off
@@ -34,7 +35,7 @@ NETWORK = (  # options with the same name in the model's configuration; null: th
 # fmt: on
 HEAD_SIZES = ("encoder_layers", "decoder_layers", "mask_feature_size")  # what a published head decides
 STRIDE_4_AP = 0.8  # least AP that masks of stride 4 must be able to reach, or else the stride becomes 2
-LABEL_FIELDS = ("id2label", "label2id", "category_ids", "class_map")
+LABEL_FIELDS = ("id2label", "label2id", "category_ids", "class_map", "label_weights")
 CHANGEABLE = (
     "num_queries",
     "matching",
@@ -47,9 +48,9 @@ def resolve_auto(config: TrainConfig, data: CocoData) -> TrainConfig:
 
     num_queries: a quarter more than the largest number of instances in an image, rounded up to a multiple of 25, at
     least 50. mask_stride: 2 where masks of stride 4 cannot reach an AP of 0.8 on this canvas, otherwise 4; None with a
-    `head`, which has its own.
+    `head`, which has its own. class_weights: see `automatic_class_weights`; names that are no class raise OptionError.
     """
-    resolved: dict[str, int | None] = {}
+    resolved: dict[str, object] = {"class_weights": resolve_class_weights(config, data)}
     if config.num_queries == "auto":
         most = statistics_of(data).instances_per_image_most
         resolved["num_queries"] = number = queries_for(most)
@@ -83,6 +84,7 @@ def build_model(
         "label2id": {name: label for label, name in names.items()},
         "category_ids": [category.id for category in data.categories],
         "class_map": config.classes,
+        "label_weights": label_weights_of(config, data),
         **NOT_STORED,
         **{name: getattr(config, name) for name in NETWORK if getattr(config, name) is not None},
     }

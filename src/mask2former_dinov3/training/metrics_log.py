@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..atomic_files import flush, write_text
 from ..data.coco_types import Metrics
+from ..data.fitting import PixelArray
 
 logger = logging.getLogger(__name__)
 ABANDONED = "metrics.abandoned.jsonl"
@@ -124,6 +125,13 @@ class MetricsLog:
         self._write(step, epoch, values)
         self._show(step, {name if split == "valid" else f"{split} {name}": text for name, text in shown.items()})
 
+    def log_picture(self, step: int, name: str, picture: PixelArray) -> None:
+        """Send a picture (h, w, 3) to TensorBoard, if the run uses it; other trackers get numbers only."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.tracker.add_image(name, picture, step, dataformats="HWC")
+                tracker.tracker.flush()
+
     def _show(self, step: int, texts: dict[str, str]) -> None:
         """Update the bar, or log a line with the time that is left at the mean speed so far."""
         if not self.bar.disable:
@@ -146,6 +154,8 @@ class MetricsLog:
             file.write(json.dumps(line) + "\n")
         prefix = f"{values['split']}/" if "split" in values else "train/"
         numbers = {prefix + key: value for key, value in values.items() if isinstance(value, int | float)}
+        if isinstance(per_class := values.get("per_class"), Mapping):  # -1: the data have no object of the class
+            numbers |= {f"{prefix}per_class/{name}": value for name, value in per_class.items() if value >= 0}
         self.accelerator.log(numbers, step=step)
 
 

@@ -16,6 +16,7 @@ from ..errors import CheckpointError, ConfigError, OptionError, mismatch
 from ..json_files import read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..weights.loading import is_path
+from .batches import AUGMENTATIONS
 from .build_model import NETWORK
 from .checkpoint import OptimizationState, RngState, RunState, load_checkpoint, read_state
 from .ema import AveragedWeights
@@ -32,7 +33,7 @@ OPTIMIZATION = (
 FIXED = (
     *("backbone", "head", "seed", "valid_split", "dataset_format", "classes", "crowd", "incomplete_images", *NETWORK),
     *("freeze_backbone", "frozen_blocks", "layer_decay", "lora_rank", "lora_alpha", "lora_targets"),
-    *("image_height", "image_width", "scale_min", "scale_max", "flip", "color_jitter", "copy_paste"),
+    *("image_height", "image_width", *AUGMENTATIONS, "repeat_factor", "class_weights"),
     *("value_range", "page", "channels"),  # not extra_images, whose folder may have moved
 )
 SOURCES_OF_WEIGHTS = ("backbone", "head")  # what a checkpoint replaces

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -122,7 +123,7 @@ class Run:
     @property
     def epoch(self) -> float:
         """Passes over the training images so far."""
-        return self.state.step * self.order.step_size / self.order.num_images
+        return self.order.epochs_at(self.state.step)
 
     @property
     def is_finished(self) -> bool:
@@ -247,8 +248,13 @@ class Run:
         self.save_folder("last", results)
         if "test" in self.data:
             log.log_evaluation(self.state.step, self.epoch, "test", self.evaluate("test", stop)[0])
-        run_on_main(self.accelerator, lambda: report_run(self.output_dir, "It ended with its last step."))
+        run_on_main(self.accelerator, lambda: self.report(log, "It ended with its last step."))
         self.state.finished = True
+
+    def report(self, log: MetricsLog, stopped: str) -> None:
+        """Write the report of the run, on the main process; some of its pictures go to the tracker."""
+        step = self.state.best_step or self.state.step
+        report_run(self.output_dir, stopped, partial(log.log_picture, step))
 
     def update_checkpoint(self) -> None:
         """Write what was measured after the checkpoint of this step was saved into it."""

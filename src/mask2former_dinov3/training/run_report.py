@@ -17,6 +17,7 @@ from ..evaluation.run_record import read_run
 from ..evaluation.scored_model import METRICS_FILE
 from ..evaluation.stored_evaluation import EVALUATION_FILE, write_evaluation
 from ..model_folder.folder import collect_versions
+from ..reports.evaluation_pictures import ShowPicture
 from ..reports.evaluation_report import report_folder, report_run_alone
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,9 @@ def store_results(output_dir: Path, split: Split, results: Sequence[CocoResult],
     write_evaluation(output_dir, split, truth, metrics["max_detections"], output_dir / "best")
 
 
-def report_run(output_dir: Path, stopped: str) -> None:
-    """Write report.html and report.json of a run that ends. stopped: where and why, a sentence.
+def report_run(output_dir: Path, stopped: str, show: ShowPicture | None = None) -> None:
+    """Write report.html and report.json of a run that ends. stopped: where and why, a sentence. show: takes some of the
+    pictures, for the tracker.
 
     Without validation data they hold the run alone. What cannot be written or read is a warning: the model is saved
     already, and what follows the run goes on.
@@ -44,7 +46,7 @@ def report_run(output_dir: Path, stopped: str) -> None:
     try:
         record = read_run(output_dir, stopped, collect_versions())
         if (output_dir / EVALUATION_FILE).is_file():
-            page = report_folder(output_dir, run=record)
+            page = report_folder(output_dir, run=record, show=show)
         else:
             page = report_run_alone(output_dir, record)
     except (UserError, OSError) as error:

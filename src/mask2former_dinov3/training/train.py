@@ -20,7 +20,7 @@ from ..data.check import check_data
 from ..data.coco import CocoData
 from ..data.coco_types import Metrics
 from ..data.records import with_class_order
-from ..data.sampler import TrainingOrder
+from ..data.sampler import EpochPlan, TrainingOrder
 from ..errors import CheckpointError, DatasetError, is_shared, mark_shared
 from ..folder_lock import hold_folder
 from ..model_folder.hub import prepare_repository, push_finished
@@ -36,6 +36,7 @@ from .distributed import (
 )
 from .ema import AveragedWeights
 from .find_data import find_splits_of
+from .imbalance import describe_repetition, repeat_factors_of
 from .launch import start_accelerator
 from .metrics_log import MetricsLog
 from .optimizer import build_optimizer, build_scheduler
@@ -44,7 +45,6 @@ from .rehearsal import rehearse
 from .resume import class_order, get_rng_state, load_progress, restore_optimization
 from .run import Run, describe_run
 from .run_folder import Score, best_so_far, digest_of, prepare_folder, set_aside_newer
-from .run_report import report_run
 from .shared_data import share_data
 from .signals import StopRequest
 
@@ -156,7 +156,7 @@ def loop(run: Run, wrapped: nn.Module, stop: StopRequest) -> None:
             if saved is None:
                 raise
             if run.accelerator.is_main_process:
-                report_run(run.output_dir, f"It was stopped on request at step {state.step} of {run.order.last_step}.")
+                run.report(log, f"It was stopped on request at step {state.step} of {run.order.last_step}.")
             message = f"stopped at step {state.step}; resume with --resume-from-checkpoint {saved}"
             raise mark_shared(KeyboardInterrupt(message)) from None
 
@@ -237,7 +237,11 @@ def start_run(
     num_images = len(data["train"].images)
     batch_size, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
     state = RunState(step_size=batch_size * accumulation * accelerator.num_processes, num_images=num_images)
-    last_step = config.max_train_steps or -(-config.num_train_epochs * num_images // state.step_size)
+    factors = repeat_factors_of(config, data["train"])
+    if factors is not None:
+        logger.info("%s", describe_repetition(config, factors))
+    seen = EpochPlan(num_images, config.seed, factors).start(config.num_train_epochs)
+    last_step = config.max_train_steps or -(-seen // state.step_size)
     for line in judge_length(config, last_step, state.step_size):
         logger.warning("%s", line)
     optimizer = build_optimizer(model, config)
@@ -271,6 +275,7 @@ def start_run(
             seed=config.seed,
             first_step=state.step,
             last_step=last_step,
+            repeat_factors=factors,
         ),
         averaged=averaged,
         description_at_start=describe_run(config, data),

@@ -227,6 +227,19 @@ def test_normalizers__two_halves_make_the_whole() -> None:
     torch.testing.assert_close(sum(parts), whole, atol=1e-4, rtol=0)
 
 
+def test_class_losses__label_weights_multiply_the_terms_of_their_class() -> None:
+    """Against torch's weighted cross entropy; the divisor stays, so a class alone in a batch keeps its weight."""
+    model = small_model(label_weights=[0.5, 1.0, 20.0]).eval()
+    logits, classes = torch.randn(2, 1, 7, 4), [torch.tensor([2, 0])]
+    pairs = (torch.tensor([5, 1]), torch.tensor([0, 1]))
+    losses = model.criterion.class_losses(logits, classes, [[pairs], [pairs]])
+    targets = torch.tensor([3, 0, 3, 3, 3, 2, 3])
+    weight = torch.tensor([0.5, 1.0, 20.0, 0.1])
+    for layer in range(2):
+        torch.testing.assert_close(losses[layer], F.cross_entropy(logits[layer, 0], targets, weight, reduction="sum"))
+    assert loss_normalizers(classes, 7, 0.1).tolist() == pytest.approx([2, 2 + 0.1 * 5])
+
+
 def test_criterion__not_finite_predictions_do_not_stop_the_matching() -> None:
     model = small_model().eval()
     with torch.no_grad():

@@ -142,7 +142,8 @@ class Mask2FormerCriterion:
     def class_losses(self, class_logits: Tensor, class_labels: list[Tensor], matches: Matches) -> Tensor:
         """Cross entropy of each layer, summed over its queries, (T,); unmatched queries have the class "no object".
 
-        class_logits (T, B, Q, K+1).
+        class_logits (T, B, Q, K+1). `label_weights` multiply the terms, not the divisor (`loss_normalizers`), which
+        would otherwise take the weight of a rare class back where it is alone in a batch.
         """
         layers, batch, queries, columns = class_logits.shape
         device, num_classes = class_logits.device, columns - 1
@@ -155,8 +156,8 @@ class Mask2FormerCriterion:
         place, label = torch.cat(matched, dim=1).to(device)  # (pairs,) into (T*B*Q,) and into the labels of all images
         targets = torch.full((layers * batch * queries,), num_classes, device=device)
         targets[place] = torch.cat(class_labels).to(device)[label]
-        weight = torch.ones(columns, device=device)
-        weight[-1] = self.config.no_object_weight
+        labels = self.config.label_weights or [1.0] * num_classes
+        weight = torch.tensor([*labels, self.config.no_object_weight], device=device)
         losses = F.cross_entropy(class_logits.flatten(0, 2), targets, weight=weight, reduction="none")
         return losses.view(layers, -1).sum(1)
 
