@@ -15,11 +15,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..canvas import check_side
-from ..errors import OptionError, mismatch
+from ..errors import mismatch
 from ..json_files import describe
-from ..read_options import ALL, ReadOptions, as_channels
+from ..read_options import ReadOptions, as_channels
 from .cross_checks import advise, find_conflicts, find_recorded_token
 from .option_types import (
+    DIGITS,
+    Channels,
     ClassNames,
     ComparedOn,
     DatasetFormat,
@@ -152,7 +154,7 @@ class TrainConfig(BaseModel):
         description="Linear layers of the backbone that get adapters, by the last part of their names, separated by "
         "commas; a list in JSON.",
     )
-    num_queries: QueryCount | Literal["auto"] = Field(
+    num_queries: Annotated[QueryCount | Literal["auto"], DIGITS] = Field(
         100,
         description="Number of queries: the maximum number of instances that the model proposes per image. `auto`: "
         "1.25 times the largest number of instances in a training image, at least 50.",
@@ -170,7 +172,7 @@ class TrainConfig(BaseModel):
     mask_loss: ComparedOn = Field(
         "points", description="Where the mask losses are computed: at random `points` or at all `pixels`."
     )
-    mask_stride: Literal[2, 4, "auto"] | None = Field(
+    mask_stride: Annotated[Literal[2, 4, "auto"] | None, DIGITS] = Field(
         None,
         description="Pixels of the image per pixel of the mask logits; null: 4, as published (16 with the plain "
         "neck). `auto`: 2 if masks of stride 4 cannot reach an AP of 0.8 on the training instances, otherwise 4.",
@@ -214,7 +216,7 @@ class TrainConfig(BaseModel):
         "model.",
     )
     page: PositiveInt = Field(1, description="Page or frame that is read of files with several. Saved with the model.")
-    channels: list[PositiveInt] | Literal["all"] | None = Field(
+    channels: Channels | None = Field(
         None,
         description="Channels that are read, counted from 1, as a list or as `3,2,1`: one (grey), three (red, green, "
         "blue) or more; `all`: all but alpha; null: grey or RGB, as the file has it. Saved with the model.",
@@ -283,7 +285,7 @@ class TrainConfig(BaseModel):
         100, description="Maximum number of detections per image in evaluation; 100 in COCO, more for crowded images."
     )
     metric_for_best_model: Metric = Field("AP", description="Metric by which the model in `best/` is chosen.")
-    checkpointing_steps: PositiveInt | Literal["epoch"] | None = Field(
+    checkpointing_steps: Annotated[PositiveInt | Literal["epoch"] | None, DIGITS] = Field(
         "epoch",
         description="Number of optimiser steps between two evaluations, each with a checkpoint; `epoch`: after every "
         "epoch; null: only at the end.",
@@ -328,26 +330,6 @@ class TrainConfig(BaseModel):
         if value == "" and cls.model_fields[str(info.field_name)].default is None:
             return None
         return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
-
-    @field_validator("checkpointing_steps", "num_queries", "mask_stride", mode="before")
-    @classmethod
-    def _digits_are_a_number(cls, value: object) -> object:
-        return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-
-    @field_validator("backbone_taps", "channels", mode="before")
-    @classmethod
-    def _split_at_commas(cls, value: object, info: ValidationInfo) -> object:
-        is_all = info.field_name == "channels" and value == ALL
-        return value.split(",") if isinstance(value, str) and not is_all else value
-
-    @field_validator("value_range", "channels")
-    @classmethod
-    def _check_reading(cls, value: object, info: ValidationInfo) -> object:
-        try:
-            ReadOptions(**{str(info.field_name): value})  # type: ignore[arg-type]
-        except OptionError as error:
-            raise ValueError(error.reason) from error
-        return value
 
     @field_validator("image_height", "image_width")
     @classmethod
