@@ -42,8 +42,8 @@ from .option_types import (
     Tracker,
     ValueRange,
 )
-from .parsing import GivenOptions, explain_fault
-from .presets import SPLIT_OPTIONS
+from .parsing import GivenOptions, explain_fault, keep_images_per_step
+from .presets import DEFAULT_BATCH, SPLIT_OPTIONS
 
 PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", "extra_images", *SPLIT_OPTIONS)
 
@@ -231,8 +231,15 @@ class TrainConfig(BaseModel):
     max_train_steps: PositiveInt | None = Field(
         None, description="Number of optimiser steps; null: as many as `num_train_epochs` takes."
     )
-    per_device_train_batch_size: PositiveInt = Field(
-        2, description="Images per forward pass in training, in each process."
+    max_hours: PositiveFloat | None = Field(
+        None,
+        description="Hours after which the run has ended, with evaluation and saving: the number of steps follows the "
+        "measured speed, and the learning rate ends with it. Hours before a resume count. null: no limit.",
+    )
+    per_device_train_batch_size: Annotated[PositiveInt | Literal["auto"], DIGITS] = Field(
+        DEFAULT_BATCH,
+        description="Images per forward pass in training, in each process. `auto`: as many as fit into memory, tried "
+        "on the fullest images (see docs/recipes.md); `gradient_accumulation_steps` is then the images per step.",
     )
     gradient_accumulation_steps: PositiveInt = Field(
         1, description="Number of forward and backward passes per optimiser step."
@@ -285,6 +292,9 @@ class TrainConfig(BaseModel):
         100, description="Maximum number of detections per image in evaluation; 100 in COCO, more for crowded images."
     )
     metric_for_best_model: Metric = Field("AP", description="Metric by which the model in `best/` is chosen.")
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="Evaluations without a better `metric_for_best_model` after which the run ends; null: none."
+    )
     checkpointing_steps: Annotated[PositiveInt | Literal["epoch"] | None, DIGITS] = Field(
         "epoch",
         description="Number of optimiser steps between two evaluations, each with a checkpoint; `epoch`: after every "
@@ -361,6 +371,7 @@ def load_config(
     underscores). Raises ConfigError with all faults, one line each: an option of the file by its key, a flag as typed.
     """
     given = GivenOptions(TrainConfig.model_fields, path, overrides)
+    keep_images_per_step(given)
     wrong: set[str] = set()
     try:
         config = TrainConfig.model_validate(given.values, context=FIELDS_ONLY)

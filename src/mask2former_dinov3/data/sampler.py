@@ -5,6 +5,7 @@ The order is a function of the seed alone, so any number of processes and any re
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,6 +43,12 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     def step_size(self) -> int:
         """Number of images in one optimiser step over all processes (G)."""
         return self.batch_size * self.accumulation * self.num_processes
+
+    def in_batches_of(self, batch_size: int) -> TrainingOrder:
+        """The same images in each step, in batches of another size, which divides the images of a process."""
+        other = copy.copy(self)
+        other.batch_size, other.accumulation = batch_size, self.batch_size * self.accumulation // batch_size
+        return other
 
     def image_at(self, position: int) -> tuple[int, int]:
         """(epoch, index of the image) at a position of the stream."""
