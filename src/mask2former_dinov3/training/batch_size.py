@@ -31,7 +31,7 @@ from .run import Run
 
 logger = logging.getLogger(__name__)
 MOST_ON_CPU = 4
-"""A CPU computes one image after the other: larger batches take memory and save no time (docs/log.md)."""
+"""A CPU computes one image after the other: larger batches take memory and hardly save time (docs/recipes.md)."""
 
 
 def images_per_step(config: TrainConfig) -> int:
@@ -69,13 +69,14 @@ def fit_batch(run: Run) -> Run:
         return run
     images = images_per_step(config)
     sizes = [size for size in _divisors(images) if device.type == "cuda" or size <= MOST_ON_CPU]
-    samples = _fullest_samples(run, sizes[-1])
+    samples = _fullest_samples(run, 0, 1)
     usable, before = int(usable_memory(device) * SHARE), resident_memory()
     peaks: dict[int, int] = {}
 
     def fits(size: int) -> bool:
         if device.type != "cuda" and _expected_peak(peaks, size, before) > usable:
             return False  # a CPU's memory is not tried out: the system would end the process
+        samples.extend(_fullest_samples(run, len(samples), size))
         peak = peak_memory(device, lambda: _try_step(run, samples[:size]))
         if peak is None or (peak > usable and size > 1):
             return False
@@ -91,11 +92,10 @@ def fit_batch(run: Run) -> Run:
             if int(sum_over_processes(run.accelerator, torch.tensor([float(fails)]))[0]):
                 break
             best = size
-    reason = ""
-    if best != sizes[-1]:
-        reason = f"; {next(size for size in sizes if size > best)} do not fit into {100 * SHARE:.0f} % of it"
-    elif device.type != "cuda" and best < images:
-        reason = "; more at a time are not faster on a CPU"
+    more = next((size for size in sizes if size > best), None)
+    reason = "" if more is None else f"; {more} do not fit into {100 * SHARE:.0f} % of it"
+    if more is None and best < images:
+        reason = "; more at a time are hardly faster on a CPU"
     logger.info(
         "per_device_train_batch_size: %d, with gradient_accumulation_steps %d (%s per optimiser step%s): the fullest "
         "images, with up to %s, take %.2g of %.2g GB%s",
@@ -131,23 +131,23 @@ def _divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def _fullest_samples(run: Run, count: int) -> list[Sample]:
-    """The training images with the most instances, the largest first among equals, as the whole canvas shows them.
+def _fullest_samples(run: Run, first: int, last: int) -> list[Sample]:
+    """Of the training images with the most instances, those at the places from `first` to before `last`.
 
-    With `copy_paste`, each has its instances twice: it may get those of an image that is as full. Fewer images than
-    `count` are repeated.
+    The largest come first among equals. The canvas shows the whole image. With `copy_paste`, each has its instances
+    twice: it may get those of an image that is as full. A place behind the last image is that of the first again.
     """
     images = run.data["train"].images
     pixels = images.columns.sizes[images.rows].astype(np.int64).prod(axis=1)
-    order = np.lexsort((-pixels, -images.instance_counts()))[:count]
+    order = np.lexsort((-pixels, -images.instance_counts()))
     dataset = training_dataset(run.config, run.processor, run.data["train"])
     dataset.augmentation = None
-    samples = [dataset[int(index)] for index in order]
+    samples = [dataset[int(order[place % len(order)])] for place in range(first, last)]
     if run.config.copy_paste:
         for sample in samples:
             sample["mask_labels"] = sample["mask_labels"].repeat(2, 1, 1)
             sample["class_labels"] = sample["class_labels"].repeat(2)
-    return [samples[place % len(samples)] for place in range(count)]
+    return samples
 
 
 def _try_step(run: Run, samples: Sequence[Sample]) -> None:

@@ -16,6 +16,7 @@ from ..errors import is_out_of_memory
 SHARE = 0.9  # of the memory for this process that a run may plan with: batches differ, and memory is fragmented
 CGROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
+_LITTLE = 100_000_000
 _UNLIMITED = 1 << 60  # version 1 writes a number near 2 ** 63 for "no limit"
 
 
@@ -82,6 +83,12 @@ def _free_in(folder: Path, limit: str, usage: str, cache: str) -> list[int]:
     return [] if most > _UNLIMITED else [most - used + int(entries.get(cache, 0))]
 
 
+def is_full_memory(error: BaseException) -> bool:
+    """Whether an error comes of full memory: `is_out_of_memory`, or oneDNN's, which names no cause, with none free."""
+    unnamed = isinstance(error, RuntimeError) and str(error).startswith("could not create a ")
+    return is_out_of_memory(error) or (unnamed and free_cpu_memory() < _LITTLE)
+
+
 def peak_memory(device: torch.device, job: Callable[[], object]) -> int | None:
     """Bytes that this process has at most while it does a job; None where the memory does not suffice.
 
@@ -93,7 +100,7 @@ def peak_memory(device: torch.device, job: Callable[[], object]) -> int | None:
     try:
         job()
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not is_full_memory(error):
             raise
         return None
     if device.type == "cuda":

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..allocator import give_back_freed_memory
 from ..canvas import padded_size
-from ..errors import UserError, is_out_of_memory, is_shared, mark_shared, memory_reason
+from ..errors import UserError, is_shared, mark_shared, memory_reason
 from .checkpoint import list_checkpoints
+from .device_memory import is_full_memory
 from .launch import cpu_has_bf16
 from .resume import FIXED
 
@@ -52,7 +53,7 @@ def explain_full_memory(run: Run) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not is_full_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the tensors of the step that failed
         run.optimizer.zero_grad(set_to_none=True)
@@ -66,7 +67,7 @@ def explain_full_evaluation(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not is_full_memory(error):
             raise
         smaller = "--per-device-eval-batch-size 1" if batch_size > 1 else "--image-height and --image-width"
         advice = f"set {smaller}" if batch_size > 1 else f"lower {smaller}"

@@ -81,8 +81,9 @@ def train(config: TrainConfig) -> Metrics:
             run_on_main(accelerator, lambda: prepare_folder(config))
             repo = run_on_main(accelerator, lambda: prepare_hub_repository(config))
             run, wrapped = start_run(config, accelerator, data, checkpoint, started)
-            with StopRequest() as stop, explain_full_memory(run):
-                run = rehearse(run, stop)
+            with StopRequest() as stop:
+                with explain_full_memory(run):
+                    run = rehearse(run, stop)
                 config = run.config
                 run_on_main(accelerator, lambda: write_config(config))
                 run_on_main(accelerator, lambda: keep_drawn_split(run))
@@ -90,7 +91,8 @@ def train(config: TrainConfig) -> Metrics:
                     flat = {k: v for k, v in config.model_dump().items() if isinstance(v, int | float | str | bool)}
                     accelerator.init_trackers("tracking", config=flat)
                 run_on_main(accelerator, lambda: set_aside_newer(run.output_dir, run.state.step))
-                loop(run, wrapped, stop)
+                with explain_full_memory(run):
+                    loop(run, wrapped, stop)
     if repo is not None:  # on the main process; the others need not wait for the upload
         folder, private = best_folder(run.output_dir), config.hub_private_repo
         logger.info("uploading %s to %s", folder, repo)
@@ -288,7 +290,7 @@ def start_run(
         keep_place_in_schedule(config, saved, state, last_step, checkpoint)
         restore_optimization(saved, accelerator, prepared, scheduler, averaged)
     batch_size = config.per_device_train_batch_size
-    batch_size = batch_size if isinstance(batch_size, int) else images  # until `rehearse` has found one
+    batch_size = batch_size if isinstance(batch_size, int) else 1  # until `rehearse` has found one
     run = Run(
         config=config,
         accelerator=accelerator,
