@@ -42,7 +42,7 @@ from .optimizer import build_optimizer, build_scheduler
 from .optimizer_step import HALF_DONE, logged_losses, update
 from .rehearsal import rehearse
 from .resume import (
-    TRAIN_LONGER,
+    MORE_STEPS,
     class_order,
     get_rng_state,
     keep_place_in_schedule,
@@ -318,7 +318,12 @@ def start_run(
     if checkpoint is not None and checkpoint.resolve() == run.checkpoint_path.resolve():
         run.saved_steps.append(state.step)
     if state.finished and run.is_finished:
-        longer = "raise --early-stopping-patience" if run.is_out_of_patience else "raise --max-hours"
-        longer = f"{longer} to train longer" if run.is_out_of_patience or run.is_out_of_time else TRAIN_LONGER
-        logger.info("the run is finished: step %d of %d; %s", state.step, last_step, longer)
+        logger.info("the run is finished: step %d of %d; %s to train longer", state.step, last_step, how_longer(run))
     return run, wrapped
+
+
+def how_longer(run: Run) -> str:
+    """What to change so that a finished run goes on."""
+    if run.is_out_of_patience:
+        return "raise --early-stopping-patience"
+    return "raise --max-hours" if run.is_out_of_time else MORE_STEPS
