@@ -23,14 +23,15 @@ def test_progress_bar__is_lines_where_there_is_no_terminal(
     """Each update is shown when no time has to pass between two; the bar itself writes nothing."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(progress_bar, "_SECONDS", 0.0)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
     with ProgressBar(total=4, desc="predict", unit="image") as bar:
         for _ in range(4):
             bar.update()
     lines = [record.getMessage() for record in caplog.records]
     assert [line.partition(" images, ")[0] for line in lines] == [f"predict: {done} of 4" for done in (1, 2, 3)]
     assert all(line.endswith(" left") for line in lines)
-    assert sys.stderr.getvalue() == ""
+    assert stream.getvalue() == ""
     caplog.clear()
     monkeypatch.setattr(progress_bar, "_SECONDS", 30.0)
     assert list(ProgressBar([1, 2, 3], desc="quick")) == [1, 2, 3]
@@ -42,8 +43,9 @@ def test_progress_bar__is_a_bar_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
     with ProgressBar(total=2, desc="predict", unit="image") as bar:
         bar.update(2)
-    assert "\rpredict: 100%" in sys.stderr.getvalue()
+    assert "\rpredict: 100%" in stream.getvalue()
     assert not caplog.records

@@ -75,7 +75,10 @@ class TimeBudget:
         """
         if self.max_hours is None:
             return
-        last_step = self._fitting(step, most, saves_per_step) if accelerator.is_main_process else 0
+        last_step = self._fitting(step, most, saves_per_step)
+        if self.planned is not None and self.planned > step and abs(last_step - self.planned) <= 1:
+            last_step = self.planned  # a step is kept in reserve, so that the schedule ends as planned
+        last_step = last_step if accelerator.is_main_process else 0
         self.planned = int(sum_over_processes(accelerator, torch.tensor([float(last_step)]))[0])
         if self._steps >= _FIRST_TOLD and abs(self.planned - self._told) > _TOLD_AGAIN * self._told:
             self._told = self.planned
@@ -91,9 +94,9 @@ class TimeBudget:
             )
 
     def _fitting(self, step: int, most: int, saves_per_step: float) -> int:
-        """The last step that ends in time for the last evaluation, and for the report, which may take as long."""
+        """The last step that ends in time for the last evaluation, the report, which may take as long, and a step."""
         assert self.max_hours is not None
-        at_the_end = 2 * self.checkpoint_seconds + self.test_seconds
+        at_the_end = 2 * self.checkpoint_seconds + self.test_seconds + self.step_seconds
         left = self.max_hours * 3600 * (1 - MARGIN) - self.used - at_the_end
         each = self.step_seconds + saves_per_step * self.checkpoint_seconds
         return max(step, min(most, step + int(left / max(each, 1e-6))))
