@@ -100,7 +100,7 @@ def read_splits(root: Path, square: int | None, held_out: bool) -> tuple[CocoDat
 
 def batches(config: TrainConfig, processor: Any, train: CocoData) -> Iterator[dict[str, Any]]:
     """As `train` reads them, without end."""
-    size = config.per_device_train_batch_size
+    size = int(config.per_device_train_batch_size)  # the recipes here have a number
     factors = repeat_factors_of(config, train)
     order = TrainingOrder(len(train.images), batch_size=size, seed=config.seed, last_step=10**9, repeat_factors=factors)
     data, workers = training_dataset(config, processor, train), config.dataloader_num_workers

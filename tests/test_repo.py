@@ -35,12 +35,12 @@ RECIPES = sorted(ROOT.glob("mask2former-dinov3_*_train_args.json"))
 OPTIONS = """
 adam_beta1 adam_beta2 adam_epsilon backbone backbone_lr_multiplier backbone_norm backbone_taps blur channels
 checkpointing_steps class_weights classes color_jitter copy_paste crowd dataloader_num_workers dataset_format
-dataset_name decoder_layers description ema_decay encoder_layers extra_images flip freeze_backbone frozen_blocks
-gamma_jitter gradient_accumulation_steps gradient_checkpointing head hub_model_id hub_private_repo hub_token
-image_height image_width incomplete_images invert jpeg_quality layer_decay learning_rate logging_steps lora_alpha
-lora_rank lora_targets lr_scheduler_type mask_feature_size mask_loss mask_stride matching max_bad_images
-max_detections max_grad_norm max_train_steps metric_for_best_model mixed_precision neck noise num_queries
-num_train_epochs num_warmup_steps output_dir page per_device_eval_batch_size per_device_train_batch_size
+dataset_name decoder_layers description early_stopping_patience ema_decay encoder_layers extra_images flip
+freeze_backbone frozen_blocks gamma_jitter gradient_accumulation_steps gradient_checkpointing head hub_model_id
+hub_private_repo hub_token image_height image_width incomplete_images invert jpeg_quality layer_decay learning_rate
+logging_steps lora_alpha lora_rank lora_targets lr_scheduler_type mask_feature_size mask_loss mask_stride matching
+max_bad_images max_detections max_grad_norm max_hours max_train_steps metric_for_best_model mixed_precision neck noise
+num_queries num_train_epochs num_warmup_steps output_dir page per_device_eval_batch_size per_device_train_batch_size
 process_group_timeout push_to_hub query_init recipe repeat_factor report_to resume_from_checkpoint rotation
 save_total_limit scale_max scale_min seed test_annotations test_images train_annotations train_images
 valid_annotations valid_images valid_split value_range weight_decay with_code with_tracking
@@ -83,7 +83,7 @@ def test_modules__files_and_functions_are_short() -> None:
 # Room (a folder of the package, or a module in its root) -> the rooms that it may import, inside functions too.
 GROUND = frozenset(
     {"allocator", "atomic_files", "canvas", "errors", "extras", "folder_lock", "json_files", "read_options"}
-    | {"sample_data", "version"}
+    | {"progress_bar", "sample_data", "version"}
 )
 MODEL_USE = GROUND | {"data", "instances", "model", "model_folder", "visualize", "weights"}
 ROOMS: dict[str, frozenset[str]] = {
@@ -94,6 +94,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "extras": frozenset({"errors"}),
     "folder_lock": frozenset({"atomic_files", "errors", "json_files"}),
     "json_files": frozenset({"errors"}),
+    "progress_bar": frozenset(),
     "read_options": frozenset({"errors"}),
     "sample_data": frozenset(),
     "version": frozenset(),

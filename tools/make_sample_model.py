@@ -29,7 +29,7 @@ from mask2former_dinov3.model_folder.card import RunDescription
 from mask2former_dinov3.model_folder.folder import save_model_folder
 from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.training.checkpoint import list_checkpoints
-from mask2former_dinov3.training.run import describe_run
+from mask2former_dinov3.training.run_description import describe_run
 from mask2former_dinov3.training.train import load_data, train
 
 DATASET = "BBBC038v1 without purple-stained tissue"

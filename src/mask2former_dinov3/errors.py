@@ -73,6 +73,20 @@ def is_shared(error: BaseException) -> bool:
     return getattr(error, _SHARED, False)
 
 
+_CPU_ALLOCATOR = "DefaultCPUAllocator: "  # how torch begins the message of a plain RuntimeError on the CPU
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is full, on a GPU (torch's own class, not imported here) or on the CPU."""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or f"{_CPU_ALLOCATOR}can't allocate memory" in str(error)
+    return of_torch or isinstance(error, MemoryError)
+
+
+def memory_reason(error: BaseException) -> str:
+    """The first line of the message of an error that `is_out_of_memory`."""
+    return str(error).partition("\n")[0].rpartition(_CPU_ALLOCATOR)[2] or "no memory left"
+
+
 def mismatch(expected: str, got: object, advice: str = "") -> str:
     """The one wording of every error message: "expected …, got …; advice"."""
     return f"expected {expected}, got {got}" + (f"; {advice}" if advice else "")

@@ -177,6 +177,35 @@ def test_predict_split__a_file_with_a_part_of_the_classes_scores_as_the_whole_on
     assert alone["per_class"] == {kept: listed["per_class"][kept]}
 
 
+@pytest.mark.parametrize("classes", [None, {"round": "disc"}])
+def test_evaluate_model__scores_the_classes_that_model_and_file_have(
+    classes: dict[str, str | None] | None, model_folder: Path, make_toy_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A file of disc, which a map may have to name so, and ring: as if ring had never been annotated."""
+    file = make_toy_dataset() / "valid" / "_annotations.coco.json"
+    truth = json.loads(file.read_text())
+    bars = [one for one in truth["annotations"] if one["category_id"] == 7]
+    names = {3: "disc" if classes is None else "round", 7: "ring"}
+    truth["categories"] = [{**one, "name": names[one["id"]]} for one in truth["categories"]]
+    file.write_text(json.dumps(truth))
+    split = Split("valid", file, file.parent, classes=classes)
+    metrics = evaluate_model(model_folder, split, None, tmp_path / "out", device="cpu")
+    left_out = f"'ring' ({len(bars)} objects) is left out: background from now on".replace("'", '"')
+    assert [note for note in metrics["notes"] if left_out in note]
+    assert "classes of the model that the annotations lack are not scored: bar" in metrics["notes"]
+    truth["categories"] = truth["categories"][:1]
+    truth["annotations"] = [one for one in truth["annotations"] if one not in bars]
+    file.write_text(json.dumps(truth))
+    alone = evaluate_model(model_folder, split, None, tmp_path / "alone", device="cpu")
+    assert metrics["per_class"] == alone["per_class"]
+    assert metrics["operating_point"] == alone["operating_point"]
+    assert set(metrics["per_class"]) == {"disc"}
+    truth["categories"] = [{**truth["categories"][0], "name": "ring"}]
+    file.write_text(json.dumps(truth))
+    with pytest.raises(DatasetError, match="not in the model: ring; not in the annotations: bar, disc"):
+        evaluate_model(model_folder, file, file.parent, tmp_path / "none", device="cpu")
+
+
 def test_evaluate_model__leaves_metrics_and_results_that_agree(
     model_folder: Path, toy_dataset: Path, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from mask2former_dinov3.model import Mask2FormerDinov3Config
 from mask2former_dinov3.model_folder.card import RunDescription, model_card
 from mask2former_dinov3.model_folder.card_picture import MAX_BYTES, choose_image, draw_card_picture, shrink_to_card
 from mask2former_dinov3.sample_data import SAMPLE
-from mask2former_dinov3.training.run import describe_run
+from mask2former_dinov3.training.run_description import describe_run
 from mask2former_dinov3.training.train import load_data, train
 from support.hub_stand_in import faults_of_card
 

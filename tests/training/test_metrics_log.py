@@ -32,7 +32,7 @@ def log_two_steps(accelerator: Accelerator, folder: Path) -> None:
     """Steps 19 and 20 of 40, then an evaluation."""
     with MetricsLog(accelerator, folder, first_step=18, num_steps=40) as log:
         for step in (19, 20):
-            log.count_step(4)
+            log.count_step(4, 40)
             log.log_training(step, step / 10, {"loss": 2.5, "lr": 1e-4, "grad_norm": float("inf")})
         log.log_evaluation(20, 2.0, "valid", {"AP": 0.25, "AP50": 0.5})
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from mask2former_dinov3.cli import main
+from mask2former_dinov3.data.coco import read_coco
+from mask2former_dinov3.data.layout import find_splits
+from mask2former_dinov3.data.read_rules import ReadRules
 from mask2former_dinov3.errors import ConfigError, OptionError
 from mask2former_dinov3.model_folder.folder import SCORE_FILE
-from mask2former_dinov3.training import run
+from mask2former_dinov3.training import rehearsal, run, time_budget
+from mask2former_dinov3.training import train as train_module
 from mask2former_dinov3.training.checkpoint import checkpoint_step, find_checkpoint, list_checkpoints
 from mask2former_dinov3.training.run_folder import Score, best_so_far, read_score
-from mask2former_dinov3.training.train import train
+from mask2former_dinov3.training.train import load_data, train
 from support.small_run import metric_lines, small_config, weights_equal
 
 EVERY_STEP: dict[str, Any] = {"checkpointing_steps": 1, "save_total_limit": None}
@@ -215,7 +221,121 @@ def test_command__ends_with_the_number_of_the_model_that_it_names(
     file.write_text(json.dumps(config.model_dump(mode="json")))
     scores.update({1: 0.5, 2: 0.2})
     assert main(["train", "--config", str(file)]) == 0
-    assert "best model: AP 0.5000 at step 1; the numbers above are of the last\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    best, folder = tmp_path / "run" / "best", tmp_path / "run"
+    assert shown.startswith("best model: AP 0.5000, of step 1\nAP           0.5000\n")
+    assert f"the last model, of step 2, has AP 0.2000: {folder / 'last'}\n" in shown
+    assert shown.splitlines()[-3:] == [
+        f"model: {best}",
+        f"evaluate: mask2former-dinov3 evaluate --model {best} --output {folder / 'evaluation'}",
+        f"predict: mask2former-dinov3 predict --model {best} {toy_dataset / 'valid'} --output {folder / 'overlays'}",
+    ]
     scores.update({1: 0.1})
     assert main(["train", "--config", str(file), "--output-dir", str(tmp_path / "other")]) == 0
-    assert "best model" not in capsys.readouterr().out  # it is the last
+    shown = capsys.readouterr().out
+    assert shown.startswith("best model: AP 0.2000, of step 2\n")
+    assert "the last model" not in shown  # it is the best
+
+
+def test_early_stopping__ends_after_evaluations_without_a_better_model(
+    toy_dataset: Path, tmp_path: Path, scores: dict[int, float], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tie is no better model; a resumed run counts on; a finished one stays so until the patience is raised."""
+    caplog.set_level(logging.INFO)
+    folder, cut = tmp_path / "run", tmp_path / "cut"
+    scores.update({1: 0.1, 2: 0.3, 3: 0.3, 4: 0.2, 5: 0.1, 6: 0.1})
+    options = {**EVERY_STEP, "max_train_steps": 6, "early_stopping_patience": 2}
+    train(small_config(toy_dataset, folder, **options))
+    reason = "It ended early at step 4 of 6: 2 evaluations without a better model than AP 0.3000 of step 3"
+    assert f"{reason} (early_stopping_patience)." in caplog.text
+    assert reason in (folder / "report.html").read_text()
+    assert steps_in(folder) == [1, 2, 3, 4]
+    cut.mkdir()
+    for name in ("checkpoint-3", "best"):
+        shutil.copytree(folder / name, cut / name)
+    for patience, steps in ((2, [3, 4]), (2, [3, 4]), (3, [3, 4, 5])):
+        resumed = {**options, "early_stopping_patience": patience, "resume_from_checkpoint": "latest"}
+        train(small_config(toy_dataset, cut, **resumed))
+        assert steps_in(cut) == steps
+    assert "the run is finished: step 4 of 6; raise --early-stopping-patience to train longer" in caplog.text
+    with pytest.raises(OptionError, match="early_stopping_patience: expected null for a run without validation data"):
+        train(small_config(toy_dataset, tmp_path / "no", **options, **without_validation(toy_dataset)))
+    with pytest.raises(ConfigError, match="expected null with checkpointing_steps null, which evaluates only at the"):
+        small_config(toy_dataset, tmp_path / "no", early_stopping_patience=2, checkpointing_steps=None)
+
+
+def without_validation(dataset: Path) -> dict[str, Any]:
+    file = str(dataset / "train" / "_annotations.coco.json")
+    return {"dataset_name": None, "train_annotations": file, "valid_split": 0}
+
+
+def test_max_hours__end_run_and_schedule_together(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step takes 100 s of a clock that nothing else moves: 648 s hold 5 and one in reserve, also over a resume."""
+    caplog.set_level(logging.INFO)
+    now, step = [1000.0], train_module.do_step
+
+    def slow_step(*arguments: Any) -> Any:
+        now[0] += 100
+        return step(*arguments)
+
+    monkeypatch.setattr(train_module, "do_step", slow_step)
+    for module in (train_module, time_budget, rehearsal):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    folder, cut = tmp_path / "run", tmp_path / "cut"
+    options = {
+        **{"max_hours": 0.18, "max_train_steps": 50, "checkpointing_steps": 2, "save_total_limit": None},
+        **{"lr_scheduler_type": "linear", "num_warmup_steps": 2},
+    }
+    train(small_config(toy_dataset, folder, **options))
+    assert steps_in(folder) == [2, 4, 5]
+    rates = [line["lr"] for line in metric_lines(folder) if "lr" in line]
+    assert rates[0] == pytest.approx(5e-4)  # the speed is not known yet; then the warm-up is a tenth of five steps
+    assert 9e-4 < rates[1] < 1e-3
+    assert sorted(rates[1:], reverse=True) == rates[1:]
+    assert rates[-1] == 0.0
+    assert "It ended at step 5 of 50: 0.14 of 0.18 hours are used (max_hours)." in caplog.text
+    assert json.loads((folder / "checkpoint-5" / "state.json").read_text())["seconds"] == 500.0
+    cut.mkdir()
+    shutil.copytree(folder / "checkpoint-2", cut / "checkpoint-2")
+    for hours, last in ((0.18, 5), (0.18, 5), (0.25, 7)):
+        train(small_config(toy_dataset, cut, **{**options, "max_hours": hours}, resume_from_checkpoint="latest"))
+        assert steps_in(cut)[-1] == last
+        assert [line["lr"] for line in metric_lines(cut) if "lr" in line][-1] == 0.0
+    assert "the run is finished: step 5 of 50; raise --max-hours to train longer" in caplog.text
+    assert "resuming with another max_hours: was 0.18, now 0.25" in caplog.text
+
+
+def test_drawn_split__is_kept_and_what_evaluate_scores(make_toy_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    """Eight images in one file without a split, of two classes renamed: two files that load, with every image once.
+
+    The model is scored on them although the file has changed since, which would now be divided in another way.
+    """
+    root = make_toy_dataset(train=8, valid=0) / "train"
+    folder = tmp_path / "run"
+    options = {"valid_split": 0.3, "classes": {"bar": "rod"}, "crowd": "instances"}
+    metrics = train(small_config(root, folder, **options))
+    splits, _ = find_splits(folder / "split", rules=ReadRules("instances"))
+    kept = {name: read_coco(split) for name, split in splits.items()}
+    read = load_data(small_config(root, folder, **options))
+    for name in ("train", "valid"):
+        assert kept[name].images.ids == read[name].images.ids
+        assert kept[name].categories == read[name].categories
+        assert [len(one.annotations) for one in kept[name].images] == [
+            len(one.annotations) for one in read[name].images
+        ]
+        assert all(path.is_file() for path in kept[name].images.paths)
+    content = json.loads((root / "_annotations.coco.json").read_text())
+    content["images"] = content["images"][:3]
+    ids = [one["id"] for one in content["images"]]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] in ids]
+    (root / "_annotations.coco.json").write_text(json.dumps(content))
+    for split, count in (("valid", metrics["images"]), ("train", 8 - metrics["images"])):
+        words = ["evaluate", "--model", str(folder / "best"), "--split", split, "--output", str(tmp_path / split)]
+        assert main(words) == 0
+        again = json.loads((tmp_path / split / "metrics.json").read_text())
+        assert again["images"] == count
+        if split == "valid":
+            assert again["per_class"] == pytest.approx(metrics["per_class"])
+    assert main(["evaluate", "--model", str(folder / "best"), "--split", "test", "--output", str(tmp_path / "t")]) == 1

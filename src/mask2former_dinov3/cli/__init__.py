@@ -10,6 +10,7 @@ Read in this order:
     serving_options    those of `serve`
     threshold_options  the score threshold and what to choose it for; the verb `set-threshold`
     train_options      where `train` reads its options from
+    train_end          what `train` prints at its end
     tuning_options     the verb `tune`
     parser             both spellings of an option; wrong usage in the wording of this package
     doctor             what `check-data` writes: a page, a recipe, corrected files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from .arguments import add_device, add_formats, add_read_rules
@@ -139,7 +138,7 @@ def run_rank_images(arguments: argparse.Namespace) -> int:
         labelled=arguments.labelled or [],
         settings=settings,
         device=arguments.device,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     say(ranking.text())
     say(f"\n{arguments.output / RANKING_CSV}\n{arguments.output / RANKING_JSON}")

@@ -55,13 +55,13 @@ def split_of_run(model: str, name: str) -> Split:
     Raises OptionError for a model that is not in a run folder, or a run without this split.
     """
     from ..config.train_config import load_config
-    from ..training.find_data import find_splits_of
+    from ..training.drawn_split import splits_of_run
 
     options = Path(model).resolve().parent / "train_config.json"
     if not options.is_file():
         expected = "a file, a --dataset, or a --model in its run folder, whose data are then used"
         raise OptionError("annotations", expected, f"neither, and no {options}")
-    splits, _ = find_splits_of(load_config(options)[0])
+    splits = splits_of_run(load_config(options)[0], options.parent, name)
     if name not in splits:
         raise OptionError("split", f"a split of {options}: {', '.join(splits)}", name)
     return splits[name]

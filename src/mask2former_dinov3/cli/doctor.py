@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,14 +35,13 @@ def check_dataset(arguments: argparse.Namespace) -> int:
         arguments.parser.error("expected the PATH of a data set, or --train-annotations and --train-images")
     prepare_files(arguments)
     config = options_of_check(arguments)
-    from tqdm import tqdm
-
     from ..data.check import check_data
+    from ..progress_bar import ProgressBar
     from ..training.find_data import find_splits_of
 
     splits, notes = find_splits_of(config)
     prepare_report_folder(arguments, splits, config)
-    with tqdm(desc="check", unit="image", disable=not sys.stderr.isatty(), leave=False) as bar:
+    with ProgressBar(desc="check", unit="image", leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

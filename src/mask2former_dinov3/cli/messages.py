@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import OptionError, UserError, system_reason
+from ..errors import OptionError, UserError, memory_reason, system_reason
 from ..json_files import read_json_object
 from .parser import VerbParser, name_as_typed
 
@@ -70,17 +70,7 @@ def describe_os_error(error: OSError) -> str:
     return f"{files}: {system_reason(error)}" if files else system_reason(error)
 
 
-_CPU_ALLOCATOR = "DefaultCPUAllocator: "  # how torch begins the message of a plain RuntimeError on the CPU
-
-
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether an error says that memory is full, on a GPU (torch's own class, not imported here) or on the CPU."""
-    of_torch = type(error).__name__ == "OutOfMemoryError" or f"{_CPU_ALLOCATOR}can't allocate memory" in str(error)
-    return of_torch or isinstance(error, MemoryError)
-
-
 def describe_out_of_memory(error: RuntimeError | MemoryError, parser: VerbParser) -> str:
     """The first line of the library's message, and the options of this verb that need less memory."""
-    reason = str(error).partition("\n")[0].rpartition(_CPU_ALLOCATOR)[2] or "no memory left"
     advice = ", or ".join(parser.memory_advice) or "free memory on the device"
-    return f"out of memory on the device: {reason}; {advice}"
+    return f"out of memory on the device: {memory_reason(error)}; {advice}"

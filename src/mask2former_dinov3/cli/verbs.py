@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..allocator import keep_freed_memory
-from ..errors import ConfigError, OptionError, UserError, is_shared, mark_shared
+from ..errors import ConfigError, OptionError, UserError, is_out_of_memory, is_shared, mark_shared
 from ..version import __version__
 from .arguments import (
     add_batch_predict,
@@ -34,18 +34,17 @@ from .arguments import (
 from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
 from .data_options import find_truth, read_changes, read_classes
 from .launchers import tell_launcher
-from .messages import VisibleFormatter, complain, describe_error, describe_out_of_memory, is_out_of_memory, say
+from .messages import VisibleFormatter, complain, describe_error, describe_out_of_memory, say
 from .metrics_text import metric_lines
 from .parser import SPELLING, VerbParser, find_empty_value, parse_words
 from .serving_options import add_serve
 from .threshold_options import add_set_threshold, read_aim, run_set_threshold
+from .train_end import PROGRAM, end_lines
 from .train_options import options_of_train
 from .tuning_options import add_tune, run_tune
 
 if TYPE_CHECKING:
     from ..inference.settings import InferenceSettings
-
-PROGRAM = "mask2former-dinov3"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,21 +175,12 @@ def run_train(arguments: argparse.Namespace) -> int:
     if is_main_process():
         for note in notes:
             complain(f"note: {note}")
-    from ..training.checkpoint import best_folder
-    from ..training.run_folder import read_score
     from ..training.train import train
 
     keep_freed_memory()
     metrics = train(config)
     if is_main_process():
-        say("last evaluation" if metrics else "no validation data, so no AP was computed")
-        print_metrics(metrics)
-        folder = Path(config.output_dir)
-        best = best_folder(folder)
-        score = read_score(best)
-        if score is not None and score.value is not None and score.step != metrics.get("step"):
-            say(f"best model: {score.metric} {score.value:.4f} at step {score.step}; the numbers above are of the last")
-        say(f"\nmodel: {best}\nnext: {PROGRAM} predict --model {best} IMAGES --output {folder / 'overlays'}")
+        say("\n".join(end_lines(Path(config.output_dir), metrics)))
     return 0
 
 
@@ -222,7 +212,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         reading=read_changes(arguments),
         predictions=arguments.predictions,
         aim=read_aim(arguments),
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     print_metrics(metrics)
     say(f"\n{arguments.output / 'metrics.json'}\n{arguments.output / 'predictions.json'}")
@@ -263,7 +253,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         colours=arguments.colours,
         device=arguments.device,
         reading=read_changes(arguments),
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     say(summary.text())
     return 1 if summary.failed else 0
@@ -289,7 +279,7 @@ def run_batch_predict(arguments: argparse.Namespace) -> int:
             gpus_per_actor=arguments.gpus_per_actor,
             shard_size=arguments.shard_size,
             retry_failed=arguments.retry_failed,
-            progress=sys.stderr.isatty(),
+            progress=True,
         )
     say(summary.text())
     return 1 if summary.failed or summary.failed_earlier else 0

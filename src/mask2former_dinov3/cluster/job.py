@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..errors import OptionError, UserError, mismatch
 from ..extras import require
 from ..folder_lock import hold_folder
 from ..inference.predictor import Predictor, load_model, refuse_extra_images
 from ..inference.settings import DEFAULTS, InferenceSettings, describe_threshold
+from ..progress_bar import ProgressBar
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .connection import connect_ray, live_nodes
 from .gathering import Batches, BatchSummary, Gathering
@@ -93,7 +93,7 @@ def batch_predict(
             return summary
         batches = Batches(images, shard_size, 1 if settings.tile else settings.batch_size)
         gpus = {"cpu": 0.0, "cuda": gpus_per_actor or 1.0}.get(device or "", gpus_per_actor)
-        bar = tqdm(total=len(images), desc="predict", unit="image", disable=not progress)
+        bar = ProgressBar(total=len(images), desc="predict", unit="image", disable=not progress)
         with bar, connect_ray(ray_address):
             import ray
 

@@ -68,6 +68,13 @@ def _training_conflicts(config: TrainConfig, name: Callable[[str], str]) -> Iter
         expected = f"null without {name('lora_rank')}"
         advice = f"set {name('lora_rank')} as well"
         yield ("lora_alpha", "lora_rank"), mismatch(expected, config.lora_alpha, advice)
+    if config.early_stopping_patience and config.checkpointing_steps is None:
+        advice = f"set {name('checkpointing_steps')} to a number or epoch"
+        expected = f"null with {name('checkpointing_steps')} null, which evaluates only at the end"
+        yield (
+            ("early_stopping_patience", "checkpointing_steps"),
+            mismatch(expected, config.early_stopping_patience, advice),
+        )
     if config.scale_min > config.scale_max:
         expected = f"at most the value of {name('scale_max')} ({config.scale_max})"
         yield ("scale_min", "scale_max"), mismatch(expected, config.scale_min)

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ..errors import mismatch
+from ..errors import OptionError, mismatch
+from ..read_options import ALL, ReadOptions
 from .class_option import parse_class_map, parse_class_weights
 from .presets import LARGEST, LARGEST_QUERIES
 
@@ -28,7 +29,32 @@ def _check_order(value: list[int]) -> list[int]:
     return value
 
 
-Taps = Annotated[list[PositiveInt], AfterValidator(_check_order)]
+def _digits_to_number(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+
+
+def _split_at_commas(value: object) -> object:
+    return value.split(",") if isinstance(value, str) and value != ALL else value
+
+
+def _check_reading(option: str) -> AfterValidator:
+    """The check that `ReadOptions` makes of one of its values."""
+
+    def check(value: object) -> object:
+        try:
+            ReadOptions(**{option: value})  # type: ignore[arg-type]
+        except OptionError as error:
+            raise ValueError(error.reason) from error
+        return value
+
+    return AfterValidator(check)
+
+
+DIGITS = BeforeValidator(_digits_to_number)  # of a number beside words: flags are texts, and some JSON has them so
+Taps = Annotated[list[PositiveInt], BeforeValidator(_split_at_commas), AfterValidator(_check_order)]
+Channels = Annotated[
+    list[PositiveInt] | Literal["all"], BeforeValidator(_split_at_commas), _check_reading("channels")
+]  # the word is `read_options.ALL`
 ComparedOn = Literal["points", "pixels"]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
@@ -69,7 +95,7 @@ RepeatFactor = Annotated[
         "sqrt(`repeat_factor` / f) times, an image as often as its rarest class (see docs/finetuning.md); null: no."
     ),
 ]
-ValueRange = Annotated[str, BeforeValidator(join_limits)]
+ValueRange = Annotated[str, BeforeValidator(join_limits), _check_reading("value_range")]
 LayerNames = Annotated[str, BeforeValidator(join_names)]
 DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets"]
 RecipeName = Literal["auto", "published", "few-images", "frozen", "full", "from-scratch"]  # files of `recipes/`

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -13,7 +15,7 @@ from pydantic_core import ErrorDetails
 from ..errors import ConfigError, OptionError, mismatch, suggest
 from ..json_files import read_json_object
 from .legacy_options import translate_old_options
-from .presets import LARGEST_QUERIES
+from .presets import AUTO_BATCH, DEFAULT_BATCH, LARGEST_QUERIES
 
 COMMAND_LINE = "on the command line"
 
@@ -40,6 +42,7 @@ class GivenOptions:
         self.notes: list[str] = []
         self.faults: list[OptionFault] = []
         self._path = path
+        self.replaced: dict[str, object] = {}  # option -> its value in the file, where an override has another
         self._has_flags = not isinstance(overrides, Mapping)
         self._written: dict[str, tuple[str, str]] = {}  # option -> its place, and how the user wrote it
         self._without_value: set[str] = set()  # flags without a value, which is true only for switches
@@ -66,6 +69,8 @@ class GivenOptions:
         for key, value in translated.items():
             word = written.get(key) or (write_flag(key) if place == COMMAND_LINE else key)
             if key in known:
+                if key in self.values:
+                    self.replaced[key] = self.values[key]
                 self.values[key] = value
                 self._written[key] = place, word
             else:
@@ -76,6 +81,11 @@ class GivenOptions:
         if option in self._written:
             return self._written[option][1]
         return write_flag(option) if self._path is None and self._has_flags else option
+
+    def is_beside(self, option: str, other: str) -> bool:
+        """Whether an option was given where another one was, or after it: a flag goes before the file."""
+        place, other_place = self._written.get(option, ("", ""))[0], self._written.get(other, ("", ""))[0]
+        return option in self._written and (place == other_place or not place.startswith("in "))
 
     def is_flag(self, option: str) -> bool:
         """Whether the option was given on the command line."""
@@ -98,6 +108,21 @@ class GivenOptions:
             places = " and ".join(dict.fromkeys(fault.place for fault in self.faults if fault.place))
             heading = f"{len(self.faults)} errors {places or 'in the options'}"
             raise ConfigError("\n  ".join([heading, *(f"{option}: {reason}" for _, option, reason in self.faults)]))
+
+
+def keep_images_per_step(given: GivenOptions) -> None:
+    """Where the batch is "auto", say how many images a step has, unless an option beside it says so.
+
+    As many as with the number that "auto" replaces: that of the file, or the default. A recipe brings its own.
+    """
+    batch, accumulation = "per_device_train_batch_size", "gradient_accumulation_steps"
+    if given.values.get(batch) != AUTO_BATCH or given.is_beside(accumulation, batch):
+        return
+    if given.values.get("recipe") and batch not in given.replaced and accumulation not in given.values:
+        return
+    numbers = given.replaced.get(batch, DEFAULT_BATCH), given.values.get(accumulation, 1)
+    with suppress(ValueError):  # refused as a number of accumulation steps; that of the batch is not used
+        given.values[accumulation] = math.prod(int(str(number)) for number in numbers)
 
 
 def read_flags(words: Sequence[str], nullable: Collection[str]) -> tuple[dict[str, object], dict[str, str], list[str]]:
@@ -151,6 +176,7 @@ _EITHER = {
     "backbone_taps": "four block numbers such as 3,6,9,12, or null",
     "channels": 'channel numbers from 1 such as 3,2,1, "all", or null',
     "checkpointing_steps": 'a whole number above 0, "epoch", or null',
+    "per_device_train_batch_size": 'a whole number above 0, or "auto"',
     "num_queries": f'a whole number from 1 to {LARGEST_QUERIES:,}, or "auto"',
 }
 _BOUNDS = {

@@ -13,3 +13,5 @@ PUBLISHED, FEW, FROM_SCRATCH = "published", "few-images", "from-scratch"
 RECIPES = (PUBLISHED, FEW, "frozen", "full", FROM_SCRATCH)  # files of `recipes/`
 DATASET_FORMATS = ("auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets")
 SPLIT_OPTIONS = tuple(f"{split}_{part}" for split in ("train", "valid", "test") for part in ("annotations", "images"))
+AUTO_BATCH = "auto"  # of `per_device_train_batch_size`
+DEFAULT_BATCH = 2

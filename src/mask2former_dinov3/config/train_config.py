@@ -15,12 +15,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from ..canvas import check_side
-from ..errors import OptionError, mismatch
+from ..errors import mismatch
 from ..json_files import describe
-from ..read_options import ALL, ReadOptions, as_channels
+from ..read_options import ReadOptions, as_channels
 from . import augmentation_options as changes
 from .cross_checks import advise, find_conflicts, find_recorded_token
 from .option_types import (
+    DIGITS,
+    Channels,
     ClassNames,
     ClassWeights,
     ComparedOn,
@@ -42,8 +44,8 @@ from .option_types import (
     Tracker,
     ValueRange,
 )
-from .parsing import GivenOptions, explain_fault
-from .presets import SPLIT_OPTIONS
+from .parsing import GivenOptions, explain_fault, keep_images_per_step
+from .presets import DEFAULT_BATCH, SPLIT_OPTIONS
 
 PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoint", "extra_images", *SPLIT_OPTIONS)
 
@@ -155,7 +157,7 @@ class TrainConfig(BaseModel):
         description="Linear layers of the backbone that get adapters, by the last part of their names, separated by "
         "commas; a list in JSON.",
     )
-    num_queries: QueryCount | Literal["auto"] = Field(
+    num_queries: Annotated[QueryCount | Literal["auto"], DIGITS] = Field(
         100,
         description="Number of queries: the maximum number of instances that the model proposes per image. `auto`: "
         "1.25 times the largest number of instances in a training image, at least 50.",
@@ -173,7 +175,7 @@ class TrainConfig(BaseModel):
     mask_loss: ComparedOn = Field(
         "points", description="Where the mask losses are computed: at random `points` or at all `pixels`."
     )
-    mask_stride: Literal[2, 4, "auto"] | None = Field(
+    mask_stride: Annotated[Literal[2, 4, "auto"] | None, DIGITS] = Field(
         None,
         description="Pixels of the image per pixel of the mask logits; null: 4, as published (16 with the plain "
         "neck). `auto`: 2 if masks of stride 4 cannot reach an AP of 0.8 on the training instances, otherwise 4.",
@@ -213,7 +215,7 @@ class TrainConfig(BaseModel):
         "model.",
     )
     page: PositiveInt = Field(1, description="Page or frame that is read of files with several. Saved with the model.")
-    channels: list[PositiveInt] | Literal["all"] | None = Field(
+    channels: Channels | None = Field(
         None,
         description="Channels that are read, counted from 1, as a list or as `3,2,1`: one (grey), three (red, green, "
         "blue) or more; `all`: all but alpha; null: grey or RGB, as the file has it. Saved with the model.",
@@ -228,8 +230,15 @@ class TrainConfig(BaseModel):
     max_train_steps: PositiveInt | None = Field(
         None, description="Number of optimiser steps; null: as many as `num_train_epochs` takes."
     )
-    per_device_train_batch_size: PositiveInt = Field(
-        2, description="Images per forward pass in training, in each process."
+    max_hours: PositiveFloat | None = Field(
+        None,
+        description="Hours after which the run has ended, with evaluation and saving: the number of steps follows the "
+        "measured speed, and the learning rate ends with it. Hours before a resume count. null: no limit.",
+    )
+    per_device_train_batch_size: Annotated[PositiveInt | Literal["auto"], DIGITS] = Field(
+        DEFAULT_BATCH,
+        description="Images per forward pass in training, in each process. `auto`: as many as fit into memory, tried "
+        "on the fullest images (see docs/recipes.md); `gradient_accumulation_steps` is then the images per step.",
     )
     gradient_accumulation_steps: PositiveInt = Field(
         1, description="Number of forward and backward passes per optimiser step."
@@ -282,7 +291,10 @@ class TrainConfig(BaseModel):
         100, description="Maximum number of detections per image in evaluation; 100 in COCO, more for crowded images."
     )
     metric_for_best_model: Metric = Field("AP", description="Metric by which the model in `best/` is chosen.")
-    checkpointing_steps: PositiveInt | Literal["epoch"] | None = Field(
+    early_stopping_patience: PositiveInt | None = Field(
+        None, description="Evaluations without a better `metric_for_best_model` after which the run ends; null: none."
+    )
+    checkpointing_steps: Annotated[PositiveInt | Literal["epoch"] | None, DIGITS] = Field(
         "epoch",
         description="Number of optimiser steps between two evaluations, each with a checkpoint; `epoch`: after every "
         "epoch; null: only at the end.",
@@ -328,26 +340,6 @@ class TrainConfig(BaseModel):
             return None
         return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
-    @field_validator("checkpointing_steps", "num_queries", "mask_stride", mode="before")
-    @classmethod
-    def _digits_are_a_number(cls, value: object) -> object:
-        return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-
-    @field_validator("backbone_taps", "channels", mode="before")
-    @classmethod
-    def _split_at_commas(cls, value: object, info: ValidationInfo) -> object:
-        is_all = info.field_name == "channels" and value == ALL
-        return value.split(",") if isinstance(value, str) and not is_all else value
-
-    @field_validator("value_range", "channels")
-    @classmethod
-    def _check_reading(cls, value: object, info: ValidationInfo) -> object:
-        try:
-            ReadOptions(**{str(info.field_name): value})  # type: ignore[arg-type]
-        except OptionError as error:
-            raise ValueError(error.reason) from error
-        return value
-
     @field_validator("image_height", "image_width")
     @classmethod
     def _multiple_of_patch(cls, value: int, info: ValidationInfo) -> int:
@@ -378,6 +370,7 @@ def load_config(
     underscores). Raises ConfigError with all faults, one line each: an option of the file by its key, a flag as typed.
     """
     given = GivenOptions(TrainConfig.model_fields, path, overrides)
+    keep_images_per_step(given)
     wrong: set[str] = set()
     try:
         config = TrainConfig.model_validate(given.values, context=FIELDS_ONLY)

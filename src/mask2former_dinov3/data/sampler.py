@@ -5,6 +5,7 @@ The order is a function of the seed alone, so any number of processes and any re
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_right
 from collections.abc import Iterator
 
@@ -121,6 +122,12 @@ class TrainingOrder(Sampler[list[SampleKey]]):
     def step_size(self) -> int:
         """Number of images in one optimiser step over all processes (G)."""
         return self.batch_size * self.accumulation * self.num_processes
+
+    def in_batches_of(self, batch_size: int) -> TrainingOrder:
+        """The same images in each step, in batches of another size, which divides the images of a process."""
+        other = copy.copy(self)
+        other.batch_size, other.accumulation = batch_size, self.batch_size * self.accumulation // batch_size
+        return other
 
     def image_at(self, position: int) -> SampleKey:
         """The key of the sample at a position of the stream."""

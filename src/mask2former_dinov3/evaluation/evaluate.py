@@ -17,7 +17,6 @@ from typing import cast
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..atomic_files import check_writable, copy_file, write_text
 from ..data.check import UNLISTED, check_data
@@ -25,7 +24,7 @@ from ..data.coco import CocoData, ImageRecord
 from ..data.coco_json import class_name
 from ..data.coco_types import CocoResult, Metrics
 from ..data.faults import FaultReport
-from ..data.formats.class_map import ClassMap, applicable, class_names
+from ..data.formats.class_map import ClassMap, applicable, class_names, leave_out
 from ..data.formats.format_table import read_content
 from ..data.formats.source_content import Reading
 from ..data.images import check_channel_count, check_image_size, read_image
@@ -38,6 +37,7 @@ from ..inference.network import Network
 from ..inference.predictor import check_extra_images, load_model
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
+from ..progress_bar import ProgressBar
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .coco_ap import ceiling_notes, score_predictions, score_results
 from .coco_files import read_ground_truth, read_results
@@ -104,7 +104,7 @@ def predict_split(
     with (
         _in_evaluation_mode(model),
         torch.no_grad(),
-        tqdm(total=len(records), desc="evaluate", unit="image", disable=not progress, leave=False) as bar,
+        ProgressBar(total=len(records), desc="evaluate", unit="image", disable=not progress, leave=False) as bar,
         closing(_load_batches(records, processor, settings.batch_size, unreadable)) as batches,
     ):
         for batch in batches:
@@ -134,6 +134,20 @@ def split_for(split: Split, names: Collection[str], class_map: ClassMap | None) 
     known = replace(split, reading=Reading(content, tuple(report.faults), report.places))
     found = class_names(content)
     return known if set(found) == set(names) else replace(known, classes=applicable(class_map, found))
+
+
+def in_common(split: Split, data: CocoData, names: Collection[str]) -> Split:
+    """The split without the classes that the model lacks, whose objects are then background, which a note says.
+
+    The split itself where the model has all classes, or none, which `match_categories` refuses. data: what was read of
+    it. names: the model's classes.
+    """
+    of_model = {class_name(str(name)) for name in names}
+    extra = {category.name for category in data.categories if category.name not in of_model}
+    if not extra or len(extra) == len(data.categories):
+        return split
+    found = class_names(read_content(replace(split, classes=None), FaultReport(str(split.annotations))))
+    return replace(split, classes=leave_out(split.classes, found, extra))
 
 
 def evaluate_model(
@@ -202,6 +216,9 @@ def _score_model(
     check_extra_images(processor)
     mapped = split_for(split, network.config.id2label.values(), network.config.class_map)
     data = _read_checked(mapped, processor.read_options)
+    common = in_common(mapped, data, network.config.id2label.values())
+    if common is not mapped:
+        mapped, data = common, _read_checked(common, processor.read_options)
     check_writable(output)
     start = time.perf_counter()
     max_detections, num_queries = limits.max_detections or 0, network.config.num_queries

@@ -24,7 +24,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from ..atomic_files import check_writable, write_text
 from ..data.image_folders import PassedOver
@@ -37,6 +36,7 @@ from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.backbone import tapped_maps
+from ..progress_bar import ProgressBar
 from .doubt_files import plain_cell
 from .flip_agreement import FlipAgreement, flip_agreement, mirror_instances
 
@@ -219,7 +219,7 @@ class _Reader:
             return _Loaded(file, tuple(processor.prepare(side) for side in sides))
 
         with (
-            tqdm(total=len(files), desc=title, unit="image", disable=not self.show, leave=False) as bar,
+            ProgressBar(total=len(files), desc=title, unit="image", disable=not self.show, leave=False) as bar,
             closing(prefetch(files, load, ahead=self.settings.batch_size)) as loaded,
         ):
             while batch := list(islice(loaded, self.settings.batch_size)):

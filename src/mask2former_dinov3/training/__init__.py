@@ -8,11 +8,17 @@ Read in this order:
 
     train          the run from top to bottom: data, model, loop
     run            the parts of a run, its evaluations, what it saves, and what ends it
+    time_budget    how many steps fit into the hours of `max_hours`
+    run_description  what the model cards say about the run
     run_report     the results of the best model, and the report of the run
     launch         devices, processes and precision, and what is refused
     find_data      the splits that the options name
+    drawn_split    the split that a run draws, in its folder
     shared_data    read the data set once per machine
     rehearsal      before the first step, try what the run will need
+    batch_size     the largest batch that fits into memory
+    device_memory  how much memory there is, and how much a step takes
+    memory_advice  when memory is full: which options need less
     batches        batches read by workers; what happens when an image or a worker fails
     bad_images     how many images may be unreadable
     imbalance      repeated images and weighted classes of this run's data

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..config.cross_checks import find_conflicts
-from ..config.presets import FEW, FROM_SCRATCH, PRESETS
+from ..config.presets import AUTO_BATCH, FEW, FROM_SCRATCH, PRESETS
 from ..config.recipe_files import read_recipe
 from ..config.train_config import FIELDS_ONLY, TrainConfig
 from ..data.coco import CocoData
@@ -21,6 +22,7 @@ from .distributed import run_on_main
 from .recipe import SEEN_ON_CPU, SEEN_ON_GPU, Recipe, memory_of_gpu, suggest_recipe
 
 logger = logging.getLogger(__name__)
+BATCH, ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 _NOT_OPTIONS = ("description", "output_dir", "dataset_name", "valid_split")  # of a file; a run has its own
 
 
@@ -47,6 +49,8 @@ def _choose(config: TrainConfig, data: CocoData) -> TrainConfig:
     recipe = suggest_recipe(data, config, name=name)
     given = {option: getattr(config, option) for option in config.model_fields_set}
     chosen = {key: value for key, value in recipe.options.items() if key not in given and key not in _NOT_OPTIONS}
+    if config.per_device_train_batch_size == AUTO_BATCH and ACCUMULATION not in given:  # images per step, see there
+        chosen[ACCUMULATION] = math.prod(int(str(recipe.options.get(one, 1))) for one in (BATCH, ACCUMULATION))
     if config.head is not None:
         chosen = {key: value for key, value in chosen.items() if key not in (*NETWORK, "backbone")}
     while True:

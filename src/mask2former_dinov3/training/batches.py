@@ -155,7 +155,7 @@ def check_shared_memory(run: Run) -> None:
         return
     height, width = padded_size(config.image_height, config.image_width)
     masks = statistics_of(data).instances / len(data.images)
-    batch = config.per_device_train_batch_size * height * width * (3 * 4 + 1 + masks)  # float32, bool, uint8
+    batch = run.order.batch_size * height * width * (3 * 4 + 1 + masks)  # float32, bool, uint8
     processes = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     needed = batch * config.dataloader_num_workers * PREFETCHED * processes
     free = shutil.disk_usage(SHARED_MEMORY).free

@@ -46,8 +46,15 @@ STATE_FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {  # of state.js
     "last_metrics": ("an object", lambda value: isinstance(value, dict)),
     "finished": ("true or false", lambda value: isinstance(value, bool)),
     "unreadable": ("an object", lambda value: isinstance(value, dict)),
+    "evaluations_without_better": ("a whole number", _is_count),
+    "seconds": ("a number", is_number),
 }
-LATER_FIELDS = ("finished", "unreadable")  # missing in checkpoints of earlier versions
+LATER_FIELDS = (
+    "finished",
+    "unreadable",
+    "evaluations_without_better",
+    "seconds",
+)  # missing in checkpoints of earlier versions
 
 
 @dataclass
@@ -62,6 +69,8 @@ class RunState:
     last_metrics: Metrics = field(default_factory=Metrics)
     finished: bool = False  # all that follows the last step is done: evaluation, last/, test metrics
     unreadable: dict[str, str] = field(default_factory=dict)  # training images that were skipped: id -> reason
+    evaluations_without_better: int = 0  # since the last one whose metric was better than all before
+    seconds: float = 0.0  # of the run so far, for `max_hours`
 
 
 class OptimizationState(TypedDict):

@@ -85,9 +85,10 @@ class MetricsLog:
         if self.accelerator.is_main_process and self.path.is_file():
             flush(self.path)
 
-    def count_step(self, images: int) -> None:
-        """Count an optimiser step of so many images."""
+    def count_step(self, images: int, num_steps: int) -> None:
+        """Count an optimiser step of so many images, of a run that has `num_steps` by now."""
         self.window_images += images
+        self.num_steps = self.bar.total = num_steps
         self.bar.update()
 
     def restart_clock(self) -> None:

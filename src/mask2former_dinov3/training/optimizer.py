@@ -80,9 +80,8 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, num_s
 
     A warm-up as long as the run or longer is cut to a tenth of the run, with a warning. "polynomial" ends at 0.
     """
-    warmup = config.num_warmup_steps
-    if warmup >= num_steps:
-        warmup = num_steps // 10
+    warmup = warmup_steps(config, num_steps)
+    if warmup != config.num_warmup_steps:
         logger.warning(
             "num_warmup_steps: %d is not below the %d steps of the run; using %d",
             config.num_warmup_steps,
@@ -97,3 +96,8 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, num_s
         scheduler_specific_kwargs={"lr_end": 0.0} if config.lr_scheduler_type == "polynomial" else None,
     )
     return scheduler
+
+
+def warmup_steps(config: TrainConfig, num_steps: int) -> int:
+    """Steps of the warm-up in a run of `num_steps`."""
+    return config.num_warmup_steps if config.num_warmup_steps < num_steps else num_steps // 10

@@ -29,22 +29,12 @@ def update(run: Run, wrapped: nn.Module, window: list[Batch], normalizers: Tenso
     Raises UserError with the image ids, on all processes and before any weight changes, when a loss or the gradient is
     not finite. (In fp16 an infinite gradient is normal now and then: the gradient scaler skips that step.)
     """
-    accelerator, device = run.accelerator, run.accelerator.device
-    names = logged_losses(run)
-    local = torch.zeros(len(names), device=device)
+    accelerator = run.accelerator
+    local = torch.zeros(len(logged_losses(run)), device=accelerator.device)
     suspects: list[int] = []
     for number, batch in enumerate(window, start=1):
         with nullcontext() if number == len(window) else accelerator.no_sync(wrapped):
-            output = wrapped(  # Mask2FormerDinov3Output
-                pixel_values=batch["pixel_values"].to(device, non_blocking=True),
-                pixel_mask=batch["pixel_mask"].to(device, non_blocking=True),
-                mask_labels=[masks.to(device, non_blocking=True) for masks in batch["mask_labels"]],
-                class_labels=[classes.to(device, non_blocking=True) for classes in batch["class_labels"]],
-                normalizers=normalizers,
-            )
-            # With the normalisers, losses add up over processes; but DDP averages gradients, hence the factor.
-            accelerator.backward(output.loss * accelerator.num_processes)
-        parts = torch.stack([output.loss, *(output.loss_dict[name] for name in names[1:])]).detach()
+            parts = backward_batch(run, wrapped, batch, normalizers)
         if not torch.isfinite(parts).all():
             suspects += batch["image_ids"]
         local += parts
@@ -58,7 +48,7 @@ def update(run: Run, wrapped: nn.Module, window: list[Batch], normalizers: Tenso
     try:
         run.optimizer.step()
         if not accelerator.optimizer_step_was_skipped:
-            run.scheduler.step()
+            run.step_schedule()
             if run.averaged:
                 run.averaged.update(run.state.step + 1)
     except BaseException as error:
@@ -66,6 +56,21 @@ def update(run: Run, wrapped: nn.Module, window: list[Batch], normalizers: Tenso
         raise
     run.optimizer.zero_grad(set_to_none=True)
     return torch.cat([summed, torch.as_tensor(norm).double().cpu().view(1)])
+
+
+def backward_batch(run: Run, model: nn.Module, batch: Batch, normalizers: Tensor) -> Tensor:
+    """The forward and backward pass of one batch; returns the losses, named by `logged_losses`."""
+    accelerator, device = run.accelerator, run.accelerator.device
+    output = model(  # Mask2FormerDinov3Output
+        pixel_values=batch["pixel_values"].to(device, non_blocking=True),
+        pixel_mask=batch["pixel_mask"].to(device, non_blocking=True),
+        mask_labels=[masks.to(device, non_blocking=True) for masks in batch["mask_labels"]],
+        class_labels=[classes.to(device, non_blocking=True) for classes in batch["class_labels"]],
+        normalizers=normalizers,
+    )
+    # With the normalisers, losses add up over processes; but DDP averages gradients, hence the factor.
+    accelerator.backward(output.loss * accelerator.num_processes)
+    return torch.stack([output.loss, *(output.loss_dict[name] for name in logged_losses(run)[1:])]).detach()
 
 
 def describe_not_finite(run: Run, what: str, image_ids: list[int]) -> UserError:

@@ -1,4 +1,5 @@
-"""Before the first step, try what the run will need: evaluation, saving, room on the disk, shared memory.
+"""Before the first step, try what the run will need: a step with the fullest images where the batch is to be found,
+evaluation, saving, room on the disk, shared memory.
 
 What fails here would otherwise fail after hours.
 """
@@ -6,6 +7,7 @@ What fails here would otherwise fail after hours.
 from __future__ import annotations
 
 import shutil
+import time
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from ..data.records import ImageTable
 from ..errors import CheckpointError, OptionError, mismatch
 from ..evaluation.coco_ap import evaluate_coco
 from ..model_folder.folder import save_model_folder
+from .batch_size import fit_batch
 from .batches import check_shared_memory
 from .checkpoint import list_checkpoints
 from .distributed import run_on_main
@@ -24,22 +27,35 @@ from .signals import StopRequest
 BY_AREA = ("APs", "APm", "APl")
 
 
-def rehearse(run: Run, stop: StopRequest) -> None:
-    """Evaluate two images of each split, save a model folder and remove it, and ask for room; nothing is left behind.
+def rehearse(run: Run, stop: StopRequest) -> Run:
+    """Find the batch, evaluate two images of each split, save a model folder and remove it, and ask for room.
 
-    Raises UserError for what would fail later.
+    Returns the run with its batch; nothing else of it has changed, and nothing is left behind. Raises UserError for
+    what would fail later, and torch's error for full memory.
     """
     run_on_main(run.accelerator, lambda: _check_before_work(run))
+    run = fit_batch(run)
+    run_on_main(run.accelerator, lambda: check_shared_memory(run))
+    seconds: dict[str, float] = {}
     for split in ("valid", "test"):
         if split in run.data:
-            run.evaluate(split, stop, _two_of(run.data[split].images))
+            began, images = time.monotonic(), _two_of(run.data[split].images)
+            run.evaluate(split, stop, images)
+            part = min(len(images), run.accelerator.num_processes)  # what one process predicts has taken this long
+            seconds[split] = (time.monotonic() - began) * len(run.data[split].images) / (len(images) * part)
+    run.budget.test_seconds = seconds.get("test", 0.0)
+    began = time.monotonic()
     run_on_main(run.accelerator, lambda: _save_once(run))
+    run.budget.checkpoint_seconds = seconds.get("valid", 0.0) + time.monotonic() - began
+    return run
 
 
 def _check_before_work(run: Run) -> None:
-    check_shared_memory(run)
     if "valid" in run.data:
         check_metric(run)
+    elif run.config.early_stopping_patience:
+        got = f"{run.config.early_stopping_patience}, which counts evaluations"
+        raise OptionError("early_stopping_patience", "null for a run without validation data", got)
     check_room(run)
 
 

@@ -13,13 +13,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..config.presets import PRESETS
 from ..config.train_config import TrainConfig
 from ..errors import CheckpointError, ConfigError, OptionError, mismatch
-from ..json_files import read_json_object
+from ..json_files import is_number, read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..weights.loading import is_path
 from .batches import AUGMENTATIONS
 from .build_model import NETWORK
 from .checkpoint import OptimizationState, RngState, RunState, load_checkpoint, read_state
 from .ema import AveragedWeights
+from .time_budget import resumed_position
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 OPTIMIZATION = (
     *("learning_rate", "backbone_lr_multiplier", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("max_grad_norm", "lr_scheduler_type", "num_warmup_steps", "num_train_epochs", "max_train_steps"),
-    "ema_decay",
+    *("max_hours", "ema_decay"),
 )
 FIXED = (
     *("backbone", "head", "seed", "valid_split", "dataset_format", "classes", "crowd", "incomplete_images", *NETWORK),
@@ -37,6 +38,7 @@ FIXED = (
     *("value_range", "page", "channels"),  # not extra_images, whose folder may have moved
 )
 SOURCES_OF_WEIGHTS = ("backbone", "head")  # what a checkpoint replaces
+MORE_STEPS = "raise --max-train-steps or --num-train-epochs"
 RATES = ("initial_lr", "weight_decay", "betas", "eps")  # keys of a parameter group that the options decide
 
 
@@ -78,12 +80,10 @@ def load_progress(
             raise ConfigError(
                 f"{path}: made with {then} {what}, this run has {now}; make them equal or start a new run"
             )
-    longer = "raise --max-train-steps or --num-train-epochs to train longer"
     if state.step > last_step:
         expected = f"a checkpoint up to step {last_step}, the end of the run"
-        raise OptionError("resume_from_checkpoint", expected, f"{path} at step {state.step}", longer)
-    if state.step == last_step and state.finished:
-        logger.info("the run is finished: step %d of %d; %s", state.step, last_step, longer)
+        got = f"{path} at step {state.step}"
+        raise OptionError("resume_from_checkpoint", expected, got, f"{MORE_STEPS} to train longer")
     if len(rng_states) == accelerator.num_processes:
         set_rng_state(rng_states[accelerator.process_index])
     else:
@@ -134,6 +134,20 @@ def compare_options(config: TrainConfig, path: Path, then: Mapping[str, object])
         raise ConfigError(f"{path}: made with other options; set them back or start a new run:{''.join(fixed)}")
     for name in changed:
         logger.warning("resuming with another %s", texts[name])
+
+
+def keep_place_in_schedule(
+    config: TrainConfig, saved: OptimizationState, state: RunState, last_step: int, path: Path
+) -> None:
+    """Move the schedule in `saved` where other hours than those of the checkpoint ask for it (see `time_budget`)."""
+    then = read_state(path)[1].get("max_hours")
+    hours = (float(then) if is_number(then) else None), config.max_hours
+    place = float(saved["scheduler"]["last_epoch"])
+    if hours[0] == hours[1]:
+        moved = float(last_step) if state.finished and config.max_hours is not None else place
+    else:
+        moved = resumed_position(place, state.step, last_step, state.seconds, hours)
+    saved["scheduler"]["last_epoch"] = int(moved) if moved.is_integer() else moved
 
 
 def restore_optimization(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,14 +14,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..config.presets import SPLIT_OPTIONS
-from ..config.train_config import PATHS, TrainConfig
+from ..config.train_config import TrainConfig
 from ..data.coco import CocoData
 from ..data.coco_types import CocoResult, Metrics
 from ..data.layout import Split
 from ..data.records import ImageTable
 from ..data.sampler import TrainingOrder
-from ..data.statistics import statistics_of
 from ..errors import mark_shared
 from ..evaluation.coco_ap import evaluate_coco
 from ..evaluation.evaluate import predict_split
@@ -29,7 +28,7 @@ from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import Overlay, RunDescription
 from ..model_folder.card_picture import choose_image, draw_card_picture
-from ..model_folder.folder import collect_versions, save_model_folder
+from ..model_folder.folder import save_model_folder
 from ..weights.lora import adapter_state
 from .bad_images import bad_images_allowed, too_many_unreadable
 from .checkpoint import (
@@ -42,44 +41,15 @@ from .checkpoint import (
 )
 from .distributed import run_on_all, run_on_main
 from .ema import AveragedWeights
+from .memory_advice import explain_full_evaluation
 from .metrics_log import MetricsLog
+from .optimizer import warmup_steps
 from .run_folder import Score, score_entries, set_aside_best
 from .run_report import report_run, store_results
 from .signals import StopRequest
+from .time_budget import TimeBudget, move_schedule
 
 logger = logging.getLogger(__name__)
-NOT_ON_CARD = (  # options that tell a reader of the model card nothing about the model
-    *("description", "output_dir", "dataset_name", *SPLIT_OPTIONS, "resume_from_checkpoint"),
-    *("dataloader_num_workers", "save_total_limit", "logging_steps", "with_tracking", "report_to"),
-    *("push_to_hub", "hub_model_id", "hub_private_repo"),
-)
-
-
-def describe_run(config: TrainConfig, data: dict[str, CocoData]) -> RunDescription:
-    """What the model cards of a run say about it, at step 0.
-
-    Cards are public, so of absolute paths they show the last part only.
-    """
-    options = config.model_dump(mode="json")
-    for name in PATHS:
-        if options[name] is not None and Path(options[name]).is_absolute():
-            options[name] = Path(options[name]).name
-    folders = data["train"].annotations.resolve().parents
-    named = next((folder.name for folder in folders if folder.name not in ("annotations", "train")), "")
-    given = config.dataset_name or named
-    counts = {name: statistics_of(split) for name, split in data.items()}
-    return RunDescription(
-        name=(config.hub_model_id or Path(config.output_dir).resolve().name).rpartition("/")[2],
-        dataset=Path(given).resolve().name if Path(given).exists() else given,  # else an id of the hub, USER/NAME
-        splits={name: (count.images, count.instances) for name, count in counts.items()},
-        options=options,
-        changed={
-            name: options[name]
-            for name, field in TrainConfig.model_fields.items()
-            if name in options and name not in NOT_ON_CARD and options[name] != field.default
-        },
-        made_by=collect_versions(),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +58,7 @@ class Run:
 
     data: the splits by name, with "train". averaged: EMA of the weights, None without `ema_decay`.
     description_at_start: for the model cards, at step 0. scored_on: what `best/` is chosen on: a digest of the
-    validation data, and `max_detections`. saved_steps: those whose checkpoints this process has saved.
+    validation data, and `max_detections`. budget: of hours. saved_steps: whose checkpoints this process has saved.
     """
 
     config: TrainConfig
@@ -103,6 +73,7 @@ class Run:
     description_at_start: RunDescription
     state: RunState
     scored_on: tuple[str, int]
+    budget: TimeBudget
     saved_steps: list[int] = field(default_factory=list)
 
     @property
@@ -126,9 +97,64 @@ class Run:
         return self.order.epochs_at(self.state.step)
 
     @property
+    def last_step(self) -> int:
+        """The last optimiser step; with `max_hours` the planned one."""
+        planned = self.budget.planned
+        return self.order.last_step if planned is None else min(planned, self.order.last_step)
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the hours end the run before its last step: the schedule has ended, or no further step fits."""
+        if self.config.max_hours is None or self.state.step >= self.order.last_step:
+            return False
+        return self.state.step >= self.last_step or self.scheduler.last_epoch >= self.order.last_step
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether `early_stopping_patience` ends the run."""
+        patience = self.config.early_stopping_patience
+        return patience is not None and self.state.evaluations_without_better >= patience
+
+    @property
     def is_finished(self) -> bool:
-        """Whether the last optimiser step is done."""
-        return self.state.step >= self.order.last_step
+        """Whether the last optimiser step is done, or no further one is wanted."""
+        return self.state.step >= self.order.last_step or self.is_out_of_time or self.is_out_of_patience
+
+    @property
+    def end_reason(self) -> str:
+        """Why a finished run has ended, a sentence."""
+        state, config = self.state, self.config
+        if self.is_out_of_patience:
+            best = f"{config.metric_for_best_model} {state.best_metric or 0:.4f} of step {state.best_step}"
+            return (
+                f"It ended early at step {state.step} of {self.order.last_step}: {state.evaluations_without_better} "
+                f"evaluations without a better model than {best} (early_stopping_patience)."
+            )
+        if self.is_out_of_time:
+            used = f"{self.budget.used / 3600:.2f} of {config.max_hours:g} hours are used (max_hours)"
+            return f"It ended at step {state.step} of {self.order.last_step}: {used}."
+        return "It ended with its last step."
+
+    @property
+    def saves_per_step(self) -> float:
+        """Checkpoints per optimiser step."""
+        every = self.config.checkpointing_steps
+        if every == "epoch":
+            return self.order.epochs_at(1)
+        return 0.0 if every is None else 1 / every
+
+    def plan_end(self) -> None:
+        """With `max_hours`, plan the last step by the time that is left; every process must call this."""
+        self.budget.plan(self.accelerator, self.state.step, self.order.last_step, self.saves_per_step)
+
+    def step_schedule(self) -> None:
+        """Move the learning rate on by the step that is being done."""
+        if self.config.max_hours is not None:
+            most, position = self.order.last_step, float(self.scheduler.last_epoch)
+            warmup = warmup_steps(self.config, most)
+            moved = move_schedule(position, self.state.step, self.last_step, most, warmup)
+            self.scheduler.last_epoch = moved - 1  # type: ignore[assignment]  # the schedules take any number
+        self.scheduler.step()
 
     @property
     def is_checkpoint_step(self) -> bool:
@@ -178,16 +204,18 @@ class Run:
         unreadable: dict[int, str] = {}
 
         def predict() -> list[CocoResult]:
-            with accelerator.autocast(), stop.at_once():
+            batch_size = self.config.per_device_eval_batch_size
+            with explain_full_evaluation(batch_size), accelerator.autocast(), stop.at_once():
                 return predict_split(
                     self.scored_model,
                     self.processor,
                     data,
-                    batch_size=self.config.per_device_eval_batch_size,
+                    batch_size=batch_size,
                     max_detections=max(self.config.max_detections, self.model.config.num_queries),
                     device=accelerator.device,
                     rank=accelerator.process_index,
                     world=accelerator.num_processes,
+                    progress=accelerator.is_main_process and not sys.stderr.isatty(),  # a terminal has the bar of steps
                     unreadable=unreadable if self.config.max_bad_images else None,
                 )
 
@@ -230,15 +258,29 @@ class Run:
             value = self.score.value
             if value is None:
                 logger.warning("%s is undefined, so best/ stays as it is", self.config.metric_for_best_model)
-            elif self.state.best_metric is None or value >= self.state.best_metric:  # on a tie, the longer trained
+            self._count_evaluation(value)
+            if value is not None and (self.state.best_metric is None or value >= self.state.best_metric):
+                # On a tie, the longer trained.
                 run_on_main(self.accelerator, lambda: set_aside_best(self.output_dir, self.score))
                 self.save_folder("best", results)
                 run_on_main(self.accelerator, lambda: store_results(self.output_dir, scored, results, metrics))
                 self.state.best_metric, self.state.best_step = value, self.state.step
+        counts = {name: len(data.images) for name, data in self.data.items()}
+        self.budget.end_checkpoint(counts.get("test", 0) / counts["valid"] if "valid" in counts else None)
+        self.plan_end()
         if self.is_finished:
             self.finish(log, stop, results)
         run_on_main(self.accelerator, self.update_checkpoint)
         log.restart_clock()
+        self.budget.start_step()
+
+    def _count_evaluation(self, value: float | None) -> None:
+        """Count evaluations without a better metric. value: of this one, which may be done again after a kill."""
+        state = self.state
+        is_better = value is not None and (
+            state.best_metric is None or value > state.best_metric or state.best_step == state.step
+        )
+        state.evaluations_without_better = 0 if is_better else state.evaluations_without_better + 1
 
     def finish(self, log: MetricsLog, stop: StopRequest, results: Sequence[CocoResult]) -> None:
         """The end of the run, when the last step is saved and evaluated: `last/`, then the test data if there are any.
@@ -248,7 +290,10 @@ class Run:
         self.save_folder("last", results)
         if "test" in self.data:
             log.log_evaluation(self.state.step, self.epoch, "test", self.evaluate("test", stop)[0])
-        run_on_main(self.accelerator, lambda: self.report(log, "It ended with its last step."))
+        reason = self.end_reason
+        if self.is_out_of_patience or self.is_out_of_time:
+            logger.info("%s", reason)
+        run_on_main(self.accelerator, lambda: self.report(log, reason))
         self.state.finished = True
 
     def report(self, log: MetricsLog, stopped: str) -> None:
@@ -258,6 +303,7 @@ class Run:
 
     def update_checkpoint(self) -> None:
         """Write what was measured after the checkpoint of this step was saved into it."""
+        self.state.seconds = self.budget.used
         update_checkpoint(
             self.checkpoint_path,
             self.model,
@@ -300,6 +346,7 @@ class Run:
         """
         if self.saved_steps and self.saved_steps[-1] == self.state.step:
             return self.checkpoint_path
+        self.state.seconds = self.budget.used
         rng_states = [rng_state] if alone else gather_object([rng_state])
         optimization: OptimizationState = {
             "optimizer": self.optimizer.state_dict(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,34 +20,42 @@ from ..config.train_config import TrainConfig
 from ..data.check import check_data
 from ..data.coco import CocoData
 from ..data.coco_types import Metrics
+from ..data.dataset import Batch
 from ..data.records import with_class_order
 from ..data.sampler import EpochPlan, TrainingOrder
 from ..errors import CheckpointError, DatasetError, is_shared, mark_shared
 from ..folder_lock import hold_folder
 from ..model_folder.hub import prepare_repository, push_finished
 from .apply_recipe import apply_recipe, judge_length
+from .batch_size import images_per_step, keep_stored_batch
 from .batches import explain_dead_worker, read_batches, read_window
 from .build_model import build_model, build_processor, resolve_auto
 from .checkpoint import OptimizationState, RngState, RunState, best_folder, find_checkpoint
-from .distributed import (
-    end_processes_at_exit,
-    is_lost_peer,
-    run_on_main,
-    sum_over_processes,
-)
+from .distributed import end_processes_at_exit, is_lost_peer, run_on_main, sum_over_processes
+from .drawn_split import keep_drawn_split
 from .ema import AveragedWeights
 from .find_data import find_splits_of
 from .imbalance import describe_repetition, repeat_factors_of
 from .launch import start_accelerator
+from .memory_advice import explain_full_memory
 from .metrics_log import MetricsLog
 from .optimizer import build_optimizer, build_scheduler
 from .optimizer_step import HALF_DONE, logged_losses, update
 from .rehearsal import rehearse
-from .resume import class_order, get_rng_state, load_progress, restore_optimization
-from .run import Run, describe_run
+from .resume import (
+    MORE_STEPS,
+    class_order,
+    get_rng_state,
+    keep_place_in_schedule,
+    load_progress,
+    restore_optimization,
+)
+from .run import Run
+from .run_description import describe_run
 from .run_folder import Score, best_so_far, digest_of, prepare_folder, set_aside_newer
 from .shared_data import share_data
 from .signals import StopRequest
+from .time_budget import TimeBudget
 
 logger = logging.getLogger(__name__)
 
@@ -58,26 +67,32 @@ def train(config: TrainConfig) -> Metrics:
     model to the hub. Raises UserError (a ValueError) for what the user can fix, and KeyboardInterrupt after a requested
     stop. In both cases the last finished step is saved.
     """
+    started = time.monotonic()
     disable_progress_bar()  # transformers shows one for every file that it writes
     accelerator = start_accelerator(config)
     with end_processes_at_exit(accelerator, config.process_group_timeout), lock_run(accelerator, config):
         checkpoint: Path | None = None
         if config.resume_from_checkpoint is not None:  # before the data and the model, which take minutes
             checkpoint = find_from_all(config)
+            config = keep_stored_batch(config, checkpoint, accelerator.num_processes)
         load = partial(load_data, config, checkpoint)
         with share_data(accelerator, Path(config.output_dir), load) as data:
             config = resolve_auto(apply_recipe(config, data["train"], accelerator), data["train"])
             run_on_main(accelerator, lambda: prepare_folder(config))
             repo = run_on_main(accelerator, lambda: prepare_hub_repository(config))
-            run, wrapped = start_run(config, accelerator, data, checkpoint)
+            run, wrapped = start_run(config, accelerator, data, checkpoint, started)
             with StopRequest() as stop:
-                rehearse(run, stop)
+                with explain_full_memory(run):
+                    run = rehearse(run, stop)
+                config = run.config
                 run_on_main(accelerator, lambda: write_config(config))
+                run_on_main(accelerator, lambda: keep_drawn_split(run))
                 if config.with_tracking:
                     flat = {k: v for k, v in config.model_dump().items() if isinstance(v, int | float | str | bool)}
                     accelerator.init_trackers("tracking", config=flat)
                 run_on_main(accelerator, lambda: set_aside_newer(run.output_dir, run.state.step))
-                loop(run, wrapped, stop)
+                with explain_full_memory(run):
+                    loop(run, wrapped, stop)
     if repo is not None:  # on the main process; the others need not wait for the upload
         folder, private = best_folder(run.output_dir), config.hub_private_repo
         logger.info("uploading %s to %s", folder, repo)
@@ -113,12 +128,13 @@ def loop(run: Run, wrapped: nn.Module, stop: StopRequest) -> None:
         run.accelerator,
         run.output_dir,
         first_step=state.step,
-        num_steps=run.order.last_step,
+        num_steps=run.last_step,
         evaluates=run.is_behind,
     )
     rng_state = get_rng_state()  # at the end of the last finished step
     with log, read_batches(run) as batches:
         try:
+            run.plan_end()  # the hours before a resume may be all that there are
             if run.is_behind:
                 logger.info("step %d is saved, what follows it was not finished: doing it now", state.step)
                 run.save_checkpoint(rng_state)
@@ -126,39 +142,54 @@ def loop(run: Run, wrapped: nn.Module, stop: StopRequest) -> None:
             wrapped.train()
             names = logged_losses(run)
             sums, since = torch.zeros(len(names) + 1, dtype=torch.float64), state.step
+            run.budget.start_step()
             while not run.is_finished:
                 if bool(sum_over_processes(run.accelerator, torch.tensor([float(stop.requested)]))[0]):
                     raise mark_shared(KeyboardInterrupt())
-                window, normalizers = read_window(run, batches)
-                sums += update(run, wrapped, window, normalizers)
-                state.step += 1
-                state.finished = False
+                sums += do_step(run, wrapped, batches)
                 rng_state = get_rng_state()
-                log.count_step(run.order.step_size)
+                log.count_step(run.order.step_size, run.last_step)
                 if run.is_finished or state.step % config.logging_steps == 0:
                     means = (sums / (state.step - since)).tolist()
                     values = dict(zip((*names, "grad_norm"), means, strict=True))
                     log.log_training(state.step, run.epoch, {**values, "lr": float(run.scheduler.get_last_lr()[0])})
                     sums, since = torch.zeros_like(sums), state.step
                 if run.is_checkpoint_step:
+                    run.budget.start_checkpoint()
                     log.flush()
                     run.save_checkpoint(rng_state)
                     run.complete_step(log, stop)
         except (Exception, KeyboardInterrupt) as error:
             log.flush()
-            saved = save_before_end(run, error, rng_state)
-            if not isinstance(error, KeyboardInterrupt):
-                if saved is not None:
-                    logger.warning("step %d is saved; resume with --resume-from-checkpoint %s", state.step, saved)
-                if (dead := explain_dead_worker(error)) is not None:
-                    raise dead from error
+            told = end_early(run, log, error, rng_state)
+            if told is None:
                 raise
-            if saved is None:
-                raise
-            if run.accelerator.is_main_process:
-                run.report(log, f"It was stopped on request at step {state.step} of {run.order.last_step}.")
-            message = f"stopped at step {state.step}; resume with --resume-from-checkpoint {saved}"
-            raise mark_shared(KeyboardInterrupt(message)) from None
+            raise told from None if isinstance(error, KeyboardInterrupt) else error
+
+
+def do_step(run: Run, wrapped: nn.Module, batches: Iterator[Batch]) -> torch.Tensor:
+    """The next optimiser step; returns its losses as `update` does."""
+    window, normalizers = read_window(run, batches)
+    losses = update(run, wrapped, window, normalizers)
+    run.state.step += 1
+    run.state.finished = False
+    run.budget.end_step()
+    run.plan_end()
+    return losses
+
+
+def end_early(run: Run, log: MetricsLog, error: BaseException, rng_state: RngState) -> BaseException | None:
+    """Save the last finished step where that is possible, and say so; returns what to raise instead of the error."""
+    step, saved = run.state.step, save_before_end(run, error, rng_state)
+    if not isinstance(error, KeyboardInterrupt):
+        if saved is not None:
+            logger.warning("step %d is saved; resume with --resume-from-checkpoint %s", step, saved)
+        return explain_dead_worker(error)
+    if saved is None:
+        return None
+    if run.accelerator.is_main_process:
+        run.report(log, f"It was stopped on request at step {step} of {run.order.last_step}.")
+    return mark_shared(KeyboardInterrupt(f"stopped at step {step}; resume with --resume-from-checkpoint {saved}"))
 
 
 def save_before_end(run: Run, error: BaseException, rng_state: RngState) -> Path | None:
@@ -229,14 +260,17 @@ def write_config(config: TrainConfig) -> None:
 
 
 def start_run(
-    config: TrainConfig, accelerator: Accelerator, data: dict[str, CocoData], checkpoint: Path | None
+    config: TrainConfig, accelerator: Accelerator, data: dict[str, CocoData], checkpoint: Path | None, started: float
 ) -> tuple[Run, nn.Module]:
-    """The run at step 0 or at its checkpoint, and its model as accelerate wraps it for training."""
+    """The run at step 0 or at its checkpoint, and its model as accelerate wraps it for training.
+
+    started: `time.monotonic` at the start of the command.
+    """
     torch.manual_seed(config.seed)  # every process starts from the same weights
     model = build_model(config, data["train"], checkpoint)
     num_images = len(data["train"].images)
-    batch_size, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    state = RunState(step_size=batch_size * accumulation * accelerator.num_processes, num_images=num_images)
+    images = images_per_step(config)
+    state = RunState(step_size=images * accelerator.num_processes, num_images=num_images)
     factors = repeat_factors_of(config, data["train"])
     if factors is not None:
         logger.info("%s", describe_repetition(config, factors))
@@ -256,8 +290,11 @@ def start_run(
         state.best_metric, state.best_step = best_so_far(Path(config.output_dir), now, known)
     averaged = AveragedWeights(model, config.ema_decay, accelerator.device) if config.ema_decay else None
     wrapped, prepared = accelerator.prepare(model, optimizer)
-    if saved is not None:
+    if saved is not None and checkpoint is not None:
+        keep_place_in_schedule(config, saved, state, last_step, checkpoint)
         restore_optimization(saved, accelerator, prepared, scheduler, averaged)
+    batch_size = config.per_device_train_batch_size
+    batch_size = batch_size if isinstance(batch_size, int) else 1  # until `rehearse` has found one
     run = Run(
         config=config,
         accelerator=accelerator,
@@ -269,7 +306,7 @@ def start_run(
         order=TrainingOrder(
             num_images,
             batch_size=batch_size,
-            accumulation=accumulation,
+            accumulation=images // batch_size,
             rank=accelerator.process_index,
             num_processes=accelerator.num_processes,
             seed=config.seed,
@@ -281,7 +318,17 @@ def start_run(
         description_at_start=describe_run(config, data),
         state=state,
         scored_on=scored_on,
+        budget=TimeBudget(config.max_hours, state.seconds, started),
     )
     if checkpoint is not None and checkpoint.resolve() == run.checkpoint_path.resolve():
         run.saved_steps.append(state.step)
+    if state.finished and run.is_finished:
+        logger.info("the run is finished: step %d of %d; %s to train longer", state.step, last_step, how_longer(run))
     return run, wrapped
+
+
+def how_longer(run: Run) -> str:
+    """What to change so that a finished run goes on."""
+    if run.is_out_of_patience:
+        return "raise --early-stopping-patience"
+    return "raise --max-hours" if run.is_out_of_time else MORE_STEPS

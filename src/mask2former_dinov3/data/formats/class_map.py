@@ -8,7 +8,7 @@ keeps its name, unless the key `*` says what happens to all others.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ...errors import mismatch, suggest
 from ..faults import FaultReport, count_of, quote
@@ -52,6 +52,12 @@ def map_classes(content: Mapping[str, object], classes: ClassMap, split: str, re
 def applicable(classes: ClassMap, names: Sequence[str]) -> dict[str, str | None]:
     """The part of a map whose names a file has: for a model's map and a file that may lack some classes."""
     return {old: new for old, new in classes.items() if old in names or old == ALL_OTHERS}
+
+
+def leave_out(classes: ClassMap | None, names: Sequence[str], unwanted: Collection[str]) -> dict[str, str | None]:
+    """A map like `classes` that also leaves out the new names in `unwanted`. names: those of the file."""
+    known = classes or {}
+    return {**known, **{name: None for name in names if _target(name, known) in unwanted}}
 
 
 def class_names(content: Mapping[str, object]) -> list[str]:

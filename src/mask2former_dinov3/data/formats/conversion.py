@@ -49,7 +49,7 @@ class Conversion:
 def convert_data(
     splits: Mapping[str, Split], output: Path, *, to: Literal["coco", "yolo"] = "coco", copy_images: bool = False
 ) -> Conversion:
-    """Write all splits into the new folder `output`, or nothing at all.
+    """Write all splits into the new folder `output`, or nothing at all; of a divided file each part into its own.
 
     copy_images: also copy the images (YOLO's always are). Raises OptionError for a folder that is not empty,
     DatasetError with all errors of the source, CheckpointError where the folder cannot be written.
@@ -73,7 +73,7 @@ def convert_data(
 def _read(split: Split, done: Conversion) -> tuple[Mapping[str, object], CocoData]:
     """The content of a split and its records. Raises DatasetError for errors in it, and for missing images."""
     report = FaultReport(str(split.annotations))
-    content = read_content(split, report)
+    content = _part_of(read_content(split, report), split.image_ids)
     known = replace(split, classes=None, reading=Reading(content, tuple(report.faults), report.places))
     data, faults = parse_coco(known)
     found = FaultReport(report.name, faults)
@@ -86,6 +86,19 @@ def _read(split: Split, done: Conversion) -> tuple[Mapping[str, object], CocoDat
     if len(texts) > _LISTED:
         done.notes.append(f"{split.name}: … and {len(texts) - _LISTED} more; check-data lists all")
     return content, data
+
+
+def _part_of(content: Mapping[str, object], image_ids: frozenset[int] | None) -> Mapping[str, object]:
+    """What was read, with these images and their annotations alone; None: all of it."""
+    if image_ids is None:
+        return content
+    sections = {"images": "id", "annotations": "image_id"}
+    kept = {
+        section: [one for one in found if isinstance(one, Mapping) and whole_number(one.get(key)) in image_ids]
+        for section, key in sections.items()
+        if isinstance(found := content.get(section), list)
+    }
+    return {**content, **kept}
 
 
 def _write_coco(name: str, content: Mapping[str, object], data: CocoData, folder: Path, reference: Path | None) -> None:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ...atomic_files import check_writable, write_file, write_text
 from ...data.image_folders import PassedOver
@@ -21,6 +20,7 @@ from ...data.images import check_channel_count, read_header, read_image
 from ...errors import DatasetError, OptionError, mismatch, system_reason
 from ...folder_lock import hold_folder
 from ...instances import Instances
+from ...progress_bar import ProgressBar
 from ...read_options import AS_SAVED, ReadChanges
 from ...version import __version__
 from ...visualize import check_colours
@@ -226,7 +226,7 @@ class _Run:
     def _predict_unfinished(self, files: Sequence[_File]) -> None:
         unfinished = [file for file in files if file.key not in self.done]
         with (
-            tqdm(
+            ProgressBar(
                 total=len(files),
                 initial=len(files) - len(unfinished),
                 desc="predict",
@@ -241,7 +241,7 @@ class _Run:
                 else:
                     self._predict_batch(batch)
 
-    def _batches(self, files: Sequence[_File], bar: tqdm[None]) -> Generator[list[_Loaded] | _Large, None, None]:
+    def _batches(self, files: Sequence[_File], bar: ProgressBar) -> Generator[list[_Loaded] | _Large, None, None]:
         """Batches of loaded images, and large images one by one, in order; at most two batches are in memory."""
         batch: list[_Loaded] = []
         with closing(prefetch(files, self._load, ahead=self.settings.batch_size)) as loaded:
@@ -294,7 +294,7 @@ class _Run:
                 grid = Grid.of(image.height, image.width, self.settings.tile, self.settings.overlap)
                 rows = self.predictor.predict_rows(image, grid, self.settings, self.done.count_rows(file.key))
                 kept = chain(self.done.rows(file.key, categories), self.done.keep_rows(file.key, rows))
-                bar = tqdm(kept, file.name, len(grid.tops), leave=False, unit="row of tiles", disable=not self.show)
+                bar = ProgressBar(kept, file.name, len(grid.tops), leave=False, unit="tile row", disable=not self.show)
                 self._finish(file, image, merge_rows(bar, grid, categories, self.settings.copy_overlap))
         except DatasetError as error:
             self._fail(file, error)
