@@ -225,6 +225,17 @@ class Instances:
             for category, rle, score in zip(self.category_ids, self.rles, self.short_scores, strict=True)
         ]
 
+    def to_coco_annotations(self, image_id: int | str, first_id: int = 1) -> list[dict[str, object]]:
+        """The annotations of this image in a COCO data set: as `to_coco`, with id, bbox, area and iscrowd.
+
+        Ids count from `first_id`. With `images` and `categories` beside them they are what labelling programs read.
+        """
+        found = zip(self.to_coco(image_id), self.boxes.tolist(), self.areas.tolist(), strict=True)
+        return [
+            {"id": number, **result, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": area, "iscrowd": 0}
+            for number, (result, (x0, y0, x1, y1), area) in enumerate(found, start=first_id)
+        ]
+
     def to_supervision(self) -> Any:
         """Convert to `supervision.Detections`: masks, boxes, scores, labels, and names as `data["class_name"]`.
 

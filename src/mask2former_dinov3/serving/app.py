@@ -131,22 +131,10 @@ def to_coco_file(
     settings: in use. pictures: PNGs by their names, None for none.
     """
     used = settings.threshold
-    annotations = [
-        {
-            "id": number,
-            **result,
-            "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
-            "area": int(area),
-            "iscrowd": 0,
-        }
-        for number, (result, (x0, y0, x1, y1), area) in enumerate(
-            zip(found.to_coco(1), found.boxes, found.areas, strict=True), start=1
-        )
-    ]
     return {
         "images": [{"id": 1, "file_name": file_name, "height": found.height, "width": found.width}],
         "categories": [{"id": id_, "name": name} for id_, name in categories],
-        "annotations": annotations,
+        "annotations": found.to_coco_annotations(1),
         "thresholds": list(used) if isinstance(used, Sequence) else [used] * len(categories),
         "left_out": asdict(found.left_out),
         "notes": limit_lines(found.left_out, settings.max_detections or 0, tiles=settings.tile is not None),
