@@ -24,7 +24,6 @@ from ..data.coco_json import (
     Box,
     BrokenIds,
     ImageEntry,
-    drop_placeholders,
     list_sections,
     parse_annotations,
     parse_area,
@@ -32,12 +31,12 @@ from ..data.coco_json import (
     parse_categories,
     parse_images,
     read_coco_json,
-    used_categories,
 )
 from ..data.faults import FaultReport, Place, count_of, quote
 from ..data.formats.format_table import read_content
 from ..data.layout import Split
 from ..data.numbers import number, whole_number
+from ..data.placeholders import drop_placeholders, project_category, used_categories
 from ..data.read_rules import ReadRules, note_dropped
 from ..data.rle import whole_mask_areas
 from ..data.segmentation import (
@@ -130,7 +129,8 @@ def read_ground_truth(
     content = _content_of(annotations, faults)
     sections = list_sections(content, faults)
     names = parse_categories(sections["categories"], faults, broken)
-    drop_placeholders(names, used_categories(sections["annotations"]), faults)
+    used = used_categories(sections["annotations"])
+    drop_placeholders(names, used, faults, project_category(sections["categories"]))
     entries = parse_images(sections["images"], faults, broken, named=not isinstance(annotations, Mapping))
     wanted = frozenset(entries if image_ids is None else image_ids)
     for unknown in sorted(wanted - entries.keys()):
