@@ -99,6 +99,7 @@ def _build_routes(
         pictures = {"overlay": picture, "preview": preview}
         return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, settings, pictures))
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get(
         "/healthz", response_model=Health, responses={503: {"model": Health, "description": "Shutting down, or stuck."}}
     )
@@ -111,6 +112,7 @@ def _build_routes(
     if not with_metrics:
         return router
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         """Counts and times for Prometheus."""
