@@ -253,7 +253,9 @@ def test_build_model__refuses_a_backbone_of_another_size_than_the_trained_head(
     vit_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     own = json.loads((model_folder / "config.json").read_text())["backbone_config"]["hidden_size"]
-    with pytest.raises(ConfigError, match=rf"backbone: expected none, or one with hidden_size {own}, .* got large with"):
+    with pytest.raises(
+        ConfigError, match=rf"backbone: expected none, or one with hidden_size {own}, .* got large with"
+    ):
         build_model(config_of(backbone="large", head=str(model_folder)), DATA)
     other = json.loads((vit_folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(other | {"hidden_size": own + 1}))

@@ -108,6 +108,4 @@ def test_find_splits__coco_files_of_programs_go_in_unchanged(
     annotations = [one for data in report.data.values() for image in data.images for one in image.annotations]
     assert len(annotations) == objects
     rectangles = sum(one.area for one in annotations if one.label == 0)
-    assert rectangles == pytest.approx(
-        2 * 99 + 2 * 27 * (folder == "sahi"), rel=0.2
-    )
+    assert rectangles == pytest.approx(2 * 99 + 2 * 27 * (folder == "sahi"), rel=0.2)
