@@ -219,7 +219,7 @@ def large_row(args: argparse.Namespace) -> Row:
         ]
         words += ["--batch-size", str(args.batch_size), "--threshold", str(args.threshold), "--measure", folder]
         row: Row = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout)
-        stored = json.loads((Path(folder) / "out" / "predictions.json").read_text(encoding="utf-8"))
+        stored = json.loads((Path(folder) / "out" / "predictions.json").read_text(encoding="utf-8"))["annotations"]
     side = count * cells.side
     row = {"large": f"{side} x {side}, tile {args.tile}, batch {args.batch_size}"} | row
     found = Instances(

@@ -200,7 +200,7 @@ def test_predict__names_what_it_cannot_read_does_the_rest_and_exits_with_1(
     assert "3 failed:" in said
     for name in ("declared.png", "cut.jpg", "huge.tif"):
         assert f"  {folder / name}: " in said
-    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    images = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
     assert [image["file_name"] for image in images] == ["a.png", "b.png"]
 
 

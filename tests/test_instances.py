@@ -163,3 +163,56 @@ def test_instances__shrink_reads_masks_at_the_new_pixels() -> None:
     found = Instances.from_masks(masks, [0, 1], [0.5, 0.4]).shrink(10, 15)
     assert (found.height, found.width, len(found)) == (10, 15, 1)
     np.testing.assert_array_equal(found.mask(0), masks[0, 2::4, 2::4])
+
+
+def test_filter__by_score_and_class() -> None:
+    _, found = example()
+    found = Instances(
+        found.height, found.width, found.rles, [0, 1, 0, 1, 0], [0.9, 0.8, 0.5, 0.4, 0.3], ((3, "a"), (7, "b"))
+    )
+    assert found.filter(min_score=0.5).labels.tolist() == [0, 1, 0]
+    assert found.filter(classes=["b"]).short_scores == [0.8, 0.4]
+    assert found.filter(min_score=0.4, classes=[0, "b"]).short_scores == [0.9, 0.8, 0.5, 0.4]
+    assert len(found.filter(classes=[])) == 0
+    for wrong in ("c", 2, -1):
+        with pytest.raises(ValueError, match=f"classes: expected a, b, got {wrong!r}"):
+            found.filter(classes=[wrong])
+    unnamed = Instances(found.height, found.width, found.rles, found.labels, found.scores)
+    assert len(unnamed.filter(classes=[1])) == 2
+
+
+def test_concatenate__is_the_inverse_of_choosing() -> None:
+    masks, found = example()
+    joined = Instances.concatenate([found[:2], found[2:]])
+    np.testing.assert_array_equal(joined.masks, masks)
+    assert (joined.labels.tolist(), joined.short_scores) == (found.labels.tolist(), found.short_scores)
+    assert Instances.concatenate([found[:0]]).masks.shape == (0, found.height, found.width)
+    with pytest.raises(ValueError, match="expected at least one part to concatenate, got none"):
+        Instances.concatenate([])
+    with pytest.raises(ValueError, match=r"expected parts of 11x17 pixels with categories .*, got 4x4"):
+        Instances.concatenate([found, Instances(4, 4, (), [], [])])
+
+
+def test_to_coco_annotations__have_ids_boxes_and_areas() -> None:
+    masks, found = example(3)
+    entries = found.to_coco_annotations(4, first_id=10)
+    assert [one["id"] for one in entries] == [10, 11, 12]
+    assert [one["area"] for one in entries] == masks.sum((1, 2)).tolist()
+    for one, result, (x0, y0, x1, y1) in zip(entries, found.to_coco(4), found.boxes.tolist(), strict=True):
+        assert one["bbox"] == [x0, y0, x1 - x0, y1 - y0]
+        assert {key: one[key] for key in result} == result
+    assert json.loads(json.dumps(entries)) == entries
+
+
+def test_to_dataframe__has_a_row_for_each_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas")
+    masks, found = example(3)
+    frame = found.to_dataframe()
+    assert frame["area"].tolist() == masks.sum((1, 2)).tolist()
+    assert frame["class"].tolist() == found.names
+    np.testing.assert_allclose(np.pi * (frame["diameter"] / 2) ** 2, frame["area"])
+    np.testing.assert_array_equal(frame[["x0", "y0", "x1", "y1"]].to_numpy(), found.boxes)
+    assert len(found[:0].to_dataframe()) == 0
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"to_dataframe needs pandas"):
+        found.to_dataframe()

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .config.train_config import TrainConfig
     from .evaluation.coco_ap import evaluate_coco
     from .inference.image_processing import Mask2FormerDinov3ImageProcessor
     from .inference.predictor import Predictor
     from .instances import Instances
     from .model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+    from .training.train import train
 
 __all__ = [
     "Instances",
@@ -24,8 +26,10 @@ __all__ = [
     "Mask2FormerDinov3ForInstanceSegmentation",
     "Mask2FormerDinov3ImageProcessor",
     "Predictor",
+    "TrainConfig",
     "__version__",
     "evaluate_coco",
+    "train",
 ]
 
 _MODULE_OF = {
@@ -34,7 +38,9 @@ _MODULE_OF = {
     "Mask2FormerDinov3ForInstanceSegmentation": "model",
     "Mask2FormerDinov3ImageProcessor": "inference.image_processing",
     "Predictor": "inference.predictor",
+    "TrainConfig": "config.train_config",
     "evaluate_coco": "evaluation.coco_ap",
+    "train": "training.train",
 }
 
 

@@ -70,12 +70,6 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def copy_file(source: Path, path: Path) -> None:
-    """Copy the content of a file; see `write_file`."""
-    with _replace(path) as temporary:
-        shutil.copyfile(source, temporary)
-
-
 def publish(temporary: Path, path: Path) -> None:
     """Give a complete file or folder its final name: the end of every atomic write. Raises OSError.
 

@@ -7,7 +7,7 @@ RLE. N instances of one image, H x W its own size.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -193,7 +193,10 @@ class Instances:
         return len(self.rles)
 
     def __getitem__(self, chosen: int | slice | Sequence[int] | NDArray[np.generic]) -> Instances:
-        """Select instances: `found[0]`, `found[:5]`, `found[[2, 0]]`, `found[found.scores > 0.5]`."""
+        """Select instances: `found[0]`, `found[:5]`, `found[[2, 0]]`, `found[found.scores > 0.5]`.
+
+        Raises IndexError for an index that does not exist, and for a mask of another length.
+        """
         if not isinstance(chosen, slice):
             chosen = np.asarray(chosen) if np.size(chosen) else np.zeros(0, dtype=int)
         indices = np.atleast_1d(np.arange(len(self))[chosen])
@@ -205,6 +208,47 @@ class Instances:
             self.scores[indices],
             self.categories,
             self.left_out,
+        )
+
+    def filter(self, *, min_score: float = 0.0, classes: Collection[str | int] | None = None) -> Instances:
+        """The instances with a score of at least `min_score`, of these classes (names or labels; None: of all).
+
+        Raises ValueError for a class that there is not.
+        """
+        kept = self.scores >= np.float32(min_score)
+        if classes is not None:
+            known = [name for _, name in self.categories or ()]
+            labels = [known.index(one) if one in known else one for one in classes]
+            last = len(known) - 1 if self.categories is not None else np.inf
+            for one in labels:
+                if isinstance(one, str) or not 0 <= one <= last:
+                    raise ValueError(f"classes: expected {', '.join(known) or 'labels'}, got {one!r}")
+            kept &= np.isin(self.labels, np.array(labels, dtype=np.int64))
+        return self[kept]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Instances]) -> Instances:
+        """The instances of all parts, found in one image, in their order; what is left out is added up.
+
+        Raises ValueError for no part, and for parts of other sizes or categories.
+        """
+        if not parts:
+            raise ValueError("Instances: expected at least one part to concatenate, got none")
+        first = parts[0]
+        for one in parts[1:]:
+            if (one.height, one.width, one.categories) != (first.height, first.width, first.categories):
+                raise ValueError(
+                    f"Instances: expected parts of {first.height}x{first.width} pixels with categories "
+                    f"{first.categories}, got {one.height}x{one.width} with {one.categories}"
+                )
+        return cls(
+            first.height,
+            first.width,
+            tuple(rle for one in parts for rle in one.rles),
+            np.concatenate([one.labels for one in parts]),
+            np.concatenate([one.scores for one in parts]),
+            first.categories,
+            sum((one.left_out for one in parts[1:]), first.left_out),
         )
 
     def __iter__(self) -> Iterator[Instances]:
@@ -224,6 +268,38 @@ class Instances:
             {"image_id": image_id, "category_id": category, "segmentation": dict(rle), "score": score}
             for category, rle, score in zip(self.category_ids, self.rles, self.short_scores, strict=True)
         ]
+
+    def to_coco_annotations(self, image_id: int | str, first_id: int = 1) -> list[dict[str, object]]:
+        """The annotations of this image in a COCO data set: as `to_coco`, with id, bbox, area and iscrowd.
+
+        Ids count from `first_id`. With `images` and `categories` beside them they are what labelling programs read.
+        """
+        found = zip(self.to_coco(image_id), self.boxes.tolist(), self.areas.tolist(), strict=True)
+        return [
+            {"id": number, **result, "bbox": [x0, y0, x1 - x0, y1 - y0], "area": area, "iscrowd": 0}
+            for number, (result, (x0, y0, x1, y1), area) in enumerate(found, start=first_id)
+        ]
+
+    def to_dataframe(self) -> Any:
+        """A `pandas.DataFrame` with a row for each instance: class, label, category_id, score, sizes, box.
+
+        Columns of sizes: area and diameter; of the box: x0, y0, x1, y1.
+        Lengths are in pixels, areas in square pixels; the diameter is that of a disc of the same area. Raises
+        MissingExtraError without the package pandas.
+        """
+        require("pandas", "Instances.to_dataframe", "pandas")
+        pandas = importlib.import_module("pandas")  # as in `to_supervision`
+        areas = self.areas
+        columns = {
+            "class": np.array(self.names, dtype=object),
+            "label": self.labels,
+            "category_id": np.array(self.category_ids, dtype=np.int64),
+            "score": self.scores,
+            "area": areas,
+            "diameter": 2 * np.sqrt(areas / np.pi),
+            **dict(zip(("x0", "y0", "x1", "y1"), self.boxes.T, strict=True)),
+        }
+        return pandas.DataFrame(columns)
 
     def to_supervision(self) -> Any:
         """Convert to `supervision.Detections`: masks, boxes, scores, labels, and names as `data["class_name"]`.

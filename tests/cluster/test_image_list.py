@@ -74,6 +74,9 @@ def test_list_images__reads_text_lists(folder: Path, bucket: str) -> None:
         "s3://bucket/z.png",
         str(folder / "a.JPG"),
     ]
+    for encoding in ("utf-8-sig", "utf-16"):  # as Notepad and PowerShell write lists, with a byte order mark
+        (folder / "marked.txt").write_text("b.png\na.JPG\n", encoding=encoding)
+        assert list_images([str(folder / "marked.txt")]).to_pylist() == [str(folder / "b.png"), str(folder / "a.JPG")]
     with fsspec.open(f"{bucket}/list.txt", "wt") as file:
         file.write("one/a.png\n")
     assert list_images([f"{bucket}/list.txt"]).to_pylist() == [f"{bucket}/one/a.png"]
@@ -110,7 +113,7 @@ def test_list_images__says_what_is_wrong_with_a_list(tmp_path: Path) -> None:
         DatasetError, match=r"list\.parquet: expected an input that can be read, got an error \(Error creating dataset"
     ):
         list_images([path])
-    (tmp_path / "list.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "list.txt").write_bytes(b"a.png\n\xff\n")
     with pytest.raises(DatasetError, match=r"expected an input that can be read, got an error \('utf-8'"):
         list_images([str(tmp_path / "list.txt")])
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import select
 import shutil
-from collections.abc import Sequence
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -227,3 +233,53 @@ def test_load_model__refuses_two_value_ranges(model_folder: Path, tmp_path: Path
         CheckpointError, match=r"preprocessor_config\.json: value_range: expected \"full\", \"percentile\""
     ):
         load_model(folder)
+
+
+def test_predictor__threads_share_it_and_get_the_same(predictor: Predictor) -> None:
+    pictures = [picture(seed) for seed in range(4)]
+    alone = [predictor(one, threshold=0.0) for one in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda one: predictor(one, threshold=0.0), pictures * 2))
+    for one, other in zip(alone * 2, together, strict=True):
+        assert_same(one, other)
+
+
+def test_predictor__works_in_a_forked_process_and_pickled(predictor: Predictor) -> None:
+    expected = predictor(picture(), threshold=0.0)
+    assert_same(pickle.loads(pickle.dumps(predictor))(picture(), threshold=0.0), expected)
+    torch.ones(600, 600) @ torch.ones(600, 600)  # the threads that a fork loses
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Python 3.12: a fork of a process with threads
+        child = os.fork()
+    if child == 0:
+        try:
+            found = predictor(picture(), threshold=0.0)
+            os.write(write, pickle.dumps([one["counts"] for one in found.rles[:3]]))
+        finally:
+            os._exit(0)
+    os.close(write)
+    ended = select.select([read], [], [], 60)[0]
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert ended, "the forked process waits"
+    with os.fdopen(read, "rb") as file:
+        assert pickle.loads(file.read()) == [one["counts"] for one in expected.rles[:3]]
+
+
+def test_predictor__takes_generators_batch_by_batch_and_no_image_at_all(predictor: Predictor) -> None:
+    made = 0
+
+    def pictures() -> Iterator[Any]:
+        nonlocal made
+        for seed in range(3):
+            made += 1
+            yield picture(seed)
+
+    assert len(predictor(pictures(), threshold=0.0, batch_size=2)) == made == 3
+    assert predictor([]) == []
+    bgr = predictor(picture()[:, :, ::-1], threshold=0.0, bgr=True)
+    assert_same(bgr, predictor(picture(), threshold=0.0))
+    with pytest.raises(OptionError, match="timeout: expected a number of seconds above 0, got -1"):
+        predictor(picture(), timeout=-1)

@@ -262,6 +262,9 @@ def test_healthz__says_what_is_served_and_when_no_more(client: TestClient, predi
     response = client.get("/healthz")
     assert response.status_code == 200
     assert response.json() == {"status": "ready", "model": "nuclei", "device": "cpu", "version": "0.1.0"}
+    for path in ("/healthz", "/metrics"):  # as load balancers ask
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
     queue = client.app_state["queue"]
     queue.closing = True
     try:

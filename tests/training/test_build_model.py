@@ -247,3 +247,18 @@ def test_build_processor__saves_how_images_are_read(tmp_path: Path, caplog: pyte
 def test_load_config__refuses_what_cannot_be_read(option: str, value: object, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"{option}: .*{message.removeprefix('page: ')}"):
         load_config(None, {"output_dir": "x", "dataset_name": "y", option: value})
+
+
+def test_build_model__refuses_a_backbone_of_another_size_than_the_trained_head(
+    vit_folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    own = json.loads((model_folder / "config.json").read_text())["backbone_config"]["hidden_size"]
+    with pytest.raises(
+        ConfigError, match=rf"backbone: expected none, or one with hidden_size {own}, .* got large with"
+    ):
+        build_model(config_of(backbone="large", head=str(model_folder)), DATA)
+    other = json.loads((vit_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(other | {"hidden_size": own + 1}))
+    with pytest.raises(ConfigError, match=f"got {tmp_path} with {own + 1}"):
+        build_model(config_of(backbone=str(tmp_path), head=str(model_folder)), DATA)
+    build_model(config_of(backbone="smallplus", head=str(model_folder)), DATA)  # the default says nothing

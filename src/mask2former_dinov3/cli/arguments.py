@@ -9,7 +9,7 @@ from .data_options import add_extra_images, add_read_options
 from .parser import VerbParser, positive, real_number
 from .threshold_options import add_aims, add_threshold
 
-SAVEABLE = ("overlays", "masks", "coco", "geojson", "yolo")
+SAVEABLE = ("overlays", "masks", "coco", "coco-results", "csv", "geojson", "yolo")
 DEVICE = "cpu, cuda, or one GPU such as cuda:1 (default: a GPU if there is one)"
 
 
@@ -168,6 +168,12 @@ def add_predict(parser: VerbParser) -> None:
         metavar="KINDS",
         default="overlays,coco",
         help=f"results to write, separated by commas: {', '.join(SAVEABLE)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--segmentation",
+        metavar="KIND",
+        default="rle",
+        help="masks of the output coco: rle, or polygons for programs that read no RLE (default: %(default)s)",
     )
     parser.add_argument(
         "--colours", metavar="RULE", default="auto", help="of overlays: class, instance or auto (default: %(default)s)"

@@ -250,6 +250,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         arguments.output,
         settings=settings,
         save=tuple(kind.strip() for kind in arguments.save.split(",") if kind.strip()),
+        segmentation=arguments.segmentation,
         colours=arguments.colours,
         device=arguments.device,
         reading=read_changes(arguments),

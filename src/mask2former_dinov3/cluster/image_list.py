@@ -133,7 +133,9 @@ def _resolve(parent: str, name: str) -> str:
 
 
 def _read_lines(filesystem: AbstractFileSystem, path: str) -> Iterator[str]:
-    with filesystem.open(path, "rt", encoding="utf-8") as file:
+    with filesystem.open(path, "rb") as file:
+        is_utf_16 = bytes(file.read(2)) in (b"\xff\xfe", b"\xfe\xff")
+    with filesystem.open(path, "rt", encoding="utf-16" if is_utf_16 else "utf-8-sig") as file:
         for line in file:
             if name := line.strip():
                 yield name

@@ -14,6 +14,7 @@ Read in this order:
     json_stream    read a large JSON file in pieces
     read_rules     what crowd regions and incomplete images mean
     coco_json      read a COCO file and parse its entries
+    placeholders   leave out categories that only an exporter needs
     locate         find the image files that an annotation file names
     rle            read and write run-length codes of masks
     segmentation   parse and rasterise polygons and run-length codes
@@ -29,6 +30,7 @@ Read in this order:
     images         read image files as RGB arrays
     image_folders  tell which files of a folder are images
     formats        read YOLO, label maps, labelme and other formats as COCO content
+    zip_files      unpack a data set that comes as a zip file
     layout         find annotation files and image folders
     batch_parsing  parse the usual annotations many at a time
     records        images and instances in arrays that processes share

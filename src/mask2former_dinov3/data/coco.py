@@ -24,7 +24,6 @@ from .coco_json import (
     AnnotationEntry,
     AnnotationParser,
     BrokenIds,
-    drop_placeholders,
     list_sections,
     parse_categories,
     parse_images,
@@ -35,6 +34,7 @@ from .formats.format_table import read_content
 from .json_stream import NotStreamableError, is_large, stream_lists
 from .layout import Split
 from .locate import locate_images
+from .placeholders import drop_placeholders, project_category
 from .read_rules import IncompleteRule, note_dropped
 from .records import Annotation, Category, CocoData, ImageRecord, LeftOut
 from .segmentation import (
@@ -143,6 +143,7 @@ class _SplitReader:
         self._broken = BrokenIds()
         self._position = 0  # of the next annotation in the file
         self._used: set[int] = set()  # ids of categories with annotations
+        self._project: int | None = None
         self._names: dict[int, str] | None = None  # of the categories, by id; None while they are not read
         self._masks, self._strays = MaskFaults(self.faults, split.rules.incomplete_images), StrayParts()
 
@@ -155,7 +156,8 @@ class _SplitReader:
             if key == "images":
                 self._add_images(entry for _, entries in group for entry in entries)
             elif key == "categories":
-                entries = (entry for _, entries in group for entry in entries)
+                entries = [entry for _, entries in group for entry in entries]
+                self._project = project_category(entries)
                 self._names = parse_categories(entries, self.faults, self._broken)
                 if self._broken.categories and "annotations" in seen:
                     raise NotStreamableError("faulty categories behind the annotations that refer to them")
@@ -222,7 +224,7 @@ class _SplitReader:
 
     def _finish(self) -> CocoData:
         names = self._names or {}
-        drop_placeholders(names, self._used, self.faults)
+        drop_placeholders(names, self._used, self.faults, self._project)
         categories = tuple(Category(*pair) for pair in names.items())
         for category_id, image_row, annotation_id in self._table.instances_outside(names):
             if names and category_id not in self._broken.categories:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -177,35 +176,6 @@ def parse_categories(entries: Iterable[object], faults: FaultReport, broken: Bro
         count = f"{len(changed)} of {len(found)} category names"
         faults.add_note(f"{count} read as text, without spaces around it, in one Unicode form: {shown}", "class name")
     return {category_id: found[category_id] for category_id in sorted(found)}
-
-
-def used_categories(annotations: Iterable[object]) -> set[int]:
-    """The ids of the categories that have annotations."""
-    ids = (identifier(entry.get("category_id")) for entry in annotations if isinstance(entry, Mapping))
-    return {one for one in ids if one is not None}
-
-
-def drop_placeholders(found: dict[int, str], used: Container[int], faults: FaultReport) -> None:
-    """Take out categories without instances that have another's name; other shared names are errors.
-
-    found: id -> name. used: ids of the categories that have annotations.
-
-    Roboflow writes its project as category 0, sometimes under the name of the one real class.
-    """
-    names = Counter(found.values())
-    if all(count == 1 for count in names.values()):
-        return
-    for category_id, name in list(found.items()):
-        if names[name] > 1 and category_id not in used:
-            names[name] -= 1
-            del found[category_id]
-            both = f"category {category_id} {quote(name)}"
-            faults.add_note(f"{both}: left out, a name of two categories and no instances", "unused category")
-    for name, count in names.items():
-        if count > 1:
-            got = f"{count} called {quote(name)}"
-            reason = f"categories: {mismatch('a name of its own for each', got, 'rename or merge them')}"
-            faults.add_error(reason, kind="category name")
 
 
 def class_name(value: object) -> str | None:

@@ -165,3 +165,8 @@ def quote(value: object) -> str:
     """Write a value as JSON has it, at most 80 characters of it, for messages."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def plain_cell(cell: object) -> object:
+    """A cell that a spreadsheet does not take for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell

@@ -6,13 +6,18 @@
 | COCO | DIR/annotations/instances_{train,val,test}*.json | DIR/{train,val,test}*/ or DIR/images/{train,val,test}*/ |
 | CVAT | DIR/annotations/instances_default.json | DIR/images/default/ |
 | Label Studio | DIR/result.json | DIR/images/ |
-| one file | DIR/_annotations.coco.json, or the JSON file itself instead of DIR | beside it, or in images/ |
+| FiftyOne | DIR/labels.json, or DIR/{train,valid,val,test}/labels.json | data/ beside it |
+| labelme2coco | DIR/{train,val}.json, or DIR/dataset.json | DIR/, DIR/images/ or DIR/{train,val}/ |
+| one file | DIR/_annotations.coco.json, the only COCO file in DIR, or the file itself | beside it, images/, data/ |
+
+A zip file of any of these is unpacked (`zip_files`).
 
 Folders of other formats are found by their readers (`formats/`), and divided in the same way.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,14 +27,17 @@ from .coco_json import list_image_entries
 from .faults import FaultReport, count_of
 from .formats.format_table import ambiguity, expected_files, find_formats, find_named, format_of, read_content
 from .formats.source_content import Part, Reading
+from .image_folders import is_hidden
 from .locate import locate_images
 from .numbers import identifier
 from .read_rules import ReadRules
 from .siblings import choose_groups, describe_groups, join_equal_files, sibling_keys
+from .zip_files import is_zip, unpack
 
 SPLIT_NAMES = ("train", "valid", "test")
 _FOLDERS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
-_ROBOFLOW_FILE = "_annotations.coco.json"
+_ROBOFLOW_FILE, _FIFTYONE_FILE = "_annotations.coco.json", "labels.json"
+_LONGEST_HEAD = 2**16  # bytes of a JSON file in which the keys of COCO are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,11 @@ def find_splits(
     if not 0 <= valid_split < 1:
         raise OptionError("valid_split", "a fraction of the images from 0 to below 1", valid_split)
     root = None if dataset is None else Path(dataset)
+    unpacked = []
+    if root is not None and is_zip(root):
+        folder = unpack(root)
+        unpacked.append(f"{root} is unpacked in {folder}")
+        root = folder
     given = {
         "train": (train_annotations, train_images),
         "valid": (valid_annotations, valid_images),
@@ -102,7 +115,8 @@ def find_splits(
             splits[name] = _with_images(splits[name], _find_path(images, root, f"{name}_images", folder=True))
     rules = ReadRules() if rules is None else rules
     splits = {name: replace(split, rules=rules, classes=classes) for name, split in splits.items()}
-    return _hold_out_valid(splits, valid_split)
+    splits, notes = _hold_out_valid(splits, valid_split)
+    return splits, unpacked + notes
 
 
 def _split_of_options(
@@ -155,13 +169,13 @@ def _find_layout(root: Path, dataset_format: str, *, required: bool) -> dict[str
         advice = "a data set on the Hugging Face hub needs --format datasets" * (len(root.parts) == 2)
         expected = "the folder of a data set, or a JSON file"
         raise DatasetError(f"{root}: {mismatch(expected, 'no such file or folder', advice)}")
-    splits = _find_roboflow(root) or _find_coco(root) or _find_single_file(root)
+    splits = _find_coco_layout(root)
     if not splits and required:
         inside = ", ".join(sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())[:12]) or "nothing"
         expected = (
             f"one of {{train,valid,val,test}}/{_ROBOFLOW_FILE}, "
-            f"annotations/instances_{{train,val,test,default}}*.json, result.json and {_ROBOFLOW_FILE}, or files of "
-            f"another format ({expected_files()})"
+            f"annotations/instances_{{train,val,test,default}}*.json, {{train,val}}.json, result.json, labels.json, "
+            f"dataset.json and {_ROBOFLOW_FILE}, one COCO file, or files of another format ({expected_files()})"
         )
         advice = "name the files with --train-annotations, --train-images, --valid-annotations and --valid-images"
         raise DatasetError(f"{root}: {mismatch(expected, inside, advice)}")
@@ -177,9 +191,7 @@ def _find_other_formats(root: Path, dataset_format: str, images: Path | None = N
         return {}
     if dataset_format == "auto":
         found = find_formats(root)
-        coco = (
-            root.is_dir() and bool(found) and bool(_find_roboflow(root) or _find_coco(root) or _find_single_file(root))
-        )
+        coco = root.is_dir() and bool(found) and bool(_find_coco_layout(root))
         names = ["coco"] * coco + list(found)
         if len(names) > 1:
             raise DatasetError(ambiguity(root, names))
@@ -197,14 +209,34 @@ def _split_of_part(name: str, dataset_format: str, part: Part) -> Split:
     return Split(name, part.annotations, part.images, format=dataset_format, subset=part.subset)
 
 
-def _find_roboflow(root: Path) -> dict[str, Split]:
+def _find_coco_layout(root: Path) -> dict[str, Split]:
+    """The splits of COCO files in one of the common layouts."""
+    return _find_in_folders(root) or _find_coco(root) or _find_by_name(root) or _find_single_file(root)
+
+
+def _find_in_folders(root: Path) -> dict[str, Split]:
+    """Roboflow's and FiftyOne's files in a folder for each split."""
     splits: dict[str, Split] = {}
     for name, folders in _FOLDERS.items():
-        found = [root / folder for folder in folders if (root / folder / _ROBOFLOW_FILE).is_file()]
+        places = [root / folder / file for folder in folders for file in (_ROBOFLOW_FILE, _FIFTYONE_FILE)]
+        found = [file for file in places if file.is_file()]
         if len(found) > 1:
-            raise _ambiguity_error(root, name, [folder / _ROBOFLOW_FILE for folder in found])
+            raise _ambiguity_error(root, name, found)
         if found:
-            splits[name] = Split(name, found[0] / _ROBOFLOW_FILE, found[0])
+            beside = found[0].parent if found[0].name == _ROBOFLOW_FILE else _images_beside(found[0])
+            splits[name] = Split(name, found[0], beside)
+    return splits
+
+
+def _find_by_name(root: Path) -> dict[str, Split]:
+    """Files that are called after their split: labelme2coco's train.json and val.json."""
+    splits: dict[str, Split] = {}
+    for name, words in _FOLDERS.items():
+        found = [file for word in words if (file := root / f"{word}.json").is_file() and _is_coco(file)]
+        if len(found) > 1:
+            raise _ambiguity_error(root, name, found)
+        if found:
+            splits[name] = Split(name, found[0], _find_coco_images(root, found[0].stem, words))
     return splits
 
 
@@ -239,17 +271,29 @@ def _find_coco_images(root: Path, subset: str, starts: tuple[str, ...]) -> Path:
 
 
 def _find_single_file(root: Path) -> dict[str, Split]:
-    """Label Studio's result.json, or one Roboflow file without split folders."""
-    for file in (root / "result.json", root / _ROBOFLOW_FILE):
-        if file.is_file():
-            return {"train": Split("train", file, _images_beside(file))}
-    return {}
+    """A file without a split: of Label Studio, Roboflow, FiftyOne, labelme2coco; else the only COCO file."""
+    names = ("result.json", _ROBOFLOW_FILE, _FIFTYONE_FILE, "dataset.json")
+    found = [file for name in names if (file := root / name).is_file()]
+    if not found:
+        found = [file for file in sorted(root.glob("*.json")) if not is_hidden(file.name) and _is_coco(file)]
+        if len(found) > 1:
+            raise _ambiguity_error(root, "train", found)
+    return {"train": Split("train", found[0], _images_beside(found[0]))} if found else {}
+
+
+def _is_coco(file: Path) -> bool:
+    """Whether a JSON file begins or ends as a COCO annotation file does: with lists under two of its keys."""
+    with file.open("rb") as opened:
+        head = opened.read(_LONGEST_HEAD)
+        opened.seek(max(0, file.stat().st_size - _LONGEST_HEAD))
+        text = head + opened.read()
+    return len(set(re.findall(rb'"(images|annotations|categories)"\s*:\s*\[', text))) > 1
 
 
 def _images_beside(file: Path) -> Path:
-    """DIR/images where it exists, else the folder of the annotation file."""
-    images = file.parent / "images"
-    return images if images.is_dir() else file.parent
+    """DIR/images or DIR/data where there is one, else the folder of the annotation file."""
+    folders = (file.parent / "images", file.parent / "data")
+    return next((folder for folder in folders if folder.is_dir()), file.parent)
 
 
 def _ambiguity_error(root: Path, name: str, paths: list[Path]) -> DatasetError:

@@ -30,7 +30,7 @@ from .coco_files import (
     read_results,
 )
 from .operating_point import BEST_F1, Aim
-from .result_ids import IMAGES_FILE, translate_results
+from .result_ids import translate_results
 from .threshold_choice import operating_block
 from .truth_notes import duplicate_notes, misplaced_notes, overlap_notes
 
@@ -42,7 +42,7 @@ AREAS = ("all", "small", "medium", "large")  # COCO's bounds: 32 x 32 and 96 x 9
 
 def evaluate_coco(
     annotations: Source | Mapping[str, object] | Split,
-    predictions: Source | Iterable[Mapping[str, object]],
+    predictions: Source | Mapping[str, object] | Iterable[Mapping[str, object]],
     *,
     max_detections: int = 100,
     image_ids: Collection[int] | None = None,
@@ -51,11 +51,12 @@ def evaluate_coco(
 ) -> Metrics:
     """COCO's metrics of a results file (or list) on an annotation file (or its content, or a split of any format).
 
+    predictions: COCO results, a bare list; or a COCO data set whose annotations have scores, as `predict` writes it.
     max_detections: number of results per image and category that count, best first. COCO's own is 100; AP, AP50 ... and
     AR100 are all at this number (AR100 keeps its name; `max_detections` in the result says what it was).
     image_ids: score only these images. rules: what crowd flags and incomplete images mean; None: as for the split, or
-    as in COCO. An images.json beside the results file, as `predict` writes it, says what its ids mean: images and
-    classes are then matched by name. aim: what the score threshold is chosen for.
+    as in COCO. A data set, or an images.json beside the results file, says what its ids mean: images and classes are
+    then matched by name. aim: what the score threshold is chosen for.
     Returns AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 of masks, boundary_AP, box_AP, per_class (name -> AP), each
     in 0..1 or -1 where there is nothing to find; operating_point (of all results); images, detections, max_detections,
     seconds; notes (sentences that a reader of the metrics should see). Raises DatasetError listing everything in either
@@ -70,7 +71,7 @@ def evaluate_coco(
 
 def score_predictions(
     truth: GroundTruth,
-    predictions: Source | Iterable[Mapping[str, object]],
+    predictions: Source | Mapping[str, object] | Iterable[Mapping[str, object]],
     max_detections: int,
     aim: Aim = BEST_F1,
 ) -> Metrics:
@@ -83,13 +84,18 @@ def score_predictions(
 
 
 def read_named_results(
-    truth: GroundTruth, predictions: Source | Iterable[Mapping[str, object]]
+    truth: GroundTruth, predictions: Source | Mapping[str, object] | Iterable[Mapping[str, object]]
 ) -> tuple[list[ScoredMask], list[str]]:
-    """Results with the numbers of `truth`, by the names in an images.json beside their file, and notes on that."""
-    if isinstance(predictions, str | PathLike) and (Path(predictions).parent / IMAGES_FILE).is_file():
-        entries, notes = translate_results(Path(predictions), truth.listed, truth.name)
-        return read_results(cast("list[Mapping[str, object]]", entries), truth), notes
-    return read_results(predictions, truth), []
+    """Results with the numbers of `truth`, by the names of their images and classes where known, and notes on that.
+
+    predictions: as for `evaluate_coco`.
+    """
+    is_file = isinstance(predictions, str | PathLike)
+    if not is_file and not isinstance(predictions, Mapping):
+        return read_results(predictions, truth), []
+    source = Path(predictions) if isinstance(predictions, str | PathLike) else predictions
+    entries, notes = translate_results(source, truth.listed, truth.name)
+    return read_results(cast("list[Mapping[str, object]]", entries), truth, str(source) if is_file else ""), notes
 
 
 def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections: int, aim: Aim = BEST_F1) -> Metrics:

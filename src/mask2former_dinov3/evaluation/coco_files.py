@@ -24,7 +24,6 @@ from ..data.coco_json import (
     Box,
     BrokenIds,
     ImageEntry,
-    drop_placeholders,
     list_sections,
     parse_annotations,
     parse_area,
@@ -32,12 +31,12 @@ from ..data.coco_json import (
     parse_categories,
     parse_images,
     read_coco_json,
-    used_categories,
 )
 from ..data.faults import FaultReport, Place, count_of, quote
 from ..data.formats.format_table import read_content
 from ..data.layout import Split
 from ..data.numbers import number, whole_number
+from ..data.placeholders import drop_placeholders, project_category, used_categories
 from ..data.read_rules import ReadRules, note_dropped
 from ..data.rle import whole_mask_areas
 from ..data.segmentation import (
@@ -51,7 +50,7 @@ from ..data.segmentation import (
     polygons_to_counts,
 )
 from ..errors import DatasetError, mismatch
-from ..json_files import describe, read_json
+from ..json_files import describe
 from .result_ids import describe_wrong_ids
 
 Source: TypeAlias = str | PathLike[str]
@@ -130,7 +129,8 @@ def read_ground_truth(
     content = _content_of(annotations, faults)
     sections = list_sections(content, faults)
     names = parse_categories(sections["categories"], faults, broken)
-    drop_placeholders(names, used_categories(sections["annotations"]), faults)
+    used = used_categories(sections["annotations"])
+    drop_placeholders(names, used, faults, project_category(sections["categories"]))
     entries = parse_images(sections["images"], faults, broken, named=not isinstance(annotations, Mapping))
     wanted = frozenset(entries if image_ids is None else image_ids)
     for unknown in sorted(wanted - entries.keys()):
@@ -224,20 +224,16 @@ def _ids_of(entries: Sequence[object]) -> frozenset[int]:
     return frozenset(one for one in ids if one is not None)
 
 
-def read_results(predictions: Source | Iterable[Mapping[str, object]], truth: GroundTruth) -> list[ScoredMask]:
-    """COCO results (a file or a list) with the numbers of `truth`, in their order.
+def read_results(content: Iterable[Mapping[str, object]], truth: GroundTruth, name: str = "") -> list[ScoredMask]:
+    """COCO results with the numbers of `truth`, in their order. name: of their file, for messages.
 
     Needed keys: image_id, category_id, segmentation (polygons or either kind of RLE), score. Boxes are taken from the
-    masks; as in pycocotools, a file whose first entry has a "bbox" is binned into small, medium and large by the
+    masks; as in pycocotools, results whose first entry has a "bbox" are binned into small, medium and large by the
     boxes' area, others by the masks'. Results for images that `truth` leaves out are ignored. Parts of polygons with
     fewer than 3 points are passed over, with a note in `truth.notes`. Raises DatasetError listing every entry that
     cannot be scored.
     """
-    if isinstance(predictions, str | PathLike):
-        path = Path(predictions)
-        content, name = read_json(path, "COCO results (a JSON list of objects)", raises=DatasetError), str(path)
-    else:
-        content, name = predictions, "predictions"
+    name = name or "predictions"
     if isinstance(content, Mapping | str) or not isinstance(content, Iterable):
         raise DatasetError(f"{name}: {mismatch('COCO results (a list of objects)', describe(content))}")
     entries: list[object] = list(content)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..atomic_files import write_text
+from ..data.faults import plain_cell
 from .coco_files import ScoredMask
 from .doubtful_labels import DoubtfulLabel
 from .report_numbers import Findings
@@ -78,8 +79,3 @@ def write_doubts(findings: Findings, folder: Path) -> None:
 def _mask_of(one: DoubtfulLabel, findings: Findings) -> ScoredMask:
     """The mask to look at: that of the label, without one that of the result."""
     return findings.truth.annotations[one.item] if one.item >= 0 else findings.results[one.result]
-
-
-def plain_cell(cell: object) -> object:
-    """A cell that a spreadsheet does not take for a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell

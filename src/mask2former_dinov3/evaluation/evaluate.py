@@ -18,7 +18,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from ..atomic_files import check_writable, copy_file, write_text
+from ..atomic_files import check_writable, write_text
 from ..data.check import UNLISTED, check_data
 from ..data.coco import CocoData, ImageRecord
 from ..data.coco_json import class_name
@@ -42,7 +42,7 @@ from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .coco_ap import ceiling_notes, score_predictions, score_results
 from .coco_files import read_ground_truth, read_results
 from .operating_point import BEST_F1, Aim
-from .result_ids import IMAGES_FILE, write_names
+from .result_ids import read_both_forms, write_names
 from .stored_evaluation import write_evaluation
 
 
@@ -253,12 +253,9 @@ def _score_file(split: Split, predictions: Path, output: Path, max_detections: i
     metrics = score_predictions(truth, predictions, max_detections, aim)
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
-        copy_file(predictions, output / "predictions.json")
-        beside = predictions.parent / IMAGES_FILE
-        if beside.is_file():
-            copy_file(beside, output / IMAGES_FILE)
-        else:
-            write_names(output, truth.listed)
+        entries, names, _ = read_both_forms(predictions)
+        write_text(output / "predictions.json", json.dumps(entries) + "\n")
+        write_names(output, names or truth.listed)
     write_evaluation(output, split, truth, max_detections, predictions)
     return metrics
 

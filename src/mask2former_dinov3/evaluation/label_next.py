@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..atomic_files import check_writable, write_text
+from ..data.faults import plain_cell
 from ..data.image_folders import PassedOver
 from ..data.images import check_channel_count, read_image
 from ..errors import CheckpointError, DatasetError, OptionError, mismatch
@@ -37,7 +38,6 @@ from ..inference.settings import InferenceSettings
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.backbone import tapped_maps
 from ..progress_bar import ProgressBar
-from .doubt_files import plain_cell
 from .flip_agreement import FlipAgreement, flip_agreement, mirror_instances
 
 Features = NDArray[np.float32]

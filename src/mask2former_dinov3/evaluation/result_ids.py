@@ -1,7 +1,8 @@
 """Bring the ids of a results file to those of an annotation file, by the names of images and classes.
 
-`predict` numbers the images as it finds them and writes `images.json` beside `predictions.json`, which says what each
-number means. Results without such a file have to have the annotation file's own ids.
+`predict` numbers the images as it finds them. Its COCO data set (`predictions.json`) says itself what each number
+means; of a bare list of results the file `images.json` beside it does. Others have to have the annotation file's own
+ids.
 """
 
 from __future__ import annotations
@@ -29,23 +30,26 @@ class NamedImages(NamedTuple):
     categories: dict[int, str]
 
 
-def translate_results(predictions: Path, content: Mapping[str, object], name: str) -> tuple[list[object], list[str]]:
-    """The entries of a results file with the ids of an annotation file (`content`, called `name`), and notes on that.
+def translate_results(
+    predictions: Path | Mapping[str, object], content: Mapping[str, object], name: str
+) -> tuple[list[object], list[str]]:
+    """The entries of results with the ids of an annotation file (`content`, called `name`), and notes on that.
 
-    By the `images.json` beside `predictions`, of `predict` or `evaluate`; where its ids are the annotation file's
-    already, entries stay as they are. Results of images that the annotation file does not have are left out, counted.
-    Raises DatasetError if no image has the name of one of the annotation file.
+    predictions: a file of COCO results, or a COCO data set as `predict` writes it: a file, or its content. Names are
+    those of the data set, or of the `images.json` that `predict` and `evaluate` write beside results; without either,
+    or where the ids are the annotation file's already, entries stay as they are. Results of images that the annotation
+    file does not have are left out, counted. Raises DatasetError if no image has the name of one of the annotation
+    file.
     """
-    entries = read_json(predictions, "COCO results (a JSON list of objects)", raises=DatasetError)
-    if not isinstance(entries, list):
-        raise DatasetError(f"{predictions}: {mismatch('COCO results (a list of objects)', describe(entries))}")
-    beside = predictions.parent / IMAGES_FILE
-    described = "images.json of predict (a JSON object with images and categories)"
-    of_results = _names_of(read_json_object(beside, described, raises=DatasetError))
+    entries, names, beside = read_both_forms(predictions)
+    if not names:
+        return entries, []
+    of_results = _names_of(names)
     of_truth = _names_of(content)
     used = {whole_number(entry.get("image_id")) for entry in entries if isinstance(entry, Mapping)}
     if not used <= of_results.images.keys():
-        note = f"{beside} does not name all images of {predictions.name} and was not used: ids are taken as they are"
+        own = predictions.name if isinstance(predictions, Path) else "the annotations"
+        note = f"{beside} does not name all images of {own} and was not used: ids are taken as they are"
         return entries, [note]
     images = match_names(of_results.images, of_truth.images)
     if not images and of_results.images:
@@ -69,6 +73,28 @@ def translate_results(predictions: Path, content: Mapping[str, object], name: st
         else:
             left_out.add(image_id)
     return kept, list(_describe(beside, name, len(images), of_results, left_out))
+
+
+def read_both_forms(predictions: Path | Mapping[str, object]) -> tuple[list[object], Mapping[str, object], Path]:
+    """The entries of results, the `images` and `categories` of their ids (empty if unknown), and where those stand.
+
+    predictions: as for `translate_results`.
+    """
+    expected = "COCO results (a list of objects), or a COCO data set (images, categories and annotations)"
+    is_file = isinstance(predictions, Path)
+    place = predictions if isinstance(predictions, Path) else Path("predictions")
+    found = read_json(place, expected, raises=DatasetError) if is_file else predictions
+    entries, names = found, {}
+    if isinstance(found, Mapping):
+        entries = found.get("annotations")
+        names = {key: found[key] for key in ("images", "categories") if key in found}
+    elif (place.parent / IMAGES_FILE).is_file():
+        place = place.parent / IMAGES_FILE
+        described = "images.json of predict (a JSON object with images and categories)"
+        names = read_json_object(place, described, raises=DatasetError)
+    if not isinstance(entries, list):
+        raise DatasetError(f"{predictions if is_file else place}: {mismatch(expected, describe(found))}")
+    return entries, names, place
 
 
 def _describe(beside: Path, name: str, matched: int, of_results: NamedImages, left_out: set[int]) -> Iterable[str]:

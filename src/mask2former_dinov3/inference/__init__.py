@@ -1,12 +1,14 @@
 """A trained model in use: turn one image, or a folder of images, into `Instances`.
 
-Images come in as paths, PIL images or arrays, with a model folder, hub id or .onnx file and `InferenceSettings`.
-`Instances` at each image's own size go out, or files with them. An image passes each module once, in the order below.
+Images come in as paths, addresses, bytes, PIL images, arrays or tensors, with a model folder, hub id or .onnx file and
+`InferenceSettings`. `Instances` at each image's own size go out, or files with them. An image passes each module once,
+in the order below.
 
 Read in this order:
 
     settings           InferenceSettings: threshold, batch size and tiles, checked once
     predictor          Predictor: loads a model and predicts on images
+    image_inputs       what people hold as images: arrays of any type, tensors, bytes, addresses
     load_images        any kind of image to an RGB array
     image_processing   the image processor: fits an image into the model's canvas
     network            the interface of what predicts

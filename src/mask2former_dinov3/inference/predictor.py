@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
@@ -28,8 +29,9 @@ from ..weights.loading import (
     load_pretrained,
     read_source_json,
 )
+from .image_inputs import TIMEOUT, HeldImage, batches, check_timeout, each_image, is_one_image, to_image
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
-from .load_images import ImageLike, as_list, load_image
+from .load_images import ImageLike, load_image
 from .network import Network
 from .onnx_model import load_onnx
 from .postprocess import logits_of, post_process
@@ -52,6 +54,7 @@ class Predictor:
     def __init__(self, model: Network, processor: Mask2FormerDinov3ImageProcessor) -> None:
         self.model = model.eval()
         self.processor = processor
+        self._process = os.getpid()
         names = model.config.id2label
         self.categories = tuple((int(id_), str(names[label])) for label, id_ in enumerate(model.config.category_ids))
 
@@ -78,7 +81,7 @@ class Predictor:
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is one image, although it is a sequence of str
         self,
-        images: ImageLike,
+        images: HeldImage,
         *,
         threshold: Threshold | None = ...,
         max_detections: int | None = ...,
@@ -86,12 +89,14 @@ class Predictor:
         tile: int | None = ...,
         overlap: float = ...,
         copy_overlap: float | None = ...,
+        bgr: bool = ...,
+        timeout: float = ...,
     ) -> Instances: ...
 
     @overload
     def __call__(
         self,
-        images: Sequence[ImageLike],
+        images: Iterable[HeldImage],
         *,
         threshold: Threshold | None = ...,
         max_detections: int | None = ...,
@@ -99,11 +104,13 @@ class Predictor:
         tile: int | None = ...,
         overlap: float = ...,
         copy_overlap: float | None = ...,
+        bgr: bool = ...,
+        timeout: float = ...,
     ) -> list[Instances]: ...
 
     def __call__(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: HeldImage | Iterable[HeldImage],
         *,
         threshold: Threshold | None = None,
         max_detections: int | None = None,
@@ -111,30 +118,53 @@ class Predictor:
         tile: int | None = None,
         overlap: float = 0.2,
         copy_overlap: float | None = None,
+        bgr: bool = False,
+        timeout: float = TIMEOUT,
     ) -> Instances | list[Instances]:
-        """Instances with a score of at least `threshold`, best first: one result for one image, a list for a list.
+        """Instances with a score of at least `threshold`, best first: one result for one image, a list for several.
 
-        An image is a path, a PIL image, or an RGB array (H, W, 3) of uint8; for a model of C channels an array
-        (H, W, C). Masks may overlap.
+        An image is a path, an address (http, https), the bytes of an image file or an open one, a PIL image, an array
+        or a tensor (see `image_inputs`); several are a list, a generator, or an array of four dimensions. Masks may
+        overlap.
         threshold: None for the one that the model stores, 0.5 if it stores none; one number, or one for each class, by
         name or in the order of the labels. max_detections: None for the number of the model's queries. copy_overlap:
         see `InferenceSettings`. What the limits leave out is in `Instances.left_out`.
         tile: split images that are larger into tiles of so many pixels a side, predict on each tile, and merge the
         results; each tile shares the fraction `overlap` with its neighbours. `max_detections` and `batch_size` then
-        count per tile. Raises OptionError for a value out of range (see `InferenceSettings`), DatasetError for a file
+        count per tile. bgr: the colours of arrays and tensors are in OpenCV's order. timeout: seconds for an address.
+        Several threads may call this at the same time, and a process that was forked. Raises OptionError for a value
+        out of range (see `InferenceSettings`) and for what is no image or has several meanings, DatasetError for a file
         that cannot be read as an image.
         """
+        check_timeout(timeout)
         settings = self.fill(InferenceSettings(threshold, max_detections, batch_size, tile, overlap, copy_overlap))
-        batch = as_list(images)
-        if tile is not None:
-            found = [self._predict_in_tiles(image, tile, settings) for image in batch]
-        else:
-            found = []
-            for start in range(0, len(batch), batch_size):
-                prepared = [self.processor.prepare(image) for image in batch[start : start + batch_size]]
-                found.extend(self.predict_prepared(prepared, settings))
-        is_single = len(batch) == 1 and batch[0] is images
-        return found[0] if is_single else found
+        self._check_process()
+        options, channels = self.processor.read_options, self.processor.num_channels
+        found: list[Instances] = []
+        for batch in batches(each_image(images), batch_size):
+            held = [to_image(image, options, channels, bgr=bgr, timeout=timeout) for image in batch]
+            if tile is not None:
+                found += [self._predict_in_tiles(image, tile, settings) for image in held]
+            else:
+                found += self.predict_prepared([self.processor.prepare(image) for image in held], settings)
+        return found[0] if is_one_image(images) else found
+
+    def _check_process(self) -> None:
+        """Use one thread after a fork: torch waits without end for the threads that the first process had."""
+        if self._process == os.getpid():
+            return
+        if self.model.device.type == "cuda":
+            got = "one of the process that was forked, which CUDA cannot use"
+            raise OptionError("model", "a model loaded in this process", got, "load it here, or start with spawn")
+        torch.set_num_threads(1)
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key != "_process"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._process = os.getpid()
 
     def fill(self, settings: InferenceSettings) -> InferenceSettings:
         """The settings with the model's own values for what is None."""

@@ -99,6 +99,7 @@ def _build_routes(
         pictures = {"overlay": picture, "preview": preview}
         return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, settings, pictures))
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get(
         "/healthz", response_model=Health, responses={503: {"model": Health, "description": "Shutting down, or stuck."}}
     )
@@ -111,6 +112,7 @@ def _build_routes(
     if not with_metrics:
         return router
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         """Counts and times for Prometheus."""
@@ -131,22 +133,10 @@ def to_coco_file(
     settings: in use. pictures: PNGs by their names, None for none.
     """
     used = settings.threshold
-    annotations = [
-        {
-            "id": number,
-            **result,
-            "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
-            "area": int(area),
-            "iscrowd": 0,
-        }
-        for number, (result, (x0, y0, x1, y1), area) in enumerate(
-            zip(found.to_coco(1), found.boxes, found.areas, strict=True), start=1
-        )
-    ]
     return {
         "images": [{"id": 1, "file_name": file_name, "height": found.height, "width": found.width}],
         "categories": [{"id": id_, "name": name} for id_, name in categories],
-        "annotations": annotations,
+        "annotations": found.to_coco_annotations(1),
         "thresholds": list(used) if isinstance(used, Sequence) else [used] * len(categories),
         "left_out": asdict(found.left_out),
         "notes": limit_lines(found.left_out, settings.max_detections or 0, tiles=settings.tile is not None),

@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..errors import mismatch
 from ..inference.settings import DEFAULTS, LARGEST_OVERLAP, SMALLEST_TILE, InferenceSettings
 
-RAW = ("image/jpeg", "image/png", "image/webp", "image/tiff", "image/bmp", "image/gif", "application/octet-stream")
+RAW = (
+    *("image/jpeg", "image/jpg", "image/png", "image/webp", "image/tiff", "image/bmp", "image/gif"),
+    "application/octet-stream",
+)
 FORM = "multipart/form-data"
 MOST_DETECTIONS = 10_000
 LARGEST_TILE = 8192

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from ..config.train_config import TrainConfig
 from ..data.achievable_ap import mask_ceilings
 from ..data.channel_statistics import count_channels_of, measure_channels
@@ -15,6 +17,7 @@ from ..data.statistics import statistics_of
 from ..errors import CheckpointError, ConfigError, OptionError, mismatch
 from ..evaluation.threshold_choice import NOT_STORED
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
+from ..json_files import read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.backbone import backbone_blocks
 from ..model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
@@ -152,6 +155,7 @@ def _build_from_head(
     found = found if found.published else widen_trained(found, channels)
     own, pretrained = found.config, None
     if not found.published:
+        _check_backbone(head, config.backbone, own.backbone_config)
         _check_options(head, fields, {name: getattr(own, name) for name in NETWORK if name not in CHANGEABLE})
         changed = {name: value for name, value in _chosen_options(fields).items() if name in CHANGEABLE}
         changes = {name: fields[name] for name in (*LABEL_FIELDS, *NOT_STORED)} | changed
@@ -191,6 +195,22 @@ def _chosen_options(fields: Mapping[str, object]) -> dict[str, object]:
     """The options of `NETWORK` that differ from their defaults: a head decides those left at their default."""
     defaults = {name: TrainConfig.model_fields[name].default for name in NETWORK}
     return {name: fields[name] for name in NETWORK if name in fields and fields[name] != defaults[name]}
+
+
+def _check_backbone(head: str, backbone: str, own: PreTrainedConfig) -> None:
+    """Raise ConfigError for an option `backbone` of another size than `own`, that of the model to start from.
+
+    Compared are presets and local folders; the default says nothing.
+    """
+    if backbone == TrainConfig.model_fields["backbone"].default:
+        return
+    file = Path(backbone) / "config.json"
+    known = read_json_object(file, raises=ConfigError) if file.is_file() else VIT_SHAPES.get(backbone, {})
+    for name in ("hidden_size", "num_hidden_layers"):
+        if name in known and known[name] != getattr(own, name, known[name]):
+            expected = f"none, or one with {name} {getattr(own, name)}, that of head {head}"
+            got = f"{backbone} with {known[name]}"
+            raise ConfigError(f"backbone: {mismatch(expected, got, 'leave out one of the two')}")
 
 
 def _check_options(head: str, fields: Mapping[str, object], own: Mapping[str, object]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from mask2former_dinov3.data.check import check_data
 from mask2former_dinov3.data.layout import find_splits
-from support.formats import masks_of, read_split
+from support.formats import masks_of, read_split, write_image
 from support.paths import ROOT
 
 ASSETS = ROOT / "tests" / "assets" / "formats"
@@ -77,3 +79,33 @@ def test_assets__are_described() -> None:
     text = Path(ASSETS / "README.md").read_text(encoding="utf-8")
     for folder in (path.name for path in ASSETS.iterdir() if path.is_dir()):
         assert f"`{folder}`" in text
+
+
+@pytest.mark.parametrize(
+    ("folder", "images", "splits", "objects"),
+    [
+        ("datumaro-coco", "images/train", ["train"], 4),
+        ("labelme2coco", ".", ["train", "valid"], 4),
+        ("sahi", ".", ["train"], 6),  # the rectangle lies in two tiles
+        ("supervision-coco", "images", ["train"], 4),
+        ("fiftyone", "data", ["train"], 4),
+    ],
+)
+def test_find_splits__coco_files_of_programs_go_in_unchanged(
+    tmp_path: Path, folder: str, images: str, splits: list[str], objects: int
+) -> None:
+    shutil.copytree(ASSETS / folder, tmp_path / folder)
+    for file in (tmp_path / folder).rglob("*.json"):
+        for number, one in enumerate(json.loads(file.read_text(encoding="utf-8"))["images"]):
+            path = tmp_path / folder / images / one["file_name"]
+            write_image(path, one["height"], one["width"], seed=len(path.name) + number)
+    found, _ = find_splits(tmp_path / folder, valid_split=0)
+    assert list(found) == splits
+    report = check_data(found, full=False)
+    assert report.errors == []
+    names = [[category.name for category in data.categories] for data in report.data.values()]
+    assert names == [["cell", "debris"]] * len(splits)
+    annotations = [one for data in report.data.values() for image in data.images for one in image.annotations]
+    assert len(annotations) == objects
+    rectangles = sum(one.area for one in annotations if one.label == 0)
+    assert rectangles == pytest.approx(2 * 99 + 2 * 27 * (folder == "sahi"), rel=0.2)

@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mask2former_dinov3.errors import MissingExtraError
-from mask2former_dinov3.inference.files.polygons import polygons_of, write_geojson, write_yolo, yolo_classes
+from mask2former_dinov3.data.formats.mask_codes import mask_of_runs
+from mask2former_dinov3.data.formats.yolo_labels import yolo_yaml
+from mask2former_dinov3.data.segmentation import polygons_to_runs
+from mask2former_dinov3.errors import MissingExtraError, OptionError
+from mask2former_dinov3.inference.files.polygons import coco_polygons, polygons_of, write_geojson, write_yolo
 from mask2former_dinov3.inference.files.writers import check_outputs
 from mask2former_dinov3.instances import Instances
 
@@ -97,30 +101,48 @@ def test_write_geojson__of_nothing_is_an_empty_collection(instances: Instances, 
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
 
 
-def test_write_yolo__has_a_line_per_instance_that_fills_to_its_mask(instances: Instances, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [np.round, np.floor])
+def test_write_yolo__opencv_fills_a_line_to_the_mask(instances: Instances, tmp_path: Path, whole: Any) -> None:
     write_yolo(tmp_path / "a.txt", instances)
     lines = (tmp_path / "a.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["0", "1", "0", "1", "0"]
-    for line, mask in zip(lines, masks(), strict=True):
-        numbers = np.array(line.split()[1:], dtype=float)
-        assert numbers.min() >= 0
-        assert numbers.max() <= 1
-        points = numbers.reshape(-1, 2) * (80, 60)
-        corners = points.round()
-        assert np.abs(points - corners).max() < 1e-4
-        np.testing.assert_array_equal(filled([np.concatenate([corners, corners[:1]])]), mask)
+    expected = masks()
+    expected[1, 25:35, 40:50] = False  # the ring alone: of one part
+    write_yolo(tmp_path / "b.txt", Instances.from_masks(expected, [0, 1, 0, 1, 0], [0.5] * 5))
+    for line, mask in list(zip((tmp_path / "b.txt").read_text().splitlines(), expected, strict=True))[:2]:
+        points = whole(np.array(line.split()[1:], dtype=float).reshape(-1, 2) * (80, 60)).astype(np.int32)
+        canvas = np.zeros((60, 80), dtype=np.uint8)
+        cv2.fillPoly(canvas, [points], 1)
+        np.testing.assert_array_equal(canvas, mask)
 
 
-def test_yolo_classes__is_yaml_that_quotes_names() -> None:
+def test_coco_polygons__are_the_mask_in_coco(instances: Instances) -> None:
+    for index, mask in enumerate(masks()):
+        polygons = [np.array(one, dtype=np.float64).reshape(-1, 2) for one in coco_polygons(instances, index)]
+        assert len(polygons) == len(polygons_of(instances, index))
+        np.testing.assert_array_equal(mask_of_runs(polygons_to_runs(polygons, 60, 80), 60, 80), mask)
+
+
+def test_yolo_yaml__quotes_names() -> None:
     import yaml
 
-    read: Any = yaml.safe_load(yolo_classes(CATEGORIES))
+    read: Any = yaml.safe_load(yolo_yaml([name for _, name in CATEGORIES], {"train": "images/train"}))
     assert read["names"] == {0: "disc", 1: 'bar "1"'}
+    assert read["train"] == "images/train"
 
 
 def test_check_outputs__says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rasterio", None)
     monkeypatch.setitem(sys.modules, "rasterio.features", None)
-    check_outputs(["overlays", "coco", "masks"])
-    with pytest.raises(MissingExtraError, match=r"the output yolo needs rasterio, .* 'mask2former-dinov3\[large\]'"):
-        check_outputs(["yolo"])
+    check_outputs(["overlays", "coco", "masks", "yolo", "csv", "coco-results"])
+    with pytest.raises(MissingExtraError, match=r"the output geojson needs rasterio, .* 'mask2former-dinov3\[large\]'"):
+        check_outputs(["geojson"])
+    with pytest.raises(MissingExtraError, match="polygons in the output coco needs rasterio"):
+        check_outputs(["coco"], "polygons")
+
+
+def test_check_outputs__polygons_belong_to_coco() -> None:
+    with pytest.raises(OptionError, match="segmentation: expected the output coco, whose masks become polygons"):
+        check_outputs(["coco-results"], "polygons")
+    with pytest.raises(OptionError, match="segmentation: expected rle or polygons, got bitmaps"):
+        check_outputs(["coco"], "bitmaps")

@@ -64,22 +64,20 @@ def test_predict_files__does_all_it_can_and_reports_the_rest(predictor: Predicto
     overlays = sorted(str(path.relative_to(tmp_path / "out")) for path in summary.overlays)
     assert overlays == ["overlays/a.png", "overlays/b.png", "overlays/deeper/a.jpg"]
     assert all(path.is_file() for path in summary.overlays)
-    images = json.loads((tmp_path / "out" / "images.json").read_text())
-    assert [(one["id"], one["file_name"]) for one in images["images"]] == [
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [(one["id"], one["file_name"]) for one in written["images"]] == [
         (1, "a.png"),
         (2, "b.bmp"),
         (4, "deeper/a.jpg"),
     ]
-    results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    results = written["annotations"]
     assert len(results) == summary.detections > 0
     for image, name in ((1, "a"), (4, "deeper/a")):
         masks = sorted((tmp_path / "out" / "masks" / name).glob("*.png"))
         assert len(masks) == sum(result["image_id"] == image for result in results)
         with Image.open(masks[0]) as mask:
             assert (mask.size, mask.mode) == ((60, 40), "1")
-    # Both files together are enough for a score.
-    truth = {**images, "annotations": [{**one, "id": index} for index, one in enumerate(results, start=1)]}
-    assert evaluate_coco(truth, results)["images"] == 3
+    assert evaluate_coco(written, tmp_path / "out" / "predictions.json")["images"] == 3
 
 
 def test_predict_files__says_threshold_limits_and_best_scores(predictor: Predictor, tmp_path: Path) -> None:
@@ -126,7 +124,7 @@ def test_predict_files__names_images_without_a_detection(predictor: Predictor, t
     assert "no detection in 1 of them:" in summary.text()
     assert re.search(r"a\.png \(best score 0\.\d+\)", summary.text())
     assert "score threshold 1" in summary.text()
-    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"] == []
 
 
 def test_predict_files__does_again_what_it_did_and_not_its_own_overlays(predictor: Predictor, tmp_path: Path) -> None:
@@ -157,7 +155,7 @@ def test_predict_files__keeps_what_is_done_when_interrupted(
     monkeypatch.setattr("mask2former_dinov3.inference.files.writers.draw_instances", interrupted)
     with pytest.raises(KeyboardInterrupt, match="stopped: 2 of 3 images are finished; the same command continues"):
         predict_files(predictor, [tmp_path], tmp_path / "out", settings=ALL)
-    assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == 2
+    assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]) == 2
 
 
 def test_predict_files__takes_names_that_are_not_utf_8(predictor: Predictor, tmp_path: Path) -> None:
@@ -167,7 +165,7 @@ def test_predict_files__takes_names_that_are_not_utf_8(predictor: Predictor, tmp
     (tmp_path / "in" / "a.png").rename(tmp_path / "in" / name)
     summary = predict_files(predictor, [tmp_path / "in"], tmp_path / "out")
     assert (summary.images, summary.failed) == (1, [])
-    assert json.loads((tmp_path / "out" / "images.json").read_text())["images"][0]["file_name"] == name
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())["images"][0]["file_name"] == name
 
 
 def test_predict_files__says_what_it_cannot_do(predictor: Predictor, tmp_path: Path) -> None:
@@ -196,7 +194,7 @@ def test_predict_files__leaves_hidden_names_alone_and_counts_what_it_passes_over
         (folder / name).write_text("no image")
     summary = predict_files(predictor, [folder], tmp_path / "out", settings=ALL)
     assert summary.failed == []
-    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    images = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
     assert [one["file_name"] for one in images] == ["a.png", "b.jfif", "c.jp2", "plain", "scan.0001"]
     assert [one["path"] for one in images] == [str((folder / one["file_name"]).resolve()) for one in images]
     assert "passed over: 3 files (.txt 2, no ending 1) and 5 hidden" in summary.text()
@@ -213,7 +211,7 @@ def test_predict_files__an_output_that_cannot_be_written_is_a_fault_of_its_file(
     ((given, reason),) = summary.failed
     assert given == str((tmp_path / "b.png").resolve())
     assert "b.png: expected outputs that can be written, got an error (" in reason
-    images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
+    images = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
     assert {one["file_name"]: one.get("name_in_output") for one in images} == {
         "...png": "file...png",
         "a.png": None,
@@ -259,8 +257,8 @@ def test_inference_settings__refuse_a_threshold_that_is_no_score(threshold: floa
         InferenceSettings(threshold=threshold)
 
 
-def results_of(output: Path) -> tuple[str, str]:
-    return (output / "predictions.json").read_text(), (output / "images.json").read_text()
+def results_of(output: Path) -> str:
+    return (output / "predictions.json").read_text()
 
 
 def write_pictures(folder: Path, count: int, size: tuple[int, int] = (40, 60)) -> Path:
@@ -279,12 +277,12 @@ def test_predict_files__writes_every_kind_of_output_for_tiles(predictor: Predict
         predictor, [folder], tmp_path / "out", settings=InferenceSettings(0.0, tile=64, batch_size=3), save=save
     )
     assert summary.failed == []
-    results = json.loads(results_of(tmp_path / "out")[0])
+    results = json.loads(results_of(tmp_path / "out"))["annotations"]
     for number, name in enumerate(("0", "1", "small"), start=1):
         found = predictor(folder / f"{name}.png", threshold=0.0, tile=64, batch_size=3)
         own = [result for result in results if result["image_id"] == number]
         if name != "small":  # which was in a batch of its own here and there
-            assert own == found.to_coco(number)
+            assert own == found.to_coco_annotations(number, own[0]["id"])
         assert len(list((tmp_path / "out" / "masks" / name).glob("*.png"))) == len(own)
         features = json.loads((tmp_path / "out" / "geojson" / f"{name}.geojson").read_text())["features"]
         assert [feature["properties"]["score"] for feature in features] == [result["score"] for result in own]
@@ -448,5 +446,5 @@ def test_predict_files__what_it_calls_finished_is_there_after_a_power_cut(predic
                 image.load()
         counts.add(len(done))
         if (state / "predictions.json").exists():
-            assert isinstance(json.loads((state / "predictions.json").read_text()), list)
+            assert "annotations" in json.loads((state / "predictions.json").read_text())
     assert counts >= {0, 2}

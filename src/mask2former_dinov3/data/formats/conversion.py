@@ -15,18 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import numpy as np
-
 from ...atomic_files import write_folder
 from ...errors import DatasetError, OptionError, mismatch
 from ..coco import Annotation, CocoData, ImageRecord, parse_coco
 from ..faults import FaultReport, count_of
 from ..layout import Split
 from ..numbers import whole_number
-from ..segmentation import Polygon, polygons_to_counts
 from .format_table import read_content
 from .outlines import outline_of
 from .source_content import Reading
+from .yolo_labels import yolo_line, yolo_yaml
 
 _LISTED = 20
 
@@ -162,13 +160,10 @@ def _copy(source: Path, target: Path) -> None:
 
 @dataclass
 class _Counts:
-    """What YOLO does not hold, counted."""
+    """What YOLO does not hold, or programs read otherwise than it is, counted."""
 
     crowds: int = 0
-    joined: int = 0
-    holes: int = 0
-    outlined: int = 0
-    different: int = 0
+    several: int = 0
 
 
 def _write_yolo(data: Mapping[str, CocoData], folder: Path, done: Conversion) -> None:
@@ -191,64 +186,32 @@ def _write_yolo(data: Mapping[str, CocoData], folder: Path, done: Conversion) ->
             label_file.parent.mkdir(parents=True, exist_ok=True)
             label_file.write_text("".join(_lines(image, numbers, counts)), encoding="utf-8")
     keys = {"train": "train", "valid": "val", "test": "test"}
-    text = "path: .\n" + "".join(f"{keys[split]}: images/{split}\n" for split in data)
-    text += "" if "valid" in data else "val: images/train\n" if "train" in data else ""
-    text += "names:\n" + "".join(
-        f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(classes)
-    )
-    (folder / "data.yaml").write_text(text, encoding="utf-8", errors="backslashreplace")
+    folders = {keys[split]: f"images/{split}" for split in data}
+    folders |= {"val": "images/train"} if "valid" not in data and "train" in data else {}
+    (folder / "data.yaml").write_text(yolo_yaml(classes, folders), encoding="utf-8", errors="backslashreplace")
     done.notes += _yolo_notes(counts, "valid" not in data and "train" in data)
 
 
 def _yolo_notes(counts: _Counts, without_valid: bool) -> Iterator[str]:
     yield "YOLO has no ids of images, objects and classes: classes are numbered from 0 in the order of their ids"
+    yield (
+        "polygons go through the centers of the outermost pixels, as OpenCV fills them; data.yaml says so for this "
+        "program, which reads the same masks again"
+    )
     if counts.crowds:
         yield f"{count_of(counts.crowds, 'crowd region')} left out: YOLO has none"
-    if counts.outlined:
-        yield (
-            f"{count_of(counts.outlined, 'mask')} outlined along the edges of pixels: run-length codes, polygons of "
-            f"several parts, and polygons that leave the image; {counts.joined} of them have several parts and "
-            f"{counts.holes} have holes, which a line joins to one polygon. By the even-odd rule it is the same mask; "
-            "programs that fill it otherwise fill the holes"
-        )
-    if counts.different:
-        yield f"{count_of(counts.different, 'mask')} differ in pixels from the source's, by rounding of coordinates"
+    if counts.several:
+        yield f"{count_of(counts.several, 'mask')} of several parts: other programs fill the lines that join them"
     if without_valid:
         yield "no valid split: data.yaml names the training images as val, which Ultralytics requires"
 
 
 def _lines(image: ImageRecord, numbers: list[int], counts: _Counts) -> Iterator[str]:
     """The line of every object of an image."""
-    size = np.array([image.width, image.height])
     for one in image.annotations:
         if one.iscrowd:
             counts.crowds += 1
             continue
-        segmentation = one.segmentation
-        if isinstance(segmentation, list) and len(segmentation) == 1 and _is_inside(segmentation[0], image):
-            polygon = segmentation[0]
-        else:
-            outline = outline_of(segmentation, image.height, image.width)
-            counts.outlined += 1
-            counts.joined += outline.parts > 1
-            counts.holes += outline.holes > 0
-            polygon = outline.polygon
-        fractions = _fractions(polygon, size)
-        back = fractions * size
-        if (back != polygon).any():
-            written, own = (polygons_to_counts([part], image.height, image.width) for part in (back, polygon))
-            counts.different += written != own
-        yield f"{numbers[one.label]} {' '.join(map(repr, fractions.ravel().tolist()))}\n"
-
-
-def _is_inside(polygon: Polygon, image: ImageRecord) -> bool:
-    return bool((polygon >= 0).all() and (polygon <= (image.width, image.height)).all())
-
-
-def _fractions(polygon: Polygon, size: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Polygon:
-    """The polygon divided by (width, height), such that the product is the vertex again where floats allow it."""
-    found = polygon / size
-    for step in (np.inf, -np.inf):
-        near = np.nextafter(found, step)
-        found = np.where((found * size != polygon) & (near * size == polygon), near, found)
-    return found
+        outline = outline_of(one.segmentation, image.height, image.width)
+        counts.several += outline.parts > 1
+        yield yolo_line(numbers[one.label], outline, image.height, image.width)

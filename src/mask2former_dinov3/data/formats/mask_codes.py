@@ -11,7 +11,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from ..rle import compress
+from ..rle import Window, compress
 from ..segmentation import Polygon, polygons_to_runs
 
 
@@ -86,3 +86,18 @@ def join_shapes(shapes: Sequence[DrawnShape], height: int, width: int) -> list[l
 def mask_of_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> npt.NDArray[np.bool_]:
     """The mask (height, width) of checked runs (R,) down its columns."""
     return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T
+
+
+def code_of_window(window: Window, height: int, width: int) -> MaskCode:
+    """The run-length code, in an image of height x width, of a part of it; its cost does not depend on the image."""
+    rows, columns = window.pixels.shape
+    padded = np.zeros((columns, rows + 2), dtype=np.int8)  # no run goes on in the next column
+    padded[:, 1:-1] = window.pixels.T != 0
+    column, row = np.nonzero(np.diff(padded, axis=1))
+    places = (window.left + column) * height + window.top + row  # where runs begin and end, in turns
+    inner = np.flatnonzero(places[1:-1:2] == places[2::2])  # a run to the last row goes on in the first
+    places = np.delete(places, np.concatenate((2 * inner + 1, 2 * inner + 2)))
+    runs = np.diff(places, prepend=0, append=height * width)
+    runs = runs[:-1] if runs[-1] == 0 else runs
+    counts = compress(runs, np.array([runs.size]))[0].decode("ascii")
+    return MaskCode(size=[height, width], counts=counts)

@@ -3,12 +3,17 @@
 A line is `class x1 y1 x2 y2 …` in fractions of the image's width and height. The text file of `…/images/a/1.png` is
 `…/labels/a/1.txt`; without a folder `images` in the path it lies beside the image. An image without one has no objects.
 A line of four numbers is a box: it trains no mask, and is counted. Classes are the numbers of `names`, from 0.
+
+A polygon is what it is in COCO: (0, 0) is the corner of the first pixel, and pixels whose centre is inside belong to
+the object. Where data.yaml says `vertices: pixel centers`, as this package writes it, vertices are the outermost pixels
+themselves (see `outlines`), and the mask is the one that was written, pixel for pixel.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +25,12 @@ from ...errors import DatasetError, mismatch
 from ..faults import FaultReport, count_of, quote
 from ..numbers import number
 from .folders import image_files, read_lines
+from .mask_codes import code_of_window
+from .outlines import Outline, fill_outline, outline_fractions, outline_pixels
 from .source_content import ContentBuilder, Format, Part, flat, polygon_fault, relative_name
 
 _KEYS = {"train": ("train",), "valid": ("val", "valid", "validation"), "test": ("test",)}
+_VERTICES, _PIXEL_CENTERS = "vertices", "pixel centers"
 _OUTSIDE = 0.01  # of the image's size; Ultralytics cuts off as much
 
 
@@ -59,8 +67,30 @@ def read_yolo(part: Part, report: FaultReport) -> Mapping[str, object]:
         builder.add(
             "note", "no test images", "", f"test: {quote(content['test'])} has no images; there is no test split"
         )
-    _read_labels(images, part, builder)
+    _read_labels(images, part, builder, _has_pixel_centers(part.annotations, content))
     return builder.content()
+
+
+def yolo_yaml(names: Sequence[str], folders: Mapping[str, str]) -> str:
+    """The text of a data.yaml for labels that `outlines` made. folders: key (train, val, test) -> image folder."""
+    numbered = "".join(f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(names))
+    keys = "".join(f"{key}: {folder}\n" for key, folder in folders.items())
+    return f"path: .\n{keys}{_VERTICES}: {_PIXEL_CENTERS}\nnames:\n{numbered}"
+
+
+def yolo_line(number: int, outline: Outline, height: int, width: int) -> str:
+    """The line of an object of class `number` in a label file."""
+    fractions = outline_fractions(outline.vertices, height, width)
+    return f"{number} {' '.join(f'{fraction:.8g}' for fraction in fractions)}\n"
+
+
+def _has_pixel_centers(path: Path, content: Mapping[str, object]) -> bool:
+    """Whether the vertices of the polygons are pixels. Raises DatasetError for another word than ours."""
+    value = content.get(_VERTICES)
+    if value not in (None, _PIXEL_CENTERS):
+        expected = f"{_PIXEL_CENTERS!r}, or nothing for vertices as in COCO"
+        raise DatasetError(f"{path}: {_VERTICES}: {mismatch(expected, quote(value))}")
+    return value is not None
 
 
 YOLO = Format("yolo", "data.yaml with names and train", find_yolo, read_yolo)
@@ -151,7 +181,8 @@ def _label_file(image: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _read_labels(images: list[Path], part: Part, builder: ContentBuilder) -> None:
+def _read_labels(images: list[Path], part: Part, builder: ContentBuilder, centers: bool) -> None:
+    """Add the images and their objects. centers: the vertices of polygons are pixels."""
     root = part.annotations.parent
     without = 0
     files: dict[Path, Path] = {}
@@ -168,7 +199,7 @@ def _read_labels(images: list[Path], part: Part, builder: ContentBuilder) -> Non
             without += 1
         elif added is not None:
             for line in _parse_file(label_file, relative_name(label_file, root), builder):
-                _add_line(line, added, builder, counts)
+                _add_line(line, added, builder, counts, centers)
     _report_counts(files, without, counts, root, builder)
 
 
@@ -223,13 +254,19 @@ def _line_fault(numbers: npt.NDArray[np.float64], classes: int) -> tuple[str, st
     return None
 
 
-def _add_line(line: _Line, image: tuple[int, int, int], builder: ContentBuilder, counts: dict[str, int]) -> None:
+def _add_line(
+    line: _Line, image: tuple[int, int, int], builder: ContentBuilder, counts: dict[str, int], centers: bool
+) -> None:
     image_id, height, width = image
     if line.values.size == 4:
         x, y, box_width, box_height = (line.values * (width, height, width, height)).tolist()
         counts["boxes"] += 1
         box = [x - box_width / 2, y - box_height / 2, box_width, box_height]
         builder.add_annotation(image_id, line.category, line.place, bbox=box)
+        return
+    if centers:
+        code = code_of_window(fill_outline(outline_pixels(line.values, height, width)), height, width)
+        builder.add_annotation(image_id, line.category, line.place, segmentation=code)
         return
     points = line.values.reshape(-1, 2) * (width, height)
     reason = polygon_fault(points, height, width)

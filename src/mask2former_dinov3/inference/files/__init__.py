@@ -1,7 +1,7 @@
 """Predict on many image files, for the verb `predict`: one result folder, which a stopped run continues.
 
-Files, folders and glob patterns come in, with a model and `InferenceSettings`. Overlays, masks, COCO results and
-polygons go out, below one output folder and nowhere else. Inputs that cannot be read are reported at the end.
+Files, folders and glob patterns come in, with a model and `InferenceSettings`. Overlays, masks, COCO files, tables
+and polygons go out, below one output folder and nowhere else. Inputs that cannot be read are reported at the end.
 
 Read in this order:
 
@@ -10,4 +10,5 @@ Read in this order:
     progress        remembers finished images on disk, so that a stopped run continues
     writers         writes the output files of one image
     polygons        traces masks, and writes GeoJSON and YOLO labels
+    result_files    writes the results of all images: COCO data set, COCO results, tables
 """

@@ -1,7 +1,8 @@
-"""Write instances as polygons, for programs that draw and label: GeoJSON (QuPath, GIS) and YOLO's text files.
+"""Instances as polygons, for programs that draw and label: COCO, GeoJSON (QuPath, GIS), YOLO's text files.
 
-Polygons follow the edges of pixels, so they cover exactly the pixels of the mask: (0, 0) is the corner of the first
-pixel. Pixels that touch only at a corner belong to separate parts. GDAL traces them (rasterio, the extra `large`).
+Polygons of COCO and GeoJSON follow the edges of pixels, so they cover exactly the pixels of the mask: (0, 0) is the
+corner of the first pixel. Pixels that touch only at a corner belong to separate parts. GDAL traces them (rasterio, the
+extra `large`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...atomic_files import write_file
+from ...data.formats.outlines import outline_window
+from ...data.formats.yolo_labels import yolo_line
 from ...instances import Instances
 from ...visualize import PALETTE
 
@@ -36,6 +39,19 @@ def polygons_of(instances: Instances, index: int) -> list[list[Ring]]:
         [np.array(ring) + np.array((left, top)) for ring in shape["coordinates"]]
         for shape, _ in shapes(pixels, mask=pixels.astype(bool), connectivity=4)
     ]
+
+
+def coco_polygons(instances: Instances, index: int) -> list[list[int]]:
+    """One mask as COCO's polygons x, y, x, y, …: one for each part, its holes joined to the outline by lines.
+
+    Filled by the even-odd rule, as pycocotools and OpenCV do, they are the mask.
+    """
+    polygons = []
+    for outer, *holes in polygons_of(instances, index):
+        start = outer[:1]
+        walk = np.concatenate([outer[:-1], *(np.concatenate([start, hole]) for hole in holes)])
+        polygons.append(walk.astype(int).ravel().tolist())
+    return polygons
 
 
 def write_geojson(path: Path, instances: Instances, georeference: Georeference | None) -> None:
@@ -92,25 +108,11 @@ def _transform(ring: Ring, affine: tuple[float, ...]) -> list[list[float]]:
 def write_yolo(path: Path, instances: Instances) -> None:
     """Write YOLO's segmentation labels: one line per instance, `class x1 y1 x2 y2 …`, in fractions of width and height.
 
-    The format has one polygon per instance. The polygon therefore visits further parts and holes: it goes from the
-    first point to the part, around it, and back the same way, which encloses no area. Filled by the even-odd rule
-    (OpenCV's fillPoly), the result is the mask. Classes are the model's labels 0..K-1; the format has no scores.
+    The format has one polygon per instance: through the centers of the outermost pixels, see `data.formats.outlines`.
+    Classes are the model's labels 0..K-1; the format has no scores.
     """
-    size = np.array([instances.width, instances.height])
     with write_file(path) as file:
-        for index, label in enumerate(instances.labels):
-            rings = [ring for part in polygons_of(instances, index) for ring in part]
-            if not rings:
-                continue
-            start = rings[0][:1]
-            line = np.concatenate([rings[0][:-1], *(np.concatenate([start, ring]) for ring in rings[1:])])
-            numbers = (line / size).round(7).ravel().tolist()
-            file.write(f"{label} {' '.join(f'{number:.7g}' for number in numbers)}\n")
-
-
-def yolo_classes(categories: tuple[tuple[int, str], ...]) -> str:
-    """The text of YOLO's data.yaml, which names the classes."""
-    names = "".join(
-        f"  {label}: {json.dumps(name, ensure_ascii=False)}\n" for label, (_, name) in enumerate(categories)
-    )
-    return f"path: .\nnames:\n{names}"
+        for index, label in enumerate(instances.labels.tolist()):
+            window = instances.window(index)
+            if window.pixels.size:
+                file.write(yolo_line(label, outline_window(window), instances.height, instances.width))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...atomic_files import check_writable, write_file, write_text
+from ...atomic_files import check_writable
 from ...data.image_folders import PassedOver
 from ...data.images import check_channel_count, read_header, read_image
 from ...errors import DatasetError, OptionError, mismatch, system_reason
@@ -34,11 +34,11 @@ from ..tiles.image_reader import ImageReader, image_size, open_image
 from ..tiles.merging import merge_rows
 from .find_images import escape_unprintable, find_images
 from .progress import FinishedImage, Progress, fingerprint, key_of, restore_left_out, store_left_out
+from .result_files import PredictedImage, to_store, write_results
 from .writers import check_outputs, overlay_name, save_classes, save_image
 
 PROGRESS_FILE = ".predict-progress.jsonl"
 _OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
-RESULTS_AT_ONCE = 1000  # COCO results that are written and read together; a large image may have hundreds of thousands
 
 
 @dataclass
@@ -93,6 +93,7 @@ def predict_files(
     *,
     settings: InferenceSettings = DEFAULTS,
     save: Collection[str] = ("overlays", "coco"),
+    segmentation: str = "rle",
     colours: str = "auto",
     device: str | None = None,
     reading: ReadChanges = AS_SAVED,
@@ -101,9 +102,10 @@ def predict_files(
     """Predict on files, folders (searched recursively) and glob patterns; write what `save` names into `output`.
 
     overlays: `overlays/NAME` with the instances drawn in, JPEG for a JPEG, otherwise PNG. masks: `masks/NAME/`, one
-    1-bit PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping masks stay complete. coco:
-    `predictions.json`, COCO results of all images, and `images.json` with the images and categories of its ids: of each
-    image its name below the folder (`file_name`), its path, and its name in the output where that is another.
+    1-bit PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping masks stay complete. coco,
+    coco-results, csv: see `result_files`; an image has its name below the folder (`file_name`), its `path`, and its
+    name in the output where that is another. segmentation: of coco, "rle" or "polygons", in which lines join holes to
+    the outline, for programs that read no RLE.
     geojson, yolo: see `polygons`. colours: of the overlays, see `draw_instances`. settings: with `tile`, larger files
     are read in parts (`tiles.image_reader`). reading: how image files are read, where that is not as saved with the
     model (which is then no `Predictor`).
@@ -115,7 +117,7 @@ def predict_files(
     Raises OptionError when no image is found, for an unknown word in `save` or `colours`, and when another command is
     writing to the output folder.
     """
-    check_outputs(save)
+    check_outputs(save, segmentation)
     check_colours(colours)
     check_writable(output)
     summary = PredictionSummary(output)
@@ -137,13 +139,14 @@ def predict_files(
         "read": asdict(predictor.processor.read_options),
         "tile": None if settings.tile is None else [settings.tile, settings.overlap],
         "save": sorted(save),
+        "segmentation": segmentation,
         "colours": colours,
     }
     with hold_folder(output, "output", "predict"):
         with Progress(output / PROGRESS_FILE, decides) as done:
             images = [_File(number, *one, key_of(one.path, one.name)) for number, one in enumerate(files, start=1)]
             save_classes(output, predictor.categories, save)
-            _Run(predictor, settings, tuple(save), colours, progress, done, summary).predict(images)
+            _Run(predictor, settings, tuple(save), segmentation, colours, progress, done, summary).predict(images)
         (output / PROGRESS_FILE).unlink()
     return summary
 
@@ -207,6 +210,7 @@ class _Run:
     predictor: Predictor
     settings: InferenceSettings
     save: tuple[str, ...]
+    segmentation: str
     colours: str
     show: bool
     done: Progress
@@ -304,17 +308,17 @@ class _Run:
             save_image(self.summary.output, file.path, file.name, image, instances, self.save, self.colours)
         left_out = store_left_out(instances.left_out)
         entry = FinishedImage(height=image.height, width=image.width, detections=len(instances), left_out=left_out)
-        starts = range(0, len(instances) if "coco" in self.save else 0, RESULTS_AT_ONCE)
-        parts = (instances[start : start + RESULTS_AT_ONCE].to_coco(file.number) for start in starts)
-        self.done.finish(file.key, entry, parts)
+        self.done.finish(file.key, entry, to_store(instances, file.number, self.save, self.segmentation))
 
     def _fail(self, file: _File, error: DatasetError) -> None:
         self.summary.failed.append((str(file.path), str(error)))
 
     def _write_results(self, files: Sequence[_File]) -> None:
-        """Sum up the finished images; with "coco", write `predictions.json` and `images.json`, image by image."""
-        finished = [file for file in files if file.key in self.done]
-        for file in finished:
+        """Sum up the finished images, and write the files that hold the results of all of them."""
+        images: list[PredictedImage] = []
+        for file in files:
+            if file.key not in self.done:
+                continue
             entry = self.done.entry(file.key)
             self.summary.images += 1
             self.summary.detections += entry["detections"]
@@ -325,23 +329,8 @@ class _Run:
                 self.summary.best_scores.append(left_out.best_score)
             if "overlays" in self.save:
                 self.summary.overlays.append(self.summary.output / overlay_name(file.name, file.path))
-        if "coco" not in self.save:
-            return
-        images = []
-        with write_file(self.summary.output / "predictions.json") as results:
-            written = 0
-            for file in finished:
-                entry = self.done.entry(file.key)
-                size = {"height": entry["height"], "width": entry["width"]}
-                other_name = {} if file.name == file.file_name else {"name_in_output": file.name}
-                names_of_file = {"file_name": file.file_name, "path": str(file.path), **other_name}
-                images.append({"id": file.number, **names_of_file, **size})
-                for result in self.done.results(file.key):
-                    results.write((", " if written else "[") + json.dumps(result | {"image_id": file.number}))
-                    written += 1
-            results.write("]\n" if written else "[]\n")
-        names = [{"id": id_, "name": name} for id_, name in self.predictor.categories]
-        write_text(
-            self.summary.output / "images.json",
-            json.dumps({"images": images, "categories": names}, indent=2, ensure_ascii=False) + "\n",
-        )
+            other_name = {} if file.name == file.file_name else {"name_in_output": file.name}
+            size = {"height": entry["height"], "width": entry["width"]}
+            described = {"id": file.number, "file_name": file.file_name, "path": str(file.path), **other_name, **size}
+            images.append(PredictedImage(described, partial(self.done.results, file.key)))
+        write_results(self.summary.output, images, self.predictor.categories, self.save)

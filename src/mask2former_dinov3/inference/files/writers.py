@@ -16,27 +16,38 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...atomic_files import flush, make_folder, write_text
+from ...data.formats.yolo_labels import yolo_yaml
 from ...errors import DatasetError, OptionError, mismatch
 from ...extras import require
 from ...instances import Instances
 from ...visualize import Picture, draw_instances, enlargement, rgb_view
 from ..tiles.grid import Region
 from ..tiles.image_reader import ImageReader, georeference
-from .polygons import write_geojson, write_yolo, yolo_classes
+from .polygons import write_geojson, write_yolo
+from .result_files import SEGMENTATIONS, WHOLE_RUN
 
-OUTPUTS = ("overlays", "masks", "coco", "geojson", "yolo")
+OUTPUTS = ("overlays", "masks", *WHOLE_RUN, "geojson", "yolo")
 LONGEST_OVERLAY = 4096  # pixels: the longer side of the overlay of an image too large for memory
 MOST_LABELLED = 2000  # instances; labels of more would hide each other
 BAND_PIXELS = 2**24  # pixels of a large image that are read and reduced at one time
 
 
-def check_outputs(save: Collection[str]) -> None:
-    """Raise OptionError for words that are not in OUTPUTS, MissingExtraError where one needs a missing package."""
+def check_outputs(save: Collection[str], segmentation: str = "rle") -> None:
+    """Raise OptionError for words that are not in OUTPUTS, or segmentations without an output that has them.
+
+    Raises MissingExtraError where one needs a missing package.
+    """
     unknown = sorted(set(save) - set(OUTPUTS))
     if unknown or not save:
         raise OptionError("save", f"some of {', '.join(OUTPUTS)}", ", ".join(unknown) or "nothing")
-    for word in sorted({"geojson", "yolo"} & set(save)):
-        require("large", f"the output {word}", "rasterio")
+    if segmentation not in SEGMENTATIONS:
+        raise OptionError("segmentation", " or ".join(SEGMENTATIONS), segmentation)
+    if segmentation == "polygons":
+        if "coco" not in save:
+            raise OptionError("segmentation", "the output coco, whose masks become polygons", ", ".join(save))
+        require("large", "polygons in the output coco", "rasterio")
+    if "geojson" in save:
+        require("large", "the output geojson", "rasterio")
 
 
 def place(output: Path, *parts: str) -> Path:
@@ -88,7 +99,7 @@ def save_image(
 def save_classes(output: Path, categories: tuple[tuple[int, str], ...], save: Collection[str]) -> None:
     """Write the files that the outputs of all images share."""
     if "yolo" in save:
-        write_text(place(output, "yolo", "data.yaml"), yolo_classes(categories))
+        write_text(place(output, "yolo", "data.yaml"), yolo_yaml([name for _, name in categories], {}))
 
 
 def draw_overlay(image: ImageReader, instances: Instances, colours: str = "auto") -> Picture:
