@@ -1,4 +1,4 @@
-"""Train Mask2Former on DINOv3: accelerate launch THIS_FILE [--config FILE.json] [--key value ...]."""
+"""Train Mask2Former on DINOv3: python THIS_FILE [--key value ...], or accelerate launch THIS_FILE for several GPUs."""
 
 import sys
 from pathlib import Path

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mask2former_dinov3.errors import ConfigError
-from mask2former_dinov3.tuning.search_space import OptionRange, draw_trials, read_search
+from mask2former_dinov3.tuning.search_space import OptionRange, SearchSpace, draw_trials, read_search
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -91,10 +91,11 @@ def test_read_search__refuses_other_files(text: str, message: str, tmp_path: Pat
 
 
 def test_draw_trials__a_seed_decides_and_a_larger_budget_adds() -> None:
-    space = {"learning_rate": OptionRange(1e-5, 1e-3, log=True, integer=False), "neck": ["pyramid", "adapter"]}
+    rates = OptionRange(1e-5, 1e-3, log=True, integer=False)
+    space: SearchSpace = {"learning_rate": rates, "neck": ["pyramid", "adapter"]}
     some, more = draw_trials(space, 3, 5), draw_trials(space, 3, 9)
     assert some == more[:5]
-    assert draw_trials(dict(reversed(space.items())), 3, 5) == some  # the order in the file does not matter
+    assert draw_trials(dict(reversed([*space.items()])), 3, 5) == some  # the order in the file does not matter
     assert draw_trials(space, 4, 5) != some
     assert list(some[0]) == ["learning_rate", "neck"]
 

@@ -96,6 +96,8 @@ def test_trial_records__are_kept_for_the_next_call(records: TrialRecords, tmp_pa
     ]
     assert again.left(retry_failed=False) == [4, 5, 6]
     assert again.left(retry_failed=True) == [4, 2, 5, 6]
+    with pytest.raises(ConfigError, match=r"^budget: expected at least 5, the trials of .* so far, got 4$"):
+        TrialRecords(records.output, make_search(tmp_path, budget=4))
 
 
 @pytest.mark.parametrize(
@@ -120,8 +122,12 @@ def test_trial_records__refuse_another_search(
         TrialRecords(records.output, make_search(tmp_path, **options))
 
 
-@pytest.mark.parametrize("text", ['{"recipe": {}}', '{"search": []}', '{"trials"'])
+@pytest.mark.parametrize(
+    "text", ['{"recipe": {}}', '{"search": []}', '{"search": SEARCH, "recipe": RECIPE, "trials": [1]}', '{"trials"']
+)
 def test_trial_records__refuse_a_damaged_file(text: str, records: TrialRecords, tmp_path: Path) -> None:
+    for name, content in (("SEARCH", records.search.content), ("RECIPE", records.search.base)):
+        text = text.replace(name, json.dumps(content))
     (records.output / "trials.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"trials\.json: expected "):
         TrialRecords(records.output, records.search)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..atomic_files import write_text
 from ..errors import CheckpointError, OptionError, mismatch
-from ..json_files import read_json_object
+from ..json_files import describe, read_json_object
 from .trial_recipes import Search
 from .trial_run import FAILED, FINISHED, INTERRUPTED, STOPPED, evaluations_of, last_step_of
 
@@ -59,16 +59,21 @@ class TrialRecords:
         for option, key, now in (("search", "search", self.search.content), ("config", "recipe", self.search.base)):
             then = stored.get(key)
             if not isinstance(then, dict):
-                raise CheckpointError(f"{self.output / TRIALS_JSON}: {mismatch(f'an object {key}', then)}")
+                raise CheckpointError(f"{self.output / TRIALS_JSON}: {mismatch(f'an object {key}', describe(then))}")
             names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
             if names:
                 expected = f"what the search in {self.output} was begun with"
                 advice = "set it back, or choose another --output"
                 raise OptionError(option, expected, f"another {', '.join(names)}", advice)
         trials = stored.get("trials")
-        for number, trial in enumerate(trials if isinstance(trials, list) else [], start=1):
-            if number > len(self.search.trials):
-                break
+        if not isinstance(trials, list):
+            raise CheckpointError(f"{self.output / TRIALS_JSON}: {mismatch('a list trials', describe(trials))}")
+        if len(trials) > len(self.search.trials):
+            expected = f"at least {len(trials)}, the trials of {self.output} so far"
+            raise OptionError("budget", expected, len(self.search.trials))
+        for number, trial in enumerate(trials, start=1):
+            if not isinstance(trial, dict) or not trial.keys() >= {"trial", "options", "state", "cause"}:
+                raise CheckpointError(f"{self.output / TRIALS_JSON}: {mismatch('trials with their states', 'others')}")
             if trial["options"] != self.search.trials[number - 1]:
                 expected = f"a search that this version draws the trials of {self.output} for"
                 raise OptionError("output", expected, f"another {trial['trial']}", "choose another")

@@ -79,7 +79,7 @@ class TrialRun:
         self.process: subprocess.Popen[bytes] | None = None
         if not self._asks(folder.parent):
             self.process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.trial_process", *self._words()],
+                [sys.executable, "-m", f"{__package__}.trial_process", str(folder), *self._words()],
                 stdin=subprocess.PIPE,
                 stdout=self.log,
                 stderr=subprocess.STDOUT,
