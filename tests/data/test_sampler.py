@@ -52,7 +52,7 @@ def test_order__goes_on_where_it_was_cut(factors: Any) -> None:
 
 
 def test_order__without_factors_is_one_permutation_an_epoch() -> None:
-    """What runs of earlier versions saw: a resumed one goes on with it."""
+    """What runs of earlier versions saw: a resumed one continues with it."""
     order = TrainingOrder(7, batch_size=7, seed=5, last_step=2)
     expected = [[(e, i) for i in np.random.default_rng([5, e]).permutation(7).tolist()] for e in range(2)]
     assert list(order) == expected
