@@ -34,7 +34,7 @@ from mask2former_dinov3.data.dataset import collate
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.sampler import TrainingOrder
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
-from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
+from mask2former_dinov3.evaluation.coco_files import GroundTruth, ScoredMask, read_ground_truth, read_results
 from mask2former_dinov3.evaluation.evaluate import predict_split
 from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.training.batches import training_dataset
@@ -178,12 +178,13 @@ def score(model: Any, processor: Any, data: CocoData, max_detections: int) -> Ro
 def score_as_stardist(model: Any, processor: Any, scored: CocoData, choice: CocoData) -> Row:
     """StarDist's metric of `scored`, at the score threshold that is best on `choice`."""
 
-    def read(data: CocoData) -> Any:
+    def read(data: CocoData) -> tuple[GroundTruth, list[ScoredMask]]:
         truth = read_ground_truth(data.annotations, [record.id for record in data.images])
         found = predict_split(model, processor, data, batch_size=4, max_detections=model.config.num_queries)
         return truth, read_results(found, truth)
 
-    [best] = score_stardist(*read(scored), [choose_threshold(*read(choice))])
+    threshold = choose_threshold(*read(choice))
+    [best] = score_stardist(*read(scored), thresholds=[threshold])
     return {"threshold": best.threshold, "stardist50": best.accuracy[0.5], "stardist": best.mean}
 
 

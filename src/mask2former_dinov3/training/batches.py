@@ -32,7 +32,7 @@ from .signals import ignore_signals
 
 logger = logging.getLogger(__name__)
 SHARED_MEMORY = Path("/dev/shm")
-AUGMENTATIONS = tuple(field.name for field in fields(Augmentation))  # options of the same names
+AUGMENTATIONS: tuple[str, ...] = tuple(field.name for field in fields(Augmentation))  # options of the same names
 PREFETCHED = 2  # batches that each worker holds ready: the default of DataLoader
 
 

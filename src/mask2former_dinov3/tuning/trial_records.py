@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..atomic_files import write_text
+from ..data.faults import plain_cell
 from ..errors import CheckpointError, OptionError, mismatch
 from ..json_files import describe, read_json_object
 from .trial_recipes import Search
@@ -123,8 +124,6 @@ class TrialRecords:
 
     def write(self) -> None:
         """Write trials.json, trials.csv, and best_config.json once a trial is evaluated."""
-        from ..evaluation.doubt_files import plain_cell  # here: it imports torch, which `RayTrial` does without
-
         metric, ranked = self.search.metric, self.ranked()
         content = {
             "metric": metric,
