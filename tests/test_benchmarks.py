@@ -294,7 +294,9 @@ def masks_of(boxes: Sequence[tuple[int, int, int, int]], scores: Sequence[float]
     masks = np.zeros((len(boxes), 40, 60), np.uint8)
     for mask, (top, left, height, width) in zip(masks, boxes, strict=True):
         mask[top : top + height, left : left + width] = 1
-    found = [{"image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": rle_of(mask.astype(bool))} for mask in masks]
+    found = [
+        {"image_id": 1, "category_id": 1, "iscrowd": 0, "segmentation": rle_of(mask.astype(bool))} for mask in masks
+    ]
     if scores is None:
         return [{**one, "id": number, "area": 1} for number, one in enumerate(found, 1)]
     return [{**one, "score": score} for one, score in zip(found, scores, strict=True)]
