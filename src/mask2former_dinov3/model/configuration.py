@@ -124,8 +124,8 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             one of their class; None: none.
         decoder_layers: as in Hugging Face's config: 10 means 9 layers and the initial prediction.
 
-    New classes (`id2label` or `num_labels` set later, or given to `from_pretrained` with `ignore_mismatched_sizes`) make
-    the fields that belong to the old ones None: category_ids, class_map and score_threshold; a warning names them.
+    New classes (`id2label` or `num_labels` set later, or given to `from_pretrained` with `ignore_mismatched_sizes`)
+    make the fields that belong to the old ones None: category_ids, class_map and score_threshold; a warning names them.
     Raises ValueError, with field, value and remedy, for values that this architecture does not support.
     """
 
@@ -225,7 +225,9 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         if "score_threshold" in forgotten:
             self.score_threshold_source = None
         if forgotten:
-            logger.warning("%s: left out, because the classes are now %s", ", ".join(forgotten), ", ".join(sorted(names)))
+            logger.warning(
+                "%s: left out, because the classes are now %s", ", ".join(forgotten), ", ".join(sorted(names))
+            )
 
     def _check_before_conversion(self) -> None:
         """Refuse the fields that transformers converts, and cannot."""

@@ -41,9 +41,9 @@ class Mask2FormerDinov3Output(ModelOutput):
     object". masks_queries_logits (B, Q, H/s, W/s) with s = `config.mask_stride`; None in training unless requested.
     auxiliary_logits: on request, the same two of every earlier layer, first layer first. pixel_mask: as given to the
     model; post-processing needs it to remove the padding.
-    With `output_hidden_states`: hidden_states, the queries before the first decoder layer and after each, T x (B, Q, C);
-    encoder_hidden_states, the maps that the head takes, finest first; pixel_decoder_hidden_states, the three memories,
-    coarsest first. With `output_attentions`, of every decoder layer: attentions (B, A, Q, Q), of the queries to each
+    With `output_hidden_states`: hidden_states, T x (B, Q, C), the queries before the first decoder layer and after
+    each; encoder_hidden_states, the maps that the head takes, finest first; pixel_decoder_hidden_states, the three
+    memories, coarsest first. With `output_attentions`, of every decoder layer: attentions (B, A, Q, Q), of the queries to each
     other; cross_attentions (B, A, Q, S), to the S pixels of a memory.
     """
 
@@ -76,7 +76,7 @@ class Mask2FormerHead(nn.Module):
     def predict(
         self, feature_maps: list[Tensor], pixel_mask: Tensor | None = None, states: QueryStates | None = None
     ) -> QueryPredictions:
-        """Predictions of all layers, masks in factored form. states: filled if given. Other arguments as in `forward`."""
+        """Predictions of all layers, masks in factored form. states: filled if given. The others as in `forward`."""
         valid = [real_pixels(x, pixel_mask) for x in feature_maps]
         mask_features, fine, memories = self.pixel_decoder(list(feature_maps), valid)
         predictions: QueryPredictions = self.transformer_decoder(mask_features, fine, memories, valid[:-5:-1], states)
@@ -225,6 +225,14 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
             state_dict = {name_of.get(key, key): value for key, value in state_dict.items()}
         loaded: _IncompatibleKeys = super().load_state_dict(state_dict, strict=strict, assign=assign)
         return loaded
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights; where accelerate offloads them, of the computation."""
+        found: torch.device = super().device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.modules()) if found.type == "meta" else ()
+        places = (getattr(hook, "execution_device", None) for hook in hooks)
+        return next((torch.device(place) for place in places if place is not None), found)
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's embedding of patches."""

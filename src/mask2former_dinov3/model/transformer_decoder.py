@@ -143,7 +143,9 @@ class DecoderLayer(GradientCheckpointingLayer):
 
         Returns (B, Q, C), and the weights of self-attention and cross-attention as `Attention` does.
         """
-        attended, cross_weights = self.cross_attn(queries + query_position, placed_memory, memory, allowed, output_attentions)
+        attended, cross_weights = self.cross_attn(
+            queries + query_position, placed_memory, memory, allowed, output_attentions
+        )
         queries = self.cross_attn_layer_norm(queries + attended)
         placed = queries + query_position
         attended, weights = self.self_attn(placed, placed, queries, output_weights=output_attentions)
@@ -207,17 +209,18 @@ class TransformerDecoder(nn.Module):
         bool. states: filled if given.
         """
         tokens, placed, attention_features = [], [], []
+        level_embed = rows_of(self.level_embed, fine.device)
         for level, memory in enumerate(memories):
             tokens.append(
-                self.input_projections[level](memory).flatten(2).transpose(1, 2) + self.level_embed.weight[level]
+                self.input_projections[level](memory).flatten(2).transpose(1, 2) + level_embed[level]
             )  # (B, S, C)
             position = sine_position_embedding(valid[level], tokens[-1].shape[2])
             placed.append(tokens[-1] + position.flatten(2).transpose(1, 2).to(tokens[-1].dtype))  # (B, S, C)
             attention_features.append(_resize_features(mask_features, memory.shape[2], memory.shape[3]))  # (B, E, S)
         seeds = None
         if self.seeds is None:
-            queries = self.queries_features.weight.expand(fine.shape[0], -1, -1)  # (B, Q, C)
-            query_position = self.queries_embedder.weight.expand(fine.shape[0], -1, -1)
+            queries = rows_of(self.queries_features, fine.device).expand(fine.shape[0], -1, -1)  # (B, Q, C)
+            query_position = rows_of(self.queries_embedder, fine.device).expand(fine.shape[0], -1, -1)
         else:
             seeds = self.seeds(fine, valid[-1])
             queries, query_position = seeds.features, seeds.position
@@ -272,6 +275,12 @@ class TransformerDecoder(nn.Module):
     def _stride_of(self, mask_features: Tensor, like: Tensor) -> int:
         stride: int = self.mask_stride * mask_features.shape[2] // like.shape[2]
         return stride
+
+
+def rows_of(table: nn.Embedding, device: torch.device) -> Tensor:
+    """All rows of a table, by a call of it: where accelerate offloads weights, the call brings them to the device."""
+    rows: Tensor = table(torch.arange(table.num_embeddings, device=device))
+    return rows
 
 
 def _resize_features(mask_features: Tensor, height: int, width: int) -> Tensor:

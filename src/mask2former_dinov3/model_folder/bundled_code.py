@@ -50,8 +50,8 @@ ENTRIES: dict[str, dict[str, Any]] = {
 # Section that is added to the model card.
 USAGE = f"""## Use without the package
 
-This folder carries its code, so it needs `pip install torch "transformers>={NEEDED_TRANSFORMERS}" scipy pillow opencv-python-headless
-faster-coco-eval` and no more:
+This folder carries its code, so it needs `pip install torch "transformers>={NEEDED_TRANSFORMERS}" scipy pillow
+opencv-python-headless faster-coco-eval` and no more:
 
 ```python
 from transformers import pipeline
@@ -112,7 +112,11 @@ def _for_old_versions(text: str, needed: list[str]) -> str:
     assert text.count(start) == 1, "the check must be the first import"
     text = text.replace(start, f"{start}\nfrom .{check} import NEEDED_TRANSFORMERS\n")
     names = "".join(f"    from .{name} import __name__\n" for name in needed)
-    return f"{text}\nif False:  # not run: transformers 4 copies only the modules that are named here\n{names}" if names else text
+    return (
+        f"{text}\nif False:  # not run: transformers 4 copies only the modules that are named here\n{names}"
+        if names
+        else text
+    )
 
 
 def _all_needed(name: str, needed: Mapping[str, list[str]]) -> list[str]:
