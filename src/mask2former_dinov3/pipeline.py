@@ -16,9 +16,9 @@ from transformers import AutoModelForUniversalSegmentation, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .inference.image_inputs import TIMEOUT, HeldImage, check_timeout
 from .inference.image_processing import Mask2FormerDinov3ImageProcessor
 from .inference.limit_notes import limit_lines
-from .inference.load_images import ImageLike
 from .inference.postprocess import logits_of, pixel_mask_of, post_process
 from .inference.settings import InferenceSettings
 from .instances import Instances
@@ -28,11 +28,15 @@ TASK = "instance-segmentation"
 
 
 class PipelineSettings(TypedDict, total=False):
-    """Arguments of the task beside those of `Pipeline`; what is not given has the value of `InferenceSettings`."""
+    """Arguments of the task beside those of `Pipeline`; what is not given has the value of `InferenceSettings`.
+
+    timeout: seconds for an image behind an address.
+    """
 
     threshold: float | Mapping[str, float]
     max_detections: int
     copy_overlap: float
+    timeout: float
 
 
 class PipelineInstance(TypedDict):
@@ -47,9 +51,9 @@ class PipelineInstance(TypedDict):
 class InstanceSegmentationPipeline(Pipeline):
     """Image in, a list of its instances out, best first: the same as those of `Predictor`.
 
-    Takes a path, a PIL image or an RGB array (H, W, 3) of uint8, or a list, data set or generator of them. Arguments,
-    at construction or in a call: threshold, max_detections, copy_overlap (by default the model's own values, as in
-    `Predictor`), and those of `Pipeline`, such as batch_size.
+    Takes a path, an address, a data URI or base64, a PIL image, an array or a tensor (see `image_inputs`), or a list,
+    data set or generator of them. Arguments, at construction or in a call: threshold, max_detections, copy_overlap (by
+    default the model's own values, as in `Predictor`), timeout, and those of `Pipeline`, such as batch_size.
 
     Each instance is a dict: score; label, the class name; mask, a PIL image ("L", 255 inside) of the image's size; box,
     {"xmin", "ymin", "xmax", "ymax"} in pixels around the mask, xmax and ymax exclusive. Masks may overlap.
@@ -71,12 +75,15 @@ class InstanceSegmentationPipeline(Pipeline):
         unknown = sorted(parameters.keys() - known)
         if unknown:
             raise TypeError(f"{TASK}: expected {', '.join(known)}, got {', '.join(unknown)}")
+        loading = {"timeout": timeout} if (timeout := parameters.pop("timeout", None)) is not None else {}
+        check_timeout(loading.get("timeout", TIMEOUT))
         InferenceSettings(**parameters).for_model(self.model.config)  # checks the values
-        return {}, parameters, {}
+        return loading, parameters, {}
 
-    def preprocess(self, input_: ImageLike) -> dict[str, object]:
+    def preprocess(self, input_: HeldImage, timeout: float = TIMEOUT) -> dict[str, object]:
         """One image as a batch of one."""
-        inputs = self.image_processor.collate([self.image_processor.prepare(input_)])
+        image = self.image_processor.to_image(input_, timeout)
+        inputs = self.image_processor.collate([self.image_processor.prepare(image)])
         return {**inputs.to(self.dtype)}
 
     def _forward(

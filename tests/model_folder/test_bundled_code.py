@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
-from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 import mask2former_dinov3
 from mask2former_dinov3.errors import CheckpointError
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.model_folder.bundled_code import CODE_LICENSE_FILE, ENTRIES, PACKAGE, flat_modules, write_code
+from mask2former_dinov3.model_folder.transformers_version import NEEDED_TRANSFORMERS
 from mask2former_dinov3.pipeline import InstanceSegmentationPipeline
 from support.paths import ROOT
 
@@ -215,6 +217,7 @@ def test_flat_modules__are_the_package_with_other_imports(with_code: Path) -> No
             if isinstance(node, ast.ImportFrom) and node.level
             for alias in node.names
         }
+        imported.pop("__name__", None)  # only names a module, for versions that copy what a file names
         for wanted, module in imported.items():  # one level up, from a module that is there and binds the name
             assert wanted in {item for item in bound_names(modules[str(module)])}, (name, module, wanted)
         assert without_relative_imports(text) == without_relative_imports(sources[name].read_text(encoding="utf-8"))
@@ -236,10 +239,30 @@ def test_flat_modules__ask_for_no_package_beyond_the_documented(with_code: Path)
         assert package in page
 
 
+def test_flat_modules__say_which_transformers_they_need_before_anything_else(with_code: Path, tmp_path: Path) -> None:
+    """transformers 4 copies the modules that the first file names, hashes all that they name in turn, and runs it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"transformers>={NEEDED_TRANSFORMERS}" in project["dependencies"]
+    for place, root in enumerate(("configuration", "modeling", "image_processing", "pipeline")):
+        package = tmp_path / f"copied_{place}"
+        package.mkdir()
+        for name in (root, *get_relative_imports(with_code / f"{root}.py")):
+            shutil.copyfile(with_code / f"{name}.py", package / f"{name}.py")
+        assert all(Path(file).is_file() for file in get_relative_import_files(package / f"{root}.py"))
+        code = f"import transformers; transformers.__version__ = '4.57.3'; import {package.name}.{root}"
+        found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        expected = f"expected transformers >= {NEEDED_TRANSFORMERS}, got 4.57.3; upgrade it with: pip install -U"
+        assert expected in found.stderr.splitlines()[-1]
+
+
 def without_relative_imports(text: str) -> str:
     class Rest(ast.NodeTransformer):
         def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
             return None if node.level else node
+
+        def visit_If(self, node: ast.If) -> ast.If | None:
+            is_never = isinstance(node.test, ast.Constant) and node.test.value is False
+            return None if is_never else node
 
     return ast.dump(Rest().visit(ast.parse(text)))
 
@@ -306,6 +329,7 @@ def test_write_code__entries_of_earlier_versions_load_and_are_still_written(mode
     assert type(pipe) is InstanceSegmentationPipeline
     write_code(folder)
     config = json.loads((folder / "config.json").read_text())
-    assert {name: config[name] for name in OLD_CONFIG_ENTRIES} == OLD_CONFIG_ENTRIES  # same modules, same classes
+    assert config["custom_pipelines"] == OLD_CONFIG_ENTRIES["custom_pipelines"]
+    assert config["auto_map"].items() >= OLD_CONFIG_ENTRIES["auto_map"].items()  # same modules, same classes
     stored = json.loads((folder / "preprocessor_config.json").read_text())
     assert stored["auto_map"] == OLD_PROCESSOR_ENTRIES["auto_map"]

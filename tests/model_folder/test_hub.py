@@ -252,6 +252,19 @@ def test_push__refuses_another_model_and_damaged_weights(hub: HubStandIn, folder
     assert hub.requests == []
 
 
+def test_push__brings_the_shards_of_a_large_model(hub: HubStandIn, folder: Path) -> None:
+    whole, network = folder / "model.safetensors", load_network(folder, "cpu")[0]
+    whole.unlink()
+    network.save_pretrained(folder, max_shard_size="2MB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    push(folder, "ada/cells")
+    assert hub.verified >= {oid_of(folder, shard.name) for shard in shards}
+    shards[0].write_bytes(shards[0].read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=rf"expected a whole {shards[0].name}, got a damaged one"):
+        push(folder, "ada/cells")
+
+
 def test_push_finished__interrupted_names_the_command(
     hub: HubStandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ Read in this order:
     doubt_files        the labels in doubt as COCO and CSV
     set_threshold      store the threshold of an evaluation in a model folder
     evaluate           predict a split with a model, and score the results
+    trainer_metrics    COCO AP in transformers' Trainer
     paired_bootstrap   intervals of the difference in AP of two sets of results
     image_changes      what changed on each image between two sets of results
     compared_inputs    results, ground truth, recipe and log behind a path

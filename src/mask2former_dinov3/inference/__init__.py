@@ -9,7 +9,9 @@ Read in this order:
     settings           InferenceSettings: threshold, batch size and tiles, checked once
     predictor          Predictor: loads a model and predicts on images
     image_inputs       what people hold as images: arrays of any type, tensors, bytes, addresses
+    image_text         images written as text: data URIs and base64
     load_images        any kind of image to an RGB array
+    call_options       keywords that programs for other image processors give
     image_processing   the image processor: fits an image into the model's canvas
     network            the interface of what predicts
     onnx_model         runs an exported .onnx file behind that interface

@@ -6,7 +6,7 @@ It uses the functions that the data set uses in training: no torchvision, no sec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,10 @@ from ..instances import Instances
 from ..model import Mask2FormerDinov3Config
 from ..model.configuration import IMAGENET
 from ..read_options import AS_STORED, ReadOptions, as_channels
-from .load_images import ImageLike, as_list, load_image
+from .call_options import STEPS, CallOptions, canvas_of, read_call_options
+from .image_inputs import TIMEOUT, HeldImage, each_image, to_image
+from .image_text import bytes_of_text
+from .load_images import ImageLike, load_image
 from .postprocess import Logits, logits_of, pixel_mask_of, post_process, real_sizes
 from .segment_maps import Segments, to_binary_masks, to_coco_rles, to_segment_map
 from .settings import InferenceSettings
@@ -47,12 +50,13 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
     image_std: of the C channels (RGB for three) in 0..1. value_range, page, channels: how image files are read
     (`ReadOptions`). extra_channels: how many of the channels come from a second file of each image; where that file is
     is set in `read_options` and not stored. These are the values that the weights were trained with, stored in
-    preprocessor_config.json; no step can be switched off, because the weights know no other input.
+    preprocessor_config.json. A call may change them (`call_options`), for other weights or a look at the input.
 
     The padding always fills the whole canvas, so the result for an image does not depend on its batch.
     """
 
     model_input_names = ("pixel_values", "pixel_mask")
+    do_resize = do_rescale = do_normalize = do_pad = True
 
     def __init__(
         self,
@@ -69,9 +73,7 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         if self._auto_class is None:  # these keys describe code in the folder this was read from (`bundled_code`)
             kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "video_processor_type")}
         super().__init__(**kwargs)
-        size = dict(size or DEFAULT_CANVAS)
-        if set(size) != {"height", "width"}:
-            raise OptionError("size", '{"height": ..., "width": ...} of the canvas', size)
+        size = canvas_of(size or DEFAULT_CANVAS)
         check_canvas(size["height"], size["width"], options=("size", "size"))
         if not image_mean:
             raise OptionError("image_mean", "a number for each channel", image_mean)
@@ -109,23 +111,56 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         return stored
 
     def preprocess(
-        self, images: ImageLike | Sequence[ImageLike], return_tensors: str | None = "pt", **kwargs: object
+        self, images: HeldImage | Iterable[HeldImage], return_tensors: str | None = "pt", **options: object
     ) -> BatchFeature:
-        """One image or a list of them (path, PIL image, uint8 array (H, W, C)) as a batch for the model.
+        """One image or several, in any form that `image_inputs` lists or as data URI or base64, as a batch.
 
         Returns pixel_values (B, C, H, W) float32, pixel_mask (B, H, W) bool, True on real pixels, and original_sizes,
-        B times (height, width), for `post_process`. return_tensors: "pt", or None or "np" for arrays.
-        Raises DatasetError for a file that cannot be read as an image, OptionError for an array that is no such image.
+        B times (height, width), for `post_process`. return_tensors: "pt", or None or "np" for arrays. options: see
+        `CallOptions`, with the names that they have in other processors (input_data_format for the channels' place).
+        Raises DatasetError for a file that cannot be read as an image, OptionError for an array that is no such image,
+        and for options that cannot be.
         """
-        if kwargs:
-            raise TypeError(f"{type(self).__name__} does not take {', '.join(kwargs)}: its steps are those of training")
         if return_tensors not in ("pt", "np", None):
             raise OptionError("return_tensors", '"pt", "np" or None', repr(return_tensors))
-        batch = self.collate([self.prepare(image) for image in as_list(images)])
+        asked = read_call_options(options, {name: getattr(self, name) for name in STEPS})
+        changed = self._changed(asked)
+        held = [changed.to_image(asked.arranged(image)) for image in each_image(images)]
+        batch = self.collate([changed.prepare(image) if asked.do_resize else changed._put(image) for image in held])
         if return_tensors != "pt":
             for name in self.model_input_names:
                 batch[name] = batch[name].numpy()
         return batch
+
+    def to_image(self, image: object, timeout: float = TIMEOUT) -> ImageLike:
+        """A path, a PIL image or an array (H, W, C) uint8, see `image_inputs`; text may also be a data URI or base64.
+
+        timeout: seconds for an address.
+        """
+        data = bytes_of_text(image) if isinstance(image, str) else None
+        given = image if data is None else data
+        return to_image(given, self.read_options, self.num_channels, bgr=False, timeout=timeout)
+
+    def _changed(self, asked: CallOptions) -> Mask2FormerDinov3ImageProcessor:
+        """This processor with the values of one call."""
+        if asked == CallOptions():
+            return self
+        mean = self.image_mean if asked.image_mean is None else asked.image_mean
+        std = self.image_std if asked.image_std is None else asked.image_std
+        if not asked.do_normalize:
+            mean, std = [0.0] * len(mean), [1.0] * len(std)
+        changed = Mask2FormerDinov3ImageProcessor(asked.size or self.size, mean, std)
+        changed.extra_channels, changed.read_options = self.extra_channels, self.read_options
+        return changed
+
+    def _put(self, image: ImageLike) -> Prepared:
+        """As `prepare`, without a change of size. Raises OptionError for an image that the canvas does not hold."""
+        pixels = load_image(image, self.read_options, self.num_channels)
+        height, width = pixels.shape[:2]
+        if height > self.size["height"] or width > self.size["width"]:
+            canvas = f"{self.size['height']}x{self.size['width']}"
+            raise OptionError("do_resize", f"True for an image larger than the canvas of {canvas}", f"{height}x{width}")
+        return self.on_canvas(pixels, (height, width))
 
     def prepare(self, image: ImageLike) -> Prepared:
         """Load one image and put it on the canvas. Threads may call this at the same time."""

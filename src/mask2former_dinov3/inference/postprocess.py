@@ -27,6 +27,7 @@ from .settings import DEFAULT_THRESHOLD, InferenceSettings, Threshold
 # the plain neck the ratio is 16; edges then come out a little smoother, because one interpolation step is missing.
 MASK_STRIDE = 4
 
+FURTHEST_LOGIT = 104.0  # sigmoid(-104) is 0 in float32
 SHOWN_BELOW = 10  # candidates of an image without any above the threshold, among which its best score is found
 MEMORY_BYTES = 32 * 2**20  # for the parts of masks that are in memory at one time
 
@@ -53,16 +54,16 @@ def post_process(
     then dropped; the best min(max_detections, Q*K) of all queries x classes; times the mean sigmoid over the mask's own
     pixels at the image's own size. Empty masks are dropped, then those with a score below the threshold, then copies.
     `Instances.left_out` says what is left out beyond that.
-    mask_threshold: probability above which a pixel belongs to the mask; the contract's score is at 0.5 (logit > 0).
-    Works on any device, in float32. Raises ValueError for wrong shapes, OptionError for a mask_threshold outside 0 to
-    1, CheckpointError for logits that are NaN or infinite.
+    mask_threshold: probability above which a pixel belongs to the mask; the contract's score is at 0.5 (logit > 0). At
+    0 every pixel does. Works on any device, in float32. Raises ValueError for wrong shapes, OptionError for a
+    mask_threshold outside 0 to 1, CheckpointError for logits that are NaN or infinite.
     """
-    if not 0 < mask_threshold < 1:
-        raise OptionError("mask_threshold", "a probability between 0 and 1", mask_threshold)
+    if not 0 <= mask_threshold <= 1:
+        raise OptionError("mask_threshold", "a probability from 0 to 1", mask_threshold)
     sizes = [(int(height), int(width)) for height, width in target_sizes]
     _check_shapes(class_queries_logits, masks_queries_logits, sizes, pixel_mask)
     _check_finite(class_queries_logits, masks_queries_logits)
-    level = math.log(mask_threshold / (1 - mask_threshold))
+    level = _logit(mask_threshold)
     each = [settings] * len(sizes) if isinstance(settings, InferenceSettings) else settings
     num_queries = class_queries_logits.shape[1]
     results = []
@@ -87,6 +88,13 @@ def post_process(
         found = Instances(*size, rles, label[above], final[above], categories, left_out)
         results.append(suppress_copies(found, asked.copy_overlap))
     return results
+
+
+def _logit(probability: float) -> float:
+    """The logit of a probability; of 0 and 1 the ends of what differs from them in float32."""
+    if probability in (0, 1):
+        return FURTHEST_LOGIT if probability else -FURTHEST_LOGIT
+    return math.log(probability / (1 - probability))
 
 
 class Logits(Protocol):

@@ -8,6 +8,7 @@ Read in this order:
 
     configuration         all that the network's graph depends on
     modeling              the model: backbone, neck, head, criterion
+    labels                masks and classes of a batch in the form that the criterion reads
     backbone              a DINOv3 ViT, DINOv3 ConvNeXt or Swin, and four feature maps from it
     necks                 four maps at strides 4 to 32 from a ViT
     padding               the real part of padded images
@@ -20,7 +21,13 @@ Read in this order:
     kernels               fast versions of single operations
 """
 
-from transformers import AutoConfig, AutoModelForImageSegmentation, AutoModelForUniversalSegmentation
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageSegmentation,
+    AutoModelForInstanceSegmentation,
+    AutoModelForUniversalSegmentation,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES
 
 from .configuration import Mask2FormerDinov3Config
@@ -29,9 +36,11 @@ from .modeling import Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov
 
 AutoConfig.register(Mask2FormerDinov3Config.model_type, Mask2FormerDinov3Config, exist_ok=True)
 for auto_class in (
+    AutoModel,
+    AutoModelForImageSegmentation,  # for the stock pipeline
+    AutoModelForInstanceSegmentation,
     AutoModelForUniversalSegmentation,
-    AutoModelForImageSegmentation,
-):  # the stock pipeline uses the second
+):
     auto_class.register(Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation, exist_ok=True)
 # Without this entry the pipeline "image-segmentation" warns that it does not support the model.
 MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES[Mask2FormerDinov3Config.model_type] = (

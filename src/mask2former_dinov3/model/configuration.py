@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import SubConfigSpec
+
+logger = logging.getLogger(__name__)
 
 VIT_PATCH_SIZE = 16  # pixels; also the stride of all maps with the plain neck
 COARSEST_STRIDE = 32  # pixels; sides of the input are multiples of it
@@ -73,6 +76,24 @@ HEAD_SHAPES: dict[str, dict[str, int]] = {
 }
 
 
+def _default_taps(config: Mask2FormerDinov3Config) -> list[int] | None:
+    depth = config.backbone_config.num_hidden_layers if _has_vit(config) else None
+    return None if depth is None else [max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)]
+
+
+def _has_vit(config: Mask2FormerDinov3Config) -> bool:
+    return getattr(config.backbone_config, "model_type", None) == BACKBONES[0]
+
+
+# Fields whose default depends on other fields, so that it is computed when it is read.
+DEFAULTS_BY_OTHERS: dict[str, Callable[[Mask2FormerDinov3Config], object]] = {
+    "backbone_taps": _default_taps,
+    "neck_channels": lambda config: [config.feature_size] * 4 if _has_vit(config) else None,
+    "mask_stride": lambda config: config.finest_stride,
+    "category_ids": lambda config: list(range(1, (config.num_labels or 0) + 1)),
+}
+
+
 class Mask2FormerDinov3Config(PreTrainedConfig):
     r"""
     Field names are those of `transformers.Mask2FormerConfig` wherever the meaning is the same.
@@ -81,7 +102,9 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         backbone_config: transformers' `DINOv3ViTConfig`, `DINOv3ConvNextConfig` or `SwinConfig`, or its dict. Its
             `num_channels` is the number of channels of the images, 3 for RGB.
         backbone_taps: four block numbers, counted from 1, whose outputs are used (ViT only); default: the blocks at a
-            quarter, half, three quarters and the end of the depth.
+            quarter, half, three quarters and the end of the depth. This and the other fields whose default depends on
+            other fields (neck_channels, mask_stride, category_ids) are computed whenever they are read, and stored as
+            they were given.
         backbone_norm: apply the backbone's final norm to every tap, as in Meta's evaluation
             (`get_intermediate_layers(norm=True)`); models of the original project need False.
         neck: "pyramid" (ViTDet, strides 4, 8, 16, 32), "adapter" (pyramid plus a convolutional stem beside the ViT),
@@ -102,6 +125,8 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             one of their class; None: none.
         decoder_layers: as in Hugging Face's config: 10 means 9 layers and the initial prediction.
 
+    New classes (`id2label` or `num_labels` set later, or given to `from_pretrained` with `ignore_mismatched_sizes`)
+    make the fields that belong to the old ones None: category_ids, class_map and score_threshold; a warning names them.
     Raises ValueError, with field, value and remedy, for values that this architecture does not support.
     """
 
@@ -114,10 +139,13 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         )
     }
     attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "hidden_dim", "num_hidden_layers": "decoder_layers"}
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["auxiliary_logits", "loss_dict", "pixel_mask"]  # by Trainer
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [  # by Trainer
+        *("auxiliary_logits", "loss_dict", "pixel_mask", "hidden_states", "encoder_hidden_states"),
+        *("pixel_decoder_hidden_states", "attentions", "cross_attentions"),
+    ]
 
     backbone_config: Any = None  # a PreTrainedConfig once constructed
-    backbone_taps: Any = None  # a list of four once constructed, for a ViT
+    backbone_taps: Any = None
     backbone_norm: bool = True
     backbone_source: str | None = None
     neck: str = "pyramid"
@@ -144,7 +172,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     matching: str = "points"
     mask_loss: str = "points"
     seed_weight: float = 2.0
-    mask_stride: Any = None  # a number once constructed
+    mask_stride: Any = None
     no_object_weight: float = 0.1
     class_weight: float = 2.0
     mask_weight: float = 5.0
@@ -160,22 +188,48 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         if not self.is_remote_code():  # these fields describe code in the folder that was read, not the network
             kwargs = {key: value for key, value in kwargs.items() if key not in ("auto_map", "custom_pipelines")}
         self._check_before_conversion()
+        given = self.id2label
         super().__post_init__(**kwargs)
+        if given is not None and len(given) != self.num_labels:  # replaced, because num_labels was given too
+            self._forget_old_classes()
         self._check_kinds()
         backbone = self.backbone_config
-        if isinstance(backbone, PreTrainedConfig) and backbone.model_type == "dinov3_vit":
-            if self.backbone_taps is None:
-                depth = backbone.num_hidden_layers
-                self.backbone_taps = [max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)]
-            if self.neck_channels is None:
-                self.neck_channels = [self.feature_size] * 4
-        elif isinstance(backbone, PreTrainedConfig) and backbone.model_type in BACKBONES:
+        if isinstance(backbone, PreTrainedConfig) and backbone.model_type in BACKBONES[1:]:
             backbone.out_features = list(PYRAMID_STAGES)  # transformers' default is the last stage only
-        if self.mask_stride is None:
-            self.mask_stride = self.finest_stride
-        if self.category_ids is None:
-            self.category_ids = list(range(1, self.num_labels + 1))
         self._check()
+
+    def __getattribute__(self, key: str) -> Any:
+        value = super().__getattribute__(key)
+        return DEFAULTS_BY_OTHERS[key](self) if value is None and key in DEFAULTS_BY_OTHERS else value
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        is_change = key == "id2label" and self.__dict__.get("_post_init_done", False)
+        if is_change and isinstance(value, Mapping):
+            value = {int(label): name for label, name in value.items()}
+        super().__setattr__(key, value)
+        if is_change and value is not None:
+            super().__setattr__("label2id", {name: label for label, name in value.items()})
+            self._forget_old_classes()
+
+    def _forget_old_classes(self) -> None:
+        """Make None the fields that belong to other classes than those of `id2label`."""
+        names = {str(name) for name in self.id2label.values()}
+        is_count_new = len(self.category_ids or ()) != self.num_labels
+        threshold = self.score_threshold
+        old = {
+            "category_ids": is_count_new,
+            "class_map": not {name for name in (self.class_map or {}).values() if name is not None} <= names,
+            "score_threshold": is_count_new or (isinstance(threshold, dict) and set(threshold) != names),
+        }
+        forgotten = [name for name, is_old in old.items() if is_old and self.__dict__.get(name) is not None]
+        for name in forgotten:
+            super().__setattr__(name, None)
+        if "score_threshold" in forgotten:
+            self.score_threshold_source = None
+        if forgotten:
+            logger.warning(
+                "%s: left out, because the classes are now %s", ", ".join(forgotten), ", ".join(sorted(names))
+            )
 
     def _check_before_conversion(self) -> None:
         """Refuse the fields that transformers converts, and cannot."""

@@ -77,7 +77,8 @@ class MaskPrior(nn.Module):
 
     def _ellipses(self, queries: Tensor) -> tuple[Tensor, ...]:
         """Step x and y in patches, a, d and s of L, and b of every query (B, Q, D): six times (B, Q)."""
-        own = self.shape(queries.to(self.shape.weight.dtype))  # (B, Q, 6)
+        weight = self.shape.weight  # of a dynamically quantised layer a function; such layers take float32
+        own = self.shape(queries.to(weight.dtype if isinstance(weight, Tensor) else torch.float32))  # (B, Q, 6)
         own = own.to(torch.promote_types(own.dtype, torch.float32))
         step_x, step_y, scale_x, scale_y, shear, strength = own.unbind(-1)
         return step_x, step_y, scale_x.exp(), scale_y.exp(), shear, 1 + strength

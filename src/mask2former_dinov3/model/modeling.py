@@ -14,19 +14,23 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .backbone import backbone_blocks, build_backbone, grad_mode, tapped_maps, unreachable_parameters
 from .configuration import COARSEST_STRIDE, Mask2FormerDinov3Config
 from .criterion.loss import Mask2FormerCriterion
 from .kernels.deformable_attention import MultiScaleDeformableAttention
+from .labels import Labels, read_labels
 from .mask_prior import MaskPrior
 from .necks import AdapterNeck, PlainNeck, SimpleFeaturePyramid
 from .padding import real_pixels
 from .pixel_decoder import PixelDecoder, PixelDecoderLayer
 from .query_seeds import SEED_PRIOR, QuerySeeds
-from .transformer_decoder import DecoderLayer, MaskEmbedder, QueryPredictions, TransformerDecoder
+from .transformer_decoder import DecoderLayer, MaskEmbedder, QueryPredictions, QueryStates, TransformerDecoder
 
-# B batch, C channels of the images, H and W input size, Q queries, K classes, N instances of one image
+# B batch, C channels of the images, H and W input size, Q queries, K classes, N instances of one image, T predictions
+
+HiddenStatesWanted = bool | int | list[int]  # all, none, or those of some numbers, negative ones from the end
 
 
 @dataclass
@@ -37,6 +41,10 @@ class Mask2FormerDinov3Output(ModelOutput):
     object". masks_queries_logits (B, Q, H/s, W/s) with s = `config.mask_stride`; None in training unless requested.
     auxiliary_logits: on request, the same two of every earlier layer, first layer first. pixel_mask: as given to the
     model; post-processing needs it to remove the padding.
+    With `output_hidden_states`: hidden_states, T x (B, Q, C), the queries before the first decoder layer and after
+    each; encoder_hidden_states, the maps that the head takes, finest first; pixel_decoder_hidden_states, the three
+    memories, coarsest first. With `output_attentions`, of every decoder layer: attentions (B, A, Q, Q), of the queries to each
+    other; cross_attentions (B, A, Q, S), to the S pixels of a memory.
     """
 
     loss: Tensor | None = None
@@ -45,6 +53,16 @@ class Mask2FormerDinov3Output(ModelOutput):
     auxiliary_logits: list[dict[str, Tensor]] | None = None
     loss_dict: dict[str, Tensor] | None = None
     pixel_mask: Tensor | None = None
+    hidden_states: tuple[Tensor | None, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    pixel_decoder_hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def transformer_decoder_hidden_states(self) -> tuple[Tensor | None, ...] | None:
+        """The name of `hidden_states` in the output of Hugging Face's Mask2Former."""
+        return self.hidden_states
 
 
 class Mask2FormerHead(nn.Module):
@@ -55,11 +73,13 @@ class Mask2FormerHead(nn.Module):
         self.pixel_decoder = PixelDecoder(config, in_channels)
         self.transformer_decoder = TransformerDecoder(config)
 
-    def predict(self, feature_maps: list[Tensor], pixel_mask: Tensor | None = None) -> QueryPredictions:
-        """Predictions of all layers, masks in factored form. Arguments as in `forward`."""
+    def predict(
+        self, feature_maps: list[Tensor], pixel_mask: Tensor | None = None, states: QueryStates | None = None
+    ) -> QueryPredictions:
+        """Predictions of all layers, masks in factored form. states: filled if given. The others as in `forward`."""
         valid = [real_pixels(x, pixel_mask) for x in feature_maps]
         mask_features, fine, memories = self.pixel_decoder(list(feature_maps), valid)
-        predictions: QueryPredictions = self.transformer_decoder(mask_features, fine, memories, valid[:-5:-1])
+        predictions: QueryPredictions = self.transformer_decoder(mask_features, fine, memories, valid[:-5:-1], states)
         return predictions
 
     def forward(
@@ -99,6 +119,7 @@ class Mask2FormerDinov3PreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _supports_sdpa = True
+    _no_split_modules = ("DecoderLayer", "PixelDecoderLayer", "AdapterNeck", "QuerySeeds")
     supports_gradient_checkpointing = True  # by `activation_checkpointing_enable()`: each block is computed twice
 
     @torch.no_grad()
@@ -205,6 +226,23 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         loaded: _IncompatibleKeys = super().load_state_dict(state_dict, strict=strict, assign=assign)
         return loaded
 
+    @property
+    def device(self) -> torch.device:
+        """Of the weights; where accelerate offloads them, of the computation."""
+        found: torch.device = super().device
+        hooks = (getattr(module, "_hf_hook", None) for module in self.modules()) if found.type == "meta" else ()
+        places = (getattr(hook, "execution_device", None) for hook in hooks)
+        return next((torch.device(place) for place in places if place is not None), found)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's embedding of patches."""
+        embeddings: nn.Module = self.backbone.get_input_embeddings()
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's embedding of patches."""
+        self.backbone.set_input_embeddings(value)
+
     def freeze_backbone(self, frozen_blocks: int | None = None) -> None:
         """Freeze the backbone, or its embeddings and first `frozen_blocks` blocks (see `backbone_blocks`).
 
@@ -242,40 +280,60 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         pixel_mask: Tensor | None = None,
         output_masks: bool = True,
         output_auxiliary_logits: bool = False,
+        output_hidden_states: HiddenStatesWanted = False,
+        output_attentions: bool = False,
     ) -> tuple[QueryPredictions, Mask2FormerDinov3Output]:
-        """Predictions and the requested logits. Under `torch.compile` this is one graph."""
-        predictions = self.head.predict(self.feature_maps(pixel_values), pixel_mask)
-        return predictions, dense_output(predictions, output_masks, output_auxiliary_logits)
+        """Predictions and the requested logits and states. Under `torch.compile` this is one graph."""
+        wants_states = output_hidden_states is not False
+        states = QueryStates(output_attentions) if wants_states or output_attentions else None
+        maps = self.feature_maps(pixel_values.to(self.dtype))
+        predictions = self.head.predict(maps, pixel_mask, states)
+        output = dense_output(predictions, output_masks, output_auxiliary_logits)
+        if states is not None and wants_states:
+            output.hidden_states = _select_states(states.queries, output_hidden_states)
+            output.encoder_hidden_states, output.pixel_decoder_hidden_states = tuple(maps), tuple(states.memories)
+        if states is not None and output_attentions:
+            output.attentions, output.cross_attentions = tuple(states.attentions), tuple(states.cross_attentions)
+        return predictions, output
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         pixel_values: Tensor,
-        mask_labels: list[Tensor] | None = None,
-        class_labels: list[Tensor] | None = None,
+        mask_labels: Labels | None = None,
+        class_labels: Labels | None = None,
         pixel_mask: Tensor | None = None,
         normalizers: Tensor | None = None,
         output_masks: bool | None = None,
         output_auxiliary_logits: bool = False,
         original_sizes: object = None,
+        output_hidden_states: HiddenStatesWanted | None = None,
+        output_attentions: bool | None = None,
     ) -> Mask2FormerDinov3Output:
         """pixel_values (B, C, H, W), normalised; pixel_mask (B, H, W), 1 on real pixels (top left), 0 on padding.
 
-        C is `config.num_channels`.
-        mask_labels: B tensors (N, H, W) uint8 or bool; class_labels: B tensors (N,) int64 in 0..K-1. normalizers:
-        see `loss.loss_normalizers`; by default those of this batch. output_masks: compute dense masks; default: always,
-        except in training mode with labels. original_sizes: ignored, so that `model(**processor(images))` works.
+        C is `config.num_channels`; values of another type are converted to that of the model.
+        mask_labels: B tensors (N, H, W), class_labels: B tensors (N,), or both stacked, see `labels.read_labels`.
+        normalizers: see `loss.loss_normalizers`; by default those of this batch. output_masks: compute dense masks;
+        default: always, except in training mode with labels. original_sizes: ignored, so that
+        `model(**processor(images))` works. output_hidden_states, output_attentions, return_dict (False for a tuple
+        without what is None): as in transformers, by default those of the configuration.
         Raises ValueError for another C, and for sizes that are not multiples of 32.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states or False
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions or False
         if output_masks is None:
             output_masks = not (self.training and mask_labels is not None)
+        options = (output_masks, output_auxiliary_logits, output_hidden_states, output_attentions)
         if mask_labels is None and class_labels is None:
             _check_images(pixel_values, pixel_mask, self.config.num_channels)
-            _, output = self.predict(pixel_values, pixel_mask, output_masks, output_auxiliary_logits)
+            _, output = self.predict(pixel_values, pixel_mask, *options)
             output.pixel_mask = pixel_mask
             return output
         labels = {"mask_labels": mask_labels, "class_labels": class_labels, "normalizers": normalizers}
-        options = {"output_masks": output_masks, "output_auxiliary_logits": output_auxiliary_logits}
-        labelled: Mask2FormerDinov3Output = self._forward_with_labels(pixel_values, pixel_mask, **options, **labels)
+        labelled: Mask2FormerDinov3Output = self._forward_with_labels(pixel_values, pixel_mask, options, **labels)
         return labelled
 
     # A method of its own, so that torch.compile compiles `predict` but not what depends on the labels, which it would
@@ -285,21 +343,29 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         self,
         pixel_values: Tensor,
         pixel_mask: Tensor | None,
+        options: tuple[bool, bool, HiddenStatesWanted, bool],
         *,
-        output_masks: bool,
-        output_auxiliary_logits: bool,
-        mask_labels: list[Tensor] | None,
-        class_labels: list[Tensor] | None,
+        mask_labels: Labels | None,
+        class_labels: Labels | None,
         normalizers: Tensor | None,
     ) -> Mask2FormerDinov3Output:
         _check_images(pixel_values, pixel_mask, self.config.num_channels)
-        masks, classes = _check_labels(mask_labels, class_labels, pixel_values.shape[2], pixel_values.shape[3])
-        predictions, output = self.predict(pixel_values, pixel_mask, output_masks, output_auxiliary_logits)
+        masks, classes = read_labels(mask_labels, class_labels, self.config.num_labels, pixel_values)
+        predictions, output = self.predict(pixel_values, pixel_mask, *options)
         output.loss_dict = self.criterion(predictions, masks, classes, pixel_mask, normalizers)
         output.loss = torch.stack(list(output.loss_dict.values())).sum()
         output.move_to_end("loss", last=False)  # libraries take the first element of a tuple for the loss
         output.pixel_mask = pixel_mask
         return output
+
+
+def _select_states(states: list[Tensor], wanted: HiddenStatesWanted) -> tuple[Tensor | None, ...]:
+    """The states; of numbers only the ones wanted, None in place of the others, as transformers does."""
+    if isinstance(wanted, bool):
+        return tuple(states)
+    count = len(states)
+    kept = {number % count for number in ([wanted] if isinstance(wanted, int) else wanted) if -count <= number < count}
+    return tuple(state if number in kept else None for number, state in enumerate(states))
 
 
 def _check_images(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int) -> None:
@@ -319,18 +385,3 @@ def _check_images(pixel_values: Tensor, pixel_mask: Tensor | None, channels: int
         raise ValueError(
             f"pixel_mask: expected shape {(len(pixel_values), height, width)}, got {tuple(pixel_mask.shape)}"
         )
-
-
-def _check_labels(
-    mask_labels: list[Tensor] | None, class_labels: list[Tensor] | None, height: int, width: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Both labels. Raises ValueError when one is missing, or they do not fit each other or the canvas."""
-    if mask_labels is None or class_labels is None:
-        raise ValueError("mask_labels, class_labels: expected both or neither, got one of them")
-    for image, (masks, classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        if masks.shape != (len(classes), height, width):
-            raise ValueError(
-                f"mask_labels[{image}]: expected shape {(len(classes), height, width)} "
-                f"({len(classes)} class_labels on this canvas), got {tuple(masks.shape)}"
-            )
-    return mask_labels, class_labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -56,30 +57,62 @@ class QueryPredictions(NamedTuple):
         return QueryPredictions(class_logits, embeddings, features, seed_logits=self.seed_logits)
 
 
+@dataclass
+class QueryStates:
+    """What the decoder keeps of its layers on request; lists, in the order of the layers.
+
+    queries T x (B, Q, C): before the first layer and after each. memories: three maps (B, feature_size, h_i, w_i).
+    attentions (B, A, Q, Q) and cross_attentions (B, A, Q, S) of every layer if `with_attentions`.
+    """
+
+    with_attentions: bool = False
+    queries: list[Tensor] = field(default_factory=list)
+    attentions: list[Tensor] = field(default_factory=list)
+    cross_attentions: list[Tensor] = field(default_factory=list)
+    memories: list[Tensor] = field(default_factory=list)
+
+    def add(self, queries: Tensor, weights: Tensor | None = None, cross_weights: Tensor | None = None) -> None:
+        """The queries after a layer, or before the first, and the layer's weights."""
+        self.queries.append(queries)
+        if self.with_attentions and weights is not None and cross_weights is not None:
+            self.attentions.append(weights)
+            self.cross_attentions.append(cross_weights)
+
+
 class Attention(nn.Module):
     """Multi-head attention with the positions added to queries and keys only (DETR, arXiv:2005.12872)."""
 
-    def __init__(self, embed_dim: int, num_heads: int) -> None:
+    def __init__(self, config: Mask2FormerDinov3Config) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        embed_dim = config.hidden_dim
+        self.config = config  # its attn_implementation may change
+        self.num_heads = config.num_attention_heads
         self.q_proj = nn.Linear(embed_dim, embed_dim)
         self.k_proj = nn.Linear(embed_dim, embed_dim)
         self.v_proj = nn.Linear(embed_dim, embed_dim)
         self.out_proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None, output_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """query (B, Q, C); key, value (B, S, C); allowed (B, Q, S) bool, True where a query may attend.
 
-        Every row of `allowed` must hold at least one True. Returns (B, Q, C).
+        Every row of `allowed` must hold at least one True. Returns (B, Q, C), and the weights (B, A, Q, S) if they are
+        asked for or the configuration's attn_implementation is "eager": one fused operation never makes them.
         """
         q, k, v = (
             project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, A, Q or S, C/A)
             for project, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
         mask = None if allowed is None else allowed[:, None]  # (B, 1, Q, S)
-        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        projected: Tensor = self.out_proj(output.transpose(1, 2).flatten(2))
-        return projected
+        weights = None
+        if output_weights or self.config._attn_implementation == "eager":
+            scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, A, Q, S)
+            weights = (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
+            output = weights.to(v.dtype) @ v
+        else:
+            output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(output.transpose(1, 2).flatten(2)), weights
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -88,9 +121,9 @@ class DecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: Mask2FormerDinov3Config) -> None:
         super().__init__()
         width = config.hidden_dim
-        self.cross_attn = Attention(width, config.num_attention_heads)
+        self.cross_attn = Attention(config)
         self.cross_attn_layer_norm = nn.LayerNorm(width)
-        self.self_attn = Attention(width, config.num_attention_heads)
+        self.self_attn = Attention(config)
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, config.dim_feedforward)
         self.fc2 = nn.Linear(config.dim_feedforward, width)
@@ -98,18 +131,27 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.activation = ACT2FN[config.activation_function]
 
     def forward(
-        self, queries: Tensor, query_position: Tensor, memory: Tensor, placed_memory: Tensor, allowed: Tensor
-    ) -> Tensor:
+        self,
+        queries: Tensor,
+        query_position: Tensor,
+        memory: Tensor,
+        placed_memory: Tensor,
+        allowed: Tensor,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """queries, query_position (B, Q, C); memory, without and with its position (B, S, C); allowed (B, Q, S).
 
-        Returns (B, Q, C).
+        Returns (B, Q, C), and the weights of self-attention and cross-attention as `Attention` does.
         """
-        attended = self.cross_attn(queries + query_position, placed_memory, memory, allowed)
+        attended, cross_weights = self.cross_attn(
+            queries + query_position, placed_memory, memory, allowed, output_attentions
+        )
         queries = self.cross_attn_layer_norm(queries + attended)
         placed = queries + query_position
-        queries = self.self_attn_layer_norm(queries + self.self_attn(placed, placed, queries))
+        attended, weights = self.self_attn(placed, placed, queries, output_weights=output_attentions)
+        queries = self.self_attn_layer_norm(queries + attended)
         queries = self.final_layer_norm(queries + self.fc2(self.activation(self.fc1(queries))))
-        return queries
+        return queries, weights, cross_weights
 
 
 class MaskEmbedder(nn.Sequential):
@@ -153,30 +195,39 @@ class TransformerDecoder(nn.Module):
         self.mask_embedder = MaskEmbedder(width, config.mask_feature_size)
 
     def forward(
-        self, mask_features: Tensor, fine: Tensor, memories: list[Tensor], valid: list[Tensor]
+        self,
+        mask_features: Tensor,
+        fine: Tensor,
+        memories: list[Tensor],
+        valid: list[Tensor],
+        states: QueryStates | None = None,
     ) -> QueryPredictions:
         """Predictions of all layers.
 
         mask_features (B, E, h, w); fine (B, feature_size, h_0, w_0), the finest map; memories: three maps (B,
         feature_size, h_i, w_i), coarsest first; valid: real pixels of the memories and the finest map, (B, h_i, w_i)
-        bool.
+        bool. states: filled if given.
         """
         tokens, placed, attention_features = [], [], []
+        level_embed = rows_of(self.level_embed, fine.device)
         for level, memory in enumerate(memories):
             tokens.append(
-                self.input_projections[level](memory).flatten(2).transpose(1, 2) + self.level_embed.weight[level]
+                self.input_projections[level](memory).flatten(2).transpose(1, 2) + level_embed[level]
             )  # (B, S, C)
             position = sine_position_embedding(valid[level], tokens[-1].shape[2])
             placed.append(tokens[-1] + position.flatten(2).transpose(1, 2).to(tokens[-1].dtype))  # (B, S, C)
             attention_features.append(_resize_features(mask_features, memory.shape[2], memory.shape[3]))  # (B, E, S)
         seeds = None
         if self.seeds is None:
-            queries = self.queries_features.weight.expand(fine.shape[0], -1, -1)  # (B, Q, C)
-            query_position = self.queries_embedder.weight.expand(fine.shape[0], -1, -1)
+            queries = rows_of(self.queries_features, fine.device).expand(fine.shape[0], -1, -1)  # (B, Q, C)
+            query_position = rows_of(self.queries_embedder, fine.device).expand(fine.shape[0], -1, -1)
         else:
             seeds = self.seeds(fine, valid[-1])
             queries, query_position = seeds.features, seeds.position
 
+        if states is not None:
+            states.memories.extend(memories)
+            states.add(queries)
         class_logits, mask_embeddings, prior_embeddings = [], [], []
         for index in range(len(self.layers) + 1):
             normed = self.layernorm(queries)
@@ -194,7 +245,11 @@ class TransformerDecoder(nn.Module):
                 channels = self._prior_features(mask_features, memories[level]).flatten(1)  # (6, S)
                 logits = logits + prior_logits(prior_embeddings[-1].detach(), channels)
             allowed = attention_mask(logits, valid[level])
-            queries = self.layers[index](queries, query_position, tokens[level], placed[level], allowed)
+            with_attentions = states is not None and states.with_attentions
+            layer_inputs = (query_position, tokens[level], placed[level], allowed)
+            queries, *weights = self.layers[index](queries, *layer_inputs, with_attentions)
+            if states is not None:
+                states.add(queries, *weights)
         predictions = QueryPredictions(torch.stack(class_logits), torch.stack(mask_embeddings), mask_features)
         if seeds is None:
             return predictions
@@ -220,6 +275,12 @@ class TransformerDecoder(nn.Module):
     def _stride_of(self, mask_features: Tensor, like: Tensor) -> int:
         stride: int = self.mask_stride * mask_features.shape[2] // like.shape[2]
         return stride
+
+
+def rows_of(table: nn.Embedding, device: torch.device) -> Tensor:
+    """All rows of a table, by a call of it: where accelerate offloads weights, the call brings them to the device."""
+    rows: Tensor = table(torch.arange(table.num_embeddings, device=device))
+    return rows
 
 
 def _resize_features(mask_features: Tensor, height: int, width: int) -> Tensor:

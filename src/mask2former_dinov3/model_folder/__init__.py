@@ -12,6 +12,7 @@ Read in this order:
     card            the model card
     card_picture    the picture in the model card
     bundled_code    add code, for use where this package is not installed
+    transformers_version  refuse a transformers that is too old for this code
     hub             create a repository, upload a folder
 """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..errors import CheckpointError
 from ..json_files import read_json_object
 from ..version import __version__
 from .contents import check_model_folder
+from .transformers_version import NEEDED_TRANSFORMERS
 
 PACKAGE = Path(__file__).parents[1]
 CODE_LICENSE_FILE = "CODE_LICENSE.txt"  # a file named LICENSE would be taken for the licence of the weights
@@ -26,7 +28,9 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "config.json": {
         "auto_map": {
             "AutoConfig": "configuration.Mask2FormerDinov3Config",
+            "AutoModel": MODEL,
             "AutoModelForImageSegmentation": MODEL,
+            "AutoModelForInstanceSegmentation": MODEL,
             "AutoModelForUniversalSegmentation": MODEL,
         },
         "custom_pipelines": {
@@ -44,10 +48,10 @@ ENTRIES: dict[str, dict[str, Any]] = {
     },
 }
 # Section that is added to the model card.
-USAGE = """## Use without the package
+USAGE = f"""## Use without the package
 
-This folder carries its code, so it needs `pip install torch "transformers>=5.23" scipy pillow opencv-python-headless
-faster-coco-eval` and no more:
+This folder carries its code, so it needs `pip install torch "transformers>={NEEDED_TRANSFORMERS}" scipy pillow
+opencv-python-headless faster-coco-eval` and no more:
 
 ```python
 from transformers import pipeline
@@ -58,6 +62,7 @@ print(segment("image.jpg"))
 ```
 """
 ROOTS = ("model/configuration.py", "model/modeling.py", "inference/image_processing.py", "pipeline.py")
+VERSION_CHECK = "model_folder/transformers_version.py"
 
 
 def write_code(folder: Path) -> None:
@@ -81,15 +86,48 @@ def write_code(folder: Path) -> None:
 def flat_modules() -> dict[str, str]:
     """Text of every bundled module by its name in the flat folder."""
     texts: dict[str, str] = {}
-    waiting = [PACKAGE / root for root in ROOTS]
+    needed: dict[str, list[str]] = {}  # the modules that each module imports
+    waiting = [PACKAGE / root for root in (*ROOTS, VERSION_CHECK)]
     files: dict[str, Path] = {}
     while waiting:
         file = waiting.pop()
         assert files.setdefault(file.stem, file) == file, f"two modules named {file.stem} cannot lie in one folder"
         if file.stem not in texts:
-            texts[file.stem], needed = _flatten(file)
-            waiting += needed
+            texts[file.stem], imported = _flatten(file)
+            needed[file.stem] = [one.stem for one in imported]
+            waiting += imported
+    for root in ROOTS:
+        name = Path(root).stem
+        texts[name] = _for_old_versions(texts[name], _all_needed(name, needed))
     return texts
+
+
+def _for_old_versions(text: str, needed: list[str]) -> str:
+    """A module that transformers loads first, with the check of its version, made to be reached in older versions too.
+
+    needed: all modules below it. Versions before 5 copy only those that the file itself names, before they run it.
+    """
+    start = "from __future__ import annotations\n"
+    check = Path(VERSION_CHECK).stem
+    assert text.count(start) == 1, "the check must be the first import"
+    text = text.replace(start, f"{start}\nfrom .{check} import NEEDED_TRANSFORMERS\n")
+    names = "".join(f"    from .{name} import __name__\n" for name in needed)
+    return (
+        f"{text}\nif False:  # not run: transformers 4 copies only the modules that are named here\n{names}"
+        if names
+        else text
+    )
+
+
+def _all_needed(name: str, needed: Mapping[str, list[str]]) -> list[str]:
+    """The modules that a module imports, and those that they import, sorted."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        new = set(needed[waiting.pop()]) - found - {name}
+        found |= new
+        waiting += new
+    return sorted(found)
 
 
 def _flatten(file: Path) -> tuple[str, list[Path]]:

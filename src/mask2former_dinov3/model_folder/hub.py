@@ -18,9 +18,10 @@ from typing import TypeVar
 import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, HubError, mismatch
+from ..weights.files import shapes_in
+from ..weights.loading import find_weights
 from .contents import check_model_folder
 
 _T = TypeVar("_T")
@@ -58,13 +59,15 @@ def push(folder: Path, repo: str, *, private: bool = False, token: str | None = 
     Sends only files that the repository lacks. Raises CheckpointError when `folder` is not a model folder of this
     package or its weights are damaged, HubError when the hub refuses or cannot be reached.
     """
-    check_model_folder(folder, ("config.json", "preprocessor_config.json", "model.safetensors"))
-    try:
-        with safe_open(folder / "model.safetensors", framework="np"):
-            pass
-    except (OSError, SafetensorError) as error:
-        fault = mismatch("a whole model.safetensors", f"a damaged one ({error})", "nothing was uploaded")
-        raise CheckpointError(f"{folder}: {fault}") from error
+    index = "model.safetensors.index.json"
+    weights = index if (folder / index).is_file() else "model.safetensors"
+    check_model_folder(folder, ("config.json", "preprocessor_config.json", weights))
+    for file in find_weights(str(folder.resolve())):
+        try:
+            shapes_in(file)
+        except (OSError, CheckpointError) as error:
+            fault = mismatch(f"a whole {file.name}", f"a damaged one ({error})", "nothing was uploaded")
+            raise CheckpointError(f"{folder}: {fault}") from error
     repo = prepare_repository(repo, private=private, token=token)
     api = HfApi(token=token)
     with explain_hub_errors(repo, folder):

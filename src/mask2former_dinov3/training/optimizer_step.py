@@ -64,7 +64,8 @@ def backward_batch(run: Run, model: nn.Module, batch: Batch, normalizers: Tensor
     output = model(  # Mask2FormerDinov3Output
         pixel_values=batch["pixel_values"].to(device, non_blocking=True),
         pixel_mask=batch["pixel_mask"].to(device, non_blocking=True),
-        mask_labels=[masks.to(device, non_blocking=True) for masks in batch["mask_labels"]],
+        # The bytes are 0 and 1; as bool the model need not compare them with 0, which would be a copy.
+        mask_labels=[masks.to(device, non_blocking=True).view(torch.bool) for masks in batch["mask_labels"]],
         class_labels=[classes.to(device, non_blocking=True) for classes in batch["class_labels"]],
         normalizers=normalizers,
     )
