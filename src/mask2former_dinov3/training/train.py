@@ -268,16 +268,9 @@ def start_run(
     """
     torch.manual_seed(config.seed)  # every process starts from the same weights
     model = build_model(config, data["train"], checkpoint)
-    num_images = len(data["train"].images)
-    images = images_per_step(config)
-    state = RunState(step_size=images * accelerator.num_processes, num_images=num_images)
-    factors = repeat_factors_of(config, data["train"])
-    if factors is not None:
-        logger.info("%s", describe_repetition(config, factors))
-    seen = EpochPlan(num_images, config.seed, factors).start(config.num_train_epochs)
-    last_step = config.max_train_steps or -(-seen // state.step_size)
-    for line in judge_length(config, last_step, state.step_size):
-        logger.warning("%s", line)
+    order = plan_order(config, accelerator, data["train"])
+    last_step = order.last_step
+    state = RunState(step_size=order.step_size, num_images=len(data["train"].images))
     optimizer = build_optimizer(model, config)
     scheduler = build_scheduler(optimizer, config, last_step)
     torch.manual_seed(config.seed + 1 + accelerator.process_index)  # from here on: the random points of the losses
@@ -293,8 +286,7 @@ def start_run(
     if saved is not None and checkpoint is not None:
         keep_place_in_schedule(config, saved, state, last_step, checkpoint)
         restore_optimization(saved, accelerator, prepared, scheduler, averaged)
-    batch_size = config.per_device_train_batch_size
-    batch_size = batch_size if isinstance(batch_size, int) else 1  # until `rehearse` has found one
+    order.first_step = state.step
     run = Run(
         config=config,
         accelerator=accelerator,
@@ -303,17 +295,7 @@ def start_run(
         processor=build_processor(config, model, data["train"]),
         optimizer=prepared,
         scheduler=scheduler,
-        order=TrainingOrder(
-            num_images,
-            batch_size=batch_size,
-            accumulation=images // batch_size,
-            rank=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            seed=config.seed,
-            first_step=state.step,
-            last_step=last_step,
-            repeat_factors=factors,
-        ),
+        order=order,
         averaged=averaged,
         description_at_start=describe_run(config, data),
         state=state,
@@ -325,6 +307,33 @@ def start_run(
     if state.finished and run.is_finished:
         logger.info("the run is finished: step %d of %d; %s to train longer", state.step, last_step, how_longer(run))
     return run, wrapped
+
+
+def plan_order(config: TrainConfig, accelerator: Accelerator, data: CocoData) -> TrainingOrder:
+    """The images of each step of the run, from the first one on. data: the training split.
+
+    Says how often images are repeated, and whether the run is long enough.
+    """
+    images, batch_size = images_per_step(config), config.per_device_train_batch_size
+    batch_size = batch_size if isinstance(batch_size, int) else 1  # until `rehearse` has found one
+    factors = repeat_factors_of(config, data)
+    if factors is not None:
+        logger.info("%s", describe_repetition(config, factors))
+    step_size = images * accelerator.num_processes
+    seen = EpochPlan(len(data.images), config.seed, factors).start(config.num_train_epochs)
+    last_step = config.max_train_steps or -(-seen // step_size)
+    for line in judge_length(config, last_step, step_size):
+        logger.warning("%s", line)
+    return TrainingOrder(
+        len(data.images),
+        batch_size=batch_size,
+        accumulation=images // batch_size,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        seed=config.seed,
+        last_step=last_step,
+        repeat_factors=factors,
+    )
 
 
 def how_longer(run: Run) -> str:
