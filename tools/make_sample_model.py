@@ -28,6 +28,7 @@ from mask2former_dinov3.inference.predictor import load_network
 from mask2former_dinov3.model_folder.card import RunDescription
 from mask2former_dinov3.model_folder.folder import save_model_folder
 from mask2former_dinov3.sample_data import SAMPLE
+from mask2former_dinov3.training.batch_size import images_per_step
 from mask2former_dinov3.training.checkpoint import list_checkpoints
 from mask2former_dinov3.training.run_description import describe_run
 from mask2former_dinov3.training.train import load_data, train
@@ -81,7 +82,7 @@ def describe(config: TrainConfig, options: dict[str, Any], metrics: dict[str, An
         made_by={},
         changed={name: options[name] for name in known.changed},
         step=metrics["step"],
-        step_size=config.per_device_train_batch_size * config.gradient_accumulation_steps,
+        step_size=images_per_step(config),
     )
 
 
