@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -307,14 +309,15 @@ def test_augmentation__senseless_values_are_refused() -> None:
         Augmentation(flip="diagonal")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"^color_jitter: expected a number from 0 to below 1, got 1\.0$"):
         Augmentation(color_jitter=1.0)
-    for option, value, expected in (
+    cases: list[tuple[str, Any, str]] = [
         ("rotation", 181, "a number from 0 to 180"),
         ("invert", 2, "a number from 0 to 1"),
         ("blur", -1, "a number from 0 to 100"),
         ("gamma_jitter", float("nan"), "a number of 0 or more"),
         ("noise", 1, "a number from 0 to below 1"),
         ("jpeg_quality", 0, "a whole number from 1 to 100, or None"),
-    ):
+    ]
+    for option, value, expected in cases:
         with pytest.raises(OptionError, match=f"^{option}: expected {expected}, got {value}$"):
             Augmentation(**{option: value})
 

@@ -98,7 +98,7 @@ def test_report__shows_what_training_sees(toy_dataset: Path, tmp_path: Path) -> 
     data = check_data(find_splits(toy_dataset)[0], full=False).data["train"]
     assert "copy_paste 0.5, rotation 30, gamma_jitter 0.5, invert 0.5, blur 1, seed 3 (options of " in text
     augmentation = Augmentation(**changes)
-    plain = (0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)
+    plain = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)  # as in the report: empty corners get the mean
     dataset = CocoInstanceDataset(
         data,
         image_height=48,
@@ -116,7 +116,7 @@ def test_report__shows_what_training_sees(toy_dataset: Path, tmp_path: Path) -> 
         sample, index = dataset[key], key[1]
         count = len(sample["class_labels"])
         assert f"{data.images[index].file_name}: {count} target" in alt
-        pixels = sample["pixel_values"].numpy().transpose(1, 2, 0)  # (H, W, 3), 0..255
+        pixels = (sample["pixel_values"].numpy().transpose(1, 2, 0) * 0.25 + 0.5) * 255  # (H, W, 3)
         free = sample["pixel_mask"].numpy() & ~sample["mask_labels"].numpy().any(0)
         # JPEG and the outlines change some pixels; a wrong sample changes most.
         assert np.median(np.abs(picture[free].astype(float) - pixels[free])) < 12
