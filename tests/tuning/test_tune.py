@@ -33,7 +33,7 @@ LONG = 5000  # steps that no trial here comes to
 pytestmark = [
     pytest.mark.xdist_group("ray"),  # as the tests of `batch-predict`: one cluster at a time
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.timeout(900),  # every trial is a process that imports torch
+    pytest.mark.timeout(1800),  # every trial is a process that imports torch
 ]
 
 
