@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,8 @@ from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3Image
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
-from support.paths import DOCS
+from support.paths import DOCS, ROOT
+from support.processes import start_python
 
 PAGE = DOCS / "huggingface.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -206,6 +208,28 @@ def test_trainer__sees_another_augmentation_in_every_epoch(make_trainer: Callabl
     trainer.train()
     assert trainer.train_dataset.epoch == 1
     assert not torch.equal(trainer.train_dataset[0]["pixel_values"], first)
+
+
+def test_trainer__two_processes_evaluate_as_one_does(
+    model_folder: Path, make_toy_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Five images with different numbers of instances, so that the last batch is not full."""
+    dataset = make_toy_dataset(train=1, valid=5)
+    words = [str(ROOT / "tests" / "support" / "trainer_run.py"), str(model_folder), str(dataset), str(tmp_path)]
+    shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared["MASTER_PORT"] = str(free.getsockname()[1])
+    started = [start_python(words, tmp_path, {**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    started.append(start_python(words, tmp_path, {"ACCELERATE_USE_CPU": "true"}))
+    for done in [one.finish() for one in started]:
+        assert done.returncode == 0, done.stderr[-3000:]
+    names = ("eval_AP", "eval_AR100", "eval_images", "eval_detections")
+    of_one, *of_two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    assert of_one["eval_images"] == 5
+    assert of_one["eval_detections"] > 5
+    for found in of_two:
+        assert [found[name] for name in names] == pytest.approx([of_one[name] for name in names])
 
 
 def test_output__has_its_loss_first(make_trainer: Callable[..., Trainer]) -> None:

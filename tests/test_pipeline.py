@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
@@ -115,6 +117,25 @@ def test_pipeline__takes_paths_pil_images_arrays_and_batches(model_folder: Path,
         image.close()
 
 
+def test_pipeline__takes_images_as_text(model_folder: Path, toy_dataset: Path) -> None:
+    tiny = pipeline("instance-segmentation", model=str(model_folder), device="cpu", threshold=0.0, max_detections=3)
+    path = min((toy_dataset / "train").glob("*.png"))
+    expected = [one["score"] for one in tiny(str(path))]
+    text = base64.b64encode(path.read_bytes()).decode()
+    for given in (text, f"data:image/png;base64,{text}", path.read_bytes()):
+        assert [one["score"] for one in tiny(given)] == expected
+    # Port 9 of this machine: nobody listens there.
+    with pytest.raises(DatasetError, match=r"http://127\.0\.0\.1:9/a\.png: expected an"):
+        tiny("http://127.0.0.1:9/a.png", timeout=5)
+
+
+def test_stock_pipeline__takes_half_precision_and_a_mask_threshold_of_0(model_folder: Path, toy_dataset: Path) -> None:
+    """As transformers' own pipeline tests call it."""
+    stock = pipeline("image-segmentation", model=str(model_folder), device="cpu", dtype=torch.bfloat16)
+    found = stock(str(min((toy_dataset / "train").glob("*.png"))), subtask="instance", threshold=0.0, mask_threshold=0)
+    assert len(found) == 1  # the best covers every pixel
+
+
 def test_pipeline__arguments_at_construction_hold_for_every_call(model_folder: Path) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     found = pipeline("instance-segmentation", model=str(model_folder), device="cpu", threshold=0.0, max_detections=3)
@@ -124,7 +145,7 @@ def test_pipeline__arguments_at_construction_hold_for_every_call(model_folder: P
 
 
 def test_pipeline__says_what_it_cannot_take(nuclei: InstanceSegmentationPipeline, tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="expected threshold, max_detections, copy_overlap, got subtask"):
+    with pytest.raises(TypeError, match="expected threshold, max_detections, copy_overlap, timeout, got subtask"):
         nuclei(CROWDED, subtask="instance")
     for settings, told in (
         ({"threshold": 5}, "threshold: expected a score from 0 to 1, got 5"),
@@ -133,8 +154,10 @@ def test_pipeline__says_what_it_cannot_take(nuclei: InstanceSegmentationPipeline
     ):
         with pytest.raises(OptionError, match=f"^{told}$"):
             nuclei(CROWDED, **settings)
-    with pytest.raises(ValueError, match="RGB array"):
-        nuclei(np.zeros((4, 4), np.uint8))
+    with pytest.raises(OptionError, match="image: expected values of uint8, uint16 or floating point, got int64"):
+        nuclei(np.zeros((4, 4, 3), np.int64))
+    with pytest.raises(OptionError, match="timeout: expected a number of seconds above 0, got 0"):
+        nuclei(CROWDED, timeout=0)
     with pytest.raises(ValueError, match="got tuple"):
         nuclei((CROWDED, CROWDED))
     with pytest.raises(DatasetError, match="no such file"):

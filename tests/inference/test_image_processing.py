@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -120,26 +122,23 @@ def test_processor__says_what_it_cannot_take(processor: Mask2FormerDinov3ImagePr
         processor(tmp_path / "text.png")
     with pytest.raises(DatasetError, match=r"none\.png: expected an image file, got no such file"):
         processor(tmp_path / "none.png")
-    wrong: list[Any] = [
-        np.zeros((4, 4, 3)),
-        np.zeros((4, 4), np.uint8),
-        np.zeros((3, 4, 4), np.uint8),
-        torch.zeros(3, 4, 4),
+    wrong: list[tuple[Any, str]] = [
+        (np.full((4, 4, 3), 9.0), "image: expected floating point values in 0..1, got float64 from 9 to 9"),
+        (np.zeros((4, 4, 3), np.int64), "image: expected values of uint8, uint16 or floating point, got int64"),
+        (torch.zeros(5, 5, 5), r"image: expected grey .*, got an array of shape \(5, 5, 5\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"image: expected at least one pixel, got an array of shape \(0, 4, 3\)"),
+        (None, "image: expected a path, an address, bytes, a PIL image, an array or a tensor, got NoneType"),
     ]
-    for image in wrong:
-        with pytest.raises(OptionError, match="image: expected a path, a PIL image or an RGB array"):
+    for image, said in wrong:
+        with pytest.raises(OptionError, match=said):
             processor([image])
-    with pytest.raises(OptionError, match="image: expected at least one pixel, got 0x4"):
-        processor(np.zeros((0, 4, 3), np.uint8))
     with pytest.raises(OptionError, match="images: expected at least one, got none"):
         processor([])
     with pytest.raises(OptionError, match='return_tensors: expected "pt", "np" or None, got \'tf\''):
         processor(np.zeros((4, 4, 3), np.uint8), return_tensors="tf")
-    with pytest.raises(TypeError, match="do_resize"):
-        processor(np.zeros((4, 4, 3), np.uint8), do_resize=False)
     with pytest.raises(OptionError, match="size: expected a multiple of 16, got 1000; 992 and 1008 are the nearest"):
         Mask2FormerDinov3ImageProcessor({"height": 1000, "width": 1024})
-    with pytest.raises(OptionError, match=r"size: expected .* of the canvas, got .'shortest_edge': 800."):
+    with pytest.raises(OptionError, match=r"size: expected .*, got .'shortest_edge': 800."):
         Mask2FormerDinov3ImageProcessor({"shortest_edge": 800})
     with pytest.raises(OptionError, match=r"image_std: expected 3 numbers above 0, .*, got \(0\.0, 1\.0, 1\.0\)"):
         Mask2FormerDinov3ImageProcessor(image_std=(0.0, 1.0, 1.0))
@@ -155,6 +154,62 @@ def test_processor__says_what_it_cannot_take(processor: Mask2FormerDinov3ImagePr
         processor.post_process(two_overlapping(), [(9, 7)], max_detections=0)
     with pytest.raises(ValueError, match="outputs: expected logits of classes and masks"):
         processor.post_process(Mask2FormerDinov3Output(class_queries_logits=torch.zeros(1, 2, 3)), [(9, 7)])
+
+
+def test_processor__takes_what_programs_for_other_processors_give(processor: Mask2FormerDinov3ImageProcessor) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    text = base64.b64encode(file.getvalue()).decode()
+    expected = processor(pixels)
+    first = torch.from_numpy(pixels).permute(2, 0, 1)
+    given: list[Any] = [first, first.numpy(), pixels / 255, np.dstack([pixels, pixels[:, :, 0]]), file.getvalue()]
+    for image in [*given, text, f"data:image/png;base64,{text}"]:
+        assert torch.equal(processor(image)["pixel_values"], expected["pixel_values"])
+    grey = processor(pixels[:, :, 0])["pixel_values"]
+    assert torch.equal(grey, processor(np.repeat(pixels[:, :, :1], 3, axis=2))["pixel_values"])
+    for options in (
+        {"do_resize": True, "do_pad": True, "do_convert_rgb": True, "rescale_factor": 1 / 255},
+        {"size": None},
+    ):
+        assert torch.equal(processor(pixels, **options)["pixel_values"], expected["pixel_values"])
+    assert torch.equal(processor(pixels / 255, do_rescale=False)["pixel_values"], expected["pixel_values"])
+    said = processor(first, input_data_format="channels_first")
+    assert torch.equal(said["pixel_values"], expected["pixel_values"])
+
+    assert processor(pixels, size=64)["pixel_values"].shape == (1, 3, 64, 64)
+    assert processor(pixels, size={"longest_edge": 128})["pixel_values"].shape == (1, 3, 128, 128)
+    kept = processor(pixels, do_resize=False, do_normalize=False)
+    assert kept["pixel_mask"].sum() == 40 * 60
+    np.testing.assert_allclose(kept["pixel_values"][0, :, :40, :60].permute(1, 2, 0), pixels / 255, atol=1e-6)
+    four = processor(np.dstack([pixels, pixels[:, :, 0]]), image_mean=[0.0] * 4, image_std=[1.0] * 4)
+    assert four["pixel_values"].shape == (1, 4, 128, 96)
+    assert processor.size == {"height": 112, "width": 96}  # a call changes nothing for the next
+
+
+def test_processor__refuses_options_that_it_does_not_have(processor: Mask2FormerDinov3ImageProcessor) -> None:
+    pixels = np.zeros((120, 8, 3), np.uint8)
+    for options, said in (
+        ({"do_resize": False}, "do_resize: expected True for an image larger than the canvas of 112x96, got 120x8"),
+        ({"do_rescale": False}, r"do_rescale: expected True, or arrays .*, got False with uint8 \(120, 8, 3\)"),
+        ({"do_pad": False}, "do_pad: expected True, got False"),
+        ({"do_normalize": 3}, "do_normalize: expected True or False, got 3"),
+        ({"size": {"shortest_edge": 9}}, "size: expected .*, got {'shortest_edge': 9}"),
+        ({"input_data_format": "last"}, "input_data_format: expected .*, got 'last'"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            processor(pixels, **options)
+    with pytest.raises(TypeError, match=r"image processor: expected .*do_resize.*, got colour"):
+        processor(pixels, colour=True)
+
+
+def test_processor__shows_only_the_beginning_of_a_text_that_is_no_image(
+    processor: Mask2FormerDinov3ImageProcessor,
+) -> None:
+    for text in ("data:image/png;base64,!" + "A" * 9000, "data:text/html," + "A" * 9000, "A" * 9000):
+        with pytest.raises(DatasetError) as refused:
+            processor(text)
+        assert len(str(refused.value)) < 300
 
 
 def two_overlapping() -> Mask2FormerDinov3Output:

@@ -145,10 +145,12 @@ def test_post_process__mask_threshold_moves_the_edge() -> None:
     mask_logits = torch.linspace(-4, 4, 32).expand(1, 1, 8, 32)
     areas = [
         int(post_process(torch.zeros(1, 1, 2), mask_logits, [(32, 128)], mask_threshold=level)[0].areas[0])
-        for level in (0.1, 0.5, 0.9)
+        for level in (0.1, 0.5, 0.9, 0)
     ]
     assert areas[0] > areas[1] > areas[2]
     assert areas[1] == 32 * 64
+    assert areas[3] == 32 * 128  # every pixel
+    assert len(post_process(torch.zeros(1, 1, 2), mask_logits, [(32, 128)], mask_threshold=1)[0]) == 0
 
 
 def test_post_process__half_precision_logits_and_gradients_are_no_obstacle() -> None:
@@ -189,7 +191,7 @@ def test_post_process__leaves_the_logits_alone() -> None:
         ({"pixel_mask": torch.zeros(2, 64, 96)}, ValueError, "top left"),
         ({"pixel_mask": torch.ones(2, 64, 96).tril()}, ValueError, "top left"),
         ({"max_detections": 0}, OptionError, "max_detections: expected a whole number above 0, got 0"),
-        ({"mask_threshold": 1.0}, OptionError, "mask_threshold: expected a probability between 0 and 1, got 1.0"),
+        ({"mask_threshold": 1.1}, OptionError, "mask_threshold: expected a probability from 0 to 1, got 1.1"),
         (
             {"class_queries_logits": torch.full((2, 6, 4), float("nan"))},
             CheckpointError,

@@ -33,7 +33,7 @@ def main(model_folder: str, dataset: str, output: str) -> None:
     canvas: dict[str, Any] = {"image_height": 64, "image_width": 64}
     canvas |= {"image_mean": processor.image_mean, "image_std": processor.image_std}
     data = CocoInstanceDataset(valid, **canvas)
-    metrics = TrainerMetrics(processor, model.config.id2label, ("AP", "AP50", "AR100"))
+    metrics = TrainerMetrics(processor, model.config.id2label, ("AP", "AR100", "images", "detections"))
     trainer = Trainer(model, arguments, eval_dataset=data, data_collator=collate_padded, compute_metrics=metrics)
     found = trainer.evaluate()
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")

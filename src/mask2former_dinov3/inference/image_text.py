@@ -17,7 +17,7 @@ _SHOWN = 40  # characters of a text in a message
 def bytes_of_text(text: str) -> bytes | None:
     """The bytes of an image file in a data URI (data:image/png;base64,...) or in base64; None for any other text.
 
-    Base64 without a prefix is told from a path by its characters, its length, and that no file of this name exists.
+    Base64 without a prefix differs from a path by its characters, its length, and that no file of this name exists.
     Raises DatasetError for a data URI whose content is no base64, with only the beginning of the text.
     """
     prefix = _DATA_URI.match(text)

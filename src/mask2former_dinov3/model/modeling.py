@@ -43,8 +43,8 @@ class Mask2FormerDinov3Output(ModelOutput):
     model; post-processing needs it to remove the padding.
     With `output_hidden_states`: hidden_states, T x (B, Q, C), the queries before the first decoder layer and after
     each; encoder_hidden_states, the maps that the head takes, finest first; pixel_decoder_hidden_states, the three
-    memories, coarsest first. With `output_attentions`, of every decoder layer: attentions (B, A, Q, Q), of the queries to each
-    other; cross_attentions (B, A, Q, S), to the S pixels of a memory.
+    memories, coarsest first. With `output_attentions`, of every decoder layer: attentions (B, A, Q, Q), of the queries
+    to each other; cross_attentions (B, A, Q, S), to the S pixels of a memory.
     """
 
     loss: Tensor | None = None
@@ -360,7 +360,7 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
 
 
 def _select_states(states: list[Tensor], wanted: HiddenStatesWanted) -> tuple[Tensor | None, ...]:
-    """The states; of numbers only the ones wanted, None in place of the others, as transformers does."""
+    """The states; of numbers only the ones wanted, None instead of the others, as transformers does."""
     if isinstance(wanted, bool):
         return tuple(states)
     count = len(states)
