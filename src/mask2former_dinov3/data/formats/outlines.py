@@ -126,7 +126,7 @@ def fill_outline(vertices: Vertices) -> Window:
     for mark in [*marks, len(vertices)]:
         if mark > start:  # a mark may be the beginning of another, in a part of one pixel
             part = (vertices[start:mark] - low).astype(np.int32)
-            cv2.fillPoly(pixels, [part], 1)  # type: ignore[call-overload]
+            cv2.fillPoly(pixels, [part], [1])
         start = max(start, mark + 2)
     return Window(pixels, int(low[1]), int(low[0]))
 
@@ -143,4 +143,5 @@ def outline_fractions(vertices: Vertices, height: int, width: int) -> list[float
 def outline_pixels(fractions: npt.NDArray[np.float64], height: int, width: int) -> Vertices:
     """The inverse of `outline_fractions`, for fractions (2 P,) of any program: the pixels that the points lie in."""
     size = np.array((width, height))
-    return np.clip(np.floor(fractions.reshape(-1, 2) * size), 0, size - 1).astype(np.int64)
+    vertices: Vertices = np.clip(np.floor(fractions.reshape(-1, 2) * size), 0, size - 1).astype(np.int64)
+    return vertices
