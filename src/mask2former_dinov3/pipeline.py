@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TypedDict, Unpack, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoModelForUniversalSegmentation, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -19,8 +22,12 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 from .inference.image_inputs import TIMEOUT, HeldImage, check_timeout
 from .inference.image_processing import Mask2FormerDinov3ImageProcessor
 from .inference.limit_notes import limit_lines
+from .inference.load_images import load_image
 from .inference.postprocess import logits_of, pixel_mask_of, post_process
+from .inference.predictor import Predictor
 from .inference.settings import InferenceSettings
+from .inference.tiles.grid import Passes
+from .inference.tiles.image_reader import ImageReader
 from .instances import Instances
 
 logger = logging.getLogger(__name__)
@@ -81,9 +88,12 @@ class InstanceSegmentationPipeline(Pipeline):
         return loading, parameters, {}
 
     def preprocess(self, input_: HeldImage, timeout: float = TIMEOUT) -> dict[str, object]:
-        """One image as a batch of one."""
-        image = self.image_processor.to_image(input_, timeout)
-        inputs = self.image_processor.collate([self.image_processor.prepare(image)])
+        """One image as a batch of one; as it is where images may be cut into tiles."""
+        processor = self.image_processor
+        image = processor.to_image(input_, timeout)
+        if Passes.of(processor.size, processor.read_options).may_cut:
+            return {"image": load_image(image, processor.read_options, processor.num_channels)}
+        inputs = processor.collate([processor.prepare(image)])
         return {**inputs.to(self.dtype)}
 
     def _forward(
@@ -91,15 +101,32 @@ class InstanceSegmentationPipeline(Pipeline):
     ) -> dict[str, list[Instances]]:
         """Masks are made here, on the model's device, and encoded as RLE, which is smaller to move than the logits."""
         settings = InferenceSettings(**parameters).for_model(self.model.config)
+        if "image" in input_tensors:
+            found = self._predict(cast("NDArray[np.uint8] | list[NDArray[np.uint8]]", input_tensors["image"]), settings)
+            return {"instances": self._noted(found, settings)}
         # transformers batches what is not a tensor as a list of each image's value: here lists with one size each.
         stored = cast("list[tuple[int, int] | list[tuple[int, int]]]", input_tensors.pop("original_sizes"))
         sizes = [size[0] if isinstance(size, list) else size for size in stored]
         outputs = self.model(**input_tensors)
         found = post_process(*logits_of(outputs), sizes, pixel_mask_of(outputs), settings=settings)
+        return {"instances": self._noted(found, settings)}
+
+    def _predict(
+        self, images: NDArray[np.uint8] | list[NDArray[np.uint8]], settings: InferenceSettings
+    ) -> list[Instances]:
+        """Instances of one image (H, W, C), or of as many as transformers put into a batch."""
+        predictor = Predictor(self.model, self.image_processor)
+        batch = images if isinstance(images, list) else [images]
+        settings = replace(settings, batch_size=len(batch))
+        ready = ((number, predictor.ready(ImageReader.of(pixels), settings)) for number, pixels in enumerate(batch))
+        return [replace(one, categories=None) for _, one in predictor.predict_each(ready, settings)]
+
+    def _noted(self, found: list[Instances], settings: InferenceSettings) -> list[Instances]:
+        """The same instances; what is not among them is logged."""
         for one in found:
             for line in limit_lines(one.left_out, settings.max_detections or 0):
                 logger.warning(line)
-        return {"instances": found}
+        return found
 
     def postprocess(self, model_outputs: dict[str, Instances | list[Instances]]) -> list[PipelineInstance]:
         """The instances of one image as dicts."""

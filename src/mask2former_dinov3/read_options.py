@@ -1,16 +1,20 @@
-"""How image files are read where the file leaves a choice: range of values, page, channels. Saved with the model."""
+"""How images are read and scaled where there is a choice: values, page, channels, scale. Saved with the model."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from numbers import Integral
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, TypeAlias
 
 from .errors import OptionError
 
 FULL, PERCENTILE = "full", "percentile"
 ALL = "all"
+FIT, NATIVE = "fit", "native"
+LARGEST_SCALE = 16.0
+ImageScale: TypeAlias = str | float
+"""FIT, NATIVE, or pixels of the network per pixel of the image."""
 LARGEST_CHANNEL = 2**16  # a TIFF has no more samples
 MOST_CHANNELS = 512  # of a file or a model; OpenCV's arrays have no more
 PERCENTILES = (0.1, 99.9)  # of all values of an image; "percentile" maps these two to 0 and 255
@@ -26,7 +30,9 @@ class ReadOptions:
     three, read as red, green and blue, or another number of them, counted from 1; "all": all but alpha; None: a grey
     or RGB image, and the first of a file that stores its channels as pages. extra_images: where the second file of each
     image is, whose channels follow the image's own; see `data.extra_files`. grey_as_rgb: a single channel is repeated
-    three times, as networks for RGB take it; False only for second files.
+    three times, as networks for RGB take it; False only for second files. image_scale: "fit": every image is fitted
+    into the canvas; "native": every image keeps its own scale, and the canvas shows a part of a larger one; a number:
+    as "native", enlarged by this factor.
 
     Raises OptionError for any other value.
     """
@@ -36,6 +42,7 @@ class ReadOptions:
     channels: tuple[int, ...] | str | None = None
     extra_images: str | None = None
     grey_as_rgb: bool = True
+    image_scale: ImageScale = FIT
 
     def __post_init__(self) -> None:
         if self.value_range not in (FULL, PERCENTILE):
@@ -44,8 +51,14 @@ class ReadOptions:
             raise OptionError("page", "a whole number from 1", self.page)
         if self.channels is not None:
             object.__setattr__(self, "channels", check_channels(self.channels))
+        object.__setattr__(self, "image_scale", check_image_scale(self.image_scale))
         if self.extra_images is not None and not (isinstance(self.extra_images, str) and self.extra_images.strip()):
             raise OptionError("extra_images", "a folder, or a pattern such as {folder}/../depth/{stem}.png", "none")
+
+    @property
+    def factor(self) -> float | None:
+        """Pixels of the network per pixel of the image; None for "fit", where they depend on the image."""
+        return scale_factor(self.image_scale)
 
     @property
     def numbers(self) -> tuple[int, ...] | None:
@@ -79,10 +92,13 @@ class ReadChanges:
     page: int | None = None
     channels: tuple[int, ...] | str | None = None
     extra_images: str | None = None
+    image_scale: ImageScale | None = None
 
     def __post_init__(self) -> None:
         if self.channels is not None:
             object.__setattr__(self, "channels", check_channels(self.channels))
+        if self.image_scale is not None:
+            object.__setattr__(self, "image_scale", check_image_scale(self.image_scale))
         self.apply(ReadOptions())
 
     @property
@@ -106,6 +122,27 @@ class ReadChanges:
             if value != before[name]
         ]
         return f"images are read otherwise than saved with the model: {', '.join(parts)}" if parts else ""
+
+
+def check_image_scale(value: object) -> ImageScale:
+    """FIT, NATIVE (also for 1), or a factor; given as a word, a number, or text such as "2.0". Raises OptionError."""
+    expected = f'"fit", "native", or a factor above 0, at most {LARGEST_SCALE:g}, such as 2.0'
+    if isinstance(value, str) and value.strip().lower() in (FIT, NATIVE):
+        return value.strip().lower()
+    try:
+        factor = float(value) if type(value) is not bool and isinstance(value, str | Real) else math.nan
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor <= LARGEST_SCALE:
+        raise OptionError("image_scale", expected, value)
+    return NATIVE if factor == 1 else factor
+
+
+def scale_factor(image_scale: ImageScale) -> float | None:
+    """The factor of a checked `image_scale`; None for "fit"."""
+    if isinstance(image_scale, str):
+        return None if image_scale == FIT else 1.0
+    return image_scale
 
 
 def check_channels(value: object) -> tuple[int, ...] | str:

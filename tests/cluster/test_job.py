@@ -45,6 +45,7 @@ from mask2former_dinov3.errors import (
 )
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
+from mask2former_dinov3.inference.tiles.grid import Passes
 from mask2former_dinov3.read_options import ReadOptions
 from mask2former_dinov3.sample_data import SAMPLE
 from support.paths import SOURCE
@@ -52,6 +53,7 @@ from support.processes import start_python
 
 STORE = 200_000_000  # bytes of Ray's object store on each node
 EVERYTHING = InferenceSettings(threshold=0.0)
+PASSES = Passes((64, 64), factor=None, tile=None, overlap=0.2)
 IMAGES = 150  # ten tasks of reading: enough to be in the middle of
 
 # Ray leaves sockets and files of the cluster's processes to the garbage collector.
@@ -296,12 +298,23 @@ def test_batch_predict__needs_the_extra(model_folder: Path, monkeypatch: pytest.
 
 def test_read_batch__an_image_that_cannot_be_had_stops_nothing(images: Path) -> None:
     names = [str(images / "000.png"), str(images / "gone.png"), str(images), "nonsense://x.png"]
-    read = pickle.loads(read_batch({"number": 3, "images": names}, canvas=(64, 64))["read"])
+    read = pickle.loads(read_batch({"number": 3, "images": names}, passes=PASSES)["read"])
     assert [one.image for one in read] == names
     assert (read[0].content.pixels.shape, read[0].content.original_size) == ((28, 64, 3), (40, 90))
     assert read[1].content == f"{names[1]}: expected an image file, got no such file"
     assert read[2].content == f"{names[2]}: expected an image file, got a folder"
     assert read[3].content.startswith("nonsense://x.png: expected a path, or a URI that fsspec knows, got an error (")
+
+
+def test_read_batch__leaves_to_the_predictor_what_is_cut_at_its_own_scale(tmp_path: Path) -> None:
+    for name, size in (("small.png", (60, 20)), ("large.png", (90, 40))):
+        Image.new("RGB", size).save(tmp_path / name)
+    row = {"number": 0, "images": [str(tmp_path / "small.png"), str(tmp_path / "large.png")]}
+    small, large = pickle.loads(read_batch(row, passes=PASSES._replace(factor=1.0))["read"])
+    assert (small.content.pixels.shape, small.content.original_size) == ((20, 60, 3), (20, 60))
+    assert large.content == (tmp_path / "large.png").read_bytes()
+    small, large = pickle.loads(read_batch(row, passes=PASSES._replace(factor=0.5))["read"])
+    assert (small.content.pixels.shape, large.content.pixels.shape) == ((10, 30, 3), (20, 45, 3))
 
 
 def test_model_files__carry_an_exported_model(sample_file: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mask2former_dinov3.data.images import read_image
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
+from mask2former_dinov3.inference.tiles.grid import Passes
 from mask2former_dinov3.read_options import ReadOptions
 from mask2former_dinov3.serving.app import build_app
 from mask2former_dinov3.serving.doors import Doors
@@ -28,6 +29,7 @@ from mask2former_dinov3.serving.queue import ModelQueue
 from support.channels import SIDE, bands_of, wide_model, write_bands
 
 OPTIONS = ReadOptions(channels="all")
+PASSES = Passes((64, 64), factor=None, tile=None, overlap=0.2)
 WANTED = Wanted(InferenceSettings())
 
 
@@ -79,17 +81,17 @@ def test_predict__says_that_rgb_is_not_enough(client: TestClient) -> None:
 def test_check_header__counts_channels_as_pixels(bands: Path) -> None:
     pixels = SIDE[0] * SIDE[1]
     data = bands.read_bytes()
-    check_header(data, "a.tif", pixels * 5 // 3 + 1, WANTED, OPTIONS, 5)
+    check_header(data, "a.tif", pixels * 5 // 3 + 1, PASSES, OPTIONS, 5)
     with pytest.raises(TooLarge, match=r"a\.tif: expected an image of at most 3,071 pixels, got 48 x 64"):
-        check_header(data, "a.tif", pixels * 5 // 3 - 1, WANTED, OPTIONS, 5)
+        check_header(data, "a.tif", pixels * 5 // 3 - 1, PASSES, OPTIONS, 5)
     with pytest.raises(DatasetError, match=r"a\.tif: expected a complete image, got damaged"):
-        check_header(data[:10], "a.tif", pixels, WANTED, OPTIONS, 5)
+        check_header(data[:10], "a.tif", pixels, PASSES, OPTIONS, 5)
 
 
 def test_read_batch__gives_workers_all_channels(bands: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     row = BatchRow(number=1, images=[str(bands), str(tmp_path / "a.png")])
-    read = pickle.loads(read_batch(row, canvas=(64, 64), options=OPTIONS, channels=5)["read"])
+    read = pickle.loads(read_batch(row, passes=PASSES, options=OPTIONS, channels=5)["read"])
     fitted, refused = read[0].content, read[1].content
     assert isinstance(fitted, FittedImage)
     np.testing.assert_array_equal(fitted.pixels, fit_image(read_image(bands, OPTIONS), 64, 64))

@@ -20,10 +20,12 @@ from mask2former_dinov3.errors import DatasetError, OptionError
 from mask2former_dinov3.inference.image_processing import Prepared
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
+from mask2former_dinov3.inference.tiles.grid import Passes
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.serving.limits import Busy, Limits, ModelFailed, TooLarge, Wanted, check_header
 from mask2former_dinov3.serving.queue import ModelQueue
 
+PASSES = Passes((64, 64), factor=None, tile=None, overlap=0.2)
 WANTED = Wanted(InferenceSettings(threshold=0.0, max_detections=8))
 
 
@@ -204,11 +206,11 @@ def test_limits__refuse_what_lets_nothing_through(name: str, value: float) -> No
 
 
 def test_check_header__looks_at_sizes_before_any_pixel() -> None:
-    check_header(picture(40, 50), "a.png", 2000, WANTED)
+    check_header(picture(40, 50), "a.png", 2000, PASSES)
     with pytest.raises(
         TooLarge, match=r"a\.png: expected an image of at most 1,999 pixels, got 40 x 50 \(height x width\)"
     ):
-        check_header(picture(40, 50), "a.png", 1999, WANTED)
+        check_header(picture(40, 50), "a.png", 1999, PASSES)
 
 
 @pytest.mark.parametrize("side", [10_000, 30_000, 2_000_000_000])
@@ -217,7 +219,7 @@ def test_check_header__refuses_bombs(side: int) -> None:
     data[16:24] = side.to_bytes(4) * 2  # IHDR: width, height
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
     with pytest.raises(TooLarge, match=r"bomb\.png: expected an image of at most 50,000,000 pixels"):
-        check_header(bytes(data), "bomb.png", 50_000_000, WANTED)
+        check_header(bytes(data), "bomb.png", 50_000_000, PASSES)
 
 
 @pytest.mark.parametrize(
@@ -232,13 +234,13 @@ def test_check_header__refuses_bombs(side: int) -> None:
 )
 def test_check_header__refuses_what_is_no_image(data: bytes, message: str) -> None:
     with pytest.raises(DatasetError, match=f"^{message}"):
-        check_header(data, "a", 1000, WANTED)
+        check_header(data, "a", 1000, PASSES)
 
 
 def test_check_header__refuses_too_many_tiles() -> None:
-    check_header(picture(40, 1000), "a", 10**6, want(tile=32))
+    check_header(picture(40, 1000), "a", 10**6, PASSES._replace(tile=32))
     with pytest.raises(TooLarge, match="a: expected at most 1000 tiles, got 2025; use larger tiles"):
-        check_header(picture(1000, 1000), "a", 10**6, want(tile=32, overlap=0.3))
+        check_header(picture(1000, 1000), "a", 10**6, PASSES._replace(tile=32, overlap=0.3))
 
 
 def test_model_queue__tiles_wait_among_other_images(predictor: HeldPredictor) -> None:

@@ -73,7 +73,8 @@ def add_tiles(parser: VerbParser) -> None:
         type=positive,
         metavar="N",
         help="split larger images into tiles of N x N pixels and merge the results; --batch-size and "
-        "--max-detections then count per tile (default: no tiles)",
+        "--max-detections then count per tile (default: no tiles, or tiles of the canvas' size for a model with "
+        "image_scale native)",
     )
     parser.add_argument(
         "--overlap",
@@ -274,7 +275,7 @@ def add_check_data(parser: VerbParser) -> None:
             help=f"{side} of the training canvas in pixels; objects too small for it are reported "
             "(default: 1024, or as in --config)",
         )
-    add_read_options(parser, "full", "1", "the file's grey or RGB", "as in --config")
+    add_read_options(parser, "full", "1", "the file's grey or RGB", "fit", "as in --config")
     for option in SPLIT_OPTIONS:
         split, kind = option.split("_")
         text = "COCO JSON file" if kind == "annotations" else "folder with the images"

@@ -78,10 +78,16 @@ def read_classes(arguments: argparse.Namespace) -> dict[str, str | None] | None:
 
 
 def add_read_options(
-    parser: VerbParser, value_range: str = "", page: str = "", channels: str = "", otherwise: str = ""
+    parser: VerbParser,
+    value_range: str = "",
+    page: str = "",
+    channels: str = "",
+    image_scale: str = "",
+    otherwise: str = "",
 ) -> None:
-    """The options that say how image files are read. Their defaults, for the help; without them those of a model."""
-    values = [", or ".join(filter(None, (value, otherwise))) or SAVED for value in (value_range, page, channels)]
+    """The options that say how images are read and scaled. Their defaults, for the help; without them a model's."""
+    own = (value_range, page, channels, image_scale)
+    values = [", or ".join(filter(None, (value, otherwise))) or SAVED for value in own]
     parser.add_argument(
         "--value-range",
         metavar="RANGE",
@@ -96,6 +102,12 @@ def add_read_options(
         metavar="N,N,N",
         help="channels to read, counted from 1: one (grey), three (red, green, blue) or more, or all "
         f"(default: {values[2]})",
+    )
+    parser.add_argument(
+        "--image-scale",
+        metavar="SCALE",
+        help="fit: images are fitted into the canvas; native: they keep their own scale, larger ones are predicted in "
+        f"tiles; a number: as native, enlarged by this factor (default: {values[3]})",
     )
     add_extra_images(parser)
 
@@ -112,4 +124,6 @@ def add_extra_images(parser: VerbParser) -> None:
 
 def read_changes(arguments: argparse.Namespace) -> ReadChanges:
     """What flags say about reading image files, instead of what is saved with the model. Raises OptionError."""
-    return ReadChanges(arguments.value_range, arguments.page, arguments.channels, arguments.extra_images)
+    return ReadChanges(
+        arguments.value_range, arguments.page, arguments.channels, arguments.extra_images, arguments.image_scale
+    )

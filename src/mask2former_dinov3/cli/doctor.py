@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _FLAGS = (
     *("dataset_name", *SPLIT_OPTIONS, "valid_split", "image_height", "image_width", "num_queries"),
-    *("crowd", "incomplete_images", "value_range", "page", "channels", "extra_images"),
+    *("crowd", "incomplete_images", "value_range", "page", "channels", "extra_images", "image_scale"),
 )
 
 

@@ -26,6 +26,7 @@ from ..extras import require
 from ..folder_lock import hold_folder
 from ..inference.predictor import Predictor, load_model, refuse_extra_images
 from ..inference.settings import DEFAULTS, InferenceSettings, describe_threshold
+from ..inference.tiles.grid import Passes
 from ..progress_bar import ProgressBar
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .connection import connect_ray, live_nodes
@@ -114,7 +115,7 @@ def _note_settings(summary: BatchSummary, given: InferenceSettings, predictor: P
     """What the summary says about the settings. given: without the model's own values."""
     used = predictor.fill(given)
     summary.threshold = describe_threshold(given, predictor.model.config)
-    summary.tiles, summary.max_detections = used.tile is not None, used.max_detections or 0
+    summary.tiles, summary.max_detections = predictor.passes(used).may_cut, used.max_detections or 0
 
 
 @contextmanager
@@ -129,12 +130,12 @@ def _hold_output(output: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Job:
-    """Batches, and what is needed to predict them. canvas: (height, width). options: how images are read, with so many
-    channels."""
+    """Batches, and what is needed to predict them. passes: how images are cut. options: how images are read, with so
+    many channels."""
 
     batches: Batches
     model: ObjectRef[ModelFiles]
-    canvas: tuple[int, int]
+    passes: Passes
     options: ReadOptions
     settings: InferenceSettings
     channels: int = 3
@@ -144,9 +145,9 @@ class Job:
         cls, batches: Batches, model: ObjectRef[ModelFiles], predictor: Predictor, settings: InferenceSettings
     ) -> Job:
         """The job of a model, which `predictor` holds and `model` has in Ray's object store."""
-        size, options = predictor.processor.size, predictor.processor.read_options
-        canvas = size["height"], size["width"]
-        return cls(batches, model, canvas, options, settings, predictor.processor.num_channels)
+        processor = predictor.processor
+        passes = predictor.passes(settings)
+        return cls(batches, model, passes, processor.read_options, settings, processor.num_channels)
 
 
 def _predict_all(job: Job, gathering: Gathering, plan: Callable[[], Workers]) -> None:
@@ -215,7 +216,7 @@ def _results(job: Job, numbers: NDArray[np.int64], workers: Workers, *, careful:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     run = ray.remote(num_cpus=0, scheduling_strategy=here)(Pass).remote()
     rows = run.results.options(num_returns="streaming").remote(
-        parts, [job.model], job.canvas, job.options, job.settings, workers, channels=job.channels, careful=careful
+        parts, [job.model], job.passes, job.options, job.settings, workers, channels=job.channels, careful=careful
     )
     try:
         while True:

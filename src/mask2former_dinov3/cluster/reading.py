@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.fitting import fit_image
-from ..data.images import check_channel_count, decode_image
-from ..errors import UserError, mismatch
+from ..data.images import check_channel_count, decode_header, decode_image
+from ..errors import DatasetError, UserError, mismatch
+from ..inference.tiles.grid import Passes
 from ..read_options import AS_STORED, ReadOptions
 from .image_list import filesystem_of
 
@@ -54,28 +55,24 @@ class ReadImage(NamedTuple):
     content: FittedImage | bytes | str
 
 
-def read_batch(
-    row: BatchRow, *, canvas: tuple[int, int] | None, options: ReadOptions = AS_STORED, channels: int = 3
-) -> ReadRow:
+def read_batch(row: BatchRow, *, passes: Passes, options: ReadOptions = AS_STORED, channels: int = 3) -> ReadRow:
     """Read the images of a batch; an unreadable one does not raise.
 
-    canvas: (height, width), None for tiles. options, channels: of the model.
+    passes: how they are cut. options, channels: of the model.
     """
-    read = [ReadImage(image, _read_content(image, canvas, options, channels)) for image in row["images"]]
+    read = [ReadImage(image, _read_content(image, passes, options, channels)) for image in row["images"]]
     return {"number": row["number"], "read": pickle.dumps(read)}
 
 
-def _read_content(
-    image: str, canvas: tuple[int, int] | None, options: ReadOptions, channels: int
-) -> FittedImage | bytes | str:
+def _read_content(image: str, passes: Passes, options: ReadOptions, channels: int) -> FittedImage | bytes | str:
     try:
         filesystem, path = filesystem_of(image)
         data: bytes = filesystem.cat_file(path)
-        if canvas is None:
+        if passes.tile is not None or (passes.may_cut and _is_cut(data, image, passes, options)):
             return data
         pixels = decode_image(data, image, options)
         check_channel_count(image, channels, pixels.shape[2])
-        return FittedImage(fit_image(pixels, *canvas), (pixels.shape[0], pixels.shape[1]))
+        return FittedImage(fit_image(pixels, *passes.canvas, passes.factor), (pixels.shape[0], pixels.shape[1]))
     except UserError as error:
         return str(error)
     except FileNotFoundError:
@@ -84,3 +81,12 @@ def _read_content(
         return f"{image}: {mismatch('an image file', 'a folder')}"
     except Exception as error:  # clients of object stores raise errors of their own classes
         return f"{image}: {mismatch('an image file', f'an error ({error})')}"
+
+
+def _is_cut(data: bytes, image: str, passes: Passes, options: ReadOptions) -> bool:
+    """Whether an image is cut into tiles, or cannot be read without cutting it, which the predictor finds out."""
+    try:
+        header = decode_header(data, image, options)
+    except DatasetError:
+        return True
+    return passes.grid(header.height, header.width).number_of_tiles > 1

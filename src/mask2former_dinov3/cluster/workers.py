@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..allocator import keep_freed_memory
 from ..errors import DatasetError
 from ..inference.settings import InferenceSettings
+from ..inference.tiles.grid import Passes
 from ..read_options import ReadOptions
 from .reading import FittedImage, ReadImage, ReadRow, ResultRow, read_batch
 from .resources import READER_CPUS, Workers
@@ -130,7 +131,7 @@ class Pass:
         self,
         parts: list[ObjectRef[object]],
         model: list[ObjectRef[ModelFiles]],
-        canvas: tuple[int, int],
+        passes: Passes,
         options: ReadOptions,
         settings: InferenceSettings,
         workers: Workers,
@@ -141,7 +142,7 @@ class Pass:
         """Results of batches in any order; batches that an actor had when it died are missing.
 
         parts: Arrow tables with the columns of `BatchRow`. model: one reference, in a list since Ray replaces plain
-        arguments by their values. canvas: (height, width). options: how the model's images are read, with so many
+        arguments by their values. passes: how images are cut. options: how the model's images are read, with so many
         channels. careful: give each actor one batch at a time, so that it loses only that one when it dies.
 
         Ray would give a batch that killed its worker to the same worker again and again; so no batch is retried here.
@@ -153,10 +154,9 @@ class Pass:
         context.target_max_block_size = BLOCK_BYTES
         context.max_errored_blocks = -1
         context.execution_no_progress_timeout_s = -1  # a cluster may be busy for hours, and so may one image of tiles
-        fitted = None if settings.tile else canvas
         rows = (
             ray.data.from_arrow_refs(parts)
-            .map(partial(read_batch, canvas=fitted, options=options, channels=channels), num_cpus=READER_CPUS)
+            .map(partial(read_batch, passes=passes, options=options, channels=channels), num_cpus=READER_CPUS)
             .map(
                 BatchPredictor,
                 fn_constructor_args=(model[0], settings, options, "cuda" if workers.gpus else "cpu"),

@@ -13,7 +13,7 @@ from .option_types import Fraction, NotNegativeFloat, PositiveFloat, Share
 
 ScaleMin = Annotated[
     PositiveFloat,
-    Field(description="Smallest random scale of a training image; at scale 1 the image just fits into the canvas."),
+    Field(description="Smallest random scale of a training image, times the scale that `image_scale` gives it."),
 ]
 ScaleMax = Annotated[PositiveFloat, Field(description="Largest random scale of a training image.")]
 Flip = Annotated[

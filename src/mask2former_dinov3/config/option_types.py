@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ..errors import OptionError, mismatch
-from ..read_options import ALL, ReadOptions
+from ..read_options import ALL, ReadOptions, check_image_scale
 from .class_option import parse_class_map, parse_class_weights
 from .presets import LARGEST, LARGEST_QUERIES
 
@@ -48,6 +48,13 @@ def _check_reading(option: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _as_scale(value: object) -> object:
+    try:
+        return check_image_scale(value)
+    except OptionError as error:
+        raise ValueError(error.reason) from error
 
 
 DIGITS = BeforeValidator(_digits_to_number)  # of a number beside words: flags are texts, and some JSON has them so
@@ -96,6 +103,7 @@ RepeatFactor = Annotated[
     ),
 ]
 ValueRange = Annotated[str, BeforeValidator(join_limits), _check_reading("value_range")]
+Scale = Annotated[float | str, AfterValidator(_as_scale)]
 LayerNames = Annotated[str, BeforeValidator(join_names)]
 DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets"]
 RecipeName = Literal["auto", "published", "few-images", "frozen", "full", "from-scratch"]  # files of `recipes/`

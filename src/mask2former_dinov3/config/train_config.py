@@ -37,6 +37,7 @@ from .option_types import (
     QueryCount,
     RecipeName,
     RepeatFactor,
+    Scale,
     Scheduler,
     Seed,
     Side,
@@ -197,6 +198,12 @@ class TrainConfig(BaseModel):
     # --- the image
     image_height: Side = Field(1024, description="Height of the training canvas in pixels, a multiple of 16.")
     image_width: Side = Field(1024, description="Width of the training canvas in pixels, a multiple of 16.")
+    image_scale: Scale = Field(
+        "fit",
+        description="Scale of the images. `fit`: each is fitted into the canvas; `native`: each keeps its own scale, "
+        "training takes crops of the canvas' size, and larger images are predicted in tiles; a number: as `native`, "
+        "enlarged by this factor. Saved with the model.",
+    )
     scale_min: changes.ScaleMin = 0.1
     scale_max: changes.ScaleMax = 2.0
     flip: changes.Flip = "horizontal"
@@ -349,7 +356,8 @@ class TrainConfig(BaseModel):
     @property
     def read_options(self) -> ReadOptions:
         """How image files are read."""
-        return ReadOptions(self.value_range, self.page, as_channels(self.channels), self.extra_images)
+        channels = as_channels(self.channels)
+        return ReadOptions(self.value_range, self.page, channels, self.extra_images, image_scale=self.image_scale)
 
     @model_validator(mode="after")
     def _options_fit_together(self, info: ValidationInfo) -> TrainConfig:

@@ -42,7 +42,8 @@ Read in this order:
     fitting        fit images into the canvas, and make them the model's input
     transforms     move images and instances onto the canvas, with augmentation
     pixel_changes  change pixel values at random: gamma, inversion, blur, noise, JPEG
-    object_sizes   measure objects on the canvas; find those that the smallest scale erases
+    crops          crops of images that keep their own scale, and objects at their borders
+    object_sizes   measure objects on the canvas; find small ones and those that the smallest scale erases
     achievable_ap  compute the highest AP that masks of a stride can reach
     mask_arrays    measure all masks of a split as arrays
     mask_causes    find out why boxes contradict masks

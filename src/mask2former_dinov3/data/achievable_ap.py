@@ -21,9 +21,15 @@ MAX_INSTANCES = 300  # that are measured, evenly spread over the split
 
 
 def mask_ceilings(
-    data: CocoData, canvas: tuple[int, int], strides: Sequence[int] = (2, 4, 8), most: int = MAX_INSTANCES
+    data: CocoData,
+    canvas: tuple[int, int],
+    strides: Sequence[int] = (2, 4, 8),
+    most: int = MAX_INSTANCES,
+    factor: float | None = None,
 ) -> dict[int, float]:
     """Stride -> AP of a perfect model with masks of that stride on this canvas (height, width); {} without instances.
+
+    factor: the scale of images that are not fitted into the canvas (`ReadOptions.factor`).
 
     Each instance, at its own size, is averaged over the coarse pixels, resized back bilinearly and thresholded at 0.5.
     If its IoU with itself is below one of COCO's thresholds, it counts as a false detection and as a missed instance:
@@ -38,7 +44,7 @@ def mask_ceilings(
         (window,) = rasterise_windows([data.images.segmentation(row, size)], size, fit_matrix(*size, *size), *size)
         if window is None or not window.pixels.any():
             continue
-        fitted = fitted_size(*size, *canvas)
+        fitted = fitted_size(*size, *canvas, factor)
         for stride, found in passed.items():
             found.append(_coarse_iou(window, size, fitted, stride) >= THRESHOLDS)
     return {stride: float(np.square(np.mean(found, axis=0)).mean()) for stride, found in passed.items() if found}

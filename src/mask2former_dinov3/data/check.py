@@ -20,8 +20,10 @@ import numpy as np
 from ..errors import DatasetError, mismatch
 from ..read_options import AS_STORED, ReadOptions
 from .achievable_ap import mask_ceilings
+from .array_types import Ints
 from .coco import CocoData, ImageRecord, parse_splits
 from .coco_json import ENTRY_FAULTS
+from .crops import crop_counts
 from .duplicates import compare_pictures, find_repeated_objects, find_split_siblings
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
 from .image_faults import ImageFindings, check_image, different_channels, group_findings, sample_numbers
@@ -29,7 +31,7 @@ from .image_folders import PassedOver, image_names_in
 from .layout import Split
 from .mask_arrays import collect_masks
 from .mask_checks import compare_masks, find_filled_holes
-from .object_sizes import check_smallest_scale
+from .object_sizes import advise_scale, check_smallest_scale
 from .statistics import Statistics, statistics_of
 
 logger = logging.getLogger(__name__)
@@ -168,9 +170,9 @@ def check_data(
 
     num_queries: more instances than this in an image are a warning; None: no limit. canvas: (height, width) of
     training, for `mask_ceilings`. options: how images are read. scale_min: smallest random scale of training, at which
-    objects vanish with a warning; None: not checked. full: decode every image, compare images by their pixels, look for
-    filled holes, measure the ceilings; otherwise (at the start of training) the headers of the image files are read,
-    and 16 images decoded.
+    objects vanish with a warning; None: neither this is checked nor whether objects are small. full: decode every
+    image, compare images by their pixels, look for filled holes, measure the ceilings; otherwise (at the start of
+    training) the headers of the image files are read, and 16 images decoded.
     """
     reports = {name: SplitReport(split.annotations) for name, split in splits.items()}
     for name, (data, faults) in parse_splits(splits).items():
@@ -179,14 +181,17 @@ def check_data(
     for name, report in reports.items():
         if report.data is not None:
             report.statistics = statistics_of(report.data)
-            report.ceilings = mask_ceilings(report.data, canvas) if full else {}
+            factor = options.factor
+            report.ceilings = mask_ceilings(report.data, canvas, factor=factor) if full else {}
             has_errors = bool(report.of("error"))
-            report.faults += _check_content(name, report.data, report.statistics, num_queries, has_errors)
+            counts = crop_counts(report.data.images, canvas, factor)
+            report.faults += _check_content(name, report.data, report.statistics, num_queries, has_errors, counts)
             masks = collect_masks(report.data)
             report.faults += [*compare_masks(masks), *find_repeated_objects(masks)]
             report.faults += find_filled_holes(masks) if full else []
             if name == "train" and scale_min is not None:
-                report.faults += check_smallest_scale(masks, canvas, scale_min)
+                report.faults += check_smallest_scale(masks, canvas, scale_min, factor)
+                report.faults += advise_scale(masks, canvas, factor)
     _compare_classes(reports)
     records = {name: report.data for name, report in reports.items()}
     for faults_of_split in (compare_pictures(records, digests), find_split_siblings(records)):
@@ -248,17 +253,18 @@ def _check_in_threads(
 
 
 def _check_content(
-    name: str, data: CocoData, statistics: Statistics, num_queries: int | None, has_errors: bool
+    name: str, data: CocoData, statistics: Statistics, num_queries: int | None, has_errors: bool, counts: Ints
 ) -> Iterable[Fault]:
     """Faults of a split as a whole: more instances than queries, classes without instances, nothing to train on.
 
-    has_errors: the split has errors, which are then the reason why there is nothing.
+    has_errors: the split has errors, which are then the reason why there is nothing. counts: the most instances that
+    the network sees at once, of each image.
     """
-    counts = data.images.instance_counts()
     crowded = [] if num_queries is None else np.flatnonzero(counts > num_queries).tolist()
     if crowded:
+        where = "" if (counts == data.images.instance_counts()).all() else " in a crop"
         reason = (
-            f"{count_of(len(crowded), 'image')} with more instances than num_queries ({num_queries}), up to "
+            f"{count_of(len(crowded), 'image')} with more instances{where} than num_queries ({num_queries}), up to "
             f"{counts.max()}: the model cannot find them all; raise num_queries, or set it to auto"
         )
         first, *more = [(image_id, None) for image_id in data.images.take(crowded).ids]

@@ -20,7 +20,8 @@ from ..errors import DatasetError
 from ..read_options import AS_STORED, ReadOptions
 from .coco import CocoData, ImageRecord
 from .copy_paste import PlacedImage, paste
-from .fitting import Matrix, fit_matrix, size_on_canvas, to_pixel_values, warp_image
+from .crops import choose_focus, is_sliver, middle_matrix
+from .fitting import Matrix, size_on_canvas, to_pixel_values, warp_image
 from .images import check_channel_count, check_image_size, read_image
 from .pixel_changes import change_pixels
 from .sampler import SampleKey
@@ -79,9 +80,10 @@ class CocoInstanceDataset(Dataset[Sample]):
         seed: int = 0,
         skip_unreadable: bool = False,
     ) -> None:
-        """image_height, image_width: the canvas. augmentation None: every image fitted into the canvas, nothing random.
-        image_mean, image_std: C numbers. options: how image files are read, with C channels. skip_unreadable: the next
-        image takes the place of one that cannot be read.
+        """image_height, image_width: the canvas. augmentation None: nothing random; of an image that keeps its own
+        scale and is larger than the canvas, the middle (`crops`). image_mean, image_std: C numbers. options: how image
+        files are read, with C channels, and their scale. skip_unreadable: the next image takes the place of one that
+        cannot be read.
 
         Raises OptionError, with the nearest valid sizes, unless both sides of the canvas are multiples of 16.
         """
@@ -164,17 +166,21 @@ class CocoInstanceDataset(Dataset[Sample]):
         transposed = self.augmentation is not None and self.augmentation.flip == "all" and rng.random() < 0.5
         canvas = self.canvas[::-1] if transposed else self.canvas
         matrix = self._matrix(rng, record, canvas)
-        size = (record.height, record.width)
+        size, is_crop = (record.height, record.width), self.options.factor is not None
         real = size_on_canvas(matrix, *size, *canvas)
         rotation = 0.0 if self.augmentation is None else self.augmentation.rotation
         if rotation > 0:
             matrix = rotate_matrix(matrix, real, rng.uniform(-rotation, rotation))
         image = warp_image(image, matrix, *real)  # (r, c, C)
         targets = [one for one in record.annotations if not one.iscrowd]
-        windows = rasterise_windows([one.segmentation for one in targets], size, matrix, *real)
+        windows = rasterise_windows([one.segmentation for one in targets], size, matrix, *real, exact=is_crop)
         if rotation > 0:
             windows = cut_corners(image, windows, size, matrix, [round(255 * mean) for mean in self.image_mean])
-        shown = [(one.label, window) for one, window in zip(targets, windows, strict=True) if window is not None]
+        shown = [
+            (one.label, window)
+            for one, window in zip(targets, windows, strict=True)
+            if window is not None and not (is_crop and is_sliver(window, one.segmentation, matrix, real))
+        ]
         if transposed:
             image = np.ascontiguousarray(image.swapaxes(0, 1))  # (c, r, C)
             shown = [(label, window.transpose()) for label, window in shown]
@@ -182,9 +188,11 @@ class CocoInstanceDataset(Dataset[Sample]):
 
     def _matrix(self, rng: np.random.Generator, record: ImageRecord, canvas: tuple[int, int]) -> Matrix:
         """The matrix (2, 3) that places an image on the canvas."""
+        factor = self.options.factor
         if self.augmentation is None:
-            return fit_matrix(record.height, record.width, *canvas)
-        return sample_matrix(rng, record.height, record.width, *canvas, self.augmentation)
+            return middle_matrix(record.height, record.width, *canvas, factor)
+        focus = None if factor is None else choose_focus(rng, record)
+        return sample_matrix(rng, record.height, record.width, *canvas, self.augmentation, factor, focus)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -23,24 +23,31 @@ PixelArray = npt.NDArray[np.uint8]
 """An image (h, w, C), RGB or of any number of channels, or a mask (h, w)."""
 
 
-def fitted_size(height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[int, int]:
-    """(r, c): the size in whole pixels of a height x width image fitted into the canvas, enlarged or reduced."""
+def fitted_size(
+    height: int, width: int, canvas_height: int, canvas_width: int, factor: float | None = None
+) -> tuple[int, int]:
+    """(r, c): the size in whole pixels of a height x width image fitted into the canvas, enlarged or reduced.
+
+    factor: the scale of an image that is not fitted (`ReadOptions.factor`), which may exceed the canvas.
+    """
+    if factor is not None:
+        return scaled_size(height, width, factor)
     scale = min(canvas_height / height, canvas_width / width)
     rows, columns = scaled_size(height, width, scale)
     return min(rows, canvas_height), min(columns, canvas_width)
 
 
-def fit_matrix(height: int, width: int, canvas_height: int, canvas_width: int) -> Matrix:
-    """The matrix (2, 3) that maps the source's extent exactly onto the `fitted_size` in the canvas' top left."""
-    rows, columns = fitted_size(height, width, canvas_height, canvas_width)
+def fit_matrix(height: int, width: int, canvas_height: int, canvas_width: int, factor: float | None = None) -> Matrix:
+    """The matrix (2, 3) that maps the source's extent exactly onto the `fitted_size`, from the canvas' top left on."""
+    rows, columns = fitted_size(height, width, canvas_height, canvas_width, factor)
     return np.array([[columns / width, 0.0, 0.0], [0.0, rows / height, 0.0]])
 
 
-def fit_image(image: PixelArray, canvas_height: int, canvas_width: int) -> PixelArray:
-    """Resize an image (H, W, C) to its size on the canvas (r, c, C), its aspect kept."""
+def fit_image(image: PixelArray, canvas_height: int, canvas_width: int, factor: float | None = None) -> PixelArray:
+    """Resize an image (H, W, C) to its `fitted_size` (r, c, C), its aspect kept."""
     height, width = image.shape[:2]
-    real = fitted_size(height, width, canvas_height, canvas_width)
-    return warp_image(image, fit_matrix(height, width, canvas_height, canvas_width), *real)
+    real = fitted_size(height, width, canvas_height, canvas_width, factor)
+    return warp_image(image, fit_matrix(height, width, canvas_height, canvas_width, factor), *real)
 
 
 def size_on_canvas(matrix: Matrix, height: int, width: int, canvas_height: int, canvas_width: int) -> tuple[int, int]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import OptionError
 from .fitting import Matrix, PixelArray, moved_box, resample, scaled_size, shift_origins, size_on_canvas
@@ -28,7 +29,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """Random changes in training. Scales are relative to the fit of the whole image into the canvas.
+    """Random changes in training. Scales are relative to the fit of the whole image into the canvas, or to `factor`.
 
     scale_min, scale_max: large-scale jitter (arXiv:2012.07177), uniform in between. flip: "horizontal" (left-right)
     or "both" (left-right and up-down independently), each with probability 1/2; "all" transposes as well, so that all
@@ -80,29 +81,45 @@ def sample_matrix(
     canvas_height: int,
     canvas_width: int,
     augmentation: Augmentation,
+    factor: float | None = None,
+    focus: tuple[float, float, float, float] | None = None,
 ) -> Matrix:
     """A random matrix (2, 3): scale jitter, flip, and a random crop where the image is larger than the canvas.
 
     Its `size_on_canvas` is the part of the canvas that the image fills. With scales of 1 and no flip it equals
     `fit_matrix`. It never transposes: that is done to the finished sample, on a canvas with its sides exchanged.
+    factor: the scale of an image that is not fitted into the canvas (`ReadOptions.factor`), before the jitter. focus:
+    left, top, width, height of an object, in pixels of the image; the crop holds it, or lies inside a larger one.
     """
-    fit = min(canvas_height / height, canvas_width / width)
+    scale = min(canvas_height / height, canvas_width / width) if factor is None else factor
     jitter = rng.uniform(augmentation.scale_min, augmentation.scale_max)
-    rows, columns = scaled_size(height, width, fit * jitter)
-    if jitter <= 1:  # rounding must not push the image out of the canvas by a pixel
+    rows, columns = scaled_size(height, width, scale * jitter)
+    if jitter <= 1 and factor is None:  # rounding must not push the image out of the canvas by a pixel
         rows, columns = min(rows, canvas_height), min(columns, canvas_width)
     flip_x, flip_y = rng.random(2) < 0.5
     flip_x &= augmentation.flip != "none"
     flip_y &= augmentation.flip in ("both", "all")
-    crop_x = rng.integers(0, max(columns - canvas_width, 0), endpoint=True)
-    crop_y = rng.integers(0, max(rows - canvas_height, 0), endpoint=True)
     scale_x, scale_y = columns / width, rows / height
-    return np.array(
+    matrix = np.array(
         [
-            [-scale_x if flip_x else scale_x, 0.0, (columns if flip_x else 0.0) - crop_x],
-            [0.0, -scale_y if flip_y else scale_y, (rows if flip_y else 0.0) - crop_y],
+            [-scale_x if flip_x else scale_x, 0.0, columns if flip_x else 0.0],
+            [0.0, -scale_y if flip_y else scale_y, rows if flip_y else 0.0],
         ]
     )
+    left, top, right, bottom = 0.0, 0.0, float(columns), float(rows)
+    if focus is not None:
+        left, top, right, bottom = moved_box(matrix, *focus[:2], focus[0] + focus[2], focus[1] + focus[3])
+    matrix[0, 2] -= _draw_start(rng, left, right, columns, canvas_width)
+    matrix[1, 2] -= _draw_start(rng, top, bottom, rows, canvas_height)
+    return matrix
+
+
+def _draw_start(rng: np.random.Generator, first: float, last: float, length: int, canvas: int) -> int:
+    """The first pixel, of `length`, that the canvas shows; it shows `first` to `last`, or nothing beyond them."""
+    low, high = sorted((last - canvas, first))
+    most = max(length - canvas, 0)
+    start = min(max(math.ceil(low), 0), most)
+    return int(rng.integers(start, min(max(math.floor(high), start), most), endpoint=True))
 
 
 def rotate_matrix(matrix: Matrix, extent: tuple[int, int], angle: float) -> Matrix:
@@ -150,23 +167,32 @@ def rasterise(segmentation: Segmentation, size: tuple[int, int], matrix: Matrix,
 
 
 def rasterise_windows(
-    segmentations: Sequence[Segmentation], size: tuple[int, int], matrix: Matrix, height: int, width: int
+    segmentations: Sequence[Segmentation],
+    size: tuple[int, int],
+    matrix: Matrix,
+    height: int,
+    width: int,
+    *,
+    exact: bool = False,
 ) -> list[Window | None]:
     """Move the instances of an image of `size` (h, w) by `matrix`: the mask pixels around each, None if none is left.
 
     Polygons: the vertices are moved, then COCO's rasteriser draws the union of the parts, nothing beyond the image's
     own extent. RLE: the pixels are moved like the image's; a new pixel belongs to the instance if half of it does.
+    exact: a polygon that begins left of the canvas or above it is drawn from its beginning on and then cut, since the
+    rasteriser rounds negative coordinates the other way: the mask then is the same part of the whole image's.
     """
     rows, columns = size_on_canvas(matrix, size[0], size[1], height, width)
     if rows == 0 or columns == 0:
         return [None] * len(segmentations)
-    codes = [
-        one["counts"] if isinstance(one, dict) else _draw_polygons(one, matrix, rows, columns) for one in segmentations
+    drawn = [
+        _Drawn(one["counts"]) if isinstance(one, dict) else _draw_polygons(one, matrix, rows, columns, exact)
+        for one in segmentations
     ]
     windows: list[Window | None] = []
-    for segmentation, runs in zip(segmentations, runs_of_each(codes), strict=True):
+    for segmentation, one, runs in zip(segmentations, drawn, runs_of_each([one.counts for one in drawn]), strict=True):
         if isinstance(segmentation, list):
-            windows.append(runs_window(runs, rows))
+            windows.append(_cut_window(runs, rows, one) if one.above or one.before else runs_window(runs, rows))
             continue
         check_runs(runs, *size)
         source = runs_window(runs, size[0])
@@ -174,14 +200,38 @@ def rasterise_windows(
     return windows
 
 
-def _draw_polygons(parts: list[Polygon], matrix: Matrix, rows: int, columns: int) -> bytes:
-    """Compressed runs of a rows x columns mask of polygon parts moved by `matrix`; b"" if they lie outside it."""
+class _Drawn(NamedTuple):
+    """Compressed runs of a mask, with as many rows above the canvas and columns before it."""
+
+    counts: bytes
+    above: int = 0
+    before: int = 0
+
+
+def _draw_polygons(parts: list[Polygon], matrix: Matrix, rows: int, columns: int, exact: bool) -> _Drawn:
+    """A rows x columns mask of polygon parts moved by `matrix`; without counts if they lie outside it."""
     moved = [part @ matrix[:, :2].T + matrix[:, 2] for part in parts]  # each (P, 2)
     # Most instances of an enlarged crop are outside it: they need no rasteriser.
     left, top, width, height = segmentation_box(moved)
     if left > columns or top > rows or left + width < 0 or top + height < 0:
-        return b""
-    return polygons_to_counts(moved, rows, columns)
+        return _Drawn(b"")
+    if not exact:
+        return _Drawn(polygons_to_counts(moved, rows, columns))
+    above, before = max(-math.floor(top), 0), max(-math.floor(left), 0)
+    # Rounded, since a sum such as 12.3 - 5 lies beside the number that the rasteriser would round.
+    moved = [np.round(part + np.array([before, above]), 9) for part in moved]
+    return _Drawn(polygons_to_counts(moved, rows + above, columns + before), above, before)
+
+
+def _cut_window(runs: npt.NDArray[np.int64], rows: int, drawn: _Drawn) -> Window | None:
+    """The part of a mask (`runs`, R of them) on a canvas of so many rows; None if it has no pixel."""
+    height = rows + drawn.above
+    ends = np.maximum(np.cumsum(runs) - drawn.before * height, 0)
+    window = runs_window(np.diff(ends, prepend=0), height)
+    if window is None:
+        return None
+    pixels = window.pixels[max(drawn.above - window.top, 0) :]
+    return Window(pixels, max(window.top - drawn.above, 0), window.left) if pixels.any() else None
 
 
 def jitter_colors(image: PixelArray, rng: np.random.Generator, strength: float) -> None:

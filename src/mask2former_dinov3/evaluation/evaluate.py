@@ -11,11 +11,9 @@ from collections import Counter
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import cast
 
-import torch
 from torch import nn
 
 from ..atomic_files import check_writable, write_text
@@ -34,9 +32,10 @@ from ..errors import ConfigError, DatasetError
 from ..folder_lock import hold_folder
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from ..inference.network import Network
-from ..inference.predictor import check_extra_images, load_model
+from ..inference.predictor import Predictor, check_extra_images, load_model
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
+from ..inference.tiles.image_reader import ImageReader
 from ..progress_bar import ProgressBar
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .coco_ap import ceiling_notes, score_predictions, score_results
@@ -76,7 +75,6 @@ def predict_split(
     *,
     batch_size: int = 1,
     max_detections: int = 100,
-    device: torch.device | str | None = None,
     rank: int = 0,
     world: int = 1,
     progress: bool = False,
@@ -86,38 +84,30 @@ def predict_split(
 
     The lists of all ranks, joined in any order, give the score that one process gives. Memory: two batches of images
     and what `post_process` may take; of an image only RLE stays. The model runs in evaluation mode and without
-    gradients; every module is left in the mode that it came in. device: None for the model's own. unreadable: gets the
-    images that cannot be read, id -> reason, which have no results then.
+    gradients; every module is left in the mode that it came in. unreadable: gets the images that cannot be read,
+    id -> reason, which have no results then.
     Raises DatasetError for classes that are not the model's and, without `unreadable`, for an image that cannot be read
     or is not of the size in the annotations; OptionError for batch_size or max_detections below 1.
     """
-    settings = InferenceSettings(batch_size=batch_size, max_detections=max_detections)
+    settings = InferenceSettings(0.0, max_detections, batch_size, copy_overlap=1.0)
     ids = match_categories(model.config.id2label, data)
     absent = min((category for category in ids if category is not None), default=0) - 1  # no id of the file
     categories = tuple(
         (absent if category is None else category, str(model.config.id2label[label]))
         for label, category in enumerate(ids)
     )
-    device = torch.device(device) if device is not None else model.device
     records = data.images[rank::world]
     results: list[CocoResult] = []
     with (
         _in_evaluation_mode(model),
-        torch.no_grad(),
         ProgressBar(total=len(records), desc="evaluate", unit="image", disable=not progress, leave=False) as bar,
-        closing(_load_batches(records, processor, settings.batch_size, unreadable)) as batches,
     ):
-        for batch in batches:
-            inputs = processor.collate([prepared for _, prepared in batch]).to(device)
-            outputs = model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-            sizes = [(record.height, record.width) for record, _ in batch]
-            found = processor.post_process(
-                outputs, sizes, inputs["pixel_mask"], max_detections=settings.max_detections, categories=categories
-            )
-            for (record, _), instances in zip(batch, found, strict=True):
+        predictor = Predictor(model, processor, categories)
+        with closing(_load(records, predictor, settings, unreadable)) as loaded:
+            for record, instances in predictor.predict_each(loaded, settings):
                 own = cast("list[CocoResult]", instances.to_coco(record.id))  # the image id is an int
                 results.extend(result for result in own if result["category_id"] != absent)
-            bar.update(len(batch))
+                bar.update()
     return results
 
 
@@ -235,7 +225,7 @@ def _score_model(
     write_names(output, truth.listed)
     write_evaluation(output, mapped, truth, max_detections, model)
     metrics = score_results(truth, read_results(results, truth), max_detections, aim)
-    if num_queries < max_detections:
+    if num_queries < max_detections and processor.read_options.factor is None:  # otherwise a limit of each tile
         metrics["notes"] += ceiling_notes(truth, num_queries, "the model's num_queries")
     ids = match_categories(network.config.id2label, data)
     unscored = [str(network.config.id2label[label]) for label, category in enumerate(ids) if category is None]
@@ -292,34 +282,30 @@ def _in_evaluation_mode(model: Network) -> Iterator[None]:
             module.training = training
 
 
-def _load_batches(
+def _load(
     records: Sequence[ImageRecord],
-    processor: Mask2FormerDinov3ImageProcessor,
-    batch_size: int,
+    predictor: Predictor,
+    settings: InferenceSettings,
     unreadable: dict[int, str] | None,
-) -> Generator[list[tuple[ImageRecord, Prepared]], None, None]:
-    """Batches of prepared images; while the model works on one, the next is loaded."""
+) -> Generator[tuple[ImageRecord, Prepared | ImageReader], None, None]:
+    """Images that `Predictor.predict_each` takes; while the model works on a batch, the next is loaded."""
+    processor = predictor.processor
 
-    def load(record: ImageRecord) -> tuple[ImageRecord, Prepared | DatasetError]:
+    def load(record: ImageRecord) -> tuple[ImageRecord, Prepared | ImageReader | DatasetError]:
         try:
             image = read_image(record.path, processor.read_options)
             where = f"image {record.id}, {record.path}"
             check_image_size(where, (record.height, record.width), image.shape[:2])
             check_channel_count(where, processor.num_channels, image.shape[2])
-            return record, processor.prepare(image)
+            return record, predictor.ready(ImageReader.of(image), settings)
         except DatasetError as error:
             if unreadable is None:
                 raise
             return record, error
 
-    def good(loaded: Iterable[tuple[ImageRecord, Prepared | DatasetError]]) -> Iterator[tuple[ImageRecord, Prepared]]:
+    with closing(prefetch(records, load, ahead=settings.batch_size)) as loaded:
         for record, one in loaded:
             if not isinstance(one, DatasetError):
                 yield record, one
             elif unreadable is not None:
                 unreadable[record.id] = str(one)
-
-    with closing(prefetch(records, load, ahead=batch_size)) as loaded:
-        prepared = good(loaded)
-        while batch := list(islice(prepared, batch_size)):
-            yield batch

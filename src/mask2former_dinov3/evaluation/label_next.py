@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from ..atomic_files import check_writable, write_text
 from ..data.faults import plain_cell
+from ..data.fitting import fit_image
 from ..data.image_folders import PassedOver
 from ..data.images import check_channel_count, read_image
 from ..errors import CheckpointError, DatasetError, OptionError, mismatch
@@ -35,6 +36,7 @@ from ..inference.image_processing import Prepared
 from ..inference.predictor import Predictor, check_extra_images
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
+from ..inference.tiles.image_reader import ImageReader
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.backbone import tapped_maps
 from ..progress_bar import ProgressBar
@@ -188,10 +190,14 @@ class _Seen(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """A prepared image and its mirrored copy, or the error of a file that cannot be read."""
+    """An image and its mirrored copy, as `Predictor.ready` gives them, or the error of a file that cannot be read.
+
+    view: the whole image on the canvas, for its features; fitted into it where the image is cut into tiles.
+    """
 
     file: FoundImage
-    sides: tuple[Prepared, ...]
+    sides: tuple[Prepared | ImageReader, ...] = ()
+    view: Prepared | None = None
     error: DatasetError | None = None
 
 
@@ -208,15 +214,20 @@ class _Reader:
     def read(self, files: Sequence[FoundImage], title: str, *, mirror: bool) -> Iterator[_Seen]:
         """What is kept of every image that can be read, in order. mirror: compare it with its mirrored copy, too."""
         processor = self.predictor.processor
+        limits = InferenceSettings(batch_size=self.settings.batch_size)
 
         def load(file: FoundImage) -> _Loaded:
             try:
                 image = read_image(file.path, processor.read_options)
                 check_channel_count(str(file.path), processor.num_channels, image.shape[2])
             except DatasetError as error:
-                return _Loaded(file, (), error)
+                return _Loaded(file, error=error)
             sides = [image, np.ascontiguousarray(image[:, ::-1])] if mirror else [image]
-            return _Loaded(file, tuple(processor.prepare(side) for side in sides))
+            ready = tuple(self.predictor.ready(ImageReader.of(side), limits) for side in sides)
+            if isinstance(ready[0], Prepared):
+                return _Loaded(file, ready, ready[0])
+            fitted = fit_image(image, processor.size["height"], processor.size["width"])
+            return _Loaded(file, ready, processor.on_canvas(fitted, (image.shape[0], image.shape[1])))
 
         with (
             ProgressBar(total=len(files), desc=title, unit="image", disable=not self.show, leave=False) as bar,
@@ -233,12 +244,13 @@ class _Reader:
 
     @torch.no_grad()
     def _look_at(self, batch: Sequence[_Loaded], mirror: bool) -> Iterator[_Seen]:
-        features = self._features([one.sides[0] for one in batch])
+        features = self._features([one.view for one in batch if one.view is not None])
         agreements = [FlipAgreement(0, 0, 0, 0.0)] * len(batch)
         if mirror:
-            settings = self.predictor.fill(InferenceSettings(threshold=self.settings.threshold))
+            settings = InferenceSettings(self.settings.threshold, batch_size=self.settings.batch_size)
             found, mirrored = (
-                self.predictor.predict_prepared([one.sides[side] for one in batch], settings) for side in (0, 1)
+                [found for _, found in self.predictor.predict_each(((0, one.sides[side]) for one in batch), settings)]
+                for side in (0, 1)
             )
             agreements = [
                 flip_agreement(one, mirror_instances(other)) for one, other in zip(found, mirrored, strict=True)

@@ -22,8 +22,10 @@ from ..extras import require
 from ..folder_lock import hold_folder
 from ..inference.files.find_images import find_images
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
+from ..inference.load_images import load_image
 from ..inference.onnx_model import DETECTIONS, FORMAT_VERSION, INPUTS, LOGITS, OnnxMetadata, OnnxModel, data_file
 from ..inference.predictor import check_extra_images, load_network
+from ..inference.tiles.grid import Passes
 from ..model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.licence import LICENCE, LICENCE_TEXT, is_bound
 from ..read_options import ReadChanges
@@ -245,6 +247,7 @@ def build_metadata(
         page=processor.page,
         channels=processor.channels,
         extra_channels=processor.extra_channels,
+        image_scale=processor.image_scale,
         class_map=config.class_map,
         score_threshold=config.score_threshold,
         score_threshold_source=config.score_threshold_source,
@@ -262,12 +265,21 @@ def set_metadata(path: Path, metadata: OnnxMetadata) -> None:
 
 
 def read_images(folder: Path, processor: Mask2FormerDinov3ImageProcessor, count: int) -> list[Prepared]:
-    """The first `count` images below a folder, prepared for the canvas. Raises DatasetError if there is none."""
+    """The first `count` images below a folder, prepared for the canvas. Raises DatasetError if there is none.
+
+    Of an image that keeps its own scale and is larger than the canvas, the first tile.
+    """
     failed: list[tuple[str, str]] = []
     files = find_images([folder], None, failed)
     if not files:
         raise DatasetError(failed[0][1])
-    return [processor.prepare(file.path) for file in islice(files, count)]
+    passes = Passes.of(processor.size, processor.read_options, most=1.0)
+    prepared = []
+    for file in islice(files, count):
+        pixels = load_image(file.path, processor.read_options, processor.num_channels)
+        first = next(passes.grid(pixels.shape[0], pixels.shape[1]).row(0))
+        prepared.append(processor.prepare(pixels[first.y0 : first.y1, first.x0 : first.x1]))
+    return prepared
 
 
 def change_canvas(

@@ -7,7 +7,7 @@ It uses the functions that the data set uses in training: no torchvision, no sec
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..errors import OptionError
 from ..instances import Instances
 from ..model import Mask2FormerDinov3Config
 from ..model.configuration import IMAGENET
-from ..read_options import AS_STORED, ReadOptions, as_channels
+from ..read_options import AS_STORED, ImageScale, ReadOptions, as_channels
 from .call_options import STEPS, CallOptions, canvas_of, read_call_options
 from .image_inputs import TIMEOUT, HeldImage, each_image, to_image
 from .image_text import bytes_of_text
@@ -32,6 +32,7 @@ from .postprocess import Logits, logits_of, pixel_mask_of, post_process, real_si
 from .segment_maps import Segments, to_binary_masks, to_coco_rles, to_segment_map
 from .settings import InferenceSettings
 
+_Number = TypeVar("_Number", bound=np.generic)
 DEFAULT_CANVAS = {"height": 1024, "width": 1024}
 
 
@@ -44,15 +45,21 @@ class Prepared(NamedTuple):
 
 
 class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
-    """Fits images into the training canvas (up or down, aspect kept), top left, and pads right and bottom.
+    """Puts images on the training canvas, top left, and pads right and bottom.
+
+    With image_scale "fit" they are fitted into it (up or down, aspect kept). With "native", or a factor, they keep
+    their own scale, times the factor; the tensor of an image larger than the canvas has the image's size, in multiples
+    of 32. `Predictor` cuts such images into tiles.
 
     size: {"height", "width"} of the canvas, multiples of 16; tensors are padded to multiples of 32. image_mean,
-    image_std: of the C channels (RGB for three) in 0..1. value_range, page, channels: how image files are read
-    (`ReadOptions`). extra_channels: how many of the channels come from a second file of each image; where that file is
-    is set in `read_options` and not stored. These are the values that the weights were trained with, stored in
-    preprocessor_config.json. A call may change them (`call_options`), for other weights or a look at the input.
+    image_std: of the C channels (RGB for three) in 0..1. value_range, page, channels, image_scale: how images are read
+    and scaled (`ReadOptions`). extra_channels: how many of the channels come from a second file of each image; where
+    that file is is set in `read_options` and not stored. These are the values that the weights were trained with,
+    stored in preprocessor_config.json. A call may change them (`call_options`), for other weights or a look at the
+    input.
 
-    The padding always fills the whole canvas, so the result for an image does not depend on its batch.
+    The padding always fills the whole canvas, so the result for an image does not depend on its batch. Only `collate`
+    of images of several sizes pads to the largest; `Predictor` runs each size on its own.
     """
 
     model_input_names = ("pixel_values", "pixel_mask")
@@ -67,6 +74,7 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         page: int = AS_STORED.page,
         channels: Sequence[int] | str | None = None,
         extra_channels: int = 0,
+        image_scale: ImageScale = AS_STORED.image_scale,
         **kwargs: object,
     ) -> None:
         """Raises OptionError for an invalid size, mean or std, or an invalid `ReadOptions`."""
@@ -85,16 +93,17 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         self.image_mean = [float(value) for value in image_mean]
         self.image_std = [float(value) for value in image_std]
         self.extra_channels = int(extra_channels)
-        self.read_options = ReadOptions(value_range, page, as_channels(channels))
+        self.read_options = ReadOptions(value_range, page, as_channels(channels), image_scale=image_scale)
 
     @property
     def read_options(self) -> ReadOptions:
         """How image files are read; everything that reads files for this model takes it from here."""
-        return ReadOptions(self.value_range, self.page, as_channels(self.channels), self._extra_images)
+        channels = as_channels(self.channels)
+        return ReadOptions(self.value_range, self.page, channels, self._extra_images, image_scale=self.image_scale)
 
     @read_options.setter
     def read_options(self, options: ReadOptions) -> None:
-        self.value_range, self.page = options.value_range, options.page
+        self.value_range, self.page, self.image_scale = options.value_range, options.page, options.image_scale
         # As JSON gives it back.
         self.channels = list(options.channels) if isinstance(options.channels, tuple) else options.channels
         self._extra_images = options.extra_images
@@ -164,13 +173,14 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
 
     def prepare(self, image: ImageLike) -> Prepared:
         """Load one image and put it on the canvas. Threads may call this at the same time."""
-        pixels = load_image(image, self.read_options, self.num_channels)
-        fitted = fit_image(pixels, self.size["height"], self.size["width"])
+        options = self.read_options
+        pixels = load_image(image, options, self.num_channels)
+        fitted = fit_image(pixels, self.size["height"], self.size["width"], options.factor)
         return self.on_canvas(fitted, (pixels.shape[0], pixels.shape[1]))
 
     def on_canvas(self, fitted: NDArray[np.uint8], original_size: tuple[int, int]) -> Prepared:
         """The second half of `prepare`: normalise and pad an image that `fit_image` has resized for the canvas."""
-        canvas = padded_size(self.size["height"], self.size["width"])
+        canvas = padded_size(max(self.size["height"], fitted.shape[0]), max(self.size["width"], fitted.shape[1]))
         return Prepared(*to_pixel_values(fitted, *canvas, self.image_mean, self.image_std), original_size)
 
     def collate(self, prepared: Sequence[Prepared]) -> BatchFeature:
@@ -179,8 +189,8 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
             raise OptionError("images", "at least one", "none")
         return BatchFeature(
             {
-                "pixel_values": torch.from_numpy(np.stack([one.values for one in prepared])),
-                "pixel_mask": torch.from_numpy(np.stack([one.mask for one in prepared])),
+                "pixel_values": torch.from_numpy(_stack([one.values for one in prepared])),
+                "pixel_mask": torch.from_numpy(_stack([one.mask for one in prepared])),
                 "original_sizes": [one.original_size for one in prepared],
             }
         )
@@ -248,6 +258,17 @@ class Mask2FormerDinov3ImageProcessor(BaseImageProcessor):
         if return_coco_annotation:
             return [to_coco_rles(one) for one in found]
         return [to_segment_map(one, overlap_mask_area_threshold) for one in found]
+
+
+def _stack(arrays: Sequence[NDArray[_Number]]) -> NDArray[_Number]:
+    """Stack (..., H, W), padded with zeros at the bottom and right to the largest height and width."""
+    height, width = (max(array.shape[axis] for array in arrays) for axis in (-2, -1))
+    if all(array.shape[-2:] == (height, width) for array in arrays):
+        return np.stack(arrays)
+    stacked = np.zeros((len(arrays), *arrays[0].shape[:-2], height, width), arrays[0].dtype)
+    for place, array in zip(stacked, arrays, strict=True):
+        place[..., : array.shape[-2], : array.shape[-1]] = array
+    return stacked
 
 
 if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):  # code in a model folder serves that folder alone

@@ -20,7 +20,7 @@ from ..canvas import PADDING
 from ..errors import CheckpointError, OptionError, mismatch
 from ..extras import require
 from ..model import Mask2FormerDinov3Output
-from ..read_options import AS_STORED
+from ..read_options import AS_STORED, ImageScale
 from .image_processing import Mask2FormerDinov3ImageProcessor
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class OnnxMetadata:
     producer: package -> version. classes, category_ids: name and id by label. mean, std: of the channels in 0..1.
     canvas: (height, width) that images are fitted into. precision: fp32, fp16 or int8. mask_stride: pixels of the input
     per pixel of the mask logits. licence: of `code` and of `weights`, and `weights_text` where the licence requires it.
-    value_range, page, channels: of `ReadOptions`; extra_channels: of the image processor; absent in files of earlier
-    versions.
+    value_range, page, channels, image_scale: of `ReadOptions`; extra_channels: of the image processor; absent in files
+    of earlier versions.
     class_map: the option `classes` of the training run. score_threshold, score_threshold_source, copy_overlap: as in
     the model's config.json. Files of earlier versions have none of these.
     """
@@ -65,6 +65,7 @@ class OnnxMetadata:
     score_threshold: float | dict[str, float] | None = None
     score_threshold_source: dict[str, Any] | None = None
     copy_overlap: float | None = None
+    image_scale: ImageScale = AS_STORED.image_scale
 
     def to_properties(self) -> dict[str, str]:
         """The metadata as ONNX stores them: names and texts."""
@@ -88,6 +89,7 @@ class OnnxMetadata:
             page=self.page,
             channels=self.channels,
             extra_channels=self.extra_channels,
+            image_scale=self.image_scale,
         )
 
 
@@ -158,6 +160,11 @@ class OnnxModel(nn.Module):
         return Mask2FormerDinov3Output(
             class_queries_logits=class_logits, masks_queries_logits=mask_logits, pixel_mask=pixel_mask
         )
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the file takes one size only: that of its canvas."""
+        return all(isinstance(side, int) for side in self.session.get_inputs()[0].shape[2:])
 
     def run(self, feed: Mapping[str, NDArray[np.generic]], names: tuple[str, ...]) -> list[NDArray[Any]]:
         """Compute the named outputs, and nothing that only the other outputs need."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -21,7 +21,7 @@ from ..errors import CheckpointError, OptionError, mismatch
 from ..instances import Instances
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.contents import check_model_folder
-from ..read_options import AS_SAVED, ReadChanges
+from ..read_options import AS_SAVED, ImageScale, ReadChanges
 from ..weights.loading import (
     check_processor_config,
     explain_failures,
@@ -29,19 +29,20 @@ from ..weights.loading import (
     load_pretrained,
     read_source_json,
 )
-from .image_inputs import TIMEOUT, HeldImage, batches, check_timeout, each_image, is_one_image, to_image
+from .image_inputs import TIMEOUT, HeldImage, check_timeout, each_image, is_one_image, to_image
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from .load_images import ImageLike, load_image
 from .network import Network
-from .onnx_model import load_onnx
+from .onnx_model import OnnxModel, load_onnx
 from .postprocess import logits_of, post_process
 from .settings import InferenceSettings, Threshold
-from .tiles.grid import Grid
+from .tiles.grid import Grid, Passes
 from .tiles.image_reader import ImageReader, open_image
 from .tiles.merging import merge_rows
 
 logger = logging.getLogger(__name__)
 
+Key = TypeVar("Key")
 DEVICES = "cpu, cuda or cuda:N (N: index of a GPU)"
 
 
@@ -51,12 +52,18 @@ class Predictor:
     categories: (category id of the training data, name) for every label.
     """
 
-    def __init__(self, model: Network, processor: Mask2FormerDinov3ImageProcessor) -> None:
+    def __init__(
+        self,
+        model: Network,
+        processor: Mask2FormerDinov3ImageProcessor,
+        categories: tuple[tuple[int, str], ...] | None = None,
+    ) -> None:
+        """categories: of the data that results are compared with; None: those of the training data."""
         self.model = model.eval()
         self.processor = processor
         self._process = os.getpid()
-        names = model.config.id2label
-        self.categories = tuple((int(id_), str(names[label])) for label, id_ in enumerate(model.config.category_ids))
+        names, ids = model.config.id2label, model.config.category_ids
+        self.categories = categories or tuple((int(id_), str(names[label])) for label, id_ in enumerate(ids))
 
     @classmethod
     def from_pretrained(
@@ -68,15 +75,17 @@ class Predictor:
         page: int | None = None,
         channels: tuple[int, ...] | str | None = None,
         extra_images: str | None = None,
+        image_scale: ImageScale | None = None,
     ) -> Predictor:
         """A folder saved by training, a hub id, or an exported .onnx file. device: None for a GPU if there is one.
 
-        value_range, page, channels: read image files so (see `ReadOptions`) instead of as saved with the model.
+        value_range, page, channels, image_scale: read and scale images so (see `ReadOptions`) instead of as saved with
+        the model.
         extra_images: where the second file of each image is, for a model that was trained with such files.
         Raises CheckpointError when there is no such model or it is of another kind, OptionError for a device that
         cannot be used, and for values that `ReadOptions` refuses.
         """
-        return cls(*load_model(model, device, ReadChanges(value_range, page, channels, extra_images)))
+        return cls(*load_model(model, device, ReadChanges(value_range, page, channels, extra_images, image_scale)))
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is one image, although it is a sequence of str
@@ -131,22 +140,18 @@ class Predictor:
         see `InferenceSettings`. What the limits leave out is in `Instances.left_out`.
         tile: split images that are larger into tiles of so many pixels a side, predict on each tile, and merge the
         results; each tile shares the fraction `overlap` with its neighbours. `max_detections` and `batch_size` then
-        count per tile. bgr: the colours of arrays and tensors are in OpenCV's order. timeout: seconds for an address.
-        Several threads may call this at the same time, and a process that was forked. Raises OptionError for a value
-        out of range (see `InferenceSettings`) and for what is no image or has several meanings, DatasetError for a file
-        that cannot be read as an image.
+        count per tile. None: images that are fitted into the canvas are not split; images at their own scale
+        (`image_scale` of the model) are split as `Passes` says. bgr: the colours of arrays and tensors are in OpenCV's
+        order. timeout: seconds for an address. Several threads may call this at the same time, and a process that was
+        forked. Raises OptionError for a value out of range (see `InferenceSettings`) and for what is no image or has
+        several meanings, DatasetError for a file that cannot be read as an image.
         """
         check_timeout(timeout)
         settings = self.fill(InferenceSettings(threshold, max_detections, batch_size, tile, overlap, copy_overlap))
         self._check_process()
         options, channels = self.processor.read_options, self.processor.num_channels
-        found: list[Instances] = []
-        for batch in batches(each_image(images), batch_size):
-            held = [to_image(image, options, channels, bgr=bgr, timeout=timeout) for image in batch]
-            if tile is not None:
-                found += [self._predict_in_tiles(image, tile, settings) for image in held]
-            else:
-                found += self.predict_prepared([self.processor.prepare(image) for image in held], settings)
+        held = (to_image(image, options, channels, bgr=bgr, timeout=timeout) for image in each_image(images))
+        found = [instances for _, instances in self.predict_each(self._open_each(held, settings), settings)]
         return found[0] if is_one_image(images) else found
 
     def _check_process(self) -> None:
@@ -170,17 +175,52 @@ class Predictor:
         """The settings with the model's own values for what is None."""
         return settings.for_model(self.model.config)
 
-    def _predict_in_tiles(self, image: ImageLike, tile: int, settings: InferenceSettings) -> Instances:
+    def passes(self, settings: InferenceSettings) -> Passes:
+        """How images are cut for this model: the one place that decides it. Raises OptionError for a tile too large."""
+        most = 1.0 if isinstance(self.model, OnnxModel) and self.model.fixed else math.inf
+        return Passes.of(self.processor.size, self.processor.read_options, settings, most)
+
+    def ready(self, image: ImageReader, settings: InferenceSettings) -> Prepared | ImageReader:
+        """An image prepared for the network, or, if it is to be cut into tiles, as it came."""
+        grid = self.passes(settings).grid(image.height, image.width)
+        return image if grid.number_of_tiles > 1 else self.processor.prepare(image.read(grid.whole))
+
+    def predict_each(
+        self, images: Iterable[tuple[Key, Prepared | ImageReader]], settings: InferenceSettings
+    ) -> Iterator[tuple[Key, Instances]]:
+        """The instances of images that `ready` returned, in order: whole ones in batches, others in tiles."""
+        settings = self.fill(settings)
+        waiting: list[tuple[Key, Prepared]] = []
+
+        def predict_waiting() -> Iterator[tuple[Key, Instances]]:
+            found = self.predict_prepared([one for _, one in waiting], settings) if waiting else []
+            yield from zip([key for key, _ in waiting], found, strict=True)
+            waiting.clear()
+
+        for key, image in images:
+            if isinstance(image, Prepared):
+                waiting.append((key, image))
+                if len(waiting) == settings.batch_size:
+                    yield from predict_waiting()
+                continue
+            yield from predict_waiting()
+            grid = self.passes(settings).grid(image.height, image.width)
+            rows = self.predict_rows(image, grid, settings)
+            yield key, merge_rows(rows, grid, self.categories, settings.copy_overlap)
+        yield from predict_waiting()
+
+    def _open_each(
+        self, images: Iterable[ImageLike], settings: InferenceSettings
+    ) -> Iterator[tuple[int, Prepared | ImageReader]]:
+        """Images for `predict_each`; a file that may be cut stays open while it is predicted."""
         options, channels = self.processor.read_options, self.processor.num_channels
-        if isinstance(image, str | PathLike):
+        for number, image in enumerate(images):
+            if not isinstance(image, str | PathLike) or not self.passes(settings).may_cut:
+                yield number, self.ready(ImageReader.of(load_image(image, options, channels)), settings)
+                continue
             check_channel_count(str(image), channels, read_header(str(image), options).channels)
-        with (
-            open_image(Path(image), options)
-            if isinstance(image, str | PathLike)
-            else nullcontext(ImageReader.of(load_image(image, options, channels))) as reader
-        ):
-            grid = Grid.of(reader.height, reader.width, tile, settings.overlap)
-            return merge_rows(self.predict_rows(reader, grid, settings), grid, self.categories, settings.copy_overlap)
+            with open_image(Path(image), options) as reader:
+                yield number, self.ready(reader, settings)
 
     def predict_rows(
         self, reader: ImageReader, grid: Grid, settings: InferenceSettings, first: int = 0
@@ -205,16 +245,26 @@ class Predictor:
 
         settings: of all images or of each; with the model's own values for what is None.
         """
-        asked = self.fill(settings) if isinstance(settings, InferenceSettings) else [self.fill(one) for one in settings]
-        inputs = self.processor.collate(prepared).to(self.model.device)
-        outputs = self.model(pixel_values=inputs["pixel_values"], pixel_mask=inputs["pixel_mask"])
-        return post_process(
-            *logits_of(outputs),
-            inputs["original_sizes"],
-            inputs["pixel_mask"],
-            settings=asked,
-            categories=self.categories,
-        )
+        each = [settings] * len(prepared) if isinstance(settings, InferenceSettings) else settings
+        asked = [self.fill(one) for one in each]
+        # Images of one size go together: padding to a common size would change what the network says.
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for place, one in enumerate(prepared):
+            groups.setdefault(one.values.shape, []).append(place)
+        found: dict[int, Instances] = {}
+        for places in groups.values():
+            inputs = self.processor.collate([prepared[place] for place in places]).to(self.model.device)
+            values = inputs["pixel_values"].to(getattr(self.model, "dtype", torch.float32))
+            outputs = self.model(pixel_values=values, pixel_mask=inputs["pixel_mask"])
+            results = post_process(
+                *logits_of(outputs),
+                inputs["original_sizes"],
+                inputs["pixel_mask"],
+                settings=[asked[place] for place in places],
+                categories=self.categories,
+            )
+            found.update(zip(places, results, strict=True))
+        return [found[place] for place in range(len(prepared))]
 
 
 def load_model(
@@ -291,9 +341,11 @@ def load_network(
             processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
         except OptionError as error:  # of the file's values, not of an option
             raise CheckpointError(f"{name}: {file}: {error}") from error
-    if config.value_range != processor.value_range:
-        expected = f"value_range {processor.value_range!r} as in {file}"
-        raise CheckpointError(f"{name}: config.json: {mismatch(expected, repr(config.value_range))}")
+    for field in ("value_range", "image_scale"):
+        stored, own = getattr(processor, field), getattr(config, field)
+        if own != stored:
+            expected = f"{field} {stored!r} as in {file}"
+            raise CheckpointError(f"{name}: config.json: {mismatch(expected, repr(own))}")
     return network.to(target).eval(), processor
 
 

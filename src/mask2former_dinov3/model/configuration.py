@@ -118,7 +118,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         label_weights: weight of each label in the class cross entropy, in training only; None: 1 each.
         category_ids: label -> category id in the data set that the model was trained on; default 1..K.
         backbone_source: origin of the backbone's weights (hub id or folder), None for random weights.
-        value_range: as in `preprocessor_config.json`, which is what readers of images use.
+        value_range, image_scale: as in `preprocessor_config.json`, which is what readers of images use.
         score_threshold: minimum score of the instances that are reported unless the caller gives one: a number, or
             class name -> number for every class; None: 0.5. score_threshold_source: where it comes from (metric, iou,
             data, images, date). copy_overlap: instances are dropped of which more than this fraction lies in a better
@@ -153,6 +153,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     category_ids: list[int] | tuple[int, ...] | None = None
     label_weights: list[float] | tuple[float, ...] | None = None
     value_range: str = "full"
+    image_scale: Any = "fit"  # or "native", or a factor
     class_map: dict[str, Any] | None = None  # name in the data -> name of the class, None: left out
     score_threshold: Any = None  # a number, or class name -> number
     score_threshold_source: dict[str, Any] | None = None

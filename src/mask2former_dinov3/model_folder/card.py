@@ -100,14 +100,26 @@ def model_card(
         *("print(len(instances), instances.names, instances.scores)", "```", ""),
         *([card_line(stored, config.score_threshold_source), ""] if stored is not None else []),
         *("## Limits", ""),
-        f"An image is fitted into {canvas[0]} x {canvas[1]} pixels (height x width), and masks are computed with one "
-        f"value for {config.mask_stride} x {config.mask_stride} of them: objects of only a few of these pixels are "
-        f"often missed. The model finds at most {config.num_queries} instances per image, of the classes above only.",
+        *_limits(config, canvas),
         *("", "## Licence", ""),
         _licence(kind, backbone if derived else None, is_known=run is not None),
         "",
     ]
     return "\n".join(lines)
+
+
+def _limits(config: Mask2FormerDinov3Config, canvas: tuple[int, int]) -> list[str]:
+    """What limits the instances: the size of the canvas, the stride of the masks, the number of queries."""
+    size, scale, per = f"{canvas[0]} x {canvas[1]} pixels (height x width)", config.image_scale, "image"
+    shown = f"An image is fitted into {size}"
+    if scale != "fit":
+        own = "its own scale" if scale == "native" else f"{scale:g} times its own scale"
+        shown, per = f"An image is seen at {own}, in tiles of {size} where it is larger", "tile"
+    return [
+        f"{shown}, and masks are computed with one "
+        f"value for {config.mask_stride} x {config.mask_stride} of them: objects of only a few of these pixels are "
+        f"often missed. The model finds at most {config.num_queries} instances per {per}, of the classes above only."
+    ]
 
 
 def _licence(kind: str, dinov3: str | None, is_known: bool) -> str:

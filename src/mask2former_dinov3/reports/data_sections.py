@@ -144,11 +144,13 @@ def training_section(data: CocoData, view: TrainingView) -> Html:
         figures.append(_sample_figure(sample, name, dataset))
     height, width = dataset.canvas
     change = dataset.augmentation
+    factor = dataset.options.factor
+    scale = "the fit" if factor is None else f"image_scale {factor:g}"
     random = (
         ""
         if change is None
         else (
-            f"random scales from {change.scale_min:g} to {change.scale_max:g} times the fit, flip {change.flip}, "
+            f"random scales from {change.scale_min:g} to {change.scale_max:g} times {scale}, flip {change.flip}, "
             f"color_jitter {change.color_jitter:g}, copy_paste {change.copy_paste:g}, {_changes_on(change)}"
             f"seed {dataset.seed} "
         )
@@ -189,7 +191,7 @@ def _sample_figure(sample: Sample, name: str, dataset: CocoInstanceDataset) -> H
 
 def numbers_section(data: CocoData, report: SplitReport, view: TrainingView) -> Html:
     """Charts of the training split: sizes of objects, objects per image, classes, sizes of images."""
-    sizes = measure_objects(data, view.dataset.canvas, MEASURED_IMAGES)
+    sizes = measure_objects(data, view.dataset.canvas, MEASURED_IMAGES, view.dataset.options.factor)
     step = -(-len(data.images) // MEASURED_IMAGES) or 1
     parts = [_size_chart(sizes, view.scale_min)] if len(sizes.areas) else []
     counts = data.images.instance_counts().tolist()

@@ -23,7 +23,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ..errors import DatasetError, mismatch
+from ..errors import DatasetError, OptionError, mismatch
 from ..inference.limit_notes import limit_lines
 from ..inference.settings import InferenceSettings
 from ..instances import Instances
@@ -83,6 +83,10 @@ def _build_routes(
             raise Refused(422, "; ".join(faults))
         settings = queue.predictor.fill(options.settings())
         wanted = Wanted(settings, frozenset(options.classes) if options.classes else None, options.overlay)
+        try:
+            tiles = queue.passes(wanted).may_cut
+        except OptionError as error:
+            raise Refused(422, str(error)) from None
         end = asyncio.get_running_loop().time() + limits.timeout
         with queue.place():
             try:
@@ -97,7 +101,8 @@ def _build_routes(
                 preview = await _await_unless_gone(request, queue, queue.preview(data, file_name, wanted), end)
         request.state.noted["instances"] = len(found)
         pictures = {"overlay": picture, "preview": preview}
-        return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, settings, pictures))
+        notes = limit_lines(found.left_out, settings.max_detections or 0, tiles=tiles)
+        return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, settings, pictures, notes))
 
     @router.head("/healthz", include_in_schema=False)
     @router.get(
@@ -127,10 +132,11 @@ def to_coco_file(
     categories: Sequence[tuple[int, str]],
     settings: InferenceSettings,
     pictures: Mapping[str, bytes | None],
+    notes: Sequence[str] = (),
 ) -> dict[str, object]:
     """The instances of one image as a COCO file, see `Prediction`.
 
-    settings: in use. pictures: PNGs by their names, None for none.
+    settings: in use. pictures: PNGs by their names, None for none. notes: what is not among the instances.
     """
     used = settings.threshold
     return {
@@ -139,7 +145,7 @@ def to_coco_file(
         "annotations": found.to_coco_annotations(1),
         "thresholds": list(used) if isinstance(used, Sequence) else [used] * len(categories),
         "left_out": asdict(found.left_out),
-        "notes": limit_lines(found.left_out, settings.max_detections or 0, tiles=settings.tile is not None),
+        "notes": list(notes),
         **{key: base64.b64encode(png).decode("ascii") for key, png in pictures.items() if png is not None},
     }
 

@@ -13,7 +13,7 @@ from ..data.images import decode_header
 from ..data.tiff_tags import MAGIC
 from ..errors import DatasetError, OptionError, mismatch
 from ..inference.settings import InferenceSettings
-from ..inference.tiles.grid import Grid
+from ..inference.tiles.grid import Passes
 from ..read_options import AS_STORED, ReadOptions
 
 # Pillow knows more formats, some of which start other programs to decode a file.
@@ -82,14 +82,14 @@ class Wanted:
 
 
 def check_header(
-    data: bytes, name: str, max_pixels: int, wanted: Wanted, options: ReadOptions = AS_STORED, channels: int = 3
+    data: bytes, name: str, max_pixels: int, passes: Passes, options: ReadOptions = AS_STORED, channels: int = 3
 ) -> None:
     """Check format and size of an image from its header; no pixel is decoded.
 
-    name: how messages call the image. options, channels: of the model; for more than three channels, which take as much
-    memory as several images in RGB, the limit is as many times lower.
-    Raises TooLarge for too many pixels or tiles, DatasetError for bytes that are not
-    an image of a format in DECODED_FORMATS.
+    name: how messages call the image. passes: how it is cut. options, channels: of the model; for more than three
+    channels, which take as much memory as several images in RGB, the limit is as many times lower.
+    Raises TooLarge for too many pixels or tiles, DatasetError for bytes that are not an image of a format in
+    DECODED_FORMATS.
     """
     max_pixels = max_pixels * 3 // max(channels, 3)
     limit = f"an image of at most {max_pixels:,} pixels"
@@ -102,16 +102,16 @@ def check_header(
         if data.startswith(MAGIC):  # a kind of TIFF that Pillow does not know, such as one of five channels
             header = decode_header(data, name, options)
             height, width = header.height, header.width
-            _check_size(height, width, name, max_pixels, wanted)
+            _check_size(height, width, name, max_pixels, passes)
             return
         expected = f"an image in one of the formats {', '.join(DECODED_FORMATS)}"
         raise DatasetError(f"{name}: {mismatch(expected, 'bytes that are none of them')}") from error
     except Exception as error:  # decoders raise errors of any class on damaged bytes
         raise DatasetError(f"{name}: {mismatch('a complete image', 'damaged or incomplete data')}") from error
-    _check_size(height, width, name, max_pixels, wanted)
+    _check_size(height, width, name, max_pixels, passes)
 
 
-def _check_size(height: int, width: int, name: str, max_pixels: int, wanted: Wanted) -> None:
+def _check_size(height: int, width: int, name: str, max_pixels: int, passes: Passes) -> None:
     """Raise TooLarge for an image of too many pixels or tiles."""
     if height * width > max_pixels:
         limit = f"an image of at most {max_pixels:,} pixels"
@@ -120,8 +120,7 @@ def _check_size(height: int, width: int, name: str, max_pixels: int, wanted: Wan
     if max(height, width) > LARGEST_IMAGE_SIDE:
         expected, got = f"at most {LARGEST_IMAGE_SIDE:,} pixels a side", f"{height} x {width} (height x width)"
         raise TooLarge(f"{name}: {mismatch(expected, got, 'cut it into parts')}")
-    tile = wanted.settings.tile
-    if tile is not None and height and width:
-        tiles = Grid.of(height, width, tile, wanted.settings.overlap).number_of_tiles
+    if passes.may_cut and height and width:
+        tiles = passes.grid(height, width).number_of_tiles
         if tiles > MOST_TILES:
             raise TooLarge(f"{name}: {mismatch(f'at most {MOST_TILES} tiles', tiles, 'use larger tiles')}")

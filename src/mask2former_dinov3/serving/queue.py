@@ -26,7 +26,7 @@ from ..data.images import check_channel_count, decode_image
 from ..inference.files.writers import shrink_image
 from ..inference.image_processing import Prepared
 from ..inference.predictor import Predictor
-from ..inference.tiles.grid import Grid, Region
+from ..inference.tiles.grid import WHOLE_SIDES, Passes, Region
 from ..inference.tiles.image_reader import ImageReader
 from ..inference.tiles.merging import Merger
 from ..instances import Instances
@@ -154,12 +154,12 @@ class ModelQueue:
         name: how messages call the image. Raises TooLarge, DatasetError for bytes that are not an image, ModelFailed.
         """
         async with self._decoded:
-            if wanted.settings.tile is None:
-                rgb, prepared = await self._read(self._prepare, data, name, wanted)
-                found = await self._run_model(prepared, wanted)
-            else:
+            if self.passes(wanted).may_cut:
                 rgb = await self._read(self._decode, data, name, wanted)
                 found = await self._predict_in_tiles(rgb, wanted)
+            else:
+                rgb, prepared = await self._read(self._prepare, data, name, wanted)
+                found = await self._run_model(prepared, wanted)
             if wanted.classes is not None:
                 found = found[np.array([name in wanted.classes for name in found.names], dtype=bool)]
             picture = await self._read(_draw_png, rgb, found) if wanted.overlay and rgb is not None else None
@@ -171,6 +171,14 @@ class ModelQueue:
             pixels = await self._read(self._decode, data, name, wanted)
             return await self._read(_preview_png, pixels)
 
+    def passes(self, wanted: Wanted) -> Passes:
+        """How the images of a request are cut. Raises OptionError for tiles larger than the default.
+
+        Clients may ask for smaller ones only: at an image's own scale a large tile takes a large machine.
+        """
+        processor, most = self.predictor.processor, self.predictor.passes(wanted.settings).most
+        return Passes.of(processor.size, processor.read_options, wanted.settings, min(WHOLE_SIDES, most))
+
     async def _read(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Call a function in a thread that reads images."""
         call = self._noting("reader", partial(function, *args, **kwargs))
@@ -179,7 +187,7 @@ class ModelQueue:
     def _decode(self, data: bytes, name: str, wanted: Wanted) -> NDArray[np.uint8]:
         processor = self.predictor.processor
         options, channels = processor.read_options, processor.num_channels
-        check_header(data, name, self.limits.max_pixels, wanted, options, channels)
+        check_header(data, name, self.limits.max_pixels, self.passes(wanted), options, channels)
         pixels = decode_image(data, name, options)
         check_channel_count(name, channels, pixels.shape[2])
         return pixels
@@ -195,8 +203,7 @@ class ModelQueue:
         rgb (H, W, C).
         """
         settings = wanted.settings
-        assert settings.tile is not None
-        grid = Grid.of(rgb.shape[0], rgb.shape[1], settings.tile, settings.overlap)
+        grid = self.passes(wanted).grid(rgb.shape[0], rgb.shape[1])
         merger = Merger(grid, self.predictor.categories, self.predictor.fill(settings).copy_overlap)
         of_tiles = replace(wanted, settings=replace(settings, copy_overlap=1.0))  # copies are those of the whole image
 

@@ -13,7 +13,7 @@ from ..config.train_config import TrainConfig
 from ..data.achievable_ap import mask_ceilings
 from ..data.channel_statistics import count_channels_of, measure_channels
 from ..data.coco import CocoData
-from ..data.statistics import statistics_of
+from ..data.crops import crop_counts
 from ..errors import CheckpointError, ConfigError, OptionError, mismatch
 from ..evaluation.threshold_choice import NOT_STORED
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
@@ -21,6 +21,7 @@ from ..json_files import read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.backbone import backbone_blocks
 from ..model.configuration import VIT_SHAPES, Mask2FormerDinov3Config
+from ..read_options import FIT
 from ..weights.backbones import from_backbone, load_backbone, pixel_statistics
 from ..weights.input_channels import widen_backbone, widen_trained, with_channels
 from ..weights.loading import is_path, load_network_config
@@ -49,22 +50,30 @@ CHANGEABLE = (
 def resolve_auto(config: TrainConfig, data: CocoData) -> TrainConfig:
     """The configuration with a number instead of each "auto". data: the training split.
 
-    num_queries: a quarter more than the largest number of instances in an image, rounded up to a multiple of 25, at
-    least 50. mask_stride: 2 where masks of stride 4 cannot reach an AP of 0.8 on this canvas, otherwise 4; None with a
-    `head`, which has its own. class_weights: see `automatic_class_weights`; names that are no class raise OptionError.
+    num_queries: a quarter more than the largest number of instances in an image, or in a crop of one that keeps its own
+    scale, rounded up to a multiple of 25, at least 50. mask_stride: 2 where masks of stride 4 cannot reach an AP of 0.8
+    on this canvas, otherwise 4; None with a `head`, which has its own. class_weights: see `automatic_class_weights`;
+    names that are no class raise OptionError.
     """
     resolved: dict[str, object] = {"class_weights": resolve_class_weights(config, data)}
     if config.num_queries == "auto":
-        most = statistics_of(data).instances_per_image_most
+        most, what = most_instances(data, config), "an image" if config.image_scale == FIT else "a crop"
         resolved["num_queries"] = number = queries_for(most)
-        logger.info("num_queries: %d, because an image has up to %d instances", number, most)
+        logger.info("num_queries: %d, because %s has up to %d instances", number, what, most)
     if config.mask_stride == "auto" and config.head is not None:
         resolved["mask_stride"] = None
     elif config.mask_stride == "auto":
-        reached = mask_ceilings(data, (config.image_height, config.image_width), [4]).get(4, 1.0)
+        canvas = (config.image_height, config.image_width)
+        reached = mask_ceilings(data, canvas, [4], factor=config.read_options.factor).get(4, 1.0)
         resolved["mask_stride"] = stride = 4 if reached >= STRIDE_4_AP else 2
         logger.info("mask_stride: %d, because masks of stride 4 can reach an AP of %.2f here", stride, reached)
     return config.model_copy(update=resolved)
+
+
+def most_instances(data: CocoData, config: TrainConfig) -> int:
+    """The largest number of instances that a network sees at once: of a whole image, or of a crop in training."""
+    canvas, factor = (config.image_height, config.image_width), config.read_options.factor
+    return int(crop_counts(data.images, canvas, factor, min(config.scale_min, 1.0)).max(initial=0))
 
 
 def queries_for(most: int) -> int:
@@ -97,7 +106,7 @@ def build_model(
         model = from_backbone(config.backbone, config.hub_token, channels, **fields)
     else:
         model = _build_from_head(config.head, config, fields, channels)
-    model.config.value_range = config.value_range
+    model.config.value_range, model.config.image_scale = config.value_range, config.image_scale
     choose_trained(model, config)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable()
@@ -172,6 +181,8 @@ def _build_from_head(
                 changes["neck"] = "none"
     if not found.published and own.value_range != config.value_range:
         logger.warning("value_range: %s, but %s was trained with %s", config.value_range, head, own.value_range)
+    if not found.published and own.image_scale != config.image_scale:
+        logger.info("image_scale: %s, while %s was trained with %s", config.image_scale, head, own.image_scale)
     model, table = rebuild(found, **changes)
     if pretrained is not None:
         model.backbone.load_state_dict(pretrained.state_dict())
@@ -252,6 +263,7 @@ def build_processor(
         page=config.page,
         channels=config.channels,
         extra_channels=extra_channels,
+        image_scale=config.image_scale,
     )
     processor.read_options = config.read_options  # with the place of the second files
     return processor

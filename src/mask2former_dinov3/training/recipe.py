@@ -22,6 +22,7 @@ from ..config.recipe_files import read_recipe
 from ..config.train_config import TrainConfig, load_config
 from ..data.achievable_ap import mask_ceilings
 from ..data.coco import CocoData
+from ..data.crops import crop_counts
 from ..data.faults import count_of
 from ..data.object_sizes import ObjectSizes, keeping_scale, measure_objects
 from ..errors import DatasetError, mismatch
@@ -31,7 +32,7 @@ GPU_SIDES = (256, 384, 512, 640, 768, 1024)  # the longer side of the canvas; me
 CPU_SIDES = (256, 320, 384, 512)
 POINTS = 12_544  # at which published Mask2Former compares masks
 STEP_IMAGES = 16  # per optimiser step in the published recipe
-READING = ("value_range", "page", "channels", "extra_images")  # options that say how images are read
+READING = ("value_range", "page", "channels", "extra_images", "image_scale")  # options that say how images are read
 FEW_IMAGES = 1_000
 MANY_IMAGES = 10_000  # "tens of thousands" in docs/finetuning.md
 _LOOKED_AT_IMAGES = 5_000  # of which objects are measured, evenly spread
@@ -88,7 +89,8 @@ class Recipe:
 
 
 class _Facts(NamedTuple):
-    """What the choices follow from. memory: GB of the GPU, None for a CPU; most: instances in one image."""
+    """What the choices follow from. memory: GB of the GPU, None for a CPU; most: instances in one image. factor: the
+    scale of images that are not fitted into the canvas (`ReadOptions.factor`)."""
 
     name: str  # of the recipe
     data: CocoData
@@ -96,6 +98,7 @@ class _Facts(NamedTuple):
     sizes: ObjectSizes  # at a canvas of one pixel: `fits` are 1 / longer side
     images: int
     most: int
+    factor: float | None
 
     @property
     def from_scratch(self) -> bool:
@@ -122,7 +125,7 @@ def suggest_recipe(
     if name == PUBLISHED:
         return Recipe(name, (), base | _paths_of(config))
     most = int(data.images.instance_counts().max())
-    facts = _Facts(name or first.value, data, gpu_memory, sizes, images, most)
+    facts = _Facts(name or first.value, data, gpu_memory, sizes, images, most, config.read_options.factor)
     given = {option: getattr(config, option) for option in config.model_fields_set}
     canvas, ceilings, reason = _choose_canvas(facts, given)
     choices = [
@@ -131,7 +134,7 @@ def suggest_recipe(
         Choice("image_width", canvas[1], "as image_height."),
         *_choose_masks(facts, canvas, ceilings),
         *_choose_scales(facts, canvas),
-        *_choose_queries(facts),
+        *_choose_queries(facts, canvas),
     ]
     choices += _choose_schedule(facts, canvas, {**base, **{one.option: one.value for one in choices}, **given})
     if gpu_memory is None and not facts.from_scratch:
@@ -181,23 +184,24 @@ def _choose_canvas(facts: _Facts, given: Mapping[str, object]) -> tuple[tuple[in
     strides = (2, 4)
     if "image_height" in given and "image_width" in given:
         own = (int(str(given["image_height"])), int(str(given["image_width"])))
-        return own, mask_ceilings(facts.data, own, strides), "as given."
+        return own, mask_ceilings(facts.data, own, strides, factor=facts.factor), "as given."
     start = next((side for side in sides if side >= min(longer, sides[-1])), sides[-1])
     if facts.from_scratch:
         start = sides[0]
     best: tuple[tuple[int, int], dict[int, float]] | None = None
     for side in (one for one in sides if one >= start):
         canvas = _canvas_of(shapes, side)
-        best = canvas, mask_ceilings(facts.data, canvas, strides)
-        if best[1].get(2 if facts.from_scratch else 4, 1.0) >= STRIDE_4_AP:
+        best = canvas, mask_ceilings(facts.data, canvas, strides, factor=facts.factor)
+        if facts.factor is not None or best[1].get(2 if facts.from_scratch else 4, 1.0) >= STRIDE_4_AP:
             break
     assert best is not None  # `sides` is not empty
     canvas, ceilings = best
     reached = ", ".join(f"{value:.2f} at stride {stride}" for stride, value in ceilings.items())
     enough = max(ceilings.values(), default=1.0) >= STRIDE_4_AP
+    shows = "has their shape" if facts.factor is None else f"shows crops at image_scale {facts.factor:g}"
     text = (
-        f"the images' longer side is {longer:.0f} pixels (median); a canvas of {canvas[0]} x {canvas[1]} has their "
-        f"shape, and masks can reach an AP of {reached} on it (measured on this data), "
+        f"the images' longer side is {longer:.0f} pixels (median); a canvas of {canvas[0]} x {canvas[1]} "
+        f"{shows}, and masks can reach an AP of {reached} on it (measured on this data), "
     )
     text += f"where {STRIDE_4_AP:g} is asked for" if enough else f"less than {STRIDE_4_AP:g}: cut the images into tiles"
     text += "." if sides[-1] < GPU_SIDES[-1] else "; larger canvases than 1024 have not been measured."
@@ -225,7 +229,8 @@ def _choose_masks(facts: _Facts, canvas: tuple[int, int], ceilings: dict[int, fl
     if facts.from_scratch or fine:
         text = "its map at stride 2 and its convolutions help small objects: AP 0.117 without and 0.343 with it"
         yield Choice("neck", "adapter", f"{text} on nuclei (docs/log.md, random weights).")
-    share = float(np.median(facts.sizes.areas * (min(canvas) * facts.sizes.fits) ** 2)) / (canvas[0] * canvas[1])
+    fits = min(canvas) * facts.sizes.fits if facts.factor is None else facts.factor
+    share = float(np.median(facts.sizes.areas * fits**2)) / (canvas[0] * canvas[1])
     small = share < 1e-3
     if facts.from_scratch or small:
         text = (
@@ -248,7 +253,7 @@ def _choose_scales(facts: _Facts, canvas: tuple[int, int]) -> Iterator[Choice]:
         yield Choice("scale_min", 1.0, text)
         yield Choice("scale_max", 1.0, "as scale_min.")
         return
-    sides = measure_objects(facts.data, canvas, _LOOKED_AT_IMAGES).sides
+    sides = measure_objects(facts.data, canvas, _LOOKED_AT_IMAGES, facts.factor).sides
     every, most = keeping_scale(sides), keeping_scale(sides, 0.99)
     kept, share = (every, "every object") if every <= 0.5 else (min(most, 1.0), "99 % of the objects")
     text = f"0.1 in the published recipe; {kept:g} is the smallest scale at which {share} covers a pixel of the canvas."
@@ -256,13 +261,14 @@ def _choose_scales(facts: _Facts, canvas: tuple[int, int]) -> Iterator[Choice]:
     yield Choice("scale_max", 2.0, "the published recipe's (large-scale jitter, arXiv:2012.07177).")
 
 
-def _choose_queries(facts: _Facts) -> Iterator[Choice]:
-    number = queries_for(facts.most)
-    text = f"an image has up to {count_of(facts.most, 'instance')}; a quarter more, in steps of 25, at least 50."
-    yield Choice("num_queries", number, text)
+def _choose_queries(facts: _Facts, canvas: tuple[int, int]) -> Iterator[Choice]:
+    shown = int(crop_counts(facts.data.images, canvas, facts.factor).max())
+    what = "an image" if facts.factor is None else "a crop"
+    text = f"{what} has up to {count_of(shown, 'instance')}; a quarter more, in steps of 25, at least 50."
+    yield Choice("num_queries", queries_for(shown), text)
     if facts.most > 100:
         text = f"images have up to {facts.most} instances, and COCO's 100 would count the others as missed."
-        yield Choice("max_detections", number, text)
+        yield Choice("max_detections", queries_for(facts.most), text)
 
 
 def _choose_schedule(facts: _Facts, canvas: tuple[int, int], chosen: dict[str, object]) -> Iterator[Choice]:

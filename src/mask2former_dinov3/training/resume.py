@@ -35,7 +35,7 @@ FIXED = (
     *("backbone", "head", "seed", "valid_split", "dataset_format", "classes", "crowd", "incomplete_images", *NETWORK),
     *("freeze_backbone", "frozen_blocks", "layer_decay", "lora_rank", "lora_alpha", "lora_targets"),
     *("image_height", "image_width", *AUGMENTATIONS, "repeat_factor", "class_weights"),
-    *("value_range", "page", "channels"),  # not extra_images, whose folder may have moved
+    *("value_range", "page", "channels", "image_scale"),  # not extra_images, whose folder may have moved
 )
 SOURCES_OF_WEIGHTS = ("backbone", "head")  # what a checkpoint replaces
 MORE_STEPS = "raise --max-train-steps or --num-train-epochs"

@@ -212,7 +212,6 @@ class Run:
                     data,
                     batch_size=batch_size,
                     max_detections=max(self.config.max_detections, self.model.config.num_queries),
-                    device=accelerator.device,
                     rank=accelerator.process_index,
                     world=accelerator.num_processes,
                     progress=accelerator.is_main_process and not sys.stderr.isatty(),  # a terminal has the bar of steps

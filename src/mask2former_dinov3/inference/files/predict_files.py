@@ -29,7 +29,6 @@ from ..limit_notes import LimitNotes
 from ..predictor import Predictor, check_extra_images, load_model
 from ..prefetch import prefetch
 from ..settings import DEFAULTS, InferenceSettings, describe_threshold
-from ..tiles.grid import Grid
 from ..tiles.image_reader import ImageReader, image_size, open_image
 from ..tiles.merging import merge_rows
 from .find_images import escape_unprintable, find_images
@@ -129,7 +128,7 @@ def predict_files(
     check_extra_images(predictor.processor)
     summary.threshold = describe_threshold(settings, predictor.model.config)
     settings = predictor.fill(settings)
-    summary.max_detections, summary.tiles = settings.max_detections or 0, settings.tile is not None
+    summary.max_detections, summary.tiles = settings.max_detections or 0, predictor.passes(settings).may_cut
     decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
         "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
@@ -137,7 +136,7 @@ def predict_files(
         "max_detections": settings.max_detections,
         "copy_overlap": settings.copy_overlap,
         "read": asdict(predictor.processor.read_options),
-        "tile": None if settings.tile is None else [settings.tile, settings.overlap],
+        "tile": [settings.tile, settings.overlap] if summary.tiles else None,
         "save": sorted(save),
         "segmentation": segmentation,
         "colours": colours,
@@ -190,7 +189,7 @@ class _Loaded(NamedTuple):
 
 
 class _Large(NamedTuple):
-    """A file that is larger than a tile; it is read in parts. unread: what of it is not read."""
+    """A file that is cut into tiles; it is read in parts. unread: what of it is not read."""
 
     file: _File
     unread: str
@@ -267,10 +266,10 @@ class _Run:
 
     def _load(self, file: _File) -> _Loaded | _Large | _Failed:
         """Read and prepare one file; called in threads."""
-        tile, processor = self.settings.tile, self.predictor.processor
+        processor, passes = self.predictor.processor, self.predictor.passes(self.settings)
         options = processor.read_options
         try:
-            is_large = tile is not None and max(image_size(file.path, options)) > tile
+            is_large = passes.may_cut and passes.grid(*image_size(file.path, options)).number_of_tiles > 1
             pixels = None if is_large else read_image(file.path, options)
             header = read_header(file.path, options)
             count = header.channels if pixels is None else pixels.shape[2]
@@ -291,11 +290,10 @@ class _Run:
 
     def _predict_in_tiles(self, file: _File) -> None:
         """Predict on a large image row by row of its tiles, from the first unfinished row on."""
-        assert self.settings.tile is not None
         categories = self.predictor.categories
         try:
             with open_image(file.path, self.predictor.processor.read_options) as image:
-                grid = Grid.of(image.height, image.width, self.settings.tile, self.settings.overlap)
+                grid = self.predictor.passes(self.settings).grid(image.height, image.width)
                 rows = self.predictor.predict_rows(image, grid, self.settings, self.done.count_rows(file.key))
                 kept = chain(self.done.rows(file.key, categories), self.done.keep_rows(file.key, rows))
                 bar = ProgressBar(kept, file.name, len(grid.tops), leave=False, unit="tile row", disable=not self.show)

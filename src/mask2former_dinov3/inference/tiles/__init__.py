@@ -5,7 +5,7 @@ the whole image goes out, in which every object appears once and complete. `Pred
 
 Read in this order:
 
-    grid           places overlapping tiles on an image
+    grid           decides how an image is cut, and places overlapping tiles on it
     image_reader   reads parts of image files of any size
     runs           masks as vertical runs of pixels
     merging        joins the instances of all tiles
