@@ -38,12 +38,13 @@ checkpointing_steps class_weights classes color_jitter copy_paste crowd dataload
 dataset_name decoder_layers description early_stopping_patience ema_decay encoder_layers extra_images flip
 freeze_backbone frozen_blocks gamma_jitter gradient_accumulation_steps gradient_checkpointing head hub_model_id
 hub_private_repo hub_token image_height image_scale image_width incomplete_images invert jpeg_quality layer_decay
-learning_rate logging_steps lora_alpha lora_rank lora_targets lr_scheduler_type mask_feature_size mask_loss mask_stride
-matching max_bad_images max_detections max_grad_norm max_hours max_train_steps metric_for_best_model mixed_precision neck noise
-num_queries num_train_epochs num_warmup_steps output_dir page per_device_eval_batch_size per_device_train_batch_size
-process_group_timeout push_to_hub query_init recipe repeat_factor report_to resume_from_checkpoint rotation
-save_total_limit scale_max scale_min seed test_annotations test_images train_annotations train_images
-valid_annotations valid_images valid_split value_range weight_decay with_code with_tracking
+learning_rate logging_steps lora_alpha lora_rank lora_targets lr_scheduler_type mask_feature_size mask_loss
+mask_stride matching max_bad_images max_detections max_grad_norm max_hours max_train_steps metric_for_best_model
+mixed_precision neck noise num_queries num_train_epochs num_warmup_steps output_dir page per_device_eval_batch_size
+per_device_train_batch_size process_group_timeout push_to_hub query_init recipe repeat_factor report_to
+resume_from_checkpoint rotation save_total_limit scale_max scale_min seed test_annotations test_images
+train_annotations train_images valid_annotations valid_images valid_split value_range weight_decay with_code
+with_tracking
 """
 
 
@@ -113,7 +114,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "serving": MODEL_USE | {"inference"},
     "cluster": MODEL_USE | {"inference"},
     "training": MODEL_USE | {"config", "evaluation", "inference", "reports"},
-    "tuning": GROUND | {"cluster", "config", "evaluation", "training"},
+    "tuning": GROUND | {"cluster", "config", "data", "evaluation", "training"},
     "cli": MODEL_USE
     | {"cluster", "config", "evaluation", "export", "inference", "reports", "serving", "training", "tuning"},
 }
@@ -269,8 +270,10 @@ def test_package__public_names_are_a_short_list_that_loads() -> None:
         "Mask2FormerDinov3ForInstanceSegmentation",
         "Mask2FormerDinov3ImageProcessor",
         "Predictor",
+        "TrainConfig",
         "__version__",
         "evaluate_coco",
+        "train",
     ]
     for name in mask2former_dinov3.__all__:
         assert name == "__version__" or getattr(mask2former_dinov3, name).__name__ == name
@@ -400,7 +403,7 @@ def test_constraints__pin_every_dependency() -> None:
     tested = ("dev", "datasets", "export", "large", "peft", "ray", "serve")
     for wanted in [*project["dependencies"], *(line for extra in tested for line in extras[extra])]:
         assert re.split(r"[>=\[]", wanted)[0].lower() in pinned | {"mask2former-dinov3"}, wanted
-    assert set(extras) == {*tested, "supervision", "trackers"}
+    assert set(extras) == {*tested, "pandas", "supervision", "trackers"}
     assert f"mask2former-dinov3[{','.join(tested[1:])}]" in extras["dev"]  # what the tests use
 
 

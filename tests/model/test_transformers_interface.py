@@ -22,7 +22,7 @@ from transformers import (
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-from mask2former_dinov3.model.labels import PADDING_CLASS, read_labels
+from mask2former_dinov3.model.labels import PADDING_CLASS, convert_labels
 from support.models import labels, padded_mask, small_model
 
 PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
@@ -73,7 +73,7 @@ def test_labels__stacked_and_padded_give_the_loss_of_lists() -> None:
 )
 def test_labels__are_refused_by_name(masks: Tensor, classes: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        read_labels(masks, [torch.tensor(one) for one in classes], 3, PIXELS[:1])
+        convert_labels(masks, [torch.tensor(one) for one in classes], 3, PIXELS[:1])
 
 
 @torch.no_grad()

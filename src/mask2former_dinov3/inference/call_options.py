@@ -13,7 +13,7 @@ from ..errors import OptionError
 
 STEPS = ("do_resize", "do_rescale", "do_normalize")
 # Keywords of other processors for steps that this one always does so, with the values that say just that.
-FIXED: dict[str, tuple[object, ...]] = {
+ALWAYS: dict[str, tuple[object, ...]] = {
     "do_pad": (True,),
     "do_convert_rgb": (True, False),  # what has the model's channels is not converted
     "rescale_factor": (1 / 255,),
@@ -65,11 +65,11 @@ def read_call_options(given: Mapping[str, Any], defaults: Mapping[str, bool]) ->
     Raises TypeError for a keyword that is unknown, OptionError for one that asks for what the model was not trained on.
     """
     asked = {name: value for name, value in given.items() if value is not None}
-    if unknown := sorted(asked.keys() - set(OWN) - FIXED.keys()):
-        raise TypeError(f"image processor: expected {', '.join(sorted((*OWN, *FIXED)))}, got {', '.join(unknown)}")
-    for name in FIXED.keys() & asked.keys():
-        if str(asked[name]) not in map(str, FIXED[name]):
-            raise OptionError(name, " or ".join(map(repr, FIXED[name])), repr(asked[name]), "the model knows no other")
+    if unknown := sorted(asked.keys() - set(OWN) - ALWAYS.keys()):
+        raise TypeError(f"image processor: expected {', '.join(sorted((*OWN, *ALWAYS)))}, got {', '.join(unknown)}")
+    for name in ALWAYS.keys() & asked.keys():
+        if str(asked[name]) not in map(str, ALWAYS[name]):
+            raise OptionError(name, " or ".join(map(repr, ALWAYS[name])), repr(asked[name]), "the model knows no other")
     for name in STEPS:
         if not isinstance(asked.get(name, True), bool):
             raise OptionError(name, "True or False", repr(asked[name]))

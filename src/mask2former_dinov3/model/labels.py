@@ -12,10 +12,10 @@ from torch import Tensor
 PADDING_CLASS = -100  # class of rows that only bring images to one number of instances, as transformers' Trainer pads
 
 Labels = Sequence[Tensor] | Tensor
-"""Of B images: one tensor each, or all of them stacked, images with fewer instances padded (see `read_labels`)."""
+"""Of B images: one tensor each, or all of them stacked, images with fewer instances padded (see `convert_labels`)."""
 
 
-def read_labels(
+def convert_labels(
     mask_labels: Labels | None, class_labels: Labels | None, num_labels: int, canvas: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Masks B x (N, H, W) bool and classes B x (N,) int64, on the device of the canvas: pixel_values (B, C, H, W).

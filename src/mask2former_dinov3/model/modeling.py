@@ -20,7 +20,7 @@ from .backbone import backbone_blocks, build_backbone, grad_mode, tapped_maps, u
 from .configuration import COARSEST_STRIDE, Mask2FormerDinov3Config
 from .criterion.loss import Mask2FormerCriterion
 from .kernels.deformable_attention import MultiScaleDeformableAttention
-from .labels import Labels, read_labels
+from .labels import Labels, convert_labels
 from .mask_prior import MaskPrior
 from .necks import AdapterNeck, PlainNeck, SimpleFeaturePyramid
 from .padding import real_pixels
@@ -313,7 +313,7 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         """pixel_values (B, C, H, W), normalised; pixel_mask (B, H, W), 1 on real pixels (top left), 0 on padding.
 
         C is `config.num_channels`; values of another type are converted to that of the model.
-        mask_labels: B tensors (N, H, W), class_labels: B tensors (N,), or both stacked, see `labels.read_labels`.
+        mask_labels: B tensors (N, H, W), class_labels: B tensors (N,), or both stacked, see `labels.convert_labels`.
         normalizers: see `loss.loss_normalizers`; by default those of this batch. output_masks: compute dense masks;
         default: always, except in training mode with labels. original_sizes: ignored, so that
         `model(**processor(images))` works. output_hidden_states, output_attentions, return_dict (False for a tuple
@@ -350,7 +350,7 @@ class Mask2FormerDinov3ForInstanceSegmentation(Mask2FormerDinov3PreTrainedModel)
         normalizers: Tensor | None,
     ) -> Mask2FormerDinov3Output:
         _check_images(pixel_values, pixel_mask, self.config.num_channels)
-        masks, classes = read_labels(mask_labels, class_labels, self.config.num_labels, pixel_values)
+        masks, classes = convert_labels(mask_labels, class_labels, self.config.num_labels, pixel_values)
         predictions, output = self.predict(pixel_values, pixel_mask, *options)
         output.loss_dict = self.criterion(predictions, masks, classes, pixel_mask, normalizers)
         output.loss = torch.stack(list(output.loss_dict.values())).sum()

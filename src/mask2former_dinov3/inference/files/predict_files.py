@@ -104,15 +104,12 @@ def predict_files(
     1-bit PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping masks stay complete. coco,
     coco-results, csv: see `result_files`; an image has its name below the folder (`file_name`), its `path`, and its
     name in the output where that is another. segmentation: of coco, "rle" or "polygons", in which lines join holes to
-    the outline, for programs that read no RLE.
-    geojson, yolo: see `polygons`. colours: of the overlays, see `draw_instances`. settings: with `tile`, larger files
-    are read in parts (`tiles.image_reader`). reading: how image files are read, where that is not as saved with the
-    model (which is then no `Predictor`).
-    progress: show progress bars.
+    the outline, for programs that read no RLE. geojson, yolo: see `polygons`. colours: of the overlays, see
+    `draw_instances`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`). reading: how image
+    files are read, where that is not as saved with the model (which is then no `Predictor`). progress: show bars.
 
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
-    predicted. A stopped run leaves its
-    finished images in a hidden file, and the same call continues from there.
+    predicted. A stopped run leaves its finished images in a hidden file, and the same call continues from there.
     Raises OptionError when no image is found, for an unknown word in `save` or `colours`, and when another command is
     writing to the output folder.
     """
@@ -132,14 +129,10 @@ def predict_files(
     decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
         "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
-        "threshold": settings.threshold,
-        "max_detections": settings.max_detections,
-        "copy_overlap": settings.copy_overlap,
+        **{name: getattr(settings, name) for name in ("threshold", "max_detections", "copy_overlap")},
         "read": asdict(predictor.processor.read_options),
         "tile": [settings.tile, settings.overlap] if summary.tiles else None,
-        "save": sorted(save),
-        "segmentation": segmentation,
-        "colours": colours,
+        **{"save": sorted(save), "segmentation": segmentation, "colours": colours},
     }
     with hold_folder(output, "output", "predict"):
         with Progress(output / PROGRESS_FILE, decides) as done:
