@@ -31,7 +31,7 @@ def test_auto__trains_as_the_number_that_it_finds(
 ) -> None:
     """Bit for bit: the steps that are tried leave weights, random states, averages and the gradients' state alone.
 
-    On a CPU 4 images at most, which a step of 8 has twice. Goes on with the same number.
+    On a CPU 4 images at most, which a step of 8 has twice. A resumed run keeps the number.
     """
     caplog.set_level(logging.INFO)
     options = {"ema_decay": 0.5, "copy_paste": 0.5, "max_grad_norm": 0.01, "lr_scheduler_type": "linear"}
