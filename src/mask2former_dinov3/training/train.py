@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..atomic_files import write_text
 from ..config.train_config import TrainConfig
+from ..data.array_types import Floats
 from ..data.check import check_data
 from ..data.coco import CocoData
 from ..data.coco_types import Metrics
@@ -269,8 +270,7 @@ def start_run(
     torch.manual_seed(config.seed)  # every process starts from the same weights
     model = build_model(config, data["train"], checkpoint)
     num_images = len(data["train"].images)
-    images = images_per_step(config)
-    state = RunState(step_size=images * accelerator.num_processes, num_images=num_images)
+    state = RunState(step_size=images_per_step(config) * accelerator.num_processes, num_images=num_images)
     factors = repeat_factors_of(config, data["train"])
     if factors is not None:
         logger.info("%s", describe_repetition(config, factors))
@@ -293,8 +293,6 @@ def start_run(
     if saved is not None and checkpoint is not None:
         keep_place_in_schedule(config, saved, state, last_step, checkpoint)
         restore_optimization(saved, accelerator, prepared, scheduler, averaged)
-    batch_size = config.per_device_train_batch_size
-    batch_size = batch_size if isinstance(batch_size, int) else 1  # until `rehearse` has found one
     run = Run(
         config=config,
         accelerator=accelerator,
@@ -303,17 +301,7 @@ def start_run(
         processor=build_processor(config, model, data["train"]),
         optimizer=prepared,
         scheduler=scheduler,
-        order=TrainingOrder(
-            num_images,
-            batch_size=batch_size,
-            accumulation=images // batch_size,
-            rank=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            seed=config.seed,
-            first_step=state.step,
-            last_step=last_step,
-            repeat_factors=factors,
-        ),
+        order=order_of(config, accelerator, state, last_step, factors),
         averaged=averaged,
         description_at_start=describe_run(config, data),
         state=state,
@@ -325,6 +313,25 @@ def start_run(
     if state.finished and run.is_finished:
         logger.info("the run is finished: step %d of %d; %s to train longer", state.step, last_step, how_longer(run))
     return run, wrapped
+
+
+def order_of(
+    config: TrainConfig, accelerator: Accelerator, state: RunState, last_step: int, factors: Floats | None
+) -> TrainingOrder:
+    """The order of the images from a state to the last step; "auto" stands for 1 until `rehearse` has found a batch."""
+    batch_size, images = config.per_device_train_batch_size, images_per_step(config)
+    batch_size = batch_size if isinstance(batch_size, int) else 1
+    return TrainingOrder(
+        state.num_images,
+        batch_size=batch_size,
+        accumulation=images // batch_size,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        seed=config.seed,
+        first_step=state.step,
+        last_step=last_step,
+        repeat_factors=factors,
+    )
 
 
 def how_longer(run: Run) -> str:
