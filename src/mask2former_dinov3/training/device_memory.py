@@ -6,12 +6,13 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
 
-from ..errors import is_out_of_memory
+from ..errors import UserError, is_out_of_memory, memory_reason
 
 SHARE = 0.9  # of the memory for this process that a run may plan with: batches differ, and memory is fragmented
 CGROUPS = Path("/sys/fs/cgroup")
@@ -107,3 +108,16 @@ def peak_memory(device: torch.device, job: Callable[[], object]) -> int | None:
         return torch.cuda.max_memory_reserved(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextmanager
+def explain_full_evaluation(batch_size: int) -> Iterator[None]:
+    """Turn an error for full memory in an evaluation into a UserError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_full_memory(error):
+            raise
+        smaller = "--per-device-eval-batch-size 1" if batch_size > 1 else "--image-height and --image-width"
+        advice = f"set {smaller}" if batch_size > 1 else f"lower {smaller}"
+        raise UserError(f"evaluation: out of memory on the device: {memory_reason(error)}; {advice}") from error

@@ -7,7 +7,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,7 @@ from .checkpoint import list_checkpoints
 from .device_memory import is_full_memory
 from .launch import cpu_has_bf16
 from .resume import FIXED
-
-if TYPE_CHECKING:
-    from .run import Run
+from .run import Run
 
 logger = logging.getLogger(__name__)
 _SIDE = 256  # longest side of the canvas on which storage is measured: it grows with the number of pixels
@@ -59,19 +57,6 @@ def explain_full_memory(run: Run) -> Iterator[None]:
         run.optimizer.zero_grad(set_to_none=True)
         explained = UserError(describe_full_memory(run, memory_reason(error)))
         raise (mark_shared(explained) if is_shared(error) else explained) from error
-
-
-@contextmanager
-def explain_full_evaluation(batch_size: int) -> Iterator[None]:
-    """Turn an error for full memory in an evaluation into a UserError."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_full_memory(error):
-            raise
-        smaller = "--per-device-eval-batch-size 1" if batch_size > 1 else "--image-height and --image-width"
-        advice = f"set {smaller}" if batch_size > 1 else f"lower {smaller}"
-        raise UserError(f"evaluation: out of memory on the device: {memory_reason(error)}; {advice}") from error
 
 
 def describe_full_memory(run: Run, reason: str) -> str:

@@ -39,9 +39,9 @@ from .checkpoint import (
     save_checkpoint,
     update_checkpoint,
 )
+from .device_memory import explain_full_evaluation
 from .distributed import run_on_all, run_on_main
 from .ema import AveragedWeights
-from .memory_advice import explain_full_evaluation
 from .metrics_log import MetricsLog
 from .optimizer import warmup_steps
 from .run_folder import Score, score_entries, set_aside_best
