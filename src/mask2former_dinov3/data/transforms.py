@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import cv2
@@ -71,6 +71,10 @@ class Augmentation:
             raise OptionError("noise", "a number from 0 to below 1", self.noise)
         if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
             raise OptionError("jpeg_quality", "a whole number from 1 to 100, or None", self.jpeg_quality)
+
+
+AUGMENTATIONS: tuple[str, ...] = tuple(field.name for field in fields(Augmentation))
+"""Options of training with the names of the fields."""
 
 
 def sample_matrix(

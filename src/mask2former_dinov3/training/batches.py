@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from ..config.train_config import TrainConfig
 from ..data.coco import CocoData
 from ..data.dataset import Batch, CocoInstanceDataset, collate
 from ..data.statistics import statistics_of
-from ..data.transforms import Augmentation
+from ..data.transforms import AUGMENTATIONS, Augmentation
 from ..errors import DatasetError, OptionError, UserError, mark_shared, mismatch
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..model import loss_normalizers
@@ -32,7 +31,6 @@ from .signals import ignore_signals
 
 logger = logging.getLogger(__name__)
 SHARED_MEMORY = Path("/dev/shm")
-AUGMENTATIONS: tuple[str, ...] = tuple(field.name for field in fields(Augmentation))  # options of the same names
 PREFETCHED = 2  # batches that each worker holds ready: the default of DataLoader
 
 

@@ -12,11 +12,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..config.presets import PRESETS
 from ..config.train_config import TrainConfig
+from ..data.transforms import AUGMENTATIONS
 from ..errors import CheckpointError, ConfigError, OptionError, mismatch
 from ..json_files import is_number, read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..weights.loading import is_path
-from .batches import AUGMENTATIONS
 from .build_model import NETWORK
 from .checkpoint import OptimizationState, RngState, RunState, load_checkpoint, read_state
 from .ema import AveragedWeights
