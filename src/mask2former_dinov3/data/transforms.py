@@ -74,8 +74,8 @@ class Augmentation:
             raise OptionError("jpeg_quality", "a whole number from 1 to 100, or None", self.jpeg_quality)
 
 
-AUGMENTATIONS = tuple(field.name for field in fields(Augmentation))
-"""The options of training with the same names."""
+AUGMENTATIONS: tuple[str, ...] = tuple(field.name for field in fields(Augmentation))
+"""Options of training with the names of the fields."""
 
 
 def sample_matrix(
