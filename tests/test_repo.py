@@ -114,7 +114,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "serving": MODEL_USE | {"inference"},
     "cluster": MODEL_USE | {"inference"},
     "training": MODEL_USE | {"config", "evaluation", "inference", "reports"},
-    "tuning": GROUND | {"cluster", "config", "data", "evaluation", "training"},
+    "tuning": GROUND | {"cluster", "config", "data", "training"},
     "cli": MODEL_USE
     | {"cluster", "config", "evaluation", "export", "inference", "reports", "serving", "training", "tuning"},
 }
