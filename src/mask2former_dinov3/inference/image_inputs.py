@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from typing import IO, Any, TypeAlias
 from urllib.parse import urlsplit
@@ -180,15 +180,3 @@ def check_timeout(timeout: float) -> None:
     """Raise OptionError for a timeout that is no number of seconds above 0."""
     if not 0 < timeout < float("inf"):
         raise OptionError("timeout", "a number of seconds above 0", timeout)
-
-
-def batches(images: Iterator[HeldImage], size: int) -> Iterator[Sequence[HeldImage]]:
-    """The images in lists of `size`, the last one of what is left."""
-    batch: list[HeldImage] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
