@@ -208,15 +208,7 @@ class TransformerDecoder(nn.Module):
         feature_size, h_i, w_i), coarsest first; valid: real pixels of the memories and the finest map, (B, h_i, w_i)
         bool. states: filled if given.
         """
-        tokens, placed, attention_features = [], [], []
-        level_embed = rows_of(self.level_embed, fine.device)
-        for level, memory in enumerate(memories):
-            tokens.append(
-                self.input_projections[level](memory).flatten(2).transpose(1, 2) + level_embed[level]
-            )  # (B, S, C)
-            position = sine_position_embedding(valid[level], tokens[-1].shape[2])
-            placed.append(tokens[-1] + position.flatten(2).transpose(1, 2).to(tokens[-1].dtype))  # (B, S, C)
-            attention_features.append(_resize_features(mask_features, memory.shape[2], memory.shape[3]))  # (B, E, S)
+        tokens, placed, attention_features = self._place_memories(mask_features, memories, valid)
         seeds = None
         if self.seeds is None:
             queries = rows_of(self.queries_features, fine.device).expand(fine.shape[0], -1, -1)  # (B, Q, C)
@@ -260,6 +252,21 @@ class TransformerDecoder(nn.Module):
             prior_features=self._prior_features(mask_features, mask_features),
             seed_logits=seeds.logits,
         )
+
+    def _place_memories(
+        self, mask_features: Tensor, memories: list[Tensor], valid: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Of each memory: its tokens (B, S, C), without and with their position, and the mask features (B, E, S)."""
+        tokens, placed, attention_features = [], [], []
+        level_embed = rows_of(self.level_embed, mask_features.device)
+        for level, memory in enumerate(memories):
+            tokens.append(
+                self.input_projections[level](memory).flatten(2).transpose(1, 2) + level_embed[level]
+            )  # (B, S, C)
+            position = sine_position_embedding(valid[level], tokens[-1].shape[2])
+            placed.append(tokens[-1] + position.flatten(2).transpose(1, 2).to(tokens[-1].dtype))  # (B, S, C)
+            attention_features.append(_resize_features(mask_features, memory.shape[2], memory.shape[3]))  # (B, E, S)
+        return tokens, placed, attention_features
 
     def _prior_features(self, mask_features: Tensor, like: Tensor) -> Tensor:
         """The pixels' factors of the prior, (6, h, w); the map's stride follows from that of the mask features."""
