@@ -184,7 +184,7 @@ def _check_shapes(source: str, differing: set[tuple[str, torch.Size, torch.Size]
         raise CheckpointError(f"{source}: {mismatch('the weights of the network in config.json', got)}")
 
 
-def find_weights(source: str, token: str | None) -> list[Path]:
+def find_weights(source: str, token: str | None = None) -> list[Path]:
     """The files of weights of a folder or hub id: one, or those that an index names, all of them in the same folder.
 
     Raises CheckpointError when there are none, for an index that is not one, and for a file elsewhere.
