@@ -11,7 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..atomic_files import write_text
 from ..data.faults import count_of, quote
@@ -75,7 +75,7 @@ def translate_results(
     return kept, list(_describe(beside, name, len(images), of_results, left_out))
 
 
-def read_both_forms(predictions: Path | Mapping[str, object]) -> tuple[list[object], Mapping[str, object], Path]:
+def read_both_forms(predictions: Path | Mapping[str, object]) -> tuple[list[Any], Mapping[str, object], Path]:
     """The entries of results, the `images` and `categories` of their ids (empty if unknown), and where those stand.
 
     predictions: as for `translate_results`.

@@ -123,7 +123,7 @@ def test_convert_data__yolo_has_the_same_pixels_and_says_what_it_cannot_hold(tmp
     for line, (_, mask) in zip(lines, first["day1/1.png"], strict=True):
         points = (np.array(line.split()[1:], dtype=float).reshape(-1, 2) * (32, 24)).astype(np.int32)
         canvas = np.zeros(SIZE, dtype=np.uint8)
-        cv2.fillPoly(canvas, [points], 1)  # type: ignore[call-overload]
+        cv2.fillPoly(canvas, [points], [1])
         np.testing.assert_array_equal(canvas, mask)
 
 

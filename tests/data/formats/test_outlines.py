@@ -37,7 +37,7 @@ def test_outline_of__fills_to_the_mask(first: int) -> None:
         assert code_of_window(fill_outline(outline.vertices), height, width) == code
         if outline.parts == 1:
             filled = np.zeros((height, width), dtype=np.uint8)
-            cv2.fillPoly(filled, [outline.vertices.astype(np.int32)], 1)  # type: ignore[call-overload]
+            cv2.fillPoly(filled, [outline.vertices.astype(np.int32)], [1])
             np.testing.assert_array_equal(filled, mask)
             in_opencv += 1
     assert in_opencv > 10

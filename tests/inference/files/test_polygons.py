@@ -112,7 +112,7 @@ def test_write_yolo__opencv_fills_a_line_to_the_mask(instances: Instances, tmp_p
     for line, mask in list(zip((tmp_path / "b.txt").read_text().splitlines(), expected, strict=True))[:2]:
         points = whole(np.array(line.split()[1:], dtype=float).reshape(-1, 2) * (80, 60)).astype(np.int32)
         canvas = np.zeros((60, 80), dtype=np.uint8)
-        cv2.fillPoly(canvas, [points], 1)
+        cv2.fillPoly(canvas, [points], [1])
         np.testing.assert_array_equal(canvas, mask)
 
 

@@ -126,7 +126,7 @@ def fill_outline(vertices: Vertices) -> Window:
     for mark in [*marks, len(vertices)]:
         if mark > start:  # a mark may be the beginning of another, in a part of one pixel
             part = (vertices[start:mark] - low).astype(np.int32)
-            cv2.fillPoly(pixels, [part], 1)  # type: ignore[call-overload]
+            cv2.fillPoly(pixels, [part], [1])
         start = max(start, mark + 2)
     return Window(pixels, int(low[1]), int(low[0]))
 
