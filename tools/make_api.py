@@ -49,8 +49,11 @@ def without_quotes(annotation: object) -> object:
 def signature(name: str, value: Callable[..., object]) -> str:
     """`name(parameters) -> result`, over several lines where it is long.
 
+    Of a pydantic model `name(**options)`: docs/configuration.md lists them.
     Raises ValueError for a default that shows as an address, which differs from run to run.
     """
+    if hasattr(value, "model_fields"):
+        return f"{name}(**options)"
     found = inspect.signature(value)
     parameters = [
         one.replace(annotation=without_quotes(one.annotation))

@@ -51,7 +51,7 @@ PATHS = ("output_dir", "dataset_name", "backbone", "head", "resume_from_checkpoi
 
 
 class TrainConfig(BaseModel):
-    """The options of `train`, immutable. Use `load_config` to read them from a file and flags.
+    """The options of `train` (docs/configuration.md), immutable. Use `load_config` to read them from a file and flags.
 
     The constructor raises pydantic's ValidationError (a ValueError) instead of ConfigError. `model_dump(mode="json")`
     leaves out the hub token and can be read again by `load_config`.

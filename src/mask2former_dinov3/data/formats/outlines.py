@@ -143,4 +143,5 @@ def outline_fractions(vertices: Vertices, height: int, width: int) -> list[float
 def outline_pixels(fractions: npt.NDArray[np.float64], height: int, width: int) -> Vertices:
     """The inverse of `outline_fractions`, for fractions (2 P,) of any program: the pixels that the points lie in."""
     size = np.array((width, height))
-    return np.clip(np.floor(fractions.reshape(-1, 2) * size), 0, size - 1).astype(np.int64)
+    vertices: Vertices = np.clip(np.floor(fractions.reshape(-1, 2) * size), 0, size - 1).astype(np.int64)
+    return vertices
