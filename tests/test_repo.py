@@ -269,8 +269,10 @@ def test_package__public_names_are_a_short_list_that_loads() -> None:
         "Mask2FormerDinov3ForInstanceSegmentation",
         "Mask2FormerDinov3ImageProcessor",
         "Predictor",
+        "TrainConfig",
         "__version__",
         "evaluate_coco",
+        "train",
     ]
     for name in mask2former_dinov3.__all__:
         assert name == "__version__" or getattr(mask2former_dinov3, name).__name__ == name

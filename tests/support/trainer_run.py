@@ -34,9 +34,7 @@ def main(model_folder: str, dataset: str, output: str) -> None:
     canvas |= {"image_mean": processor.image_mean, "image_std": processor.image_std}
     data = CocoInstanceDataset(valid, **canvas)
     metrics = TrainerMetrics(processor, model.config.id2label, ("AP", "AP50", "AR100"))
-    trainer = Trainer(
-        model, arguments, eval_dataset=data, data_collator=collate_padded, compute_metrics=metrics
-    )
+    trainer = Trainer(model, arguments, eval_dataset=data, data_collator=collate_padded, compute_metrics=metrics)
     found = trainer.evaluate()
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     (Path(output) / f"{world}-{rank}.json").write_text(json.dumps(found))

@@ -129,8 +129,7 @@ def read_ground_truth(
     content = _content_of(annotations, faults)
     sections = list_sections(content, faults)
     names = parse_categories(sections["categories"], faults, broken)
-    used = used_categories(sections["annotations"])
-    drop_placeholders(names, used, faults, project_category(sections["categories"]))
+    drop_placeholders(names, used_categories(sections["annotations"]), faults, project_category(sections["categories"]))
     entries = parse_images(sections["images"], faults, broken, named=not isinstance(annotations, Mapping))
     wanted = frozenset(entries if image_ids is None else image_ids)
     for unknown in sorted(wanted - entries.keys()):

@@ -105,15 +105,12 @@ def predict_files(
     1-bit PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping masks stay complete. coco,
     coco-results, csv: see `result_files`; an image has its name below the folder (`file_name`), its `path`, and its
     name in the output where that is another. segmentation: of coco, "rle" or "polygons", in which lines join holes to
-    the outline, for programs that read no RLE.
-    geojson, yolo: see `polygons`. colours: of the overlays, see `draw_instances`. settings: with `tile`, larger files
-    are read in parts (`tiles.image_reader`). reading: how image files are read, where that is not as saved with the
-    model (which is then no `Predictor`).
-    progress: show progress bars.
+    the outline, for programs that read no RLE. geojson, yolo: see `polygons`. colours: of the overlays, see
+    `draw_instances`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`). reading: how image
+    files are read, where that is not as saved with the model (which is then no `Predictor`).
 
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
-    predicted. A stopped run leaves its
-    finished images in a hidden file, and the same call continues from there.
+    predicted. A stopped run leaves its finished images in a hidden file, and the same call continues from there.
     Raises OptionError when no image is found, for an unknown word in `save` or `colours`, and when another command is
     writing to the output folder.
     """
