@@ -90,12 +90,13 @@ def read_named_results(
 
     predictions: as for `evaluate_coco`.
     """
-    is_file = isinstance(predictions, str | PathLike)
-    if not is_file and not isinstance(predictions, Mapping):
+    name = ""
+    if isinstance(predictions, str | PathLike):
+        predictions, name = Path(predictions), str(predictions)
+    elif not isinstance(predictions, Mapping):
         return read_results(predictions, truth), []
-    source = Path(predictions) if isinstance(predictions, str | PathLike) else predictions
-    entries, notes = translate_results(source, truth.listed, truth.name)
-    return read_results(cast("list[Mapping[str, object]]", entries), truth, str(source) if is_file else ""), notes
+    entries, notes = translate_results(predictions, truth.listed, truth.name)
+    return read_results(cast("list[Mapping[str, object]]", entries), truth, name), notes
 
 
 def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections: int, aim: Aim = BEST_F1) -> Metrics:
