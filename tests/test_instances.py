@@ -167,9 +167,8 @@ def test_instances__shrink_reads_masks_at_the_new_pixels() -> None:
 
 def test_filter__by_score_and_class() -> None:
     _, found = example()
-    found = Instances(
-        found.height, found.width, found.rles, [0, 1, 0, 1, 0], [0.9, 0.8, 0.5, 0.4, 0.3], ((3, "a"), (7, "b"))
-    )
+    labels, scores = np.array([0, 1, 0, 1, 0]), np.array([0.9, 0.8, 0.5, 0.4, 0.3], np.float32)
+    found = Instances(found.height, found.width, found.rles, labels, scores, ((3, "a"), (7, "b")))
     assert found.filter(min_score=0.5).labels.tolist() == [0, 1, 0]
     assert found.filter(classes=["b"]).short_scores == [0.8, 0.4]
     assert found.filter(min_score=0.4, classes=[0, "b"]).short_scores == [0.9, 0.8, 0.5, 0.4]
@@ -190,7 +189,7 @@ def test_concatenate__is_the_inverse_of_choosing() -> None:
     with pytest.raises(ValueError, match="expected at least one part to concatenate, got none"):
         Instances.concatenate([])
     with pytest.raises(ValueError, match=r"expected parts of 11x17 pixels with categories .*, got 4x4"):
-        Instances.concatenate([found, Instances(4, 4, (), [], [])])
+        Instances.concatenate([found, Instances.from_masks(np.zeros((0, 4, 4), dtype=bool), [], [])])
 
 
 def test_to_coco_annotations__have_ids_boxes_and_areas() -> None:

@@ -35,14 +35,16 @@ TASK = "instance-segmentation"
 
 
 class PipelineSettings(TypedDict, total=False):
-    """Arguments of the task beside those of `Pipeline`; what is not given has the value of `InferenceSettings`.
-
-    timeout: seconds for an image behind an address.
-    """
+    """Arguments of the task beside those of `Pipeline`; what is not given has the value of `InferenceSettings`."""
 
     threshold: float | Mapping[str, float]
     max_detections: int
     copy_overlap: float
+
+
+class PipelineArguments(PipelineSettings, total=False):
+    """The settings, and timeout: seconds for an image behind an address."""
+
     timeout: float
 
 
@@ -76,16 +78,19 @@ class InstanceSegmentationPipeline(Pipeline):
     image_processor: Mask2FormerDinov3ImageProcessor
 
     def _sanitize_parameters(
-        self, **parameters: Unpack[PipelineSettings]
+        self, **parameters: Unpack[PipelineArguments]
     ) -> tuple[dict[str, object], PipelineSettings, dict[str, object]]:
-        known = PipelineSettings.__annotations__.keys()
-        unknown = sorted(parameters.keys() - known)
+        known = [*PipelineSettings.__annotations__, "timeout"]
+        unknown = sorted(parameters.keys() - {*known})
         if unknown:
             raise TypeError(f"{TASK}: expected {', '.join(known)}, got {', '.join(unknown)}")
-        loading = {"timeout": timeout} if (timeout := parameters.pop("timeout", None)) is not None else {}
-        check_timeout(loading.get("timeout", TIMEOUT))
-        InferenceSettings(**parameters).for_model(self.model.config)  # checks the values
-        return loading, parameters, {}
+        loading: dict[str, object] = {}
+        if (timeout := parameters.pop("timeout", None)) is not None:
+            check_timeout(timeout)
+            loading["timeout"] = timeout
+        settings = cast("PipelineSettings", parameters)
+        InferenceSettings(**settings).for_model(self.model.config)  # checks the values
+        return loading, settings, {}
 
     def preprocess(self, input_: HeldImage, timeout: float = TIMEOUT) -> dict[str, object]:
         """One image as a batch of one; as it is where images may be cut into tiles."""

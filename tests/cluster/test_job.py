@@ -31,7 +31,7 @@ from ray.cluster_utils import Cluster
 from mask2former_dinov3.cluster import job
 from mask2former_dinov3.cluster.gathering import Batches, BatchSummary, Gathering
 from mask2former_dinov3.cluster.job import batch_predict
-from mask2former_dinov3.cluster.reading import read_batch
+from mask2former_dinov3.cluster.reading import BatchRow, read_batch
 from mask2former_dinov3.cluster.resources import Workers, plan_workers
 from mask2former_dinov3.cluster.shards import ShardFolder, tables_of
 from mask2former_dinov3.cluster.workers import ModelFiles
@@ -309,7 +309,7 @@ def test_read_batch__an_image_that_cannot_be_had_stops_nothing(images: Path) -> 
 def test_read_batch__leaves_to_the_predictor_what_is_cut_at_its_own_scale(tmp_path: Path) -> None:
     for name, size in (("small.png", (60, 20)), ("large.png", (90, 40))):
         Image.new("RGB", size).save(tmp_path / name)
-    row = {"number": 0, "images": [str(tmp_path / "small.png"), str(tmp_path / "large.png")]}
+    row: BatchRow = {"number": 0, "images": [str(tmp_path / "small.png"), str(tmp_path / "large.png")]}
     small, large = pickle.loads(read_batch(row, passes=PASSES._replace(factor=1.0))["read"])
     assert (small.content.pixels.shape, small.content.original_size) == ((20, 60, 3), (20, 60))
     assert large.content == (tmp_path / "large.png").read_bytes()
@@ -333,7 +333,7 @@ def five(tmp_path: Path) -> tuple[job.Job, Gathering]:
     """A job of five batches of one image, and what gathers it; its passes are those that a test makes up."""
     batches = Batches(pa.array([f"/{number}.png" for number in range(5)], pa.large_string()), 2, 1)
     gathering = Gathering(batches, ShardFolder(str(tmp_path / "out"), {}), BatchSummary(""), lambda images: None)
-    return job.Job(batches, None, (64, 64), ReadOptions(), InferenceSettings()), gathering
+    return job.Job(batches, None, PASSES, ReadOptions(), InferenceSettings()), gathering
 
 
 def row_of(number: int, trouble: str = "") -> dict[str, Any]:

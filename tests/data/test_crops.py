@@ -61,7 +61,10 @@ def dataset(
 def pixels_of(sample: Sample) -> NDArray[np.uint8]:
     """The real pixels of a sample, (r, c, 3)."""
     rows, columns = (int(sample["pixel_mask"].any(axis).sum()) for axis in (1, 0))
-    return np.rint(sample["pixel_values"].numpy().transpose(1, 2, 0)[:rows, :columns] * 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(
+        sample["pixel_values"].numpy().transpose(1, 2, 0)[:rows, :columns] * 255
+    ).astype(np.uint8)
+    return pixels
 
 
 def test_sample__is_a_part_of_the_image_with_the_same_part_of_each_mask(tmp_path: Path) -> None:

@@ -315,7 +315,7 @@ def test_evaluate_coco__says_what_is_wrong_with_the_files(tmp_path: Path) -> Non
     ):
         evaluate_coco({"pictures": []}, [])
     with pytest.raises(DatasetError, match=r"predictions: expected COCO results \(a list of objects\), got an object"):
-        evaluate_coco(scene.truth, scene.truth)  # type: ignore[arg-type]  # annotations instead of results
+        evaluate_coco(scene.truth, scene.truth)  # annotations instead of results
     with pytest.raises(OptionError, match=r"^max_detections: expected a whole number above 0, got 0$"):
         evaluate_coco(scene.truth, [], max_detections=0)
 

@@ -137,7 +137,7 @@ def test_each_image__knows_one_image_from_several() -> None:
     next(images)
     assert taken == [0]  # a generator's images are not all held
     with pytest.raises(OptionError, match="images: expected an image, or a list of images, got a dict"):
-        list(each_image({"a": RGB}))  # type: ignore[arg-type]
+        list(each_image({"a": RGB}))
 
 
 class Files(BaseHTTPRequestHandler):

@@ -211,9 +211,9 @@ def test_predictor__reads_files_as_the_models_options_say(
     deep.save(tmp_path / "deep.tif", tiffinfo={274: orientation})
     predictor = Predictor.from_pretrained(folder, "cpu")
     expected = predictor(np.repeat(grey[:, :, None], 3, axis=2), threshold=0.0)
-    for options in ({}, {"tile": 32}):
-        wanted = predictor(np.repeat(grey[:, :, None], 3, axis=2), threshold=0.0, **options)
-        found = predictor(tmp_path / "deep.tif", threshold=0.0, **options)
+    for tile in (None, 32):
+        wanted = predictor(np.repeat(grey[:, :, None], 3, axis=2), threshold=0.0, tile=tile)
+        found = predictor(tmp_path / "deep.tif", threshold=0.0, tile=tile)
         np.testing.assert_array_equal(found.scores, wanted.scores)
         np.testing.assert_array_equal(found.masks, wanted.masks)
     np.testing.assert_array_equal(predictor(deep, threshold=0.0).masks, expected.masks)

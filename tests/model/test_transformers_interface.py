@@ -173,6 +173,7 @@ def test_auto_classes__all_give_the_model(model_folder: Path) -> None:
 
 def test_shards__are_read_as_one_file_is(model_folder: Path, tmp_path: Path) -> None:
     whole = Predictor.from_pretrained(model_folder, "cpu")
+    assert isinstance(whole.model, Mask2FormerDinov3ForInstanceSegmentation)
     whole.model.save_pretrained(tmp_path, max_shard_size="2MB")
     whole.processor.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors.index.json").is_file()

@@ -298,7 +298,7 @@ def test_write_code__refuses_what_is_no_model_folder_of_ours(model_folder: Path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "preprocessor_config.json"]
 
 
-OLD_CONFIG_ENTRIES = {  # as earlier versions wrote them into config.json
+OLD_CONFIG_ENTRIES: dict[str, Any] = {  # as earlier versions wrote them into config.json
     "auto_map": {
         "AutoConfig": "configuration.Mask2FormerDinov3Config",
         "AutoModelForImageSegmentation": "modeling.Mask2FormerDinov3ForInstanceSegmentation",

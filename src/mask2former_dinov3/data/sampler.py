@@ -88,7 +88,8 @@ class EpochPlan:
         """How often each image appears in the epoch of this generator, (num_images,)."""
         factors = np.asarray(self.repeat_factors)
         whole = np.floor(factors)
-        return (whole + (generator.random(self.num_images) < factors - whole)).astype(np.int64)
+        counts: Ints = (whole + (generator.random(self.num_images) < factors - whole)).astype(np.int64)
+        return counts
 
 
 class TrainingOrder(Sampler[list[SampleKey]]):

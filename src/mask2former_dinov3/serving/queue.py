@@ -154,9 +154,10 @@ class ModelQueue:
         name: how messages call the image. Raises TooLarge, DatasetError for bytes that are not an image, ModelFailed.
         """
         async with self._decoded:
+            rgb: NDArray[np.uint8] | None
             if self.passes(wanted).may_cut:
-                rgb = await self._read(self._decode, data, name, wanted)
-                found = await self._predict_in_tiles(rgb, wanted)
+                rgb = pixels = await self._read(self._decode, data, name, wanted)
+                found = await self._predict_in_tiles(pixels, wanted)
             else:
                 rgb, prepared = await self._read(self._prepare, data, name, wanted)
                 found = await self._run_model(prepared, wanted)
