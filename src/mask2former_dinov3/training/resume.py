@@ -38,7 +38,7 @@ FIXED = (
     *("value_range", "page", "channels", "image_scale"),  # not extra_images, whose folder may have moved
 )
 SOURCES_OF_WEIGHTS = ("backbone", "head")  # what a checkpoint replaces
-MORE_STEPS = "raise --max-train-steps or --num-train-epochs"
+LONGER = "raise --max-train-steps or --num-train-epochs to train longer"
 RATES = ("initial_lr", "weight_decay", "betas", "eps")  # keys of a parameter group that the options decide
 
 
@@ -83,7 +83,7 @@ def load_progress(
     if state.step > last_step:
         expected = f"a checkpoint up to step {last_step}, the end of the run"
         got = f"{path} at step {state.step}"
-        raise OptionError("resume_from_checkpoint", expected, got, f"{MORE_STEPS} to train longer")
+        raise OptionError("resume_from_checkpoint", expected, got, LONGER)
     if len(rng_states) == accelerator.num_processes:
         set_rng_state(rng_states[accelerator.process_index])
     else:

@@ -43,7 +43,7 @@ from .optimizer import build_optimizer, build_scheduler
 from .optimizer_step import HALF_DONE, logged_losses, update
 from .rehearsal import rehearse
 from .resume import (
-    MORE_STEPS,
+    LONGER,
     class_order,
     get_rng_state,
     keep_place_in_schedule,
@@ -305,7 +305,7 @@ def start_run(
     if checkpoint is not None and checkpoint.resolve() == run.checkpoint_path.resolve():
         run.saved_steps.append(state.step)
     if state.finished and run.is_finished:
-        logger.info("the run is finished: step %d of %d; %s to train longer", state.step, last_step, how_longer(run))
+        logger.info("the run is finished: step %d of %d; %s", state.step, last_step, how_longer(run))
     return run, wrapped
 
 
@@ -339,5 +339,5 @@ def plan_order(config: TrainConfig, accelerator: Accelerator, data: CocoData) ->
 def how_longer(run: Run) -> str:
     """What to change so that a finished run goes on."""
     if run.is_out_of_patience:
-        return "raise --early-stopping-patience"
-    return "raise --max-hours" if run.is_out_of_time else MORE_STEPS
+        return "raise --early-stopping-patience to train longer"
+    return "raise --max-hours to train longer" if run.is_out_of_time else LONGER
