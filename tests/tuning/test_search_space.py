@@ -41,7 +41,7 @@ def test_read_search__reports_all_faults_at_once(tmp_path: Path) -> None:
         "weight_decay": {"min": 0, "max": 0.1, "log": True},
         "gradient_accumulation_steps": {"min": 1, "max": 8, "integer": False},
         "num_queries": [10, "many", 10],
-        "neck": ["pyramid", "pyramide"],
+        "neck": ["pyramid", "pyramids"],
         "flip": [],
         "max_detections": [100, 200],
         "output_dir": ["a", "b"],
