@@ -35,8 +35,8 @@ from mask2former_dinov3.inference.files.predict_files import predict_files
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.inference.tiles.grid import Grid
-from mask2former_dinov3.inference.tiles.image_reader import ImageReader
 from mask2former_dinov3.inference.tiles.merging import merge_rows, pieces_of
+from mask2former_dinov3.inference.tiles.part_reader import ImageReader
 from mask2former_dinov3.inference.tiles.runs import encode_runs, join_runs
 from mask2former_dinov3.instances import Instances, encode_masks
 from measure import Row, default_dataset, memory_peak, name_of, show

@@ -20,14 +20,14 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .inference.image_inputs import TIMEOUT, HeldImage, check_timeout
+from .inference.image_passes import ImagePasses
 from .inference.image_processing import Mask2FormerDinov3ImageProcessor
 from .inference.limit_notes import limit_lines
 from .inference.load_images import load_image
 from .inference.postprocess import logits_of, pixel_mask_of, post_process
-from .inference.predictor import Predictor
 from .inference.settings import InferenceSettings
 from .inference.tiles.grid import Passes
-from .inference.tiles.image_reader import ImageReader
+from .inference.tiles.part_reader import ImageReader
 from .instances import Instances
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class InstanceSegmentationPipeline(Pipeline):
         self, images: NDArray[np.uint8] | list[NDArray[np.uint8]], settings: InferenceSettings
     ) -> list[Instances]:
         """Instances of one image (H, W, C), or of as many as transformers put into a batch."""
-        predictor = Predictor(self.model, self.image_processor)
+        predictor = ImagePasses(self.model, self.image_processor)
         batch = images if isinstance(images, list) else [images]
         settings = replace(settings, batch_size=len(batch))
         ready = ((number, predictor.ready(ImageReader.of(pixels), settings)) for number, pixels in enumerate(batch))

@@ -456,12 +456,12 @@ def test_command__goes_on_after_ctrl_c_and_after_kill_9(
         assert not left  # Ray ends with its driver
         if way == signal.SIGINT:
             assert done.returncode == 130, complained
-            assert complained.startswith("stopped after ")
+            assert any(line.startswith("stopped after ") for line in complained.splitlines())
             assert "the same command continues from there" in complained
         if way:
             assert before + 2 <= finished(output) < (IMAGES + 2) / 7
     assert done.returncode == 1, complained  # two images cannot be read
-    assert complained == ""
+    assert [line for line in complained.splitlines() if not line.startswith("predict: ")] == []  # lines of progress
     assert "images were done before" in said
     assert "broken.png" in said
     assert_same_results(output, straight)

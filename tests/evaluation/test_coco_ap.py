@@ -308,13 +308,17 @@ def test_evaluate_coco__says_what_is_wrong_with_the_files(tmp_path: Path) -> Non
     broken.write_text('{"images": [')
     with pytest.raises(DatasetError, match=r"expected COCO annotations .*, got invalid JSON"):
         evaluate_coco(broken, [])
-    with pytest.raises(DatasetError, match=r"expected COCO results \(a JSON list of objects\), got a folder"):
+    with pytest.raises(
+        DatasetError, match=r"expected COCO results \(a list of objects\), or a COCO data set .*, got a folder"
+    ):
         evaluate_coco(scene.truth, tmp_path)
     with pytest.raises(
         DatasetError, match=r'annotations: expected the keys images, annotations and categories, got \["pict'
     ):
         evaluate_coco({"pictures": []}, [])
-    with pytest.raises(DatasetError, match=r"predictions: expected COCO results \(a list of objects\), got an object"):
+    with pytest.raises(
+        DatasetError, match=r"predictions: expected COCO results with a score, got 77 entries without one"
+    ):
         evaluate_coco(scene.truth, scene.truth)  # annotations instead of results
     with pytest.raises(OptionError, match=r"^max_detections: expected a whole number above 0, got 0$"):
         evaluate_coco(scene.truth, [], max_detections=0)

@@ -24,8 +24,8 @@ from mask2former_dinov3.errors import CheckpointError, HubError, OptionError
 from mask2former_dinov3.inference.predictor import Predictor, load_model, usable_device
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.inference.tiles.grid import Grid, Region
-from mask2former_dinov3.inference.tiles.image_reader import ImageReader
 from mask2former_dinov3.inference.tiles.merging import merge_rows
+from mask2former_dinov3.inference.tiles.part_reader import ImageReader
 from mask2former_dinov3.instances import Instances
 
 

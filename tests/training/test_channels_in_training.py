@@ -155,7 +155,7 @@ def test_predictor__of_five_channels_takes_arrays_files_and_tiles(
     in_windows = predictor(path, threshold=0.0, tile=32)  # each tile read by rasterio
     np.testing.assert_array_equal(in_windows.scores, in_tiles.scores)
     np.testing.assert_array_equal(in_windows.masks, in_tiles.masks)
-    with pytest.raises(OptionError, match=r"an array \(height, width, 5\) of uint8, got uint8 \(48, 64, 3\)"):
+    with pytest.raises(OptionError, match=r"expected 5 channels, first or last, got an array of shape \(48, 64, 3\)"):
         predictor(pixels[:, :, :3])
 
 

@@ -236,6 +236,10 @@ def read_results(content: Iterable[Mapping[str, object]], truth: GroundTruth, na
     if isinstance(content, Mapping | str) or not isinstance(content, Iterable):
         raise DatasetError(f"{name}: {mismatch('COCO results (a list of objects)', describe(content))}")
     entries: list[object] = list(content)
+    if entries and not any(isinstance(entry, Mapping) and "score" in entry for entry in entries):
+        got = f"{count_of(len(entries), 'entry', 'entries')} without one"
+        advice = "are these annotations? Results are what a model predicts"
+        raise DatasetError(f"{name}: {mismatch('COCO results with a score', got, advice)}")
     faults, strays = FaultReport(name), StrayParts()
     with_boxes = bool(entries) and isinstance(entries[0], Mapping) and _has_box(entries[0])
     found: list[_Candidate] = []

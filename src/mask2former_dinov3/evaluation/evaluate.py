@@ -35,7 +35,7 @@ from ..inference.network import Network
 from ..inference.predictor import Predictor, check_extra_images, load_model
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
-from ..inference.tiles.image_reader import ImageReader
+from ..inference.tiles.part_reader import ImageReader
 from ..progress_bar import ProgressBar
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .coco_ap import ceiling_notes, score_predictions, score_results

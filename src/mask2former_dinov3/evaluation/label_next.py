@@ -36,7 +36,7 @@ from ..inference.image_processing import Prepared
 from ..inference.predictor import Predictor, check_extra_images
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
-from ..inference.tiles.image_reader import ImageReader
+from ..inference.tiles.part_reader import ImageReader
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.backbone import tapped_maps
 from ..progress_bar import ProgressBar

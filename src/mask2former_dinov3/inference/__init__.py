@@ -8,6 +8,7 @@ Read in this order:
 
     settings           InferenceSettings: threshold, batch size and tiles, checked once
     predictor          Predictor: loads a model and predicts on images
+    image_passes       images through a network, whole or in tiles
     image_inputs       what people hold as images: arrays of any type, tensors, bytes, addresses
     image_text         images written as text: data URIs and base64
     load_images        any kind of image to an RGB array

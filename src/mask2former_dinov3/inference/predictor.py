@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import overload
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -30,23 +28,21 @@ from ..weights.loading import (
     read_source_json,
 )
 from .image_inputs import TIMEOUT, HeldImage, check_timeout, each_image, is_one_image, to_image
+from .image_passes import ImagePasses
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from .load_images import ImageLike, load_image
 from .network import Network
-from .onnx_model import OnnxModel, load_onnx
-from .postprocess import logits_of, post_process
+from .onnx_model import load_onnx
 from .settings import InferenceSettings, Threshold
-from .tiles.grid import Grid, Passes
-from .tiles.image_reader import ImageReader, open_image
-from .tiles.merging import merge_rows
+from .tiles.image_reader import open_image
+from .tiles.part_reader import ImageReader
 
 logger = logging.getLogger(__name__)
 
-Key = TypeVar("Key")
 DEVICES = "cpu, cuda or cuda:N (N: index of a GPU)"
 
 
-class Predictor:
+class Predictor(ImagePasses):
     """A model with its image processor: image in, `Instances` at the image's own size out.
 
     categories: (category id of the training data, name) for every label.
@@ -59,11 +55,8 @@ class Predictor:
         categories: tuple[tuple[int, str], ...] | None = None,
     ) -> None:
         """categories: of the data that results are compared with; None: those of the training data."""
-        self.model = model.eval()
-        self.processor = processor
+        super().__init__(model, processor, categories)
         self._process = os.getpid()
-        names, ids = model.config.id2label, model.config.category_ids
-        self.categories = categories or tuple((int(id_), str(names[label])) for label, id_ in enumerate(ids))
 
     @classmethod
     def from_pretrained(
@@ -171,44 +164,6 @@ class Predictor:
         self.__dict__.update(state)
         self._process = os.getpid()
 
-    def fill(self, settings: InferenceSettings) -> InferenceSettings:
-        """The settings with the model's own values for what is None."""
-        return settings.for_model(self.model.config)
-
-    def passes(self, settings: InferenceSettings) -> Passes:
-        """How images are cut for this model: the one place that decides it. Raises OptionError for a tile too large."""
-        most = 1.0 if isinstance(self.model, OnnxModel) and self.model.fixed else math.inf
-        return Passes.of(self.processor.size, self.processor.read_options, settings, most)
-
-    def ready(self, image: ImageReader, settings: InferenceSettings) -> Prepared | ImageReader:
-        """An image prepared for the network, or, if it is to be cut into tiles, as it came."""
-        grid = self.passes(settings).grid(image.height, image.width)
-        return image if grid.number_of_tiles > 1 else self.processor.prepare(image.read(grid.whole))
-
-    def predict_each(
-        self, images: Iterable[tuple[Key, Prepared | ImageReader]], settings: InferenceSettings
-    ) -> Iterator[tuple[Key, Instances]]:
-        """The instances of images that `ready` returned, in order: whole ones in batches, others in tiles."""
-        settings = self.fill(settings)
-        waiting: list[tuple[Key, Prepared]] = []
-
-        def predict_waiting() -> Iterator[tuple[Key, Instances]]:
-            found = self.predict_prepared([one for _, one in waiting], settings) if waiting else []
-            yield from zip([key for key, _ in waiting], found, strict=True)
-            waiting.clear()
-
-        for key, image in images:
-            if isinstance(image, Prepared):
-                waiting.append((key, image))
-                if len(waiting) == settings.batch_size:
-                    yield from predict_waiting()
-                continue
-            yield from predict_waiting()
-            grid = self.passes(settings).grid(image.height, image.width)
-            rows = self.predict_rows(image, grid, settings)
-            yield key, merge_rows(rows, grid, self.categories, settings.copy_overlap)
-        yield from predict_waiting()
-
     def _open_each(
         self, images: Iterable[ImageLike], settings: InferenceSettings
     ) -> Iterator[tuple[int, Prepared | ImageReader]]:
@@ -221,50 +176,6 @@ class Predictor:
             check_channel_count(str(image), channels, read_header(str(image), options).channels)
             with open_image(Path(image), options) as reader:
                 yield number, self.ready(reader, settings)
-
-    def predict_rows(
-        self, reader: ImageReader, grid: Grid, settings: InferenceSettings, first: int = 0
-    ) -> Iterator[list[Instances]]:
-        """Instances of each tile, in the tile's own coordinates: one list per row of the grid, from row `first` on.
-
-        `merge_rows` makes one `Instances` of them, and drops copies.
-        """
-        settings = replace(settings, copy_overlap=1.0)
-        for row in range(first, len(grid.tops)):
-            found: list[Instances] = []
-            for tiles in grid.batches(row, settings.batch_size):
-                prepared = [self.processor.prepare(reader.read(tile)) for tile in tiles]
-                found.extend(self.predict_prepared(prepared, settings))
-            yield found
-
-    @torch.no_grad()
-    def predict_prepared(
-        self, prepared: Sequence[Prepared], settings: InferenceSettings | Sequence[InferenceSettings]
-    ) -> list[Instances]:
-        """Instances of images that `processor.prepare` has put on the canvas, as one batch.
-
-        settings: of all images or of each; with the model's own values for what is None.
-        """
-        each = [settings] * len(prepared) if isinstance(settings, InferenceSettings) else settings
-        asked = [self.fill(one) for one in each]
-        # Images of one size go together: padding to a common size would change what the network says.
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for place, one in enumerate(prepared):
-            groups.setdefault(one.values.shape, []).append(place)
-        found: dict[int, Instances] = {}
-        for places in groups.values():
-            inputs = self.processor.collate([prepared[place] for place in places]).to(self.model.device)
-            values = inputs["pixel_values"].to(getattr(self.model, "dtype", torch.float32))
-            outputs = self.model(pixel_values=values, pixel_mask=inputs["pixel_mask"])
-            results = post_process(
-                *logits_of(outputs),
-                inputs["original_sizes"],
-                inputs["pixel_mask"],
-                settings=[asked[place] for place in places],
-                categories=self.categories,
-            )
-            found.update(zip(places, results, strict=True))
-        return [found[place] for place in range(len(prepared))]
 
 
 def load_model(

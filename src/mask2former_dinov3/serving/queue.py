@@ -27,8 +27,8 @@ from ..inference.files.writers import shrink_image
 from ..inference.image_processing import Prepared
 from ..inference.predictor import Predictor
 from ..inference.tiles.grid import WHOLE_SIDES, Passes, Region
-from ..inference.tiles.image_reader import ImageReader
 from ..inference.tiles.merging import Merger
+from ..inference.tiles.part_reader import ImageReader
 from ..instances import Instances
 from ..visualize import draw_instances, enlargement, rgb_view
 from .limits import Busy, Limits, ModelFailed, Wanted, check_header

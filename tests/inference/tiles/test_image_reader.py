@@ -16,7 +16,8 @@ from mask2former_dinov3.data.images import read_header, read_image
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.inference.tiles import image_reader as windows
 from mask2former_dinov3.inference.tiles.grid import Grid
-from mask2former_dinov3.inference.tiles.image_reader import ImageReader, georeference, image_size, open_image
+from mask2former_dinov3.inference.tiles.image_reader import georeference, image_size, is_large_image, open_image
+from mask2former_dinov3.inference.tiles.part_reader import ImageReader
 from mask2former_dinov3.read_options import AS_STORED, ReadOptions
 
 rasterio: Any = pytest.importorskip("rasterio")
@@ -36,7 +37,7 @@ def in_mode(mode: str) -> Image.Image:
 def put_together(path: Path, options: ReadOptions = AS_STORED) -> NDArray[np.uint8]:
     """The whole picture, tile by tile."""
     with open_image(path, options) as image:
-        assert image.large
+        assert is_large_image(image)
         whole = np.zeros((image.height, image.width, 3), dtype=np.uint8)
         grid = Grid.of(image.height, image.width, 64, 0.2)
         for row in range(len(grid.tops)):
@@ -393,7 +394,7 @@ def test_open_image__without_rasterio_reads_whole(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "rasterio", None)
     assert image_size(path) == (HEIGHT, WIDTH)
     with open_image(path) as image:
-        assert not image.large
+        assert not is_large_image(image)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with (
         pytest.raises(
@@ -406,7 +407,7 @@ def test_open_image__without_rasterio_reads_whole(tmp_path: Path, monkeypatch: p
 
 def test_image_reader__gives_parts_of_an_array() -> None:
     image = ImageReader.of(RGB)
-    assert (image.height, image.width, image.large) == (HEIGHT, WIDTH, False)
+    assert (image.height, image.width, is_large_image(image)) == (HEIGHT, WIDTH, False)
     for at in Grid.of(HEIGHT, WIDTH, 64, 0.2).row(1):
         np.testing.assert_array_equal(image.read(at), RGB[at.y0 : at.y1, at.x0 : at.x1])
 

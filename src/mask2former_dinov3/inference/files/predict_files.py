@@ -29,8 +29,9 @@ from ..limit_notes import LimitNotes
 from ..predictor import Predictor, check_extra_images, load_model
 from ..prefetch import prefetch
 from ..settings import DEFAULTS, InferenceSettings, describe_threshold
-from ..tiles.image_reader import ImageReader, image_size, open_image
+from ..tiles.image_reader import image_size, open_image
 from ..tiles.merging import merge_rows
+from ..tiles.part_reader import ImageReader
 from .find_images import escape_unprintable, find_images
 from .progress import FinishedImage, Progress, fingerprint, key_of, restore_left_out, store_left_out
 from .result_files import PredictedImage, to_store, write_results

@@ -1,6 +1,6 @@
 """Write the output files of each image, below the output folder and nowhere else.
 
-An image too large for memory (`ImageReader.large`) is drawn at a smaller size, and its masks are cut to their boxes.
+An image too large for memory (`is_large_image`) is drawn at a smaller size, and its masks are cut to their boxes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ...extras import require
 from ...instances import Instances
 from ...visualize import Picture, draw_instances, enlargement, rgb_view
 from ..tiles.grid import Region
-from ..tiles.image_reader import ImageReader, georeference
+from ..tiles.image_reader import georeference, is_large_image
+from ..tiles.part_reader import ImageReader
 from .polygons import write_geojson, write_yolo
 from .result_files import SEGMENTATIONS, WHOLE_RUN
 
@@ -105,7 +106,7 @@ def save_classes(output: Path, categories: tuple[tuple[int, str], ...], save: Co
 def draw_overlay(image: ImageReader, instances: Instances, colours: str = "auto") -> Picture:
     """The image (`rgb_view` of it) with its instances drawn in: enlarged if small, reduced if too large for memory."""
     labels = len(instances) <= MOST_LABELLED
-    if not image.large:
+    if not is_large_image(image):
         whole = rgb_view(image.read(Region(0, 0, image.height, image.width)))
         return draw_instances(whole, instances, scale=enlargement(instances), labels=labels, colours=colours)
     small = shrink_image(image, math.ceil(max(image.height, image.width) / LONGEST_OVERLAY))
@@ -132,7 +133,7 @@ def _save_masks(output: Path, name: str, image: ImageReader, instances: Instance
     for index, (class_name, score) in enumerate(zip(instances.names, instances.scores, strict=True)):
         safe = re.sub(r"[^\w.-]+", "-", class_name)[:60]  # characters of up to four bytes
         stem = f"{index + 1:03d}_{safe}_{score:.2f}"
-        if image.large:
+        if is_large_image(image):
             pixels, top, left = instances.window(index)
             _save_picture(pixels.astype(bool), folder / f"{stem}_x{left}_y{top}.png")
         else:

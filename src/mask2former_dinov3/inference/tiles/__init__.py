@@ -6,6 +6,7 @@ the whole image goes out, in which every object appears once and complete. `Pred
 Read in this order:
 
     grid           decides how an image is cut, and places overlapping tiles on it
+    part_reader    an image that is read in parts
     image_reader   reads parts of image files of any size
     runs           masks as vertical runs of pixels
     merging        joins the instances of all tiles

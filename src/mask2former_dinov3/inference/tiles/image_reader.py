@@ -9,13 +9,10 @@ interpolates it; on photographs the mean difference is 0.3 of 255 levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-
-import numpy as np
 
 from ...data.extra_files import check_extra_size, find_extra
 from ...data.fitting import PixelArray
@@ -23,6 +20,7 @@ from ...data.gdal_files import check_pixel_count, gdal_driver, open_gdal, open_p
 from ...data.images import check_sides, name_errors, read_header, read_image
 from ...read_options import AS_STORED, ReadOptions
 from .grid import Region
+from .part_reader import ImageReader
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -33,27 +31,9 @@ WHOLE_PIXELS = 2**25
 Opened = TypeVar("Opened")
 
 
-@dataclass(frozen=True)
-class ImageReader:
-    """An image of height x width pixels that is read in parts: read(region) returns (h, w, C) uint8, RGB for C = 3."""
-
-    height: int
-    width: int
-    read: Callable[[Region], PixelArray]
-
-    @classmethod
-    def of(cls, pixels: PixelArray) -> ImageReader:
-        """An image in memory, (H, W, C)."""
-        return cls(pixels.shape[0], pixels.shape[1], lambda at: pixels[at.y0 : at.y1, at.x0 : at.x1])
-
-    def beside(self, other: ImageReader) -> ImageReader:
-        """This image with the channels of another one of the same size behind its own."""
-        return ImageReader(self.height, self.width, lambda at: np.concatenate([self.read(at), other.read(at)], axis=2))
-
-    @property
-    def large(self) -> bool:
-        """Whether the image is too large to be held in memory as a whole."""
-        return self.height * self.width > WHOLE_PIXELS
+def is_large_image(image: ImageReader) -> bool:
+    """Whether an image is too large to be held in memory as a whole."""
+    return image.height * image.width > WHOLE_PIXELS
 
 
 @contextmanager
