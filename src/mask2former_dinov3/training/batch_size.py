@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..config.train_config import TrainConfig
+from ..data.crops import crop_counts
 from ..data.dataset import Sample, collate
 from ..data.faults import count_of
 from ..model import loss_normalizers
@@ -134,15 +135,23 @@ def _divisors(number: int) -> list[int]:
 def _fullest_samples(run: Run, first: int, last: int) -> list[Sample]:
     """Of the training images with the most instances, those at the places from `first` to before `last`.
 
-    The largest come first among equals. The canvas shows the whole image. With `copy_paste`, each has its instances
-    twice: it may get those of an image that is as full. A place behind the last image is that of the first again.
+    The largest come first among equals. The canvas shows the whole image, or at its own scale the middle, whose
+    instances are repeated up to the number in the fullest crop. With `copy_paste`, each has its instances twice: it may
+    get those of an image that is as full. A place behind the last image is that of the first again.
     """
     images = run.data["train"].images
     pixels = images.columns.sizes[images.rows].astype(np.int64).prod(axis=1)
-    order = np.lexsort((-pixels, -images.instance_counts()))
     dataset = training_dataset(run.config, run.processor, run.data["train"])
     dataset.augmentation = None
+    counts = crop_counts(images, dataset.canvas, dataset.options.factor, run.config.scale_min)
+    order = np.lexsort((-pixels, -counts))
     samples = [dataset[int(order[place % len(order)])] for place in range(first, last)]
+    if dataset.options.factor is not None:
+        for sample in samples:
+            if 0 < (shown := len(sample["class_labels"])) < counts.max():
+                repeated = torch.arange(int(counts.max())) % shown
+                sample["mask_labels"] = sample["mask_labels"][repeated]
+                sample["class_labels"] = sample["class_labels"][repeated]
     if run.config.copy_paste:
         for sample in samples:
             sample["mask_labels"] = sample["mask_labels"].repeat(2, 1, 1)
