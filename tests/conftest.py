@@ -42,8 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     waits for another that makes the file.
     """
     for item in items:
-        if "sample_file" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("xdist_group"):
+        if "sample_file" not in getattr(item, "fixturenames", ()):
+            continue
+        if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("onnx"))
+        if not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))  # whichever test asks first makes the file
     items.sort(key=lambda item: (not item.get_closest_marker("xdist_group"), not item.get_closest_marker("long")))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mask2former_dinov3.cli import main
 from mask2former_dinov3.inference.predictor import Predictor
 from support.channels import SIDE, bands_of, wide_model, write_bands
 
 
+@pytest.mark.timeout(900)  # a trace is half a minute of CPU time
 def test_export__makes_a_file_of_five_channels(tmp_path: Path) -> None:
     model, images = wide_model(tmp_path / "model", 5), tmp_path / "images"
     images.mkdir()
