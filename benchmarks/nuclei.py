@@ -22,7 +22,7 @@ from PIL import Image
 from mask2former_dinov3.allocator import keep_freed_memory
 from mask2former_dinov3.data.coco import CocoData, read_coco
 from mask2former_dinov3.data.layout import find_splits
-from mask2former_dinov3.evaluation.coco_ap import score_predictions
+from mask2former_dinov3.evaluation.coco_ap import match_masks, mean_of_defined
 from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
 from mask2former_dinov3.evaluation.evaluate import predict_split
 from mask2former_dinov3.inference.predictor import load_network
@@ -73,15 +73,15 @@ def score_groups(model: Any, processor: Any, valid: CocoData, choice: CocoData) 
     rows = []
     for group, ids in group_images(valid).items():
         truth = read_ground_truth(valid.annotations, ids)
-        results = [one for one in found if one["image_id"] in set(ids)]
-        metrics = score_predictions(truth, results, 100)
-        every = score_predictions(truth, results, 10_000)
-        [stardist] = score_stardist(truth, read_results(results, truth), [threshold])
-        rows.append(
-            {"group": group, "images": len(ids), "objects": len(truth.annotations)}
-            | {"AP": metrics["AP"], "AP50": metrics["AP50"], "AP of all": every["AP"], "AP50 of all": every["AP50"]}
-            | {"threshold": threshold, "stardist50": stardist.accuracy[0.5], "stardist": stardist.mean}
-        )
+        results = read_results([one for one in found if one["image_id"] in set(ids)], truth)
+        row: dict[str, Any] = {"group": group, "images": len(ids), "objects": len(truth.annotations)}
+        for limit, of_what in ((100, ""), (10_000, " of all")):
+            precision, _ = match_masks(truth, results, "segm", [limit])
+            row |= {f"AP{of_what}": mean_of_defined(precision[:, :, :, 0])}
+            row |= {f"AP50{of_what}": mean_of_defined(precision[0, :, :, 0])}
+        [stardist] = score_stardist(truth, results, [threshold])
+        row |= {"threshold": threshold, "stardist50": stardist.accuracy[0.5], "stardist": stardist.mean}
+        rows.append(row)
     return rows
 
 

@@ -30,7 +30,7 @@ from .coco_files import (
     read_results,
 )
 from .operating_point import BEST_F1, Aim
-from .result_ids import translate_results
+from .result_ids import NamedResults, read_both_forms, translate_results
 from .threshold_choice import operating_block
 from .truth_notes import duplicate_notes, misplaced_notes, overlap_notes
 
@@ -71,11 +71,11 @@ def evaluate_coco(
 
 def score_predictions(
     truth: GroundTruth,
-    predictions: Source | Mapping[str, object] | Iterable[Mapping[str, object]],
+    predictions: Source | NamedResults | Mapping[str, object] | Iterable[Mapping[str, object]],
     max_detections: int,
     aim: Aim = BEST_F1,
 ) -> Metrics:
-    """The metrics of `evaluate_coco`, but `seconds`, with the annotations read already."""
+    """The metrics of `evaluate_coco`, but `seconds`, with the annotations, and perhaps the results, read already."""
     results, notes = read_named_results(truth, predictions)
     metrics = score_results(truth, results, max_detections, aim)
     misplaced = misplaced_notes(truth, results) if 0 <= metrics["AP50"] < _NEAR_ZERO else []
@@ -84,19 +84,20 @@ def score_predictions(
 
 
 def read_named_results(
-    truth: GroundTruth, predictions: Source | Mapping[str, object] | Iterable[Mapping[str, object]]
+    truth: GroundTruth, predictions: Source | NamedResults | Mapping[str, object] | Iterable[Mapping[str, object]]
 ) -> tuple[list[ScoredMask], list[str]]:
     """Results with the numbers of `truth`, by the names of their images and classes where known, and notes on that.
 
-    predictions: as for `evaluate_coco`.
+    predictions: as for `evaluate_coco`, or read by `read_both_forms`.
     """
-    name = ""
     if isinstance(predictions, str | PathLike):
-        predictions, name = Path(predictions), str(predictions)
-    elif not isinstance(predictions, Mapping):
+        predictions = read_both_forms(Path(predictions))
+    elif isinstance(predictions, Mapping):
+        predictions = read_both_forms(predictions)
+    if not isinstance(predictions, NamedResults):
         return read_results(predictions, truth), []
     entries, notes = translate_results(predictions, truth.listed, truth.name)
-    return read_results(cast("list[Mapping[str, object]]", entries), truth, name), notes
+    return read_results(cast("list[Mapping[str, object]]", entries), truth, predictions.name), notes
 
 
 def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections: int, aim: Aim = BEST_F1) -> Metrics:

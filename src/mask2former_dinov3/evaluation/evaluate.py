@@ -240,12 +240,12 @@ def _score_file(split: Split, predictions: Path, output: Path, max_detections: i
     check_writable(output)
     start = time.perf_counter()
     truth = read_ground_truth(split)
-    metrics = score_predictions(truth, predictions, max_detections, aim)
+    found = read_both_forms(predictions)
+    metrics = score_predictions(truth, found, max_detections, aim)
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
-        entries, names, _ = read_both_forms(predictions)
-        write_text(output / "predictions.json", json.dumps(entries) + "\n")
-        write_names(output, names or truth.listed)
+        write_text(output / "predictions.json", json.dumps(found.entries) + "\n")
+        write_names(output, found.names or truth.listed)
     write_evaluation(output, split, truth, max_detections, predictions)
     return metrics
 

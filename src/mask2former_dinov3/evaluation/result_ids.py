@@ -30,25 +30,35 @@ class NamedImages(NamedTuple):
     categories: dict[int, str]
 
 
+class NamedResults(NamedTuple):
+    """Results as they were read. entries: the list. names: `images` and `categories` of their ids, empty if unknown.
+
+    beside: where the names stand. name: of the file of the results, empty for content.
+    """
+
+    entries: list[Any]
+    names: Mapping[str, object]
+    beside: Path
+    name: str
+
+
 def translate_results(
-    predictions: Path | Mapping[str, object], content: Mapping[str, object], name: str
+    results: NamedResults, content: Mapping[str, object], name: str
 ) -> tuple[list[object], list[str]]:
     """The entries of results with the ids of an annotation file (`content`, called `name`), and notes on that.
 
-    predictions: a file of COCO results, or a COCO data set as `predict` writes it: a file, or its content. Names are
-    those of the data set, or of the `images.json` that `predict` and `evaluate` write beside results; without either,
-    or where the ids are the annotation file's already, entries stay as they are. Results of images that the annotation
-    file does not have are left out, counted. Raises DatasetError if no image has the name of one of the annotation
-    file.
+    Without names, or where the ids are the annotation file's already, entries stay as they are. Results of images that
+    the annotation file does not have are left out, counted. Raises DatasetError if no image has the name of one of the
+    annotation file.
     """
-    entries, names, beside = read_both_forms(predictions)
+    entries, names, beside, file = results
     if not names:
         return entries, []
     of_results = _names_of(names)
     of_truth = _names_of(content)
     used = {whole_number(entry.get("image_id")) for entry in entries if isinstance(entry, Mapping)}
     if not used <= of_results.images.keys():
-        own = predictions.name if isinstance(predictions, Path) else "the annotations"
+        own = Path(file).name if file else "the annotations"
         note = f"{beside} does not name all images of {own} and was not used: ids are taken as they are"
         return entries, [note]
     images = match_names(of_results.images, of_truth.images)
@@ -75,26 +85,27 @@ def translate_results(
     return kept, list(_describe(beside, name, len(images), of_results, left_out))
 
 
-def read_both_forms(predictions: Path | Mapping[str, object]) -> tuple[list[Any], Mapping[str, object], Path]:
-    """The entries of results, the `images` and `categories` of their ids (empty if unknown), and where those stand.
+def read_both_forms(predictions: Path | Mapping[str, object]) -> NamedResults:
+    """A file of COCO results, or a COCO data set as `predict` writes it: a file, or its content.
 
-    predictions: as for `translate_results`.
+    Names are those of the data set, or of the `images.json` that `predict` and `evaluate` write beside results. Raises
+    DatasetError for anything else.
     """
     expected = "COCO results (a list of objects), or a COCO data set (images, categories and annotations)"
-    is_file = isinstance(predictions, Path)
-    place = predictions if isinstance(predictions, Path) else Path("predictions")
-    found = read_json(place, expected, raises=DatasetError) if is_file else predictions
+    name = str(predictions) if isinstance(predictions, Path) else ""
+    place = Path(name or "predictions")
+    found = read_json(place, expected, raises=DatasetError) if name else predictions
     entries, names = found, {}
     if isinstance(found, Mapping):
         entries = found.get("annotations")
         names = {key: found[key] for key in ("images", "categories") if key in found}
     elif (place.parent / IMAGES_FILE).is_file():
-        place = place.parent / IMAGES_FILE
         described = "images.json of predict (a JSON object with images and categories)"
+        place = place.parent / IMAGES_FILE
         names = read_json_object(place, described, raises=DatasetError)
     if not isinstance(entries, list):
-        raise DatasetError(f"{predictions if is_file else place}: {mismatch(expected, describe(found))}")
-    return entries, names, place
+        raise DatasetError(f"{name or place}: {mismatch(expected, describe(found))}")
+    return NamedResults(entries, names, place, name)
 
 
 def _describe(beside: Path, name: str, matched: int, of_results: NamedImages, left_out: set[int]) -> Iterable[str]:

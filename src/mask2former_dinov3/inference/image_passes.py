@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
 
+from ..errors import OptionError
 from ..instances import Instances
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from .network import Network
@@ -36,8 +38,26 @@ class ImagePasses:
         """categories: of the data that results are compared with; None: those of the training data."""
         self.model = model.eval()
         self.processor = processor
+        self._process = os.getpid()
         names, ids = model.config.id2label, model.config.category_ids
         self.categories = categories or tuple((int(id_), str(names[label])) for label, id_ in enumerate(ids))
+
+    def _check_process(self) -> None:
+        """Use one thread after a fork: torch waits without end for the threads that the first process had."""
+        if self._process == os.getpid():
+            return
+        if self.model.device.type == "cuda":
+            got = "one of the process that was forked, which CUDA cannot use"
+            raise OptionError("model", "a model loaded in this process", got, "load it here, or start with spawn")
+        torch.set_num_threads(1)
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key != "_process"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._process = os.getpid()
 
     def fill(self, settings: InferenceSettings) -> InferenceSettings:
         """The settings with the model's own values for what is None."""

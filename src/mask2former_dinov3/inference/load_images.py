@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from os import PathLike
 from typing import TypeAlias
 
@@ -16,13 +15,6 @@ from ..read_options import AS_STORED, ReadOptions
 
 ImageLike: TypeAlias = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 """A path, a PIL image, or an array of uint8: RGB (H, W, 3), or (H, W, C) for a model of C channels."""
-
-
-def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    """One image or several as a list; an array of four dimensions holds several."""
-    if isinstance(images, str | PathLike | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
-        return [images]
-    return list(images)
 
 
 def load_image(image: ImageLike, options: ReadOptions = AS_STORED, channels: int = 3) -> NDArray[np.uint8]:

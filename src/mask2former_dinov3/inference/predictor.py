@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Iterator
 from os import PathLike
@@ -47,16 +46,6 @@ class Predictor(ImagePasses):
 
     categories: (category id of the training data, name) for every label.
     """
-
-    def __init__(
-        self,
-        model: Network,
-        processor: Mask2FormerDinov3ImageProcessor,
-        categories: tuple[tuple[int, str], ...] | None = None,
-    ) -> None:
-        """categories: of the data that results are compared with; None: those of the training data."""
-        super().__init__(model, processor, categories)
-        self._process = os.getpid()
 
     @classmethod
     def from_pretrained(
@@ -146,23 +135,6 @@ class Predictor(ImagePasses):
         held = (to_image(image, options, channels, bgr=bgr, timeout=timeout) for image in each_image(images))
         found = [instances for _, instances in self.predict_each(self._open_each(held, settings), settings)]
         return found[0] if is_one_image(images) else found
-
-    def _check_process(self) -> None:
-        """Use one thread after a fork: torch waits without end for the threads that the first process had."""
-        if self._process == os.getpid():
-            return
-        if self.model.device.type == "cuda":
-            got = "one of the process that was forked, which CUDA cannot use"
-            raise OptionError("model", "a model loaded in this process", got, "load it here, or start with spawn")
-        torch.set_num_threads(1)
-        self._process = os.getpid()
-
-    def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key != "_process"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._process = os.getpid()
 
     def _open_each(
         self, images: Iterable[ImageLike], settings: InferenceSettings

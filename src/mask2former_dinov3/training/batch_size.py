@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -70,14 +70,15 @@ def fit_batch(run: Run) -> Run:
         return run
     images = images_per_step(config)
     sizes = [size for size in _divisors(images) if device.type == "cuda" or size <= MOST_ON_CPU]
-    samples = _fullest_samples(run, 0, 1)
+    fullest = _fullest_samples(run)
+    samples = [next(fullest)]
     usable, before = int(usable_memory(device) * SHARE), resident_memory()
     peaks: dict[int, int] = {}
 
     def fits(size: int) -> bool:
         if device.type != "cuda" and _expected_peak(peaks, size, before) > usable:
             return False  # a CPU's memory is not tried out: the system would end the process
-        samples.extend(_fullest_samples(run, len(samples), size))
+        samples.extend(islice(fullest, size - len(samples)))
         peak = peak_memory(device, lambda: _try_step(run, samples[:size]))
         if peak is None or (peak > usable and size > 1):
             return False
@@ -132,31 +133,31 @@ def _divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def _fullest_samples(run: Run, first: int, last: int) -> list[Sample]:
-    """Of the training images with the most instances, those at the places from `first` to before `last`.
+def _fullest_samples(run: Run) -> Iterator[Sample]:
+    """The training images with the most instances, the fullest first, again from the first after the last one.
 
     The largest come first among equals. The canvas shows the whole image, or at its own scale the middle, whose
     instances are repeated up to the number in the fullest crop. With `copy_paste`, each has its instances twice: it may
-    get those of an image that is as full. A place behind the last image is that of the first again.
+    get those of an image that is as full.
     """
     images = run.data["train"].images
     pixels = images.columns.sizes[images.rows].astype(np.int64).prod(axis=1)
     dataset = training_dataset(run.config, run.processor, run.data["train"])
     dataset.augmentation = None
     counts = crop_counts(images, dataset.canvas, dataset.options.factor, run.config.scale_min)
-    order = np.lexsort((-pixels, -counts))
-    samples = [dataset[int(order[place % len(order)])] for place in range(first, last)]
-    if dataset.options.factor is not None:
-        for sample in samples:
-            if 0 < (shown := len(sample["class_labels"])) < counts.max():
-                repeated = torch.arange(int(counts.max())) % shown
-                sample["mask_labels"] = sample["mask_labels"][repeated]
-                sample["class_labels"] = sample["class_labels"][repeated]
-    if run.config.copy_paste:
-        for sample in samples:
-            sample["mask_labels"] = sample["mask_labels"].repeat(2, 1, 1)
-            sample["class_labels"] = sample["class_labels"].repeat(2)
-    return samples
+    most = 0 if dataset.options.factor is None else int(counts.max())
+    for place in cycle(np.lexsort((-pixels, -counts)).tolist()):
+        sample = dataset[place]
+        shown = len(sample["class_labels"])
+        repeated = torch.arange(max(shown, most) if shown else 0) % max(shown, 1)
+        if run.config.copy_paste:
+            repeated = repeated.repeat(2)
+        if len(repeated) > shown:
+            sample["mask_labels"], sample["class_labels"] = (
+                sample["mask_labels"][repeated],
+                sample["class_labels"][repeated],
+            )
+        yield sample
 
 
 def _try_step(run: Run, samples: Sequence[Sample]) -> None:

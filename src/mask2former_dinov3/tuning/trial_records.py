@@ -14,7 +14,7 @@ from ..data.faults import plain_cell
 from ..errors import CheckpointError, OptionError, mismatch
 from ..json_files import describe, read_json_object
 from .trial_recipes import Search
-from .trial_run import FAILED, FINISHED, INTERRUPTED, STOPPED, evaluations_of, last_step_of
+from .trial_run import FAILED, FINISHED, INTERRUPTED, STOPPED, evaluations_in, last_step_of, logged_steps
 
 TRIALS_JSON, TRIALS_CSV, BEST_CONFIG = "trials.json", "trials.csv", "best_config.json"
 WAITING, RUNNING = "waiting", "running"
@@ -99,11 +99,12 @@ class TrialRecords:
     def record(self, number: int) -> TrialRecord:
         """What is known of a trial, read from its run folder."""
         folder = self.folder(number)
-        found = evaluations_of(folder, self.search.metric)
+        lines = logged_steps(folder)
+        found = evaluations_in(lines, self.search.metric)
         value, step = max(((value, step) for step, value in found if value >= 0), default=(None, None))
         state, cause = self.states.get(number, (WAITING, ""))
         options = dict(self.search.trials[number - 1])
-        return TrialRecord(folder.name, options, last_step_of(folder), len(found), value, step, state, cause)
+        return TrialRecord(folder.name, options, last_step_of(folder, lines), len(found), value, step, state, cause)
 
     def ranked(self) -> list[TrialRecord]:
         """All trials: by score, then failed ones that have a score, then those without one."""
@@ -115,7 +116,10 @@ class TrialRecords:
 
     def best(self) -> TrialRecord | None:
         """The best trial; None as long as none is evaluated that did not fail."""
-        first = self.ranked()[0]
+        return self._best_of(self.ranked())
+
+    def _best_of(self, ranked: Sequence[TrialRecord]) -> TrialRecord | None:
+        first = ranked[0]
         return None if first.value is None or first.state == FAILED else first
 
     def count(self, *states: str) -> int:
@@ -141,7 +145,7 @@ class TrialRecords:
             score = [one.steps, one.value, one.best_step, one.evaluations]
             table.writerow([plain_cell(cell) for cell in (one.trial, *values, *score, one.state, one.cause)])
         write_text(self.output / TRIALS_CSV, text.getvalue())
-        if (best := self.best()) is not None:
+        if (best := self._best_of(ranked)) is not None:
             recipe = json.dumps(self._best_recipe(best), indent=2, ensure_ascii=False)
             write_text(self.output / BEST_CONFIG, recipe + "\n")
 

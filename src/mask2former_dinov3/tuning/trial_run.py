@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..json_files import is_integer, is_number
 
@@ -22,37 +23,38 @@ _INTERRUPTED_CODE = 130
 
 def evaluations_of(folder: Path, metric: str) -> list[tuple[int, float]]:
     """(step, metric) of each evaluation on the validation split in a run folder; -1 where COCO leaves it undefined."""
-    found: list[tuple[int, float]] = []
+    return evaluations_in(logged_steps(folder), metric)
+
+
+def evaluations_in(lines: Iterable[Mapping[str, Any]], metric: str) -> list[tuple[int, float]]:
+    """As `evaluations_of`, of the lines of a log."""
+    valid = (line for line in lines if line.get("split") == "valid")
+    return [(line["step"], float(line[metric]) if is_number(line.get(metric)) else -1.0) for line in valid]
+
+
+def logged_steps(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl in a run folder that have a step; of a log that cannot be read there are none."""
     try:
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+        texts = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return found
-    for line in text.splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue  # a line that is being written
-        if isinstance(values, dict) and values.get("split") == "valid" and is_integer(values.get("step")):
-            value = values.get(metric)
-            found.append((values["step"], float(value) if is_number(value) else -1.0))
+        return []
+    found: list[dict[str, Any]] = []
+    for text in texts:
+        with suppress(ValueError):  # a line that is being written
+            line = json.loads(text)
+            if isinstance(line, dict) and is_integer(line.get("step")):
+                found.append(line)
     return found
 
 
-def last_step_of(folder: Path) -> int:
-    """The last optimiser step that a run folder knows of: logged, or saved in a checkpoint; 0 for none."""
+def last_step_of(folder: Path, lines: Iterable[Mapping[str, Any]] | None = None) -> int:
+    """The last optimiser step that a run folder knows of: logged, or saved in a checkpoint; 0 for none.
+
+    lines: of its log, if they are read already.
+    """
+    lines = logged_steps(folder) if lines is None else lines
     saved = (path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*"))
-    steps = [int(step) for step in saved if step.isdecimal()]
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        try:
-            step = json.loads(line).get("step")
-        except (ValueError, AttributeError):
-            continue
-        steps += [step] if is_integer(step) else []
-    return max(steps, default=0)
+    return max([*(int(step) for step in saved if step.isdecimal()), *(line["step"] for line in lines)], default=0)
 
 
 def ask_to_stop(folder: Path) -> None:
