@@ -183,3 +183,30 @@ def test_train__goes_on_with_the_options_that_it_was_started_with(toy_dataset: P
     again = ["train", "--output-dir", str(tmp_path / "run"), "--resume-from-checkpoint", "latest"]
     assert main(again) == 0
     assert json.loads((tmp_path / "run" / "train_config.json").read_text())["backbone"] == "tiny"
+
+
+def refuse(source: str, token: str | None) -> None:
+    raise HubError(f"{source}: expected weights in the local cache or on the hub, got neither")
+
+
+@pytest.mark.parametrize("recipe", [None, PUBLISHED])
+def test_head__of_the_hub_that_cannot_be_had_is_left_out_beside_random_weights(
+    recipe: str | None, toy_dataset: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped recipes name one. On a pretrained backbone the run stops before its first step instead."""
+    monkeypatch.setattr(module, "check_access", refuse)
+    head = {} if recipe else {"head": "facebook/mask2former-swin-small-coco-instance"}
+    config = apply(toy_dataset, recipe=recipe, backbone="tiny", **head)
+    assert config.head is None
+    said = "head: not used, it starts from random weights as tiny does: facebook/mask2former-swin-small-coco-instance: "
+    assert said in caplog.text
+    with pytest.raises(HubError, match=r"^head: facebook/mask2.*, give head that folder, or null to start the head from"):
+        apply(toy_dataset, recipe=recipe, backbone=BACKBONE, **head)
+
+
+def test_head__is_not_asked_for_where_it_is_a_folder_or_the_run_resumes(
+    toy_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "check_access", refuse)
+    assert apply(toy_dataset, recipe=None, head=str(toy_dataset)).head == str(toy_dataset)
+    assert apply(toy_dataset, recipe=None, head="some/head", resume_from_checkpoint="latest").head == "some/head"

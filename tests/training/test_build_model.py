@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DINOv3ConvNextModel, DINOv3ViTModel
+from transformers import (
+    DINOv3ConvNextModel,
+    DINOv3ViTModel,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    SwinConfig,
+)
 
 from mask2former_dinov3.config.train_config import load_config
 from mask2former_dinov3.data.coco import Annotation, Category, ImageRecord
@@ -25,6 +31,7 @@ from mask2former_dinov3.read_options import ReadOptions
 from mask2former_dinov3.training.build_model import build_model, build_processor, resolve_auto
 from support.coco import make_table
 from support.models import DATA, config_of, hf_mask2former, randomised, small_convnext, small_vit
+from support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +144,36 @@ def test_build_model__goes_on_from_a_model_of_ours(tmp_path: Path) -> None:
     assert build_processor(config_of(head=str(tmp_path)), after).image_mean == [0.1, 0.2, 0.3]
     with pytest.raises(ConfigError, match=r"set head to null:\n  query_init: expected learned, got seeds$"):
         build_model(config_of(head=str(tmp_path), query_init="seeds"), DATA)
+
+
+@pytest.mark.parametrize(("name", "width", "queries"), [("smallplus", 96, 100), ("large", 192, 200)])
+def test_build_model__of_the_shipped_recipes_starts_from_the_head_they_name(
+    name: str, width: int, queries: int, vit_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The COCO checkpoints' heads in full size: those of Swin-S and Swin-L differ in the channels that they take."""
+    swin = {"embed_dim": width, "depths": [1, 1, 1, 1], "num_heads": [width // 32 * 2**stage for stage in range(4)]}
+    backbone = SwinConfig(**swin, out_features=["stage1", "stage2", "stage3", "stage4"])
+    names = {0: "person", 1: "disc", **{label: f"class {label}" for label in range(2, 80)}}
+    torch.manual_seed(0)
+    published = Mask2FormerForUniversalSegmentation(
+        Mask2FormerConfig(backbone_config=backbone, num_queries=queries, id2label=names)
+    )
+    published.save_pretrained(tmp_path)
+    recipe = ROOT / f"mask2former-dinov3_{name}_1024_train_args.json"
+    assert f"-{'small' if name == 'smallplus' else name}-coco-instance" in json.loads(recipe.read_text())["head"]
+    config, _ = load_config(recipe, {"dataset_name": "x", "backbone": str(vit_folder), "head": str(tmp_path)})
+    with caplog.at_level(logging.INFO):
+        model = build_model(config, DATA)
+    own, theirs = model.head.transformer_decoder, published.model.transformer_module
+    assert own.queries_features.weight.shape == (queries, 256)
+    assert torch.equal(own.queries_features.weight, theirs.queries_features.weight)
+    assert torch.equal(own.class_predictor.weight[0], published.class_predictor.weight[1])  # disc
+    projection = published.model.pixel_level_module.decoder.input_projections[0][0]
+    assert torch.equal(model.head.pixel_decoder.input_projections[0][0].weight, projection.weight)
+    assert projection.in_channels == 8 * width
+    assert f"  queries              {queries} copied, 0 new, 0 unused" in caplog.text
+    assert "  classes              1 copied by name, 1 new, 79 unused (new: bar)" in caplog.text
+    assert "are not read" not in caplog.text
 
 
 def test_build_model__refuses_another_network_than_the_published_head(vit_folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -17,6 +18,7 @@ from ..config.train_config import FIELDS_ONLY, TrainConfig
 from ..data.coco import CocoData
 from ..errors import HubError
 from ..weights.access import check_access
+from ..weights.loading import FOLDER_ADVICE, is_path
 from .build_model import NETWORK
 from .distributed import run_on_main
 from .recipe import SEEN_ON_CPU, SEEN_ON_GPU, Recipe, memory_of_gpu, suggest_recipe
@@ -30,14 +32,40 @@ def apply_recipe(config: TrainConfig, data: CocoData, accelerator: Accelerator) 
     """The configuration with the options of its recipe wherever none was given; every process must call this.
 
     data: the training split. The main process chooses, and says what and why. A choice that does not fit the given
-    options is left out, and so are the network's options with a `head`, which has its own.
-    Raises ConfigError for given options that do not fit together, DatasetError for data without objects.
+    options is left out, and so are the network's options with a `head`, which has its own. A `head` that the hub does
+    not give is left out where the backbone is random as well.
+    Raises ConfigError for given options that do not fit together, DatasetError for data without objects, HubError for a
+    head that cannot be had on a pretrained backbone.
     """
-    if config.recipe is None:
+    if config.recipe is None and (config.head is None or config.resume_from_checkpoint is not None):
         return config
-    shared = [run_on_main(accelerator, lambda: _choose(config, data))]
+
+    def choose() -> TrainConfig:
+        return _without_missing_head(config if config.recipe is None else _choose(config, data))
+
+    shared = [run_on_main(accelerator, choose)]
     broadcast_object_list(shared)
     return shared[0] or config
+
+
+def _without_missing_head(config: TrainConfig) -> TrainConfig:
+    """The configuration, without a head of the hub that cannot be had if the backbone starts from random weights.
+
+    On a pretrained backbone a missing head is an error: who counts on it would find out after the night.
+    """
+    head = config.head
+    if head is None or is_path(head) or Path(head).exists() or config.resume_from_checkpoint is not None:
+        return config
+    try:
+        check_access(head, config.hub_token)
+    except HubError as error:
+        reason = str(error).removesuffix(f", {FOLDER_ADVICE}")  # of backbones
+        if config.backbone not in PRESETS:
+            advice = "give head that folder, or null to start the head from random weights"
+            raise HubError(f"head: {reason}, {advice}") from None
+        logger.warning("head: not used, it starts from random weights as %s does: %s", config.backbone, reason)
+        return config.model_copy(update={"head": None})
+    return config
 
 
 def _choose(config: TrainConfig, data: CocoData) -> TrainConfig:

@@ -22,6 +22,7 @@ ALIASES = frozenset({"out_features", "out_indices", "torch_dtype", "num_labels"}
 NOTES = frozenset(
     {"_name_or_path", "model_type", "transformers_version", "auto_map", "custom_pipelines", "stage_names"}
     | {"output_attentions"}
+    | {"hidden_size", "num_layers"}  # Swin and others compute them from their fields
 )
 _SHOWN = 8  # names in the message
 
