@@ -15,7 +15,7 @@ from mask2former_dinov3.cli import main
 from mask2former_dinov3.data.images import read_image
 from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.evaluation import label_next
-from mask2former_dinov3.evaluation.flip_agreement import FlipAgreement, flip_agreement, mirror_instances
+from mask2former_dinov3.evaluation.flip_agreement import FlipAgreement, flip_agreement
 from mask2former_dinov3.evaluation.label_next import RankingSettings, choose_centres
 from mask2former_dinov3.instances import Instances
 
@@ -42,15 +42,6 @@ def test_flip_agreement__by_hand() -> None:
     assert flip_agreement(instances(), instances()) == FlipAgreement(0, 0, 0, 0.0)
     with pytest.raises(ValueError, match="instances of one image"):
         flip_agreement(found, Instances(5, 40, (), np.zeros(0, np.int64), np.zeros(0, np.float32)))
-
-
-def test_mirror_instances__turns_masks_and_keeps_the_rest() -> None:
-    found = instances((3, 10, 1, 0.8), (25, 4, 0, 0.6))
-    turned = mirror_instances(found)
-    assert np.array_equal(turned.masks, found.masks[:, :, ::-1])
-    assert turned.labels.tolist() == [1, 0]
-    assert np.array_equal(mirror_instances(turned).masks, found.masks)
-    assert len(mirror_instances(instances())) == 0
 
 
 def unit(*angles: float) -> np.ndarray:

@@ -200,7 +200,7 @@ def test_head__of_the_hub_that_cannot_be_had_is_left_out_beside_random_weights(
     assert config.head is None
     said = "head: not used, it starts from random weights as tiny does: facebook/mask2former-swin-small-coco-instance: "
     assert said in caplog.text
-    with pytest.raises(HubError, match=r"^head: facebook/mask2.*, give head that folder, or null to start the head from"):
+    with pytest.raises(HubError, match=r"^head: facebook/mask2.*, give head that folder, or null to start the head"):
         apply(toy_dataset, recipe=recipe, backbone=BACKBONE, **head)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..config.presets import DATASET_FORMATS, SPLIT_OPTIONS
 from .data_options import add_extra_images, add_read_options
 from .parser import VerbParser, positive, real_number
-from .threshold_options import add_aims, add_threshold
+from .threshold_options import add_aims, add_threshold, add_tta
 
 SAVEABLE = ("overlays", "masks", "coco", "coco-results", "csv", "geojson", "yolo")
 DEVICE = "cpu, cuda, or one GPU such as cuda:1 (default: a GPU if there is one)"
@@ -157,6 +157,7 @@ def add_evaluate(parser: VerbParser) -> None:
     )
     add_read_rules(parser)
     add_aims(parser)
+    add_tta(parser)
     add_model_options(parser, required=False, limit="100 for the metrics, as in COCO")
 
 

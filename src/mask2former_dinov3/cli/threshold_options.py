@@ -29,6 +29,17 @@ def add_threshold(parser: VerbParser) -> None:
         help="drop instances of which more than this fraction lies in a better one of their class; 1: none (default: "
         "as stored in the model, or none)",
     )
+    add_tta(parser)
+
+
+def add_tta(parser: VerbParser) -> None:
+    parser.add_argument(
+        "--tta",
+        choices=("none", "horizontal", "both", "all"),
+        default="none",
+        help="test-time augmentation: also predict mirrored copies (horizontal: 2 views; both: 4) and turned ones (all "
+        "8), and merge; takes as many times as long (default: %(default)s)",
+    )
 
 
 def add_aims(parser: VerbParser) -> None:

@@ -160,6 +160,7 @@ def inference_settings(arguments: argparse.Namespace) -> InferenceSettings:
         tile=arguments.tile,
         overlap=arguments.overlap,
         copy_overlap=arguments.copy_overlap,
+        tta=arguments.tta,
     )
 
 
@@ -191,6 +192,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         of_model = []  # for the pictures
     if arguments.predictions is not None and of_model:
         arguments.parser.error(f"--predictions: cannot be combined with --{of_model[0]}; give one or the other")
+    if arguments.predictions is not None and arguments.tta != "none":
+        arguments.parser.error("--predictions: cannot be combined with --tta, which is for a --model")
     given = [name for name in ("annotations", "dataset") if getattr(arguments, name) is not None]
     if len(given) == 2:
         arguments.parser.error("expected --annotations, or --dataset with --split")
@@ -208,6 +211,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         arguments.output,
         max_detections=arguments.max_detections or 100,
         batch_size=arguments.batch_size,
+        tta=arguments.tta,
         device=arguments.device,
         reading=read_changes(arguments),
         predictions=arguments.predictions,

@@ -270,6 +270,8 @@ def _describe_results(
     del values["batch_size"]  # changes the speed only
     if settings.copy_overlap == 1:  # nothing is dropped, as in results of earlier versions
         del values["copy_overlap"]
+    if settings.tta == "none":
+        del values["tta"]
     if isinstance(settings.threshold, tuple):
         values["threshold"] = list(settings.threshold)  # as JSON reads it
     return {

@@ -34,7 +34,7 @@ from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepar
 from ..inference.network import Network
 from ..inference.predictor import Predictor, check_extra_images, load_model
 from ..inference.prefetch import prefetch
-from ..inference.settings import InferenceSettings
+from ..inference.settings import InferenceSettings, Tta
 from ..inference.tiles.part_reader import ImageReader
 from ..progress_bar import ProgressBar
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
@@ -75,6 +75,7 @@ def predict_split(
     *,
     batch_size: int = 1,
     max_detections: int = 100,
+    tta: Tta = "none",
     rank: int = 0,
     world: int = 1,
     progress: bool = False,
@@ -89,7 +90,7 @@ def predict_split(
     Raises DatasetError for classes that are not the model's and, without `unreadable`, for an image that cannot be read
     or is not of the size in the annotations; OptionError for batch_size or max_detections below 1.
     """
-    settings = InferenceSettings(0.0, max_detections, batch_size, copy_overlap=1.0)
+    settings = InferenceSettings(0.0, max_detections, batch_size, copy_overlap=1.0, tta=tta)
     ids = match_categories(model.config.id2label, data)
     absent = min((category for category in ids if category is not None), default=0) - 1  # no id of the file
     categories = tuple(
@@ -148,6 +149,7 @@ def evaluate_model(
     *,
     max_detections: int = 100,
     batch_size: int = 1,
+    tta: Tta = "none",
     device: str | None = None,
     predictions: Path | None = None,
     rules: ReadRules | None = None,
@@ -162,7 +164,7 @@ def evaluate_model(
     that is not as saved with the model. rules: what crowd flags and incomplete
     images mean, for a file. Where a model was trained with `classes`, a file that has the original names is read with
     the same map. aim: what the score threshold is chosen for. max_detections: of COCO's metrics; the model predicts at
-    least as many as it has queries, and all of them count for the operating point.
+    least as many as it has queries, and all of them count for the operating point. tta: see `InferenceSettings`.
     Writes metrics.json, predictions.json, images.json, which names the images and classes of its ids, and
     evaluation.json, which names the ground truth, into `output`, each atomically, and returns the metrics.
     Raises ConfigError if neither a model with images nor predictions are given, OptionError for batch_size or
@@ -170,7 +172,7 @@ def evaluate_model(
     cannot be read.
     """
     # Checks the values before any work.
-    limits = InferenceSettings(max_detections=max_detections, batch_size=batch_size)
+    limits = InferenceSettings(max_detections=max_detections, batch_size=batch_size, tta=tta)
     if isinstance(annotations, Split):
         split = annotations
     else:
@@ -199,7 +201,7 @@ def _score_model(
 ) -> Metrics:
     """Predict and score a split; writes predictions.json, images.json and evaluation.json.
 
-    limits: max_detections of COCO's metrics, and batch_size.
+    limits: max_detections of COCO's metrics, batch_size and tta.
     """
     _check_paths(split)  # before the model, which takes time to load and says how the images are read
     network, processor = load_model(model, device, reading)
@@ -218,6 +220,7 @@ def _score_model(
         data,
         batch_size=limits.batch_size,
         max_detections=max(max_detections, num_queries),
+        tta=limits.tta,
         progress=progress,
     )
     write_text(output / "predictions.json", json.dumps(results) + "\n")
@@ -227,6 +230,8 @@ def _score_model(
     metrics = score_results(truth, read_results(results, truth), max_detections, aim)
     if num_queries < max_detections and processor.read_options.factor is None:  # otherwise a limit of each tile
         metrics["notes"] += ceiling_notes(truth, num_queries, "the model's num_queries")
+    if limits.tta != "none":
+        metrics["notes"].append(f"tta: {limits.tta}; without it the results are others, and so is the best threshold")
     ids = match_categories(network.config.id2label, data)
     unscored = [str(network.config.id2label[label]) for label, category in enumerate(ids) if category is None]
     if unscored:

@@ -7,13 +7,13 @@ those of changed copies of it).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from faster_coco_eval.core import mask as rle_codec
 from scipy.optimize import linear_sum_assignment
 
-from ..instances import Instances, encode_masks
+from ..instances import Instances
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,6 @@ class FlipAgreement:
     mirrored: int
     matched: int
     disagreement: float
-
-
-def mirror_instances(instances: Instances) -> Instances:
-    """The instances of an image mirrored left to right. Memory: one mask at a time."""
-    rles = [encode_masks(instances.mask(index)[None, :, ::-1])[0] for index in range(len(instances))]
-    return replace(instances, rles=tuple(rles))
 
 
 def flip_agreement(found: Instances, mirrored: Instances) -> FlipAgreement:

@@ -18,6 +18,7 @@ Read in this order:
     onnx_model         runs an exported .onnx file behind that interface
     postprocess        logits to scored instances at the image's own size
     copies             drops instances that lie in a better one
+    views              mirrored and turned copies of an image, and their instances merged
     resize_masks       mask logits to RLE masks, in small blocks
     limit_notes        says what is not among the instances
     segment_maps       instances in Hugging Face's result format

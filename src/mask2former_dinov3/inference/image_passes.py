@@ -19,6 +19,7 @@ from .settings import InferenceSettings
 from .tiles.grid import Grid, Passes
 from .tiles.merging import merge_rows
 from .tiles.part_reader import ImageReader
+from .views import VIEWS, merge_views, settings_of_views, turn, turn_back
 
 Key = TypeVar("Key")
 
@@ -122,6 +123,8 @@ class ImagePasses:
         """
         each = [settings] * len(prepared) if isinstance(settings, InferenceSettings) else settings
         asked = [self.fill(one) for one in each]
+        if any(one.tta != "none" for one in asked):
+            return [self._predict_views(one, own) for one, own in zip(prepared, asked, strict=True)]
         # Images of one size go together: padding to a common size would change what the network says.
         groups: dict[tuple[int, ...], list[int]] = {}
         for place, one in enumerate(prepared):
@@ -140,3 +143,17 @@ class ImagePasses:
             )
             found.update(zip(places, results, strict=True))
         return [found[place] for place in range(len(prepared))]
+
+    def _predict_views(self, prepared: Prepared, settings: InferenceSettings) -> Instances:
+        """Instances of one image, merged from its views (`InferenceSettings.tta`); settings: filled."""
+        height, width = prepared.mask.shape
+        if settings.tta == "all" and height != width and getattr(self.model, "fixed", False):
+            got = "all, for an exported file that takes no other size than its own, which is not square"
+            raise OptionError("tta", "none, horizontal or both", got)
+        views, alone = VIEWS[settings.tta], settings_of_views(settings)
+        each: list[Instances] = []
+        for start in range(0, len(views), settings.batch_size):
+            some = views[start : start + settings.batch_size]
+            found = self.predict_prepared([turn(prepared, view) for view in some], alone)
+            each.extend(turn_back(one, view) for one, view in zip(found, some, strict=True))
+        return merge_views(each, settings, self.model.config.num_queries)

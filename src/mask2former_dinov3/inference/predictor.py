@@ -32,7 +32,7 @@ from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from .load_images import ImageLike, load_image
 from .network import Network
 from .onnx_model import load_onnx
-from .settings import InferenceSettings, Threshold
+from .settings import InferenceSettings, Threshold, Tta
 from .tiles.image_reader import open_image
 from .tiles.part_reader import ImageReader
 
@@ -80,6 +80,7 @@ class Predictor(ImagePasses):
         tile: int | None = ...,
         overlap: float = ...,
         copy_overlap: float | None = ...,
+        tta: Tta = ...,
         bgr: bool = ...,
         timeout: float = ...,
     ) -> Instances: ...
@@ -95,6 +96,7 @@ class Predictor(ImagePasses):
         tile: int | None = ...,
         overlap: float = ...,
         copy_overlap: float | None = ...,
+        tta: Tta = ...,
         bgr: bool = ...,
         timeout: float = ...,
     ) -> list[Instances]: ...
@@ -109,6 +111,7 @@ class Predictor(ImagePasses):
         tile: int | None = None,
         overlap: float = 0.2,
         copy_overlap: float | None = None,
+        tta: Tta = "none",
         bgr: bool = False,
         timeout: float = TIMEOUT,
     ) -> Instances | list[Instances]:
@@ -119,7 +122,7 @@ class Predictor(ImagePasses):
         overlap.
         threshold: None for the one that the model stores, 0.5 if it stores none; one number, or one for each class, by
         name or in the order of the labels. max_detections: None for the number of the model's queries. copy_overlap:
-        see `InferenceSettings`. What the limits leave out is in `Instances.left_out`.
+        see `InferenceSettings`; so tta. What the limits leave out is in `Instances.left_out`.
         tile: split images that are larger into tiles of so many pixels a side, predict on each tile, and merge the
         results; each tile shares the fraction `overlap` with its neighbours. `max_detections` and `batch_size` then
         count per tile. None: images that are fitted into the canvas are not split; images at their own scale
@@ -129,7 +132,7 @@ class Predictor(ImagePasses):
         several meanings, DatasetError for a file that cannot be read as an image.
         """
         check_timeout(timeout)
-        settings = self.fill(InferenceSettings(threshold, max_detections, batch_size, tile, overlap, copy_overlap))
+        settings = self.fill(InferenceSettings(threshold, max_detections, batch_size, tile, overlap, copy_overlap, tta))
         self._check_process()
         options, channels = self.processor.read_options, self.processor.num_channels
         held = (to_image(image, options, channels, bgr=bgr, timeout=timeout) for image in each_image(images))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import OptionError
 
@@ -18,6 +18,8 @@ SMALLEST_TILE = 32  # pixels a side
 LARGEST_OVERLAP = 0.5  # fraction of a tile; at half, a pixel would lie in three tiles of one row
 DEFAULT_THRESHOLD = 0.5  # of a model without a threshold of its own
 
+Tta = Literal["none", "horizontal", "both", "all"]
+"""Views of test-time augmentation, in the words of the training option `flip`."""
 Threshold = float | Mapping[str, float] | Sequence[float]
 """Of all classes, or of each: by its name, or in the order of the labels."""
 
@@ -31,7 +33,8 @@ class InferenceSettings:
     where there are tiles; None: the number of the model's queries. batch_size: images (or tiles) per forward pass.
     tile: side of a tile in pixels, None for whole images. overlap: fraction of a tile that it shares with each
     neighbour. copy_overlap: instances are dropped of which more than this fraction lies in a better one of their class,
-    1 for none; None: the model's own.
+    1 for none; None: the model's own. tta: predict mirrored and turned copies, too, and merge (`views`): "horizontal" 2
+    views, "both" 4, "all" 8.
 
     Raises OptionError for a value that is not in its range; NaN is in none.
     """
@@ -42,6 +45,7 @@ class InferenceSettings:
     tile: int | None = None
     overlap: float = 0.2
     copy_overlap: float | None = None
+    tta: Tta = "none"
 
     def __post_init__(self) -> None:
         for one in _each(self.threshold):
@@ -63,6 +67,8 @@ class InferenceSettings:
             raise OptionError("overlap", f"a fraction from 0 to below {LARGEST_OVERLAP}", self.overlap)
         if self.copy_overlap is not None and not 0 < self.copy_overlap <= 1:
             raise OptionError("copy_overlap", "a fraction above 0, up to 1 for none", self.copy_overlap)
+        if self.tta not in get_args(Tta):
+            raise OptionError("tta", f"one of {', '.join(get_args(Tta))}", self.tta)
 
     def for_model(self, config: NetworkConfig) -> InferenceSettings:
         """The same with the model's own values for what is None; a threshold of each class in the order of the labels.

@@ -130,7 +130,7 @@ def predict_files(
     decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
         "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
-        **{name: getattr(settings, name) for name in ("threshold", "max_detections", "copy_overlap")},
+        **{name: getattr(settings, name) for name in ("threshold", "max_detections", "copy_overlap", "tta")},
         "read": asdict(predictor.processor.read_options),
         "tile": [settings.tile, settings.overlap] if summary.tiles else None,
         **{"save": sorted(save), "segmentation": segmentation, "colours": colours},
