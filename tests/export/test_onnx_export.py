@@ -9,7 +9,9 @@ import json
 import shutil
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 from PIL import Image
 from transformers import DINOv3ConvNextConfig, DINOv3ViTConfig, SwinConfig
 
+from mask2former_dinov3.cli import main
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.errors import CheckpointError, DatasetError, MissingExtraError, OptionError
@@ -29,14 +32,15 @@ from mask2former_dinov3.export import onnx_export as exporting
 from mask2former_dinov3.export import precision as lower_precision
 from mask2former_dinov3.export.onnx_check import align_queries, check_agreement, check_detections
 from mask2former_dinov3.export.onnx_export import export, feed_of, make_batches, read_images, set_metadata
-from mask2former_dinov3.export.onnx_graph import patch_centers
+from mask2former_dinov3.export.onnx_graph import patch_centers, search_at_slices_only
 from mask2former_dinov3.export.precision import to_half, to_int8
 from mask2former_dinov3.inference.files.predict_files import predict_files
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.inference.onnx_model import DETECTIONS, LOGITS, OnnxModel, load_onnx
-from mask2former_dinov3.inference.predictor import load_network
+from mask2former_dinov3.inference.predictor import Predictor, load_network
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.sample_data import SAMPLE
+from support.channels import SIDE, bands_of, write_bands
 from support.models import HEAD, SEEDS, padded_mask
 from support.onnx_files import CHECKED_IMAGES
 from support.paths import PACKAGE
@@ -133,10 +137,9 @@ def only_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "check_operators", check_plain)
 
 
-def vit() -> DINOv3ViTConfig:
-    return DINOv3ViTConfig(
-        hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_register_tokens=4
-    )
+def vit(channels: int = 3) -> DINOv3ViTConfig:
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return DINOv3ViTConfig(**sizes, num_register_tokens=4, num_channels=channels)
 
 
 def swin() -> SwinConfig:
@@ -148,9 +151,9 @@ def convnext() -> DINOv3ConvNextConfig:
 
 
 # Between them: every neck (the adapter holds the pyramid), both births of queries, masks at both strides, no encoder,
-# other sizes of the head, taps.
+# other sizes of the head, taps, images of three and of five channels.
 MODELS: dict[str, dict[str, Any]] = {
-    "plain": {"backbone_config": vit, "neck": "plain", "backbone_norm": False, "mask_feature_size": 64},
+    "plain": {"backbone_config": partial(vit, 5), "neck": "plain", "backbone_norm": False, "mask_feature_size": 64},
     "adapter": {"backbone_config": vit, "neck": "adapter", "backbone_taps": [1, 1, 1, 2], **SEEDS, "feature_size": 64},
     "swin": {"backbone_config": swin, "neck": "none", "encoder_layers": 0, "mask_stride": 2},
     "convnext": {"backbone_config": convnext, "neck": "none", "query_init": "seeds", "decoder_layers": 1},
@@ -163,13 +166,16 @@ def write_model(folder: Path, name: str, **kwargs: Any) -> Path:
     options = {**SMALL, **MODELS[name], **kwargs}
     config = Mask2FormerDinov3Config(**{**options, "backbone_config": options["backbone_config"]()})
     Mask2FormerDinov3ForInstanceSegmentation(config).save_pretrained(folder)
-    Mask2FormerDinov3ImageProcessor({"height": 64, "width": 96}).save_pretrained(folder)
+    count = config.num_channels
+    wide = {"image_mean": [0.3] * count, "image_std": [0.2] * count, "channels": "all"} if count != 3 else {}
+    Mask2FormerDinov3ImageProcessor({"height": 64, "width": 96}, **wide).save_pretrained(folder)
     return folder
 
 
 def compare(network: Any, exported: OnnxModel, batch: int, height: int, width: int) -> None:
     """Logits of noise, padded differently from image to image."""
-    pixels = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(batch))
+    shape = (batch, network.config.num_channels, height, width)
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(batch))
     mask = torch.cat([padded_mask(1, height, width, (height - 9 * i, width - 17 * i)) for i in range(batch)])
     with torch.no_grad():
         expected = network(pixel_values=pixels, pixel_mask=mask)
@@ -193,18 +199,40 @@ def test_export__fixed_files_say_what_torch_says(name: str, tmp_path: Path) -> N
         exported(pixel_values=torch.zeros(1, 3, 96, 96))
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["adapter", "plain"])
-def test_export__dynamic_files_take_every_size(name: str, tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "model", name)
-    done = export(folder, tmp_path / "model.onnx", dynamic=True)
-    assert done.agreement.batches == ((1, 3, 64, 96), (3, 3, 64, 96), (1, 3, 64, 128))
-    network, _ = load_network(folder, "cpu")
-    exported, _ = load_onnx(done.path, "cpu")
+def compare_sizes(folder: Path, file: Path) -> None:
+    """A dynamic file against the network of a folder at sizes that the export has not checked."""
+    network, exported = load_network(folder, "cpu")[0], load_onnx(file, "cpu")[0]
     for batch, height, width in ((1, 64, 64), (3, 160, 96), (2, 128, 192)):
         compare(network, exported, batch, height, width)
     with pytest.raises(ValueError, match="multiples of 32"):
-        exported(pixel_values=torch.zeros(1, 3, 80, 96))
+        exported(pixel_values=torch.zeros(1, network.config.num_channels, 80, 96))
+
+
+@pytest.mark.long
+def test_export__dynamic_files_take_every_size(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "adapter")
+    done = export(folder, tmp_path / "model.onnx", dynamic=True)
+    assert done.agreement.batches == ((1, 3, 64, 96), (3, 3, 64, 96), (1, 3, 64, 128))
+    compare_sizes(folder, done.path)
+
+
+@pytest.mark.long
+def test_export__makes_a_dynamic_file_of_five_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the command: checked on images of five channels, it predicts what the model predicts."""
+    folder, images, file = write_model(tmp_path / "model", "plain"), tmp_path / "images", tmp_path / "m.onnx"
+    images.mkdir()
+    path = write_bands(images / "a.tif", bands_of(np.ones(SIDE, bool), np.random.default_rng(0)))
+    words = ["export", "--model", str(folder), "--output", str(file), "--dynamic"]
+    assert main(words) == 1  # the bundled images have three
+    assert main([*words, "--images", str(images)]) == 0
+    assert "checked on batches of 1x5x64x96, 2x5x64x96, 1x5x64x128: " in capsys.readouterr().out
+    compare_sizes(folder, file)
+    exported, own = Predictor.from_pretrained(file, "cpu"), Predictor.from_pretrained(folder, "cpu")
+    assert exported.model.config.num_channels == 5
+    assert exported.processor.to_dict() == own.processor.to_dict()
+    found, expected = exported(path, threshold=0.0), own(path, threshold=0.0)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+    assert (found.masks != expected.masks).mean() < 0.01
 
 
 @pytest.fixture(scope="session")
@@ -433,6 +461,38 @@ def test_export__says_what_it_cannot_read(sample_file: Path, tmp_path: Path) -> 
 def test_export__refuses_open_sizes_for_a_swin(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="dynamic: expected a DINOv3 backbone, got a Swin"):
         export(write_model(tmp_path / "model", "swin"), tmp_path / "model.onnx", dynamic=True)
+
+
+HALVES = """<ir_version: 10, opset_import: ["": 20]>
+halves (float[2, 8] x) => (float[2, 4] sum) {
+    start = Constant <value = int64[1] {0}> ()
+    middle = Constant <value = int64[1] {4}> ()
+    end = Constant <value = int64[1] {8}> ()
+    axis = Constant <value = int64[1] {1}> ()
+    y = Sin (x)
+    right = Slice (y, middle, end, axis)
+    left = Slice (y, start, middle, axis)
+    sum = Add (left, right)
+}"""
+
+
+def test_search_at_slices_only__changes_nothing_but_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxscript import optimizer
+    from onnxscript.rewriter.rules.common import slice_split_rule
+
+    match = slice_split_rule.match
+    made, searched = [], []
+    for context in (nullcontext(), search_at_slices_only(), nullcontext()):
+        at = set[str]()
+        monkeypatch.setattr(
+            slice_split_rule, "match", lambda *args, at=at, **flags: at.add(args[2].op_type) or match(*args, **flags)
+        )
+        with context:
+            made.append(optimizer.optimize(onnx.parser.parse_model(HALVES)))
+        searched.append(at)
+    assert made[0] == made[1] == made[2]
+    assert [node.op_type for node in made[1].graph.node] == ["Sin", "Split", "Add"]
+    assert searched[0] == searched[2] > searched[1] == {"Slice"}
 
 
 def test_patch_centers__are_those_of_transformers() -> None:

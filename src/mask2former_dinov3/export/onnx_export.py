@@ -32,7 +32,7 @@ from ..read_options import ReadChanges
 from ..sample_data import SAMPLE
 from ..version import __version__
 from .onnx_check import Agreement, check_agreement
-from .onnx_graph import ExportGraph, replace_positions
+from .onnx_graph import ExportGraph, replace_positions, search_at_slices_only
 from .precision import Feed, to_half, to_int8
 
 SAMPLE_IMAGES = SAMPLE / "valid"  # part of every installation
@@ -177,7 +177,7 @@ def trace(
         sides = [Dim(name, min=min_units(config)) * PADDING for name in ("h", "w")]
         shapes["pixel_values"] |= {2: sides[0], 3: sides[1]}
         shapes["pixel_mask"] |= {1: sides[0], 2: sides[1]}
-    with torch.no_grad(), silence_exporter(), replace_positions():
+    with torch.no_grad(), silence_exporter(), replace_positions(), search_at_slices_only():
         graph = ExportGraph(network, count).eval()
         program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,3 +79,25 @@ def patch_centers(height: int, width: int, dtype: torch.dtype, device: torch.dev
     """(y, x) of the centres of height x width patches in -1..1, (height * width, 2), row by row."""
     y, x = ((torch.arange(size, device=device, dtype=dtype) + 0.5) / size for size in (height, width))
     return 2 * torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1) - 1
+
+
+@contextmanager
+def search_at_slices_only() -> Iterator[None]:
+    """Make the clean-up of the traced graph quick; its result stays the same.
+
+    One rule of onnxscript (0.7) turns two Slice nodes into a Split. At every node, whatever its operator, it goes
+    through all nodes for the second Slice: two fifths of an export, and the square of the number of nodes in a large
+    network. The first node of such a pair is a Slice too, so other nodes need no search.
+    """
+    from onnxscript.rewriter.rules.common import slice_split_rule
+
+    search = slice_split_rule.try_rewrite
+
+    def search_at(model: object, graph: object, node: Any, **options: object) -> Any:
+        return search(model, graph, node, **options) if node.op_type == "Slice" else None
+
+    slice_split_rule.try_rewrite = search_at
+    try:
+        yield
+    finally:
+        del slice_split_rule.try_rewrite
