@@ -39,6 +39,23 @@ def test_progress_bar__is_lines_where_there_is_no_terminal(
     assert not caplog.records
 
 
+def test_progress_bar__does_not_count_what_passes_before_the_first_update(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    now = 1000.0
+    with ProgressBar(total=125, desc="predict", unit="image", from_first=True) as bar:
+        bar._time = lambda: now
+        for seconds, images in ((100, 1), (31, 62), (31, 62)):  # two images a second, once it works
+            now += seconds
+            bar.update(images)
+        assert bar.n == 125
+    assert [record.getMessage() for record in caplog.records] == ["predict: 63 of 125 images, 00:31 left"]
+    with ProgressBar(total=3, disable=True, from_first=True) as hidden:
+        hidden.update()
+
+
 def test_progress_bar__is_a_bar_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

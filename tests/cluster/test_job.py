@@ -54,7 +54,14 @@ from support.processes import start_python
 STORE = 200_000_000  # bytes of Ray's object store on each node
 EVERYTHING = InferenceSettings(threshold=0.0)
 PASSES = Passes((64, 64), factor=None, tile=None, overlap=0.2)
-IMAGES = 150  # ten tasks of reading: enough to be in the middle of
+IMAGES = 94  # six tasks of reading, two failures among them: enough to be in the middle of
+# Ray's workers would give way to every other process of the machine, and wait for the tests that run beside them.
+NOT_NICE = {"RAY_worker_niceness": "0"}
+HEAD: dict[str, Any] = {
+    "object_store_memory": STORE,
+    "include_dashboard": False,
+    "_system_config": {"health_check_period_ms": 500},  # five failures in a row are the loss of a node
+}
 
 # Ray leaves sockets and files of the cluster's processes to the garbage collector.
 pytestmark = [
@@ -70,6 +77,8 @@ def environment() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(SOURCE))
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for name, value in NOT_NICE.items():
+            patch.setenv(name, value)
         yield
 
 
@@ -85,7 +94,7 @@ def stop(cluster: Cluster) -> None:
 @pytest.fixture(scope="module")
 def cluster(environment: None) -> Iterator[Cluster]:
     """Two nodes of one CPU each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
+    cluster = Cluster(initialize_head=True, head_node_args={**HEAD, "num_cpus": 1})
     cluster.add_node(num_cpus=1, object_store_memory=STORE)
     started(cluster)
     yield cluster
@@ -256,8 +265,15 @@ def test_batch_predict__a_killed_worker_loses_and_doubles_nothing(
 
 
 def test_batch_predict__a_killed_node_loses_and_doubles_nothing(
-    straight: Path, cluster: Cluster, images: Path, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    straight: Path,
+    cluster: Cluster,
+    images: Path,
+    model_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(job, "WATCH_SECONDS", 2)
     other = cluster.add_node(num_cpus=1, object_store_memory=STORE)
     cluster.wait_for_nodes()
     thread = disturb(tmp_path / "out", 2, lambda: cluster.remove_node(other, allow_graceful=False))
@@ -411,7 +427,7 @@ def test_batch_predict__actors_leave_cpus_to_the_readers(
 ) -> None:
     """Four actors asked for where one fits: they would take the CPUs from the readers that they wait for."""
     ray.shutdown()  # of the cluster of this module, whose straight run is all that is still needed
-    small = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "object_store_memory": STORE})
+    small = Cluster(initialize_head=True, head_node_args={**HEAD, "num_cpus": cpus})
     try:
         started(small)
         options = dict[str, Any](settings=EVERYTHING, shard_size=20, actors=4, cpus_per_actor=each)
@@ -439,7 +455,7 @@ def test_command__goes_on_after_ctrl_c_and_after_kill_9(
     ways = [signal.SIGINT, signal.SIGKILL, None]
     for way in ways:
         before = finished(output)
-        process = start_python(command(model_folder, images, output), tmp_path, {"PYTHONPATH": str(SOURCE)})
+        process = start_python(command(model_folder, images, output), tmp_path, {"PYTHONPATH": str(SOURCE), **NOT_NICE})
         family = [psutil.Process(process.pid)]
         while way and finished(output) < before + 2:
             assert process.poll() is None, process.finish()

@@ -94,7 +94,7 @@ def batch_predict(
             return summary
         batches = Batches(images, shard_size, 1 if settings.tile else settings.batch_size)
         gpus = {"cpu": 0.0, "cuda": gpus_per_actor or 1.0}.get(device or "", gpus_per_actor)
-        bar = ProgressBar(total=len(images), desc="predict", unit="image", disable=not progress)
+        bar = ProgressBar(total=len(images), desc="predict", unit="image", disable=not progress, from_first=True)
         with bar, connect_ray(ray_address):
             import ray
 
