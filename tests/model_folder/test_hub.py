@@ -29,6 +29,7 @@ from mask2former_dinov3.model_folder.hub import prepare_repository, push, push_f
 from mask2former_dinov3.version import MODEL_TYPE
 from support.hub_stand_in import HubStandIn, running_hub
 from support.paths import SOURCE
+from support.processes import run_python
 
 TOKEN = "hf_writes"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # httpx2, of huggingface_hub
@@ -291,23 +292,20 @@ def test_prepare_repository__names_and_privacy(hub: HubStandIn) -> None:
         prepare_repository("no name")
 
 
-def run_push(hub: HubStandIn, home: Path, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-    """The verb in a process of its own, which reads HF_ENDPOINT as it starts."""
-    unset = ("HF_HUB_OFFLINE", "HF_TOKEN")
-    environment = {key: value for key, value in os.environ.items() if key not in unset}
-    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "HF_TOKEN": token}
-    command = [sys.executable, "-m", "mask2former_dinov3", "push", *words]
-    environment["PYTHONPATH"] = str(SOURCE)
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+def run_push(hub: HubStandIn, folder: Path, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    """The verb in a process of its own, with the hub's variables as a user sets them. folder: for its files."""
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "home")}
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_TOKEN": token}
+    return run_python(["-m", "mask2former_dinov3", "push", *words], folder, environment, timeout=60)
 
 
 def test_run_push__uploads_and_prints_the_page(hub: HubStandIn, folder: Path, tmp_path: Path) -> None:
     words = ("--model", str(folder), "--repo", "ada/cells", "--private")
-    done = run_push(hub, tmp_path / "home", *words)
+    done = run_push(hub, tmp_path, *words)
     assert (done.returncode, done.stdout) == (0, f"{hub.endpoint}/ada/cells\n"), done.stderr
     assert hub.repositories["ada/cells"] == contents(folder)
     assert hub.private["ada/cells"]
-    refused = run_push(hub, tmp_path / "home", *words, token="hf_wrong")
+    refused = run_push(hub, tmp_path, *words, token="hf_wrong")
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: ada/cells: the hub does not accept this token")
     assert "Traceback" not in refused.stderr

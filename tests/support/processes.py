@@ -1,12 +1,13 @@
 """Python processes that start fast: forks of a server that has imported torch, transformers and the package.
 
 A new interpreter spends 8 s of CPU time on these imports, a fork of the server 0.1 s. What a module reads from the
-environment while it is imported is as it was in the server, so tests of such variables (HF_HUB_OFFLINE, HF_ENDPOINT)
-and tests of imports need a new interpreter, `subprocess.run`.
+environment while it is imported is as it was in the server, so tests of such variables and tests of imports need a new
+interpreter, `subprocess.run`; but what the hub's client reads (HF_...) is read again for each fork.
 """
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -171,6 +172,8 @@ def _run(words: Sequence[str], files: Sequence[Path], environment: Mapping[str, 
         with file.open("wb") as target:
             os.dup2(target.fileno(), number)
     os.environ.update(environment)
+    if any(name.startswith("HF_") for name in environment):
+        importlib.reload(sys.modules["huggingface_hub.constants"])  # where all of the hub's client looks them up
     _become(words)
 
 

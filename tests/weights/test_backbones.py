@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +28,7 @@ from mask2former_dinov3.weights.backbones import SATELLITE, load_backbone, pixel
 from mask2former_dinov3.weights.formats import from_origin
 from support.models import hf_mask2former, small_convnext, small_vit
 from support.origins import as_timm, small_state
+from support.processes import run_python
 
 META = "meta dinov3_vits16plus"
 
@@ -269,11 +268,12 @@ def gated_hub() -> Iterator[str]:
 def messages_of_load(endpoint: str, cache: Path, *tokens: str) -> list[str]:
     """What `load_backbone` says to each of these accounts, "" for a stranger.
 
-    All in one fresh process, whose hub is `endpoint`: the client reads that on import, and the token in every call.
+    All in one process, whose hub is `endpoint`, and which does not sleep between its attempts to reach it.
     """
     code = (
-        "import json, os, sys\n"
+        "import json, os, sys, time\n"
         "from mask2former_dinov3.weights.backbones import load_backbone\n"
+        "time.sleep = lambda seconds: None\n"
         "messages = []\n"
         "for token in sys.argv[1:]:\n"
         "    os.environ['HF_TOKEN'] = token\n"
@@ -281,18 +281,19 @@ def messages_of_load(endpoint: str, cache: Path, *tokens: str) -> list[str]:
         "    except ValueError as error:\n        messages.append(str(error))\n"
         "print(json.dumps(messages))\n"
     )
-    keep = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
-    result = subprocess.run(
-        [sys.executable, "-c", code, *tokens],
-        env={**keep, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    messages = json.loads(result.stdout)
+    environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    messages = json.loads(output_of(code, cache, environment, *tokens))
     assert len(messages) == len(tokens)
     return [str(message) for message in messages]
+
+
+def output_of(code: str, folder: Path, environment: dict[str, str], *words: str) -> str:
+    """What a program prints in a process of its own. folder: for its file."""
+    (folder / "program.py").write_text(code)
+    done = run_python([str(folder / "program.py"), *words], folder, environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_load_backbone__takes_timms_weights_by_their_hub_id(tmp_path: Path) -> None:
@@ -312,11 +313,9 @@ def test_load_backbone__takes_timms_weights_by_their_hub_id(tmp_path: Path) -> N
         "print(model.config.hidden_size, model.norm.weight.sum().item())\n"
         f"print(pixel_statistics('timm/{name}'))\n"
     )
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    printed = output_of(code, tmp_path, {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
     weight = small_state(META)["norm.weight"].sum().item()
-    assert done.stdout == f"64 {weight}\n{SATELLITE}\n"
+    assert printed == f"64 {weight}\n{SATELLITE}\n"
 
 
 def test_load_backbone__explains_a_gated_repository(gated_hub: str, tmp_path: Path) -> None:
