@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,8 +26,7 @@ from mask2former_dinov3.model_folder.folder import save_model_folder
 from mask2former_dinov3.model_folder.hub import prepare_repository, push, push_finished
 from mask2former_dinov3.version import MODEL_TYPE
 from support.hub_stand_in import HubStandIn, running_hub
-from support.paths import SOURCE
-from support.processes import run_python
+from support.processes import run_python, start_two
 
 TOKEN = "hf_writes"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # httpx2, of huggingface_hub
@@ -292,11 +289,16 @@ def test_prepare_repository__names_and_privacy(hub: HubStandIn) -> None:
         prepare_repository("no name")
 
 
+def variables_of(hub: HubStandIn, folder: Path, token: str = TOKEN) -> dict[str, str]:
+    """What a user of a hub sets. folder: for its cache."""
+    here = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    return {**here, "HF_HOME": str(folder / "home"), "HF_TOKEN": token}
+
+
 def run_push(hub: HubStandIn, folder: Path, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-    """The verb in a process of its own, with the hub's variables as a user sets them. folder: for its files."""
-    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "home")}
-    environment |= {"HF_HUB_OFFLINE": "0", "HF_TOKEN": token}
-    return run_python(["-m", "mask2former_dinov3", "push", *words], folder, environment, timeout=60)
+    """The verb in a process of its own. folder: for its files."""
+    command = ["-m", "mask2former_dinov3", "push", *words]
+    return run_python(command, folder, variables_of(hub, folder, token), timeout=60)
 
 
 def test_run_push__uploads_and_prints_the_page(hub: HubStandIn, folder: Path, tmp_path: Path) -> None:
@@ -314,18 +316,15 @@ def test_run_push__uploads_and_prints_the_page(hub: HubStandIn, folder: Path, tm
 
 def test_processes__only_the_main_one_asks_the_hub(hub: HubStandIn, toy_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "cells"
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
-    environment |= {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_TOKEN": TOKEN}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = train_words(toy_dataset, run, hub_token="none", per_device_train_batch_size=1, with_tracking=False)
-    command = [*torchrun, "-m", "mask2former_dinov3", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment = {**variables_of(hub, tmp_path), "ACCELERATE_USE_CPU": "true"}
+    done = [one.finish(200) for one in start_two(["-m", "mask2former_dinov3", *words], tmp_path, environment)]
+    said = "".join(one.stderr for one in done)
+    assert [one.returncode for one in done] == [0, 0], said[-3000:]
     assert hub.repositories["ada/cells"] == uploaded_part(run / "best")
     assert len(hub.commits) == 1
     assert len(hub.sent("POST /api/repos/create")) == 2  # before the first step, and for the upload
-    assert done.stderr.count(f"uploaded: {hub.endpoint}/ada/cells") == 1
+    assert said.count(f"uploaded: {hub.endpoint}/ada/cells") == 1
 
 
 def train_words(dataset: Path, run: Path, **options: Any) -> list[str]:

@@ -11,6 +11,7 @@ import importlib
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -132,6 +133,16 @@ def start_python(words: Sequence[str], folder: Path, environment: Mapping[str, s
     """
     _start_server()
     return StartedPython(words, folder, environment or {})
+
+
+def start_two(words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None) -> list[StartedPython]:
+    """Two processes of one run, as a launcher starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= environment or {}
+    return [start_python(words, folder, {**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
 
 
 def run_python(

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from support.paths import ROOT, SOURCE
-from support.processes import StartedPython, start_python
+from support.processes import start_python, start_two
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 FIXED_POINTS = str(ROOT / "tests" / "support" / "fixed_points_run.py")
@@ -57,25 +56,12 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def start_two(words: list[str], folder: Path, *, use_cpu: bool = True) -> list[StartedPython]:
-    """Two processes of one run, as a launcher starts them. use_cpu: by the variable of accelerate for it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {
-        **(ON_CPU if use_cpu else {}),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    return [start_python(words, folder, {**shared, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
-
-
 def run_on(processes: int, config: Path) -> Path:
     """Train with fixed random points; returns the run folder."""
     words = [FIXED_POINTS, str(config)]
-    started = start_two(words, config.parent) if processes == 2 else [start_python(words, config.parent, ON_CPU)]
+    started = (
+        start_two(words, config.parent, ON_CPU) if processes == 2 else [start_python(words, config.parent, ON_CPU)]
+    )
     for done in [one.finish() for one in started]:
         assert done.returncode == 0, done.stderr[-3000:]
     return config.parent / "run"
@@ -141,7 +127,7 @@ def test_processes__that_would_each_train_alone_are_refused(toy_dataset: Path, t
         pytest.skip("with a GPU they are a group")
     config = write_config(tmp_path / "alone", toy_dataset)
     words = ["-m", "mask2former_dinov3", "train", "--config", str(config)]
-    done = [one.finish(90) for one in start_two(words, tmp_path, use_cpu=False)]
+    done = [one.finish(90) for one in start_two(words, tmp_path)]
     assert [one.returncode for one in done] == [1, 1], [one.stderr[-3000:] for one in done]
     errors = "".join(one.stderr for one in done)
     assert errors.count("error: WORLD_SIZE: expected the 2 processes of the launcher as one group, got 1, which") == 1
@@ -154,7 +140,7 @@ def test_processes__an_error_in_one_stops_all_and_is_shown_once(toy_dataset: Pat
     dataset = tmp_path / "broken"
     shutil.copytree(toy_dataset, dataset)
     config = write_config(tmp_path / "failing", dataset, max_train_steps=10000, max_bad_images=0)
-    started = start_two(["-m", "mask2former_dinov3", "train", "--config", str(config)], tmp_path)
+    started = start_two(["-m", "mask2former_dinov3", "train", "--config", str(config)], tmp_path, ON_CPU)
     run = tmp_path / "failing" / "run"
     wait_for(run / "metrics.jsonl", lambda: all(one.poll() is None for one in started))
     (dataset / "train" / "002.png").unlink()
@@ -171,7 +157,7 @@ def test_processes__one_that_is_stopped_is_given_up(toy_dataset: Path, tmp_path:
     """SIGSTOP to the second: the first ends by itself, says what to do, and saves what it can."""
     options = {"max_train_steps": 10000, "process_group_timeout": 5}
     config = write_config(tmp_path / "stopped", toy_dataset, **options)
-    started = start_two(["-m", "mask2former_dinov3", "train", "--config", str(config)], tmp_path)
+    started = start_two(["-m", "mask2former_dinov3", "train", "--config", str(config)], tmp_path, ON_CPU)
     run = tmp_path / "stopped" / "run"
     wait_for(run / "metrics.jsonl", lambda: all(one.poll() is None for one in started))
     os.kill(started[1].pid, signal.SIGSTOP)

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.instances import Instances
 from mask2former_dinov3.visualize import draw_instances
 from support.crashes import PowerCuts
+from support.processes import run_python
 
 ALL = InferenceSettings(threshold=0.0)
 ALL_IN_TILES = InferenceSettings(threshold=0.0, tile=64)
@@ -344,7 +343,8 @@ def test_predict_files__continues_after_a_kill_and_ends_as_a_straight_run(
         Image.fromarray(picture(seed, 150, 100)).save(folder / f"{seed}.png")
     predict_files(model_folder, [folder], tmp_path / "straight", settings=ALL_IN_TILES, device="cpu")
     words = [str(model_folder), str(folder), str(tmp_path / "out"), "7"]  # settings, 2 for each of two images, two rows
-    done = subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True)
+    (tmp_path / "killed.py").write_text(RUN)
+    done = run_python([str(tmp_path / "killed.py"), *words], tmp_path)
     assert done.returncode == -9, done.stderr
     assert not (tmp_path / "out" / "predictions.json").exists()
     asked: list[int] = []
