@@ -27,7 +27,8 @@ class ProgressBar(tqdm):
 
     def update(self, n: float | None = 1) -> bool | None:
         """Count n more; returns whether the state was shown."""
-        if self._from_first and not self.n and not self.disable:
+        if self._from_first and not self.disable:
+            self._from_first = False
             self.reset()
             self.n = self.initial = self.last_print_n = n or 0
             return False

@@ -167,7 +167,9 @@ def write_model(folder: Path, name: str, **kwargs: Any) -> Path:
     config = Mask2FormerDinov3Config(**{**options, "backbone_config": options["backbone_config"]()})
     Mask2FormerDinov3ForInstanceSegmentation(config).save_pretrained(folder)
     count = config.num_channels
-    wide = {"image_mean": [0.3] * count, "image_std": [0.2] * count, "channels": "all"} if count != 3 else {}
+    wide: dict[str, Any] = (
+        {"image_mean": [0.3] * count, "image_std": [0.2] * count, "channels": "all"} if count != 3 else {}
+    )
     Mask2FormerDinov3ImageProcessor({"height": 64, "width": 96}, **wide).save_pretrained(folder)
     return folder
 
@@ -487,15 +489,18 @@ def test_search_at_slices_only__changes_nothing_but_the_search(monkeypatch: pyte
     from onnxscript.rewriter.rules.common import slice_split_rule
 
     match = slice_split_rule.match
-    made, searched = [], []
+    made: list[Any] = []
+    searched: list[set[str]] = []
+
+    def watched(model: Any, graph: Any, node: Any, **flags: Any) -> Any:
+        searched[-1].add(node.op_type)
+        return match(model, graph, node, **flags)
+
+    monkeypatch.setattr(slice_split_rule, "match", watched)
     for context in (nullcontext(), search_at_slices_only(), nullcontext()):
-        at = set[str]()
-        monkeypatch.setattr(
-            slice_split_rule, "match", lambda *args, at=at, **flags: at.add(args[2].op_type) or match(*args, **flags)
-        )
+        searched.append(set())
         with context:
             made.append(optimizer.optimize(onnx.parser.parse_model(HALVES)))
-        searched.append(at)
     assert made[0] == made[1] == made[2]
     assert [node.op_type for node in made[1].graph.node] == ["Sin", "Split", "Add"]
     assert searched[0] == searched[2] > searched[1] == {"Slice"}

@@ -44,7 +44,9 @@ def cluster() -> Iterator[str]:
         patch.setenv("PYTHONPATH", str(SOURCE))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
+        patch.setenv("RAY_worker_niceness", "0")  # trials would wait for the tests that run beside them
+        head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
+        nodes = Cluster(initialize_head=True, head_node_args=head)
         nodes.add_node(num_cpus=1, object_store_memory=STORE)
         yield nodes.address
         ray.shutdown()
