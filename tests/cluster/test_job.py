@@ -233,16 +233,19 @@ def disturb(output: Path, shards: int, deed: Callable[[], None]) -> threading.Th
 
 
 def actors() -> list[psutil.Process]:
-    """Processes of the tests' clusters that hold a model; not those that still load it, which have no batch to lose."""
-    found = []
+    """Processes of the tests' clusters that hold a model, those that predict at this moment first.
+
+    Not those that still load it, which have no batch to lose.
+    """
+    found: list[tuple[bool, psutil.Process]] = []
     for process in psutil.Process().children(recursive=True):
         try:
             title = " ".join(process.cmdline()[:1])  # Ray writes the running method into it
             if "BatchPredictor" in title and "__init__" not in title:
-                found.append(process)
+                found.append((".submit" in title, process))
         except psutil.Error:
             continue
-    return found
+    return [process for _, process in sorted(found, key=lambda one: not one[0])]
 
 
 def test_batch_predict__a_killed_worker_loses_and_doubles_nothing(
