@@ -110,7 +110,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "pipeline": frozenset({"inference", "instances"}),
     "evaluation": MODEL_USE | {"inference"},
     "reports": GROUND | {"data", "evaluation", "instances", "visualize"},
-    "export": MODEL_USE | {"inference"},
+    "export": MODEL_USE | {"evaluation", "inference"},
     "serving": MODEL_USE | {"inference"},
     "cluster": MODEL_USE | {"inference"},
     "training": MODEL_USE | {"config", "evaluation", "inference", "reports"},
