@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -125,6 +126,14 @@ def test_open_runtime__names_those_that_are_there(
         onnx_session.open_runtime(sample_file, runtime)
     assert "expected one of those on this machine (" in str(caught.value)
     assert f"onnxruntime:CPUExecutionProvider), got {runtime}; " in str(caught.value)
+
+
+def test_run__an_error_of_the_runtime_names_it(sample_file: Path) -> None:
+    session = onnx_session.open_runtime(sample_file, "onnxruntime")
+    with pytest.raises(
+        CheckpointError, match=r"^onnxruntime:CPUExecutionProvider: expected the file to run, got an err"
+    ):
+        session.run({"pixel_values": np.zeros((1, 3, 32, 32), np.float32)}, ("class_queries_logits",))
 
 
 def test_open_session__does_not_fall_back_from_a_gpu_in_silence(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,7 +45,7 @@ class Session(Protocol):
     outputs: list[str]
 
     def run(self, feed: Mapping[str, NDArray[np.generic]], names: tuple[str, ...]) -> list[NDArray[Any]]:
-        """Compute the named outputs, and nothing that only the other outputs need."""
+        """Compute the named outputs, and nothing that only the other outputs need. Raises as `explain_run`."""
         ...
 
     def count_places(self) -> dict[str, int]:
@@ -64,7 +65,8 @@ class OnnxRuntimeSession:
         self._places: dict[str, int] = {}
 
     def run(self, feed: Mapping[str, NDArray[np.generic]], names: tuple[str, ...]) -> list[NDArray[Any]]:
-        found: list[NDArray[Any]] = self._session.run(list(names), dict(feed))
+        with explain_run(self.runtime):
+            found: list[NDArray[Any]] = self._session.run(list(names), dict(feed))
         if self._is_profiled:  # the first run only: a profile grows with every run
             events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
             places = Counter(
@@ -97,13 +99,25 @@ class OpenVinoSession:
         self._model = openvino.Core().compile_model(str(path), device, hints)
 
     def run(self, feed: Mapping[str, NDArray[np.generic]], names: tuple[str, ...]) -> list[NDArray[Any]]:
-        found = self._model(dict(feed))
+        with explain_run(self.runtime):
+            found = self._model(dict(feed))
         return [np.array(found[name]) for name in names]
 
     def count_places(self) -> dict[str, int]:
         """The device of the compiled model, and the number of its operators."""
         count = len(self._model.get_runtime_model().get_ops())
         return dict.fromkeys(self._model.get_property("EXECUTION_DEVICES"), count)
+
+
+@contextmanager
+def explain_run(runtime: str) -> Iterator[None]:
+    """Raise CheckpointError for an error of a runtime, such as a full memory or an operator that its provider lacks."""
+    try:
+        yield
+    except Exception as error:  # their errors have no common class
+        raise CheckpointError(
+            f"{runtime}: {mismatch('the file to run', f'an error ({_first_line(error)})')}"
+        ) from error
 
 
 def open_session(path: Path, device: str | torch.device | None = None) -> Session:
