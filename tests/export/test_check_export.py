@@ -19,7 +19,6 @@ from mask2former_dinov3.cli import main
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.errors import CheckpointError, OptionError
 from mask2former_dinov3.evaluation.evaluate import evaluate_model
-from mask2former_dinov3.export import ap_check
 from mask2former_dinov3.export import onnx_export as exporting
 from mask2former_dinov3.export.ap_check import ApComparison
 from mask2former_dinov3.export.check_export import check_export
@@ -182,8 +181,10 @@ def test_export__compares_ap_and_writes_the_record(
     assert entry["average_precision"]["model"]["AP"] > 0.3
     assert entry["versions"].keys() >= {"mask2former-dinov3", "torch", "onnx", "onnxruntime"}
     before = parity_file(output).read_bytes()
-    monkeypatch.setitem(ap_check.AP_TOLERANCES, "fp32", -1.0)
-    with pytest.raises(CheckpointError, match=r"exported file: AP: expected 0\.\d+ of the model within -1.0, got 0"):
+    other = ApComparison(Path("a.json"), 1, (0.5, 0.75, 30), (0.4, 0.75, 30), 0.002)
+    monkeypatch.setattr(exporting, "check_agreement", lambda *_: AGREES)
+    monkeypatch.setattr(exporting, "compare_ap", lambda *_, **__: other)
+    with pytest.raises(CheckpointError, match=r"exported file: AP: expected 0.5000 of the model within 0.002, got 0.4"):
         exporting.export(MODEL, output, images=one_image.images, annotations=one_image)
     assert parity_file(output).read_bytes() == before
 
