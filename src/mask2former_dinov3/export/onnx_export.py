@@ -76,8 +76,7 @@ def export(
 ) -> Export:
     """Export a model folder (or hub id) to the file `output`, which is written only if it passes the check.
 
-    Beside it goes the record of the comparison, `parity_file`.
-
+    The record of the comparison (`parity_file`) goes beside it.
     size: the canvas (height, width), by default the model's own; the file then takes batches of this size. dynamic: the
     file takes any height and width that are multiples of 32. with_postprocess: the graph also outputs scores, labels
     and masks at canvas size. images: the folder of images for the check, by default those of the bundled sample.
@@ -90,13 +89,8 @@ def export(
     check_request(output, size, dynamic, precision, calibration_images)
     if annotations is not None:
         check_paths(annotations)
-    network, processor = load_network(model, "cpu")
+    network, processor = load_for_export(model, size, dynamic)
     prepare_reading(processor, images, extra_images)
-    if dynamic and network.config.backbone_config.model_type == "swin":
-        advice = "a file with a Swin takes one size: leave dynamic out, and export one file per size"
-        raise OptionError("dynamic", "a DINOv3 backbone", "a Swin", advice)
-    if size is not None:
-        processor = change_canvas(processor, *size)
     batches = make_batches(images, processor, dynamic, CHECKED_IMAGES)
     calibration = [] if calibration_images is None else read_images(calibration_images, processor, CALIBRATION_IMAGES)
     metadata = build_metadata(network, processor, Path(model))
@@ -112,33 +106,50 @@ def export(
         agreement = check_agreement(network, OnnxModel(written, "cpu"), batches)
         if precision != "fp32":
             say(f"converting to {precision}")
-            written = lower_precision(written, precision, [feed_of(processor, one) for one in calibration])
-            set_metadata(written, replace(metadata, precision=precision))
+            feeds = [feed_of(processor, one) for one in calibration]
+            written = lower_precision(written, replace(metadata, precision=precision), feeds)
             agreement = check_agreement(network, OnnxModel(written, "cpu"), batches)
         exported = OnnxModel(written, "cpu")
         comparison = Comparison("export", str(model), images, exported.session.runtime, True, agreement)
         if annotations is not None:
             say("computing AP of the model and of the file")
             scores = compare_ap(network, exported, processor, annotations, precision, progress=progress)
-            comparison = replace(comparison, average_precision=scores)
-            if differences := comparison.differences():
+            if differences := scores.differences():
                 raise CheckpointError(f"exported file: {'; '.join(differences)}\n{scores.text()}")
-        about = describe_file(written, exported)
-        total = move_file(written, output)
-        write_parity(output, about, comparison)
-        return Export(output, total, comparison)
+            comparison = replace(comparison, average_precision=scores)
+        return keep_file(exported, output, comparison)
 
 
-def lower_precision(source: Path, precision: str, calibration: list[Feed]) -> Path:
-    """Convert an fp32 file to a file of the same name in a folder beside it; returns its path. Metadata are lost."""
-    lower = source.parent / precision / source.name
+def load_for_export(
+    model: str | Path, size: tuple[int, int] | None, dynamic: bool
+) -> tuple[Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3ImageProcessor]:
+    """The network, and its processor with the canvas of the file. Raises OptionError for a Swin that is dynamic."""
+    network, processor = load_network(model, "cpu")
+    if dynamic and network.config.backbone_config.model_type == "swin":
+        advice = "a file with a Swin takes one size: leave dynamic out, and export one file per size"
+        raise OptionError("dynamic", "a DINOv3 backbone", "a Swin", advice)
+    return network, processor if size is None else change_canvas(processor, *size)
+
+
+def lower_precision(source: Path, metadata: OnnxMetadata, calibration: list[Feed]) -> Path:
+    """Convert an fp32 file to the precision of `metadata`, in a folder beside it; returns the path of the new one."""
+    lower = source.parent / metadata.precision / source.name
     lower.parent.mkdir()
-    if precision == "fp16":
+    if metadata.precision == "fp16":
         to_half(source, lower)
-        return lower
-    with silence_exporter():  # the quantiser recommends steps that torch's exporter has already done
-        to_int8(source, lower, calibration)
+    else:
+        with silence_exporter():  # the quantiser recommends steps that torch's exporter has already done
+            to_int8(source, lower, calibration)
+    set_metadata(lower, metadata)
     return lower
+
+
+def keep_file(exported: OnnxModel, output: Path, comparison: Comparison) -> Export:
+    """Give a file that has passed its check its final name, and write its record beside it."""
+    about = describe_file(exported.path, exported)
+    total = move_file(exported.path, output)
+    write_parity(output, about, comparison)
+    return Export(output, total, comparison)
 
 
 def check_request(
