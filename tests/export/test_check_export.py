@@ -24,7 +24,7 @@ from mask2former_dinov3.export.ap_check import ApComparison
 from mask2former_dinov3.export.check_export import check_export
 from mask2former_dinov3.export.file_metadata import compare_metadata, set_metadata
 from mask2former_dinov3.export.onnx_check import Agreement
-from mask2former_dinov3.export.parity import Comparison, add_parity, parity_file, read_parity
+from mask2former_dinov3.export.parity import FileComparison, add_parity, parity_file, read_parity
 from mask2former_dinov3.inference import onnx_session
 from mask2former_dinov3.inference.onnx_model import OnnxModel
 from mask2former_dinov3.inference.onnx_session import open_session
@@ -214,7 +214,7 @@ def test_compare_metadata__says_which_thresholds_and_values_a_file_has_not(sampl
 
 def test_parity__entries_are_of_one_file(tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
-    one = Comparison("check-export", "m", None, "onnxruntime:CPUExecutionProvider", True, AGREES)
+    one = FileComparison("check-export", "m", None, "onnxruntime:CPUExecutionProvider", True, AGREES)
     assert add_parity(file, {"sha256": "1"}, one) == (tmp_path / "model.onnx.parity.json", 0)
     other = replace(one, agreement=replace(AGREES, finite=False, within={}, largest={}, matched=0.0))
     assert add_parity(file, {"sha256": "1"}, other)[1] == 0

@@ -22,7 +22,7 @@ from .ap_check import compare_ap
 from .check_images import change_canvas, make_batches, prepare_reading
 from .file_metadata import build_metadata, compare_metadata
 from .onnx_check import compare_outputs
-from .parity import Comparison, add_parity, describe_file
+from .parity import FileComparison, add_parity, describe_file
 
 # Fields without which the outputs of file and model cannot be compared at all.
 _SHAPES = ("classes", "mean", "num_queries", "mask_stride")
@@ -32,7 +32,7 @@ _SHAPES = ("classes", "mean", "num_queries", "mask_stride")
 class CheckedExport:
     """A comparison, the record that it was added to, and how many entries about another file it replaced there."""
 
-    comparison: Comparison
+    comparison: FileComparison
     record: Path
     replaced: int
 
@@ -81,7 +81,7 @@ def check_export(
         agreement = compare_outputs(network, exported, batches, precision)
     places = session.count_places()
     check_places(session.runtime, places)
-    comparison = Comparison(
+    comparison = FileComparison(
         command="check-export",
         model=str(model),
         images=images,

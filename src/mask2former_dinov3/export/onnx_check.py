@@ -147,7 +147,7 @@ def compare_outputs(
     shapes: list[tuple[int, ...]] = []
     within: dict[str, list[float]] = {name: [] for name in LOGITS}
     largest: dict[str, list[float]] = {name: [] for name in LOGITS}
-    matches: list[Matches] = []
+    matches: list[InstanceMatches] = []
     finite, detections = True, ""
     for processor, prepared in batches:
         inputs = processor.collate(prepared)
@@ -221,7 +221,7 @@ def relative_error(expected: Tensor, got: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Matches:
+class InstanceMatches:
     """The instances of one image on both sides.
 
     has_partner (M,): for every instance of either side above the score of the bounds, best first, those of one side
@@ -233,12 +233,12 @@ class Matches:
     pairs: NDArray[np.float64]
 
 
-def match_instances(one: Instances, other: Instances, bounds: Bounds) -> Matches:
+def match_instances(one: Instances, other: Instances, bounds: Bounds) -> InstanceMatches:
     """Which instances have a partner (see `Bounds`) on the other side."""
     none = np.zeros((0, 3))
     if not len(one) or not len(other):
         alone = int((one.scores >= bounds.score).sum() + (other.scores >= bounds.score).sum())
-        return Matches(np.zeros(alone, dtype=bool), none)
+        return InstanceMatches(np.zeros(alone, dtype=bool), none)
     rles = ([dict(rle) for rle in side.rles] for side in (one, other))
     iou = np.asarray(rle_codec.iou(*rles, [0] * len(other)))
     drift = np.abs(one.scores[:, None] - other.scores[None])
@@ -248,7 +248,7 @@ def match_instances(one: Instances, other: Instances, bounds: Bounds) -> Matches
     first = np.flatnonzero(is_partner.any(1) & (one.scores >= bounds.score))
     second = np.where(is_partner, iou, -1.0)[first].argmax(1)
     boxes = np.abs(one.boxes[first] - other.boxes[second]).max(1, initial=0.0)
-    return Matches(flags, np.stack([drift[first, second], boxes, iou[first, second]], axis=1))
+    return InstanceMatches(flags, np.stack([drift[first, second], boxes, iou[first, second]], axis=1))
 
 
 def check_detections(

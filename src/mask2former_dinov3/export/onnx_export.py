@@ -37,7 +37,7 @@ from .check_images import (
 from .file_metadata import build_metadata, set_metadata
 from .onnx_check import check_agreement
 from .onnx_graph import ExportGraph, replace_positions
-from .parity import Comparison, describe_file, parity_file, write_parity
+from .parity import FileComparison, describe_file, parity_file, write_parity
 from .precision import Feed, to_half, to_int8
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -52,7 +52,7 @@ class Export:
 
     path: Path
     size: int
-    comparison: Comparison
+    comparison: FileComparison
 
     def text(self) -> str:
         """The result for people."""
@@ -110,7 +110,7 @@ def export(
             written = lower_precision(written, replace(metadata, precision=precision), feeds)
             agreement = check_agreement(network, OnnxModel(written, "cpu"), batches)
         exported = OnnxModel(written, "cpu")
-        comparison = Comparison("export", str(model), images, exported.session.runtime, True, agreement)
+        comparison = FileComparison("export", str(model), images, exported.session.runtime, True, agreement)
         if annotations is not None:
             say("computing AP of the model and of the file")
             scores = compare_ap(network, exported, processor, annotations, precision, progress=progress)
@@ -144,7 +144,7 @@ def lower_precision(source: Path, metadata: OnnxMetadata, calibration: list[Feed
     return lower
 
 
-def keep_file(exported: OnnxModel, output: Path, comparison: Comparison) -> Export:
+def keep_file(exported: OnnxModel, output: Path, comparison: FileComparison) -> Export:
     """Give a file that has passed its check its final name, and write its record beside it."""
     about = describe_file(exported.path, exported)
     total = move_file(exported.path, output)

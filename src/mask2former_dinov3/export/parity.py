@@ -33,7 +33,7 @@ _EXPECTED = "the record that `export` writes (a JSON object)"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class FileComparison:
     """One comparison of a file with its model.
 
     command: export or check-export. model: as the user gave it. images: the folder of the compared images, None for
@@ -114,12 +114,12 @@ def describe_file(path: Path, exported: OnnxModel) -> dict[str, object]:
     }
 
 
-def write_parity(path: Path, file: dict[str, object], comparison: Comparison) -> Path:
+def write_parity(path: Path, file: dict[str, object], comparison: FileComparison) -> Path:
     """Start the record of a file that has just been exported; returns its path. file: from `describe_file`."""
     return _write(path, file, [comparison.to_json()])
 
 
-def add_parity(path: Path, file: dict[str, object], comparison: Comparison) -> tuple[Path, int]:
+def add_parity(path: Path, file: dict[str, object], comparison: FileComparison) -> tuple[Path, int]:
     """Add a comparison to the record of a file; returns the record's path, and the number of entries left out.
 
     Those are the entries of a record that is about another file of this name. Raises CheckpointError for a record that

@@ -153,14 +153,16 @@ def open_runtime(path: Path, runtime: str, *, full_precision: bool = True, profi
     if not path.is_file():
         raise CheckpointError(f"{path}: {mismatch('an .onnx file', 'no such file')}")
     name, _, place = runtime.partition(":")
+    if name == _OPENVINO:
+        require("openvino", "the runtime openvino", "onnx", "openvino")
     place = place or {_ONNXRUNTIME: CPU, _OPENVINO: "CPU"}.get(name, "")
     if place not in _places_of(name):
         have = [f"{one}:{where}" for one in (_ONNXRUNTIME, _OPENVINO) for where in _places_of(one)]
-        raise OptionError("runtime", f"one of those on this machine ({', '.join(have)})", runtime, _how_to_get(name))
+        advice = "a provider comes with its own build of onnxruntime, a device with its driver"
+        raise OptionError("runtime", f"one of those on this machine ({', '.join(have)})", runtime, advice)
     if name == _ONNXRUNTIME:
         options = _FULL_PRECISION.get(place, {}) if full_precision else {}
         return _open_onnxruntime(path, place, options, profile)
-    require("export", "OpenVINO on an .onnx file", "onnx")
     try:
         return OpenVinoSession(path, place, full_precision)
     except Exception as error:  # its errors have no common class
@@ -178,13 +180,6 @@ def _places_of(name: str) -> list[str]:
 
         return list(openvino.Core().available_devices)
     return []
-
-
-def _how_to_get(name: str) -> str:
-    """What to do about a runtime that is not there."""
-    if name == _OPENVINO:
-        return "OpenVINO is a package of its own, openvino, and its devices need their drivers"
-    return "a provider comes with its own build of onnxruntime, such as onnxruntime-gpu, and needs its libraries"
 
 
 def _open_onnxruntime(
