@@ -24,15 +24,9 @@ from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.evaluation.evaluate import predict_split
-from mask2former_dinov3.export.onnx_export import (
-    build_metadata,
-    change_canvas,
-    feed_of,
-    read_images,
-    set_metadata,
-    silence_exporter,
-    trace,
-)
+from mask2former_dinov3.export.check_images import change_canvas, feed_of, read_images
+from mask2former_dinov3.export.file_metadata import build_metadata, set_metadata
+from mask2former_dinov3.export.onnx_export import silence_exporter, trace
 from mask2former_dinov3.export.precision import to_int8
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.inference.onnx_model import LOGITS, OnnxModel

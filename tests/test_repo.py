@@ -110,7 +110,7 @@ ROOMS: dict[str, frozenset[str]] = {
     "pipeline": frozenset({"inference", "instances"}),
     "evaluation": MODEL_USE | {"inference"},
     "reports": GROUND | {"data", "evaluation", "instances", "visualize"},
-    "export": MODEL_USE | {"inference"},
+    "export": MODEL_USE | {"evaluation", "inference"},
     "serving": MODEL_USE | {"inference"},
     "cluster": MODEL_USE | {"inference"},
     "training": MODEL_USE | {"config", "evaluation", "inference", "reports"},
@@ -403,7 +403,7 @@ def test_constraints__pin_every_dependency() -> None:
     tested = ("dev", "datasets", "export", "large", "peft", "ray", "serve")
     for wanted in [*project["dependencies"], *(line for extra in tested for line in extras[extra])]:
         assert re.split(r"[>=\[]", wanted)[0].lower() in pinned | {"mask2former-dinov3"}, wanted
-    assert set(extras) == {*tested, "pandas", "supervision", "trackers"}
+    assert set(extras) == {*tested, "openvino", "pandas", "supervision", "trackers"}
     assert f"mask2former-dinov3[{','.join(tested[1:])}]" in extras["dev"]  # what the tests use
 
 

@@ -33,6 +33,7 @@ VERBS = (
     "convert-data",
     "convert",
     "export",
+    "check-export",
     "serve",
     "batch-predict",
     "push",

@@ -14,7 +14,7 @@ import pytest
 from mask2former_dinov3.cli import main
 from mask2former_dinov3.errors import CheckpointError, ConfigError, DatasetError, OptionError
 from mask2former_dinov3.evaluation.set_threshold import set_threshold
-from mask2former_dinov3.export.onnx_export import build_metadata
+from mask2former_dinov3.export.file_metadata import build_metadata
 from mask2former_dinov3.inference.onnx_model import OnnxMetadata
 from mask2former_dinov3.inference.predictor import Predictor, load_network
 from mask2former_dinov3.inference.settings import DEFAULTS

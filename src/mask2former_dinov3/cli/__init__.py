@@ -15,6 +15,7 @@ Read in this order:
     parser             both spellings of an option; wrong usage in the wording of this package
     doctor             what `check-data` writes: a page, a recipe, corrected files
     data_options       the format, the classes and the split that options name
+    exporting          the verbs `export` and `check-export`
     comparing          the verbs `compare` and `rank-images`
     metrics_text       metrics as lines
     messages           results and errors as the user sees them

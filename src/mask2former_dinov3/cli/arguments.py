@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config.presets import DATASET_FORMATS, SPLIT_OPTIONS
-from .data_options import add_extra_images, add_read_options
+from .data_options import add_read_options
 from .parser import VerbParser, positive, real_number
 from .threshold_options import add_aims, add_threshold, add_tta
 
@@ -331,44 +331,3 @@ def add_push(parser: VerbParser) -> None:
         "--repo", metavar="USER/NAME", required=True, help="repository on the hub, created if it does not exist"
     )
     parser.add_argument("--private", action="store_true", help="make the repository private")
-
-
-def add_export(parser: VerbParser) -> None:
-    parser.add_argument(
-        "--model", metavar="M", required=True, help="folder saved by training (such as best/), or hub id"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE.onnx", required=True, help="ONNX file to write")
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument(
-        "--size",
-        type=positive,
-        nargs=2,
-        metavar=("H", "W"),
-        help="height and width of the only input size of the file (default: the training canvas)",
-    )
-    sizes.add_argument("--dynamic", action="store_true", help="accept every height and width that is a multiple of 32")
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "fp16", "int8"),
-        default="fp32",
-        help="number format of the weights (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--with-postprocess",
-        action="store_true",
-        help="add outputs with scores, labels and masks at the size of the canvas",
-    )
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="DIR",
-        help="images on which the file is compared with torch (default: the bundled sample)",
-    )
-    parser.add_argument(
-        "--calibration-images",
-        type=Path,
-        metavar="DIR",
-        help="for int8: folder with some dozens of images like those that will be predicted",
-    )
-    add_extra_images(parser)
-    parser.memory_advice += ("lower --size",)

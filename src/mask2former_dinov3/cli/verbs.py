@@ -26,13 +26,13 @@ from .arguments import (
     add_convert,
     add_convert_data,
     add_evaluate,
-    add_export,
     add_predict,
     add_push,
     add_train,
 )
 from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
 from .data_options import find_truth, read_changes, read_classes
+from .exporting import add_check_export, add_export, run_check_export, run_export
 from .launchers import tell_launcher
 from .messages import VisibleFormatter, complain, describe_error, describe_out_of_memory, say
 from .metrics_text import metric_lines
@@ -135,6 +135,9 @@ def build_parser() -> VerbParser:
     add_convert_data(verb("convert-data", run_convert_data, "Write a data set of any format as COCO or YOLO."))
     add_convert(verb("convert", run_convert, "Convert weights to and from the formats of transformers, timm and Meta."))
     add_export(verb("export", run_export, "Write a model as an ONNX file, and compare it with torch on real images."))
+    add_check_export(
+        verb("check-export", run_check_export, "Compare an exported file with its model, in a runtime of this machine.")
+    )
     add_push(verb("push", run_push, "Upload a model folder to the Hugging Face hub."))
     add_serve(verb("serve", run_serve, "Serve a model as a web page and an HTTP API."))
     demo = verb("demo", run_demo, "Check, train, evaluate and predict on the bundled sample, in minutes.")
@@ -303,26 +306,6 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
     say(convert(arguments.source, arguments.output, arguments.to, with_code=arguments.with_code))
     say(arguments.output)
-    return 0
-
-
-def run_export(arguments: argparse.Namespace) -> int:
-    """Run `export`."""
-    from ..export.onnx_export import export
-
-    done = export(
-        arguments.model,
-        arguments.output,
-        size=tuple(arguments.size) if arguments.size else None,
-        dynamic=arguments.dynamic,
-        precision=arguments.precision,
-        with_postprocess=arguments.with_postprocess,
-        images=arguments.images,
-        calibration_images=arguments.calibration_images,
-        extra_images=arguments.extra_images,
-        say=complain,
-    )
-    say(done.text())
     return 0
 
 

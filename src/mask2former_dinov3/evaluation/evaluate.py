@@ -39,7 +39,7 @@ from ..inference.tiles.part_reader import ImageReader
 from ..progress_bar import ProgressBar
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
 from .coco_ap import ceiling_notes, score_predictions, score_results
-from .coco_files import read_ground_truth, read_results
+from .coco_files import GroundTruth, read_ground_truth, read_results
 from .operating_point import BEST_F1, Aim
 from .result_ids import read_both_forms, write_names
 from .stored_evaluation import write_evaluation
@@ -203,30 +203,71 @@ def _score_model(
 
     limits: max_detections of COCO's metrics, batch_size and tta.
     """
-    _check_paths(split)  # before the model, which takes time to load and says how the images are read
+    check_paths(split)  # before the model, which takes time to load and says how the images are read
     network, processor = load_model(model, device, reading)
     check_extra_images(processor)
-    mapped = split_for(split, network.config.id2label.values(), network.config.class_map)
-    data = _read_checked(mapped, processor.read_options)
-    common = in_common(mapped, data, network.config.id2label.values())
-    if common is not mapped:
-        mapped, data = common, _read_checked(common, processor.read_options)
+    mapped, data = read_for_model(split, network, processor)
     check_writable(output)
     start = time.perf_counter()
-    max_detections, num_queries = limits.max_detections or 0, network.config.num_queries
-    results = predict_split(
+    results = predict_for_score(network, processor, data, limits, progress=progress)
+    write_text(output / "predictions.json", json.dumps(results) + "\n")
+    truth = read_ground_truth(mapped)
+    write_names(output, truth.listed)
+    write_evaluation(output, mapped, truth, limits.max_detections or 0, model)
+    metrics = score_network(network, processor, data, truth, results, limits, aim)
+    metrics["seconds"] = round(time.perf_counter() - start, 3)
+    return metrics
+
+
+def read_for_model(
+    split: Split, network: Network, processor: Mask2FormerDinov3ImageProcessor
+) -> tuple[Split, CocoData]:
+    """A split with the classes that a model can be scored on (`split_for`, `in_common`), and its records.
+
+    All images are there; warnings and notes are logged. Raises DatasetError for data that cannot be read.
+    """
+    names = network.config.id2label.values()
+    mapped = split_for(split, names, network.config.class_map)
+    data = _read_checked(mapped, processor.read_options)
+    common = in_common(mapped, data, names)
+    return (mapped, data) if common is mapped else (common, _read_checked(common, processor.read_options))
+
+
+def predict_for_score(
+    network: Network,
+    processor: Mask2FormerDinov3ImageProcessor,
+    data: CocoData,
+    limits: InferenceSettings,
+    *,
+    progress: bool = False,
+) -> list[CocoResult]:
+    """`predict_split` for COCO's metrics and the operating point. limits: as for `score_network`."""
+    most = max(limits.max_detections or 0, network.config.num_queries)
+    return predict_split(
         network,
         processor,
         data,
         batch_size=limits.batch_size,
-        max_detections=max(max_detections, num_queries),
+        max_detections=most,
         tta=limits.tta,
         progress=progress,
     )
-    write_text(output / "predictions.json", json.dumps(results) + "\n")
-    truth = read_ground_truth(mapped)
-    write_names(output, truth.listed)
-    write_evaluation(output, mapped, truth, max_detections, model)
+
+
+def score_network(
+    network: Network,
+    processor: Mask2FormerDinov3ImageProcessor,
+    data: CocoData,
+    truth: GroundTruth,
+    results: list[CocoResult],
+    limits: InferenceSettings,
+    aim: Aim = BEST_F1,
+) -> Metrics:
+    """The content of metrics.json, but `seconds`: of the `results` that `predict_for_score` has for `data`.
+
+    truth: of the same split. limits: max_detections of COCO's metrics, batch_size and tta.
+    """
+    max_detections, num_queries = limits.max_detections or 0, network.config.num_queries
     metrics = score_results(truth, read_results(results, truth), max_detections, aim)
     if num_queries < max_detections and processor.read_options.factor is None:  # otherwise a limit of each tile
         metrics["notes"] += ceiling_notes(truth, num_queries, "the model's num_queries")
@@ -236,7 +277,6 @@ def _score_model(
     unscored = [str(network.config.id2label[label]) for label, category in enumerate(ids) if category is None]
     if unscored:
         metrics["notes"].append(f"classes of the model that the annotations lack are not scored: {_join(unscored)}")
-    metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics
 
 
@@ -255,7 +295,7 @@ def _score_file(split: Split, predictions: Path, output: Path, max_detections: i
     return metrics
 
 
-def _check_paths(split: Split) -> None:
+def check_paths(split: Split) -> None:
     """Raise OptionError where the annotations or the folder of the images are not there."""
     if split.format == "coco" and not split.annotations.exists():
         raise missing_path("annotations", [split.annotations], "file")

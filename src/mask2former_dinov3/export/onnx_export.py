@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,47 +15,48 @@ from torch.export import Dim
 
 from ..atomic_files import make_folder, publish
 from ..canvas import PADDING, check_canvas, padded_size
-from ..errors import DatasetError, OptionError
+from ..data.layout import Split
+from ..errors import CheckpointError, OptionError
+from ..evaluation.evaluate import check_paths
 from ..extras import require
 from ..folder_lock import hold_folder
-from ..inference.files.find_images import find_images
-from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepared
-from ..inference.load_images import load_image
-from ..inference.onnx_model import DETECTIONS, FORMAT_VERSION, INPUTS, LOGITS, OnnxMetadata, OnnxModel, data_file
-from ..inference.predictor import check_extra_images, load_network
-from ..inference.tiles.grid import Passes
+from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
+from ..inference.onnx_model import DETECTIONS, INPUTS, LOGITS, OnnxMetadata, OnnxModel, data_file
+from ..inference.predictor import load_network
 from ..model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-from ..model_folder.licence import LICENCE, LICENCE_TEXT, is_bound
-from ..read_options import ReadChanges
-from ..sample_data import SAMPLE
 from ..version import __version__
-from .onnx_check import Agreement, check_agreement
+from .ap_check import compare_ap
+from .check_images import (
+    CHECKED_IMAGES,
+    change_canvas,
+    feed_of,
+    make_batches,
+    prepare_reading,
+    read_images,
+)
+from .file_metadata import build_metadata, set_metadata
+from .onnx_check import check_agreement
 from .onnx_graph import ExportGraph, replace_positions, search_at_slices_only
+from .parity import FileComparison, describe_file, parity_file, write_parity
 from .precision import Feed, to_half, to_int8
 
-SAMPLE_IMAGES = SAMPLE / "valid"  # part of every installation
 PRECISIONS = ("fp32", "fp16", "int8")
 OPSET = 20  # torch's default: the newest that its exporter, onnxruntime, its quantiser and OpenVINO all support
 MAX_GRAPH_DETECTIONS = 100  # per image, in a graph with post-processing; COCO's limit
-CHECKED_IMAGES = 4
 CALIBRATION_IMAGES = 64
-MIN_HEIGHT = 64  # pixels, of the second canvas on which a dynamic file is checked
-
-CheckBatches = list[tuple[Mask2FormerDinov3ImageProcessor, Sequence[Prepared]]]
-"""Prepared images with the processor that made them, for `check_agreement`."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """An exported file: its size in bytes (with its data file, if it has one), and the result of its check."""
+    """An exported file: its size in bytes (with its data file, if it has one), and how it compares with its model."""
 
     path: Path
     size: int
-    agreement: Agreement
+    comparison: FileComparison
 
     def text(self) -> str:
         """The result for people."""
-        return f"{self.agreement.text()}\n{self.path} ({self.size / 1e6:.1f} MB)"
+        return f"{self.comparison.text()}\n{self.path} ({self.size / 1e6:.1f} MB)\n{parity_file(self.path)}"
 
 
 def export(
@@ -71,55 +70,86 @@ def export(
     images: Path | None = None,
     calibration_images: Path | None = None,
     extra_images: str | None = None,
+    annotations: Split | None = None,
     say: Callable[[str], None] = lambda text: None,
+    progress: bool = False,
 ) -> Export:
     """Export a model folder (or hub id) to the file `output`, which is written only if it passes the check.
 
+    The record of the comparison (`parity_file`) goes beside it.
     size: the canvas (height, width), by default the model's own; the file then takes batches of this size. dynamic: the
     file takes any height and width that are multiples of 32. with_postprocess: the graph also outputs scores, labels
     and masks at canvas size. images: the folder of images for the check, by default those of the bundled sample.
     calibration_images: the folder of images for int8, which requires it. extra_images: where the second files of these
-    images are, for a model that takes channels from them. say: called with each step, for people.
+    images are, for a model that takes channels from them. annotations: a split on which AP of model and file must agree
+    too. say: called with each step, for people.
     Raises ConfigError for options that are wrong or exclude each other, MissingExtraError without the packages,
     CheckpointError for a model that cannot be loaded, a check that fails, or a file that cannot be written.
     """
     check_request(output, size, dynamic, precision, calibration_images)
-    network, processor = load_network(model, "cpu")
+    if annotations is not None:
+        check_paths(annotations)
+    network, processor = load_for_export(model, size, dynamic)
     prepare_reading(processor, images, extra_images)
-    if dynamic and network.config.backbone_config.model_type == "swin":
-        advice = "a file with a Swin takes one size: leave dynamic out, and export one file per size"
-        raise OptionError("dynamic", "a DINOv3 backbone", "a Swin", advice)
-    if size is not None:
-        processor = change_canvas(processor, *size)
-    prepared = read_images(images or SAMPLE_IMAGES, processor, CHECKED_IMAGES)
-    calibration = []
-    if calibration_images is not None:
-        calibration = read_images(calibration_images, processor, CALIBRATION_IMAGES)
+    batches = make_batches(images, processor, dynamic, CHECKED_IMAGES)
+    calibration = [] if calibration_images is None else read_images(calibration_images, processor, CALIBRATION_IMAGES)
     metadata = build_metadata(network, processor, Path(model))
     parent = make_parent(output)
     with (
         hold_folder(parent, "output", "export", f".{output.name}.in-use.json"),
-        tempfile.TemporaryDirectory(dir=parent, prefix=f".{output.name}.") as folder,
+        tempfile.TemporaryDirectory(dir=parent, prefix=f".{output.name}.") as temporary,
     ):
-        written = Path(folder) / output.name
+        written = Path(temporary) / output.name
         say("tracing the network (a minute or more)")
         trace(network, processor, written, metadata, dynamic=dynamic, with_postprocess=with_postprocess)
-        batches = make_batches(prepared, processor, dynamic, images or SAMPLE_IMAGES)
-        say(f"comparing with torch on {len(prepared)} images")
+        say(f"comparing with torch on {sum(len(prepared) for _, prepared in batches)} images")
         agreement = check_agreement(network, OnnxModel(written, "cpu"), batches)
         if precision != "fp32":
             say(f"converting to {precision}")
-            lower = Path(folder) / precision / output.name
-            lower.parent.mkdir()
-            if precision == "fp16":
-                to_half(written, lower)
-            else:
-                with silence_exporter():  # the quantiser recommends steps that torch's exporter has already done
-                    to_int8(written, lower, (feed_of(processor, one) for one in calibration))
-            set_metadata(lower, replace(metadata, precision=precision))
-            agreement = check_agreement(network, OnnxModel(lower, "cpu"), batches)
-            written = lower
-        return Export(output, move_file(written, output), agreement)
+            feeds = [feed_of(processor, one) for one in calibration]
+            written = lower_precision(written, replace(metadata, precision=precision), feeds)
+            agreement = check_agreement(network, OnnxModel(written, "cpu"), batches)
+        exported = OnnxModel(written, "cpu")
+        comparison = FileComparison("export", str(model), images, exported.session.runtime, True, agreement)
+        if annotations is not None:
+            say("computing AP of the model and of the file")
+            scores = compare_ap(network, exported, processor, annotations, precision, progress=progress)
+            if differences := scores.differences():
+                raise CheckpointError(f"exported file: {'; '.join(differences)}\n{scores.text()}")
+            comparison = replace(comparison, average_precision=scores)
+        return keep_file(exported, output, comparison)
+
+
+def load_for_export(
+    model: str | Path, size: tuple[int, int] | None, dynamic: bool
+) -> tuple[Mask2FormerDinov3ForInstanceSegmentation, Mask2FormerDinov3ImageProcessor]:
+    """The network, and its processor with the canvas of the file. Raises OptionError for a Swin that is dynamic."""
+    network, processor = load_network(model, "cpu")
+    if dynamic and network.config.backbone_config.model_type == "swin":
+        advice = "a file with a Swin takes one size: leave dynamic out, and export one file per size"
+        raise OptionError("dynamic", "a DINOv3 backbone", "a Swin", advice)
+    return network, processor if size is None else change_canvas(processor, *size)
+
+
+def lower_precision(source: Path, metadata: OnnxMetadata, calibration: list[Feed]) -> Path:
+    """Convert an fp32 file to the precision of `metadata`, in a folder beside it; returns the path of the new one."""
+    lower = source.parent / metadata.precision / source.name
+    lower.parent.mkdir()
+    if metadata.precision == "fp16":
+        to_half(source, lower)
+    else:
+        with silence_exporter():  # the quantiser recommends steps that torch's exporter has already done
+            to_int8(source, lower, calibration)
+    set_metadata(lower, metadata)
+    return lower
+
+
+def keep_file(exported: OnnxModel, output: Path, comparison: FileComparison) -> Export:
+    """Give a file that has passed its check its final name, and write its record beside it."""
+    about = describe_file(exported.path, exported)
+    total = move_file(exported.path, output)
+    write_parity(output, about, comparison)
+    return Export(output, total, comparison)
 
 
 def check_request(
@@ -142,15 +172,6 @@ def check_request(
         raise OptionError("calibration_images", "a folder of images for the precision int8", "none", advice)
     if precision != "int8" and calibration_images is not None:
         raise OptionError("calibration_images", f"none for the precision {precision}", calibration_images)
-
-
-def prepare_reading(processor: Mask2FormerDinov3ImageProcessor, images: Path | None, extra_images: str | None) -> None:
-    """Set where second files are. Raises OptionError unless there are images for the check of the model's channels."""
-    if images is None and processor.num_channels != 3:
-        expected = f"a folder of images of {processor.num_channels} channels, to compare the file on"
-        raise OptionError("images", expected, "none", "the bundled images have three")
-    processor.read_options = ReadChanges(extra_images=extra_images).apply(processor.read_options)
-    check_extra_images(processor)
 
 
 def trace(
@@ -220,98 +241,6 @@ def check_operators(path: Path) -> None:
     if foreign or graph.functions:
         got = f"others ({', '.join(foreign) or 'functions'})"
         raise OptionError("model", "a network of standard ONNX operators", got)
-
-
-def build_metadata(
-    network: Mask2FormerDinov3ForInstanceSegmentation, processor: Mask2FormerDinov3ImageProcessor, folder: Path
-) -> OnnxMetadata:
-    """The metadata of an fp32 file of this model. folder: the model folder, which may hold Meta's licence."""
-    config = network.config
-    licence = {"code": "MIT", "weights": "not stated; ask whoever trained the model"}
-    if is_bound(config, folder):
-        text = LICENCE_TEXT.read_text(encoding="utf-8")
-        licence |= {"weights": f"DINOv3 License, {LICENCE}", "weights_text": text}
-    return OnnxMetadata(
-        format_version=FORMAT_VERSION,
-        producer={"mask2former-dinov3": __version__, "torch": torch.__version__},
-        classes=[str(config.id2label[label]) for label in range(config.num_labels)],
-        category_ids=[int(id_) for id_ in config.category_ids or ()],
-        mean=processor.image_mean,
-        std=processor.image_std,
-        canvas=[processor.size["height"], processor.size["width"]],
-        precision="fp32",
-        mask_stride=int(config.mask_stride),
-        num_queries=config.num_queries,
-        licence=licence,
-        value_range=processor.value_range,
-        page=processor.page,
-        channels=processor.channels,
-        extra_channels=processor.extra_channels,
-        image_scale=processor.image_scale,
-        class_map=config.class_map,
-        score_threshold=config.score_threshold,
-        score_threshold_source=config.score_threshold_source,
-        copy_overlap=config.copy_overlap,
-    )
-
-
-def set_metadata(path: Path, metadata: OnnxMetadata) -> None:
-    """Write metadata into an existing file, whose weights may be in a file beside it."""
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    onnx.helper.set_model_props(model, metadata.to_properties())
-    onnx.save(model, path)
-
-
-def read_images(folder: Path, processor: Mask2FormerDinov3ImageProcessor, count: int) -> list[Prepared]:
-    """The first `count` images below a folder, prepared for the canvas. Raises DatasetError if there is none.
-
-    Of an image that keeps its own scale and is larger than the canvas, the first tile.
-    """
-    failed: list[tuple[str, str]] = []
-    files = find_images([folder], None, failed)
-    if not files:
-        raise DatasetError(failed[0][1])
-    passes = Passes.of(processor.size, processor.read_options, most=1.0)
-    prepared = []
-    for file in islice(files, count):
-        pixels = load_image(file.path, processor.read_options, processor.num_channels)
-        first = next(passes.grid(pixels.shape[0], pixels.shape[1]).row(0))
-        prepared.append(processor.prepare(pixels[first.y0 : first.y1, first.x0 : first.x1]))
-    return prepared
-
-
-def change_canvas(
-    processor: Mask2FormerDinov3ImageProcessor, height: int, width: int
-) -> Mask2FormerDinov3ImageProcessor:
-    """A copy of an image processor for another canvas."""
-    size = {"height": height, "width": width}
-    changed = copy.deepcopy(processor)
-    changed.size = size
-    return changed
-
-
-def feed_of(processor: Mask2FormerDinov3ImageProcessor, prepared: Prepared) -> Feed:
-    """The inputs of one image, as onnxruntime takes them."""
-    inputs = processor.collate([prepared])
-    return {name: inputs[name].numpy() for name in INPUTS}
-
-
-def make_batches(
-    prepared: list[Prepared], processor: Mask2FormerDinov3ImageProcessor, dynamic: bool, folder: Path
-) -> CheckBatches:
-    """The batches for the check: the first image, then all others together (the first twice if there are not two).
-
-    dynamic: a third batch has one image of the folder on another canvas, lower and wider.
-    """
-    others = prepared[1:] if len(prepared) > 2 else prepared[:1] * 2
-    batches: CheckBatches = [(processor, prepared[:1]), (processor, others)]
-    if dynamic:
-        height, width = padded_size(processor.size["height"] * 3 // 4, processor.size["width"] + PADDING)
-        other = change_canvas(processor, max(height, MIN_HEIGHT), width)
-        batches.append((other, read_images(folder, other, 1)))
-    return batches
 
 
 def make_parent(output: Path) -> Path:

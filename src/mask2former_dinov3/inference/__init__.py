@@ -16,6 +16,7 @@ Read in this order:
     image_processing   the image processor: fits an image into the model's canvas
     network            the interface of what predicts
     onnx_model         runs an exported .onnx file behind that interface
+    onnx_session       onnxruntime and OpenVINO: the one that was asked for, or an error
     postprocess        logits to scored instances at the image's own size
     copies             drops instances that lie in a better one
     views              mirrored and turned copies of an image, and their instances merged

@@ -1,4 +1,4 @@
-"""Run an exported .onnx file instead of a model folder: onnxruntime behind the interface `Network`.
+"""Run an exported .onnx file instead of a model folder: a runtime behind the interface `Network`.
 
 The file's metadata (docs/export.md) describe classes, canvas and normalisation; nothing else is needed to use it.
 """
@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..canvas import PADDING
-from ..errors import CheckpointError, OptionError, mismatch
-from ..extras import require
+from ..errors import CheckpointError, mismatch
 from ..model import Mask2FormerDinov3Output
 from ..read_options import AS_STORED, ImageScale
 from .image_processing import Mask2FormerDinov3ImageProcessor
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from .onnx_session import Session, open_session
 
 INPUTS = ("pixel_values", "pixel_mask")
 LOGITS = ("class_queries_logits", "masks_queries_logits")
@@ -110,21 +107,22 @@ class OnnxConfig:
 
 
 class OnnxModel(nn.Module):
-    """An .onnx file as a `Network`: takes tensors in main memory, which onnxruntime copies to its own device."""
+    """An .onnx file as a `Network`: takes tensors in main memory, which the runtime copies to its own device."""
 
     device = torch.device("cpu")
 
-    def __init__(self, path: Path, device: str | torch.device | None = None) -> None:
-        """device: "cpu" or "cuda"; None for a GPU if onnxruntime has one.
+    def __init__(self, path: Path, device: str | torch.device | None = None, session: Session | None = None) -> None:
+        """device: "cpu" or "cuda"; None for a GPU if onnxruntime has one. session: of `open_runtime`, instead of one
+        that onnxruntime opens on the device.
 
         Raises CheckpointError for a file that `export` did not make, OptionError for a device that onnxruntime cannot
         use, MissingExtraError without onnxruntime.
         """
         super().__init__()
         self.path = path
-        self.session = open_session(path, device)
+        self.session = session or open_session(path, device)
         try:
-            self.metadata = OnnxMetadata.from_properties(self.session.get_modelmeta().custom_metadata_map)
+            self.metadata = OnnxMetadata.from_properties(self.session.properties)
         except (KeyError, ValueError) as error:
             got = f"a file without its metadata ({error})"
             raise CheckpointError(f"{path}: {mismatch('an ONNX file of `mask2former-dinov3 export`', got)}") from error
@@ -164,15 +162,14 @@ class OnnxModel(nn.Module):
     @property
     def fixed(self) -> bool:
         """Whether the file takes one size only: that of its canvas."""
-        return all(isinstance(side, int) for side in self.session.get_inputs()[0].shape[2:])
+        return all(isinstance(side, int) for side in self.session.input_shape[2:])
 
     def run(self, feed: Mapping[str, NDArray[np.generic]], names: tuple[str, ...]) -> list[NDArray[Any]]:
         """Compute the named outputs, and nothing that only the other outputs need."""
-        found: list[NDArray[Any]] = self.session.run(list(names), dict(feed))
-        return found
+        return self.session.run(feed, names)
 
     def _check_inputs(self, pixel_values: Tensor, pixel_mask: Tensor) -> None:
-        _, channels, *size = self.session.get_inputs()[0].shape  # a size is a number, or a name where it is open
+        _, channels, *size = self.session.input_shape  # a size is a number, or a name where it is open
         expected = [channels, *size]
         got = list(pixel_values.shape[1:])
         fits = all(want == have for want, have in zip(expected, got, strict=False) if isinstance(want, int))
@@ -205,40 +202,3 @@ def load_onnx(
 def data_file(path: Path) -> Path:
     """The path of the weights that do not fit into an .onnx file: `model.onnx.data` beside `model.onnx`."""
     return path.with_name(f"{path.name}.data")
-
-
-def open_session(path: Path, device: str | torch.device | None = None) -> InferenceSession:
-    """onnxruntime's session of a file, with as many threads as torch uses. Raises as `OnnxModel`."""
-    require("export", "an .onnx file", "onnxruntime")
-    import onnxruntime
-
-    if not path.is_file():
-        raise CheckpointError(f"{path}: {mismatch('an .onnx file', 'no such file')}")
-    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    kind = _check_device(device or ("cuda" if has_cuda else "cpu"), has_cuda)
-    providers: list[str | tuple[str, dict[str, int]]] = ["CPUExecutionProvider"]
-    if kind.type == "cuda":
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": kind.index or 0}))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # its errors have no common class, and a file that was cut short may raise any of them
-        got = f"a file that onnxruntime cannot read ({str(error).splitlines()[0]})"
-        advice = "it is no ONNX file, was cut short, or its .data file is missing; `export` makes one"
-        raise CheckpointError(f"{path}: {mismatch('an ONNX file', got, advice)}") from error
-
-
-def _check_device(device: str | torch.device, has_cuda: bool) -> torch.device:
-    """The device by its name. Raises OptionError unless onnxruntime can use it."""
-    try:
-        kind = torch.device(device)
-    except RuntimeError:
-        kind = None
-    if kind is None or kind.type not in ("cpu", "cuda"):
-        raise OptionError("device", "cpu, cuda or cuda:N (N: index of a GPU) for an .onnx file", device)
-    if kind.type == "cuda" and not has_cuda:
-        advice = "this onnxruntime has no CUDA: use cpu, or install onnxruntime-gpu"
-        raise OptionError("device", "cpu for an .onnx file here", device, advice)
-    return kind
