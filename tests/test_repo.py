@@ -111,12 +111,24 @@ ROOMS: dict[str, frozenset[str]] = {
     "evaluation": MODEL_USE | {"inference"},
     "reports": GROUND | {"data", "evaluation", "instances", "visualize"},
     "export": MODEL_USE | {"inference"},
+    "benchmark": MODEL_USE | {"evaluation", "export", "inference"},
     "serving": MODEL_USE | {"inference"},
     "cluster": MODEL_USE | {"inference"},
     "training": MODEL_USE | {"config", "evaluation", "inference", "reports"},
     "tuning": GROUND | {"cluster", "config", "data", "training"},
     "cli": MODEL_USE
-    | {"cluster", "config", "evaluation", "export", "inference", "reports", "serving", "training", "tuning"},
+    | {
+        "benchmark",
+        "cluster",
+        "config",
+        "evaluation",
+        "export",
+        "inference",
+        "reports",
+        "serving",
+        "training",
+        "tuning",
+    },
 }
 
 

@@ -31,6 +31,7 @@ from .arguments import (
     add_push,
     add_train,
 )
+from .benchmark_options import add_benchmark, run_benchmark
 from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
 from .data_options import find_truth, read_changes, read_classes
 from .launchers import tell_launcher
@@ -135,6 +136,7 @@ def build_parser() -> VerbParser:
     add_convert_data(verb("convert-data", run_convert_data, "Write a data set of any format as COCO or YOLO."))
     add_convert(verb("convert", run_convert, "Convert weights to and from the formats of transformers, timm and Meta."))
     add_export(verb("export", run_export, "Write a model as an ONNX file, and compare it with torch on real images."))
+    add_benchmark(verb("benchmark", run_benchmark, "Measure speed, memory and AP of a model here, in each runtime."))
     add_push(verb("push", run_push, "Upload a model folder to the Hugging Face hub."))
     add_serve(verb("serve", run_serve, "Serve a model as a web page and an HTTP API."))
     demo = verb("demo", run_demo, "Check, train, evaluate and predict on the bundled sample, in minutes.")

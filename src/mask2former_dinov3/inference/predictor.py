@@ -38,6 +38,7 @@ from .tiles.part_reader import ImageReader
 
 logger = logging.getLogger(__name__)
 
+_PROCESSOR_FILE = "preprocessor_config.json"
 DEVICES = "cpu, cuda or cuda:N (N: index of a GPU)"
 
 
@@ -209,30 +210,34 @@ def load_network(
     for a device that cannot be used.
     """
     name = str(model)
-    folder = Path(model)
     target = usable_device(device)
+    processor = load_processor(name)
+    disable_progress_bar()  # of transformers: a local file is read at once
+    # Weights stored in half precision are used in float32; `autocast` is the way to compute faster.
+    config = load_network_config(name)
+    network = load_pretrained(Mask2FormerDinov3ForInstanceSegmentation, name, config, whole=True)
+    for field in ("value_range", "image_scale"):
+        stored, own = getattr(processor, field), getattr(config, field)
+        if own != stored:
+            expected = f"{field} {stored!r} as in {_PROCESSOR_FILE}"
+            raise CheckpointError(f"{name}: config.json: {mismatch(expected, repr(own))}")
+    return network.to(target).eval(), processor
+
+
+def load_processor(name: str) -> Mask2FormerDinov3ImageProcessor:
+    """The image processor of a model folder or hub id. Raises CheckpointError or HubError that says what is missing."""
+    folder = Path(name)
     if folder.is_dir():
         check_model_folder(folder)
     elif folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         expected = "a model folder that training saved, or a hub id such as user/model"
         raise CheckpointError(f"{name}: {mismatch(expected, 'a file' if folder.exists() else 'a path to nothing')}")
-    disable_progress_bar()  # of transformers: a local file is read at once
-    # Weights stored in half precision are used in float32; `autocast` is the way to compute faster.
-    config = load_network_config(name)
-    network = load_pretrained(Mask2FormerDinov3ForInstanceSegmentation, name, config, whole=True)
-    file = "preprocessor_config.json"
-    check_processor_config(f"{name}: {file}", read_source_json(name, file), with_size=True)
+    check_processor_config(f"{name}: {_PROCESSOR_FILE}", read_source_json(name, _PROCESSOR_FILE), with_size=True)
     with explain_failures(name):
         try:
-            processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
+            return Mask2FormerDinov3ImageProcessor.from_pretrained(name)
         except OptionError as error:  # of the file's values, not of an option
-            raise CheckpointError(f"{name}: {file}: {error}") from error
-    for field in ("value_range", "image_scale"):
-        stored, own = getattr(processor, field), getattr(config, field)
-        if own != stored:
-            expected = f"{field} {stored!r} as in {file}"
-            raise CheckpointError(f"{name}: config.json: {mismatch(expected, repr(own))}")
-    return network.to(target).eval(), processor
+            raise CheckpointError(f"{name}: {_PROCESSOR_FILE}: {error}") from error
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:
@@ -247,3 +252,8 @@ def usable_device(device: str | torch.device | None) -> torch.device:
         have = ", ".join(["cpu", *(f"cuda:{number}" for number in range(count))])
         raise OptionError("device", DEVICES, device, f"usable here: {have}") from error
     return found
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for bf16; otherwise torch computes in bf16 on one thread, very slowly."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

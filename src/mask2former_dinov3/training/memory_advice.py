@@ -15,9 +15,9 @@ from torch import Tensor
 from ..allocator import give_back_freed_memory
 from ..canvas import padded_size
 from ..errors import UserError, is_shared, mark_shared, memory_reason
+from ..inference.predictor import cpu_has_bf16
 from .checkpoint import list_checkpoints
 from .device_memory import is_full_memory
-from .launch import cpu_has_bf16
 from .resume import FIXED
 from .run import Run
 
