@@ -8,7 +8,7 @@ from typing import Any
 Row = dict[str, Any]
 """Flat; keys end in their unit: _seconds, _gb and _mb (10^9 and 10^6 bytes), _per_second."""
 
-COLUMNS = {
+BENCHMARK_COLUMNS = {
     "canvas": "canvas",
     "runtime": "runtime",
     "precision": "precision",
@@ -23,7 +23,7 @@ COLUMNS = {
     "AP": "AP",
     "note": "note",
 }
-ALWAYS = frozenset(COLUMNS) - {"AP", "note"}  # the others only where a row has one
+ALWAYS_SHOWN = frozenset(BENCHMARK_COLUMNS) - {"AP", "note"}  # the others only where a row has one
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -36,8 +36,8 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def benchmark_table(rows: Sequence[Row]) -> str:
     """The rows of `measure_variants` as a table."""
-    shown = [key for key in COLUMNS if key in ALWAYS or any(row.get(key) is not None for row in rows)]
-    return markdown([[COLUMNS[key] for key in shown], *([_cell(key, row) for key in shown] for row in rows)])
+    shown = [key for key in BENCHMARK_COLUMNS if key in ALWAYS_SHOWN or any(row.get(key) is not None for row in rows)]
+    return markdown([[BENCHMARK_COLUMNS[key] for key in shown], *([_cell(key, row) for key in shown] for row in rows)])
 
 
 def _cell(key: str, row: Mapping[str, Any]) -> str:

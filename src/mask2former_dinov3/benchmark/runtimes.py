@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..export.onnx_export import change_canvas
+from ..inference.compiled_predict import compile_network
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..inference.network import Network
 from ..inference.onnx_model import LOGITS, OnnxModel
@@ -67,7 +68,7 @@ class OpenvinoModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class Place:
+class VariantPlace:
     """Where a variant comes from: the model folder or hub id, its canvas, the device, and the folder of its files."""
 
     model: str
@@ -80,7 +81,7 @@ class Place:
         return self.files / f"{variant.file_precision}.onnx"
 
 
-def load_variant(variant: Variant, place: Place) -> tuple[Network, Mask2FormerDinov3ImageProcessor]:
+def load_variant(variant: Variant, place: VariantPlace) -> tuple[Network, Mask2FormerDinov3ImageProcessor]:
     """The network of a variant, and the image processor for the canvas."""
     if variant.has_file:
         processor = Mask2FormerDinov3ImageProcessor.from_pretrained(place.files)
@@ -90,5 +91,5 @@ def load_variant(variant: Variant, place: Place) -> tuple[Network, Mask2FormerDi
         return OpenvinoModel(place.file_of(variant), variant.precision, config).eval(), processor
     network, processor = load_network(place.model, place.device)
     if variant.runtime == "torch-compiled":
-        vars(network)["predict"] = torch.compile(network.predict)
+        compile_network(network)
     return TorchVariant(network, variant.precision).eval(), change_canvas(processor, *place.canvas)

@@ -20,13 +20,13 @@ from ..export.precision import to_half, to_int8
 from ..inference.onnx_model import data_file
 from ..inference.predictor import load_network
 from .asked_process import Answer
-from .runtimes import Place
+from .runtimes import VariantPlace
 
 
 class VariantFiles:
     """Writes the files of a canvas, and the configuration that goes with them, into the folder `place.files`."""
 
-    def __init__(self, place: Place, calibration_images: Path, extra_images: str | None) -> None:
+    def __init__(self, place: VariantPlace, calibration_images: Path, extra_images: str | None) -> None:
         self.place = place
         self.calibration_images = calibration_images
         self.network, processor = load_network(place.model, "cpu")

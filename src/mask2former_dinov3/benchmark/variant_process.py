@@ -24,7 +24,7 @@ from ..inference.image_passes import ImagePasses
 from ..inference.settings import InferenceSettings
 from ..instances import Instances
 from .asked_process import Answer, answer_questions
-from .runtimes import Place, load_variant
+from .runtimes import VariantPlace, load_variant
 from .timing import memory_peak, timed
 from .variant_files import VariantFiles
 from .variants import REFERENCE, Variant
@@ -65,9 +65,9 @@ class Task:
         return cls(**values | {"canvas": (height, width)})
 
     @property
-    def place(self) -> Place:
+    def place(self) -> VariantPlace:
         """Where its network comes from."""
-        return Place(self.model, self.canvas, self.device, Path(self.files))
+        return VariantPlace(self.model, self.canvas, self.device, Path(self.files))
 
 
 class VariantRun:
@@ -83,7 +83,7 @@ class VariantRun:
         self.device = torch.device(task.device)
         self.turn = timed(self.run, self.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self) -> None:
         """Pixels in main memory to logits in main memory."""
         pixels, mask = (self.inputs[name].to(self.network.device) for name in ("pixel_values", "pixel_mask"))
@@ -106,7 +106,9 @@ class VariantRun:
         """The fraction of the instances that have a counterpart in torch in float32, by `SAME`, and their number."""
         settings = InferenceSettings(SAME.score / 2, copy_overlap=1.0)
         passes = ImagePasses(self.network, self.processor)
-        found = [passes.predict_prepared([one], settings)[0] for one in self.prepared]
+        step = self.task.batch_size  # other batches would be compiled again
+        batches = [self.prepared[start : start + step] for start in range(0, len(self.prepared), step)]
+        found = [one for batch in batches for one in passes.predict_prepared(batch, settings)]
         file = Path(self.task.files) / "reference.pickle"
         if self.variant == REFERENCE:
             file.write_bytes(pickle.dumps(found))

@@ -216,6 +216,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         tta=arguments.tta,
         device=arguments.device,
         reading=read_changes(arguments),
+        compile_model=arguments.compile,
         predictions=arguments.predictions,
         aim=read_aim(arguments),
         progress=True,
@@ -260,6 +261,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         colours=arguments.colours,
         device=arguments.device,
         reading=read_changes(arguments),
+        compile_model=arguments.compile,
         progress=True,
     )
     say(summary.text())
@@ -350,6 +352,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         device=arguments.device,
         reading=read_changes(arguments),
+        compile_model=arguments.compile,
         limits=limits,
         allowed_hosts=arguments.allowed_host or (),
         metrics=not arguments.no_metrics,

@@ -26,6 +26,7 @@ from ..weights.loading import (
     load_pretrained,
     read_source_json,
 )
+from .compiled_predict import compile_network
 from .image_inputs import TIMEOUT, HeldImage, check_timeout, each_image, is_one_image, to_image
 from .image_passes import ImagePasses
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
@@ -59,16 +60,19 @@ class Predictor(ImagePasses):
         channels: tuple[int, ...] | str | None = None,
         extra_images: str | None = None,
         image_scale: ImageScale | None = None,
+        compile_model: bool = False,
     ) -> Predictor:
         """A folder saved by training, a hub id, or an exported .onnx file. device: None for a GPU if there is one.
 
         value_range, page, channels, image_scale: read and scale images so (see `ReadOptions`) instead of as saved with
         the model.
         extra_images: where the second file of each image is, for a model that was trained with such files.
+        compile_model: compile the network at the first image, which takes a minute or more; the others are then faster.
         Raises CheckpointError when there is no such model or it is of another kind, OptionError for a device that
         cannot be used, and for values that `ReadOptions` refuses.
         """
-        return cls(*load_model(model, device, ReadChanges(value_range, page, channels, extra_images, image_scale)))
+        reading = ReadChanges(value_range, page, channels, extra_images, image_scale)
+        return cls(*load_model(model, device, reading, compile_model=compile_model))
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is one image, although it is a sequence of str
@@ -155,15 +159,24 @@ class Predictor(ImagePasses):
 
 
 def load_model(
-    model: str | Path, device: str | torch.device | None = None, reading: ReadChanges = AS_SAVED
+    model: str | Path,
+    device: str | torch.device | None = None,
+    reading: ReadChanges = AS_SAVED,
+    *,
+    compile_model: bool = False,
 ) -> tuple[Network, Mask2FormerDinov3ImageProcessor]:
     """A model with its image processor: an .onnx file (`load_onnx`), a model folder or a hub id (`load_network`).
 
-    reading: what replaces the saved way to read image files; a difference is logged in one line.
+    reading: what replaces the saved way to read image files; a difference is logged in one line. compile_model: see
+    `compiled_predict`. Raises OptionError for an .onnx file that is to be compiled.
     """
     path = Path(model)
     is_onnx = path.suffix == ".onnx" and not path.is_dir()
+    if is_onnx and compile_model:
+        raise OptionError("compile", "a model folder, which torch runs", f"the .onnx file {path}")
     network, processor = load_onnx(path, device) if is_onnx else load_network(model, device)
+    if isinstance(network, Mask2FormerDinov3ForInstanceSegmentation) and compile_model:
+        compile_network(network)
     saved = processor.read_options
     if difference := reading.describe(saved):
         logger.info("%s", difference)
