@@ -178,24 +178,15 @@ def test_without_compiling__runs_eagerly_and_ends(graphs: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "value"),
-    [([], False), (["--compile"], True), (["--compile", "false"], False), (["--torch-compile"], True)],
+    ("words", "value"), [("", False), ("--compile", True), ("--compile false", False), ("--torch-compile", True)]
 )
-def test_torch_compile__is_an_option_with_a_short_flag(words: list[str], value: bool) -> None:
-    config, _ = load_config(None, ["--dataset_name", "d", "--output_dir", "o", *words])
+def test_torch_compile__is_an_option_with_a_short_flag(words: str, value: bool) -> None:
+    config, _ = load_config(None, ["--dataset_name", "d", "--output_dir", "o", *words.split()])
     assert config.torch_compile is value
 
 
 def test_compile__is_refused_for_an_onnx_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "image.png").touch()
-    words = [
-        "predict",
-        "--model",
-        "m.onnx",
-        "--output",
-        str(tmp_path / "out"),
-        "--compile",
-        str(tmp_path / "image.png"),
-    ]
-    assert main(words) == 1
+    image = tmp_path / "image.png"
+    image.touch()
+    assert main(["predict", "--compile", "--model", "m.onnx", "--output", str(tmp_path / "out"), str(image)]) == 1
     assert "--compile: expected a model folder, which torch runs, got the .onnx file m.onnx" in capsys.readouterr().err

@@ -163,8 +163,8 @@ def evaluate_model(
 
     annotations: the file, or a split of any format, whose own images are then used. images: the only folder in which
     those of a file are looked for; all are checked before the first prediction. reading: how images are read, where
-    that is not as saved with the model. rules: what crowd flags and incomplete
-    images mean, for a file. compile_model: see `compiled_predict`. Where a model was trained with `classes`, a file that has the original names is read with
+    that is not as saved with the model. rules: what crowd flags and incomplete images mean, for a file. compile_model:
+    see `compiled_predict`. Where a model was trained with `classes`, a file that has the original names is read with
     the same map. aim: what the score threshold is chosen for. max_detections: of COCO's metrics; the model predicts at
     least as many as it has queries, and all of them count for the operating point. tta: see `InferenceSettings`.
     Writes metrics.json, predictions.json, images.json, which names the images and classes of its ids, and

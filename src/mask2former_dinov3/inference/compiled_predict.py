@@ -56,8 +56,8 @@ class CompiledPredict:
         except FailOnRecompileLimitHit:
             if not self._uncompiled:
                 logger.warning(
-                    "torch_compile: %d graphs are compiled, torch's limit; batches of %s and others that need a further "
-                    "graph are computed without compiling",
+                    "torch_compile: %d graphs are compiled, torch's limit; batches of %s and others that need a "
+                    "further graph are computed without compiling",
                     self.graphs,
                     _shape_text(pixel_values),
                 )
@@ -87,10 +87,9 @@ class CompiledPredict:
         found = self._function(pixel_values, pixel_mask, *options)
         if added := counters["stats"]["unique_graphs"] - before:
             self.graphs += added
-            seconds, what = time.perf_counter() - start, "a training step" if self.network.training else "prediction"
-            logger.info(
-                "torch_compile: compiled %s for batches of %s in %.0f s", what, _shape_text(pixel_values), seconds
-            )
+            what = "training" if self.network.training else "prediction"
+            shape, seconds = _shape_text(pixel_values), time.perf_counter() - start
+            logger.info("torch_compile: compiled %s for batches of %s in %.0f s", what, shape, seconds)
         return found
 
 

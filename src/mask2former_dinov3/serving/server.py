@@ -49,9 +49,9 @@ def serve(
     """Serve until SIGTERM or SIGINT, then finish the requests that are in the server. A second signal exits at once.
 
     port: 0 for any free one; the log says which. reading: how images are read, where that is not as saved with the
-    model. compile_model: see `compiled_predict`; done before the port is opened. allowed_hosts: further names in `Host`, see `Doors`. metrics, docs:
-    whether to serve /metrics and /docs. Raises MissingExtraError without the extra `serve`, ConfigError for
-    an address that cannot be used, CheckpointError for a model that cannot be loaded.
+    model. compile_model: see `compiled_predict`; done before the port is opened. allowed_hosts: further names in
+    `Host`, see `Doors`. metrics, docs: whether to serve /metrics and /docs. Raises MissingExtraError without the extra
+    `serve`, ConfigError for an address that cannot be used, CheckpointError for a model that cannot be loaded.
     """
     require("serve", "serve", *PACKAGES)
     if not 0 <= port < 65536:

@@ -108,7 +108,8 @@ def predict_files(
     name in the output where that is another. segmentation: of coco, "rle" or "polygons", in which lines join holes to
     the outline, for programs that read no RLE. geojson, yolo: see `polygons`. colours: of the overlays, see
     `draw_instances`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`). reading: how image
-    files are read, where that is not as saved with the model (which is then no `Predictor`, as for compile_model). progress: show bars.
+    files are read, where that is not as saved with the model (which is then no `Predictor`, as for compile_model).
+    progress: show bars.
 
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
     predicted. A stopped run leaves its finished images in a hidden file, and the same call continues from there.
