@@ -77,8 +77,11 @@ class CompiledPredict:
         if self._function is None:
             logger.info("torch_compile: compiling, which takes a minute or more (cached in %s)", cache_folder())
             # Gradients are exchanged after the backward pass, so that the graph stays one, also with recomputed blocks.
-            vars(torch._dynamo.config)["optimize_ddp"] = False
-            self._function = torch.compile(self._eager, fullgraph=True, backend=BACKEND)
+            torch._dynamo.config.optimize_ddp = False
+            # Random numbers are those of the eager network: DINOv3 jitters its positions in training.
+            options: dict[str, str | int | bool | Callable[..., object]] = {"fallback_random": True}
+            own = options if BACKEND == "inductor" else None
+            self._function = torch.compile(self._eager, fullgraph=True, backend=BACKEND, options=own)
         if not torch.is_grad_enabled() and len(pixel_values) > 1:
             for tensor in (pixel_values, pixel_mask):  # the last batch of an evaluation is smaller
                 if tensor is not None:
