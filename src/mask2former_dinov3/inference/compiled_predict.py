@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ class CompiledPredict:
         return self._eager(pixel_values, pixel_mask, *options)
 
     def _eager(self, *arguments: object) -> PredictedPair:
-        return cast("PredictedPair", type(self.network).predict(self.network, *arguments))  # type: ignore[arg-type]
+        return type(self.network).predict(self.network, *arguments)  # type: ignore[arg-type]
 
     def _counted(self, pixel_values: Tensor, pixel_mask: Tensor | None, *options: object) -> PredictedPair:
         """Call the compiled function; a line of the log says how long it compiled."""
@@ -79,8 +78,9 @@ class CompiledPredict:
             # Gradients are exchanged after the backward pass, so that the graph stays one, also with recomputed blocks.
             torch._dynamo.config.optimize_ddp = False
             # Random numbers are those of the eager network: DINOv3 jitters its positions in training.
-            options: dict[str, str | int | bool | Callable[..., object]] = {"fallback_random": True}
-            own = options if BACKEND == "inductor" else None
+            own: dict[str, str | int | bool | Callable[..., object]] | None = None
+            if BACKEND == "inductor":
+                own = {"fallback_random": True}
             self._function = torch.compile(self._eager, fullgraph=True, backend=BACKEND, options=own)
         if not torch.is_grad_enabled() and len(pixel_values) > 1:
             for tensor in (pixel_values, pixel_mask):  # the last batch of an evaluation is smaller
@@ -99,7 +99,7 @@ class CompiledPredict:
 def compile_network(network: Mask2FormerDinov3ForInstanceSegmentation) -> CompiledPredict:
     """Compile a network from its next call on; returns what replaces its `predict`."""
     compiled = CompiledPredict(network)
-    vars(network)["predict"] = compiled
+    network.__dict__["predict"] = compiled
     return compiled
 
 
@@ -130,6 +130,6 @@ def _shape_text(tensor: Tensor) -> str:
 
 
 def _reason_of(error: BaseException) -> str:
-    """The first line of what went wrong inside torch's compiler."""
-    lines = (line.strip() for line in str(error).splitlines())
+    """The first line of what went wrong inside torch's compiler, or in the backend that it called."""
+    lines = (line.strip() for line in str(getattr(error, "inner_exception", error)).splitlines())
     return next((line for line in lines if line), "no reason given").rstrip(".:")

@@ -248,9 +248,10 @@ def load_processor(name: str) -> Mask2FormerDinov3ImageProcessor:
     check_processor_config(f"{name}: {_PROCESSOR_FILE}", read_source_json(name, _PROCESSOR_FILE), with_size=True)
     with explain_failures(name):
         try:
-            return Mask2FormerDinov3ImageProcessor.from_pretrained(name)
+            found: Mask2FormerDinov3ImageProcessor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
         except OptionError as error:  # of the file's values, not of an option
             raise CheckpointError(f"{name}: {_PROCESSOR_FILE}: {error}") from error
+    return found
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:
