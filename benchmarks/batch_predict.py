@@ -17,12 +17,13 @@ from pathlib import Path
 
 from machine import describe_run, write_result
 from mask2former_dinov3.allocator import keep_freed_memory
+from mask2former_dinov3.benchmark.row_table import Row, markdown
 from mask2former_dinov3.cluster.job import batch_predict
 from mask2former_dinov3.data.file_kinds import IMAGE_SUFFIXES
 from mask2former_dinov3.inference.files.predict_files import predict_files
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
-from measure import Row, markdown, name_of, sample_dataset, show
+from measure import name_of, sample_dataset, show
 
 SHARDS = 20
 HEAD = ("work", "images", "seconds", "images_per_second", "of_the_loop")

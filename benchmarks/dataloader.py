@@ -15,12 +15,14 @@ import psutil
 from torch.utils.data import DataLoader
 
 from baseline import processor_of, read_annotations, read_sample
+from mask2former_dinov3.benchmark.row_table import Row
+from mask2former_dinov3.benchmark.timing import Timed, timed
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.dataset import CocoInstanceDataset, collate
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.data.transforms import Augmentation
 from mask2former_dinov3.model.configuration import IMAGENET
-from measure import Row, Timed, alone, alternate, contestants, default_dataset, name_of, options, peaks, show, timed
+from measure import alone, alternate, contestants, default_dataset, name_of, options, peaks, show
 
 SCRIPT = "dataloader.py"
 EPOCHS = 4  # with --workers

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baseline import average_precision, processor_of, read_annotations, results_of
+from mask2former_dinov3.benchmark.row_table import Row
+from mask2former_dinov3.benchmark.timing import Timed
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco, match_masks, mean_of_defined
 from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
@@ -31,8 +33,6 @@ from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from measure import (
     SIDES,
-    Row,
-    Timed,
     alone,
     alternate,
     contestants,

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from machine import describe_machine
-from measure import SIDES, Row, in_own_process
+from mask2former_dinov3.benchmark.row_table import Row
+from measure import SIDES, in_own_process
 from plot import Panel, draw_panels
 
 INSTANCES = (1, 10, 50, 100, 200)

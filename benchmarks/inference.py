@@ -14,22 +14,10 @@ from typing import Any
 import torch
 
 from baseline import build_baseline, build_eomt, random_images
+from mask2former_dinov3.benchmark.row_table import Row
+from mask2former_dinov3.benchmark.timing import Timed, timed
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
-from measure import (
-    NUM_LABELS,
-    SIDES,
-    Row,
-    Timed,
-    against,
-    alone,
-    alternate,
-    autocast,
-    contestants,
-    model_options,
-    peaks,
-    show,
-    timed,
-)
+from measure import NUM_LABELS, SIDES, against, alone, alternate, autocast, contestants, model_options, peaks, show
 
 SCRIPT = "inference.py"
 

@@ -1,38 +1,24 @@
-"""Hardware, versions and commit of a result, without names of hosts, users or folders."""
+"""Files of results, named after the hardware and the day, with what is known of the machine and the commit."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import os
-import platform
 import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-import transformers
+from mask2former_dinov3.benchmark.machine import describe_machine as describe_hardware
 
 ROOT = Path(__file__).parents[1]
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
-    """Flat and ready for JSON; memory in GB (10^9 bytes); with device "cuda" the GPU's name too."""
-    found = {
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": str(transformers.__version__),
-        "commit": commit(),
-    }
-    return found | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+    """As the verb `benchmark` describes it, and the commit."""
+    return {**describe_hardware(device), "commit": commit()}
 
 
 def slug_of(machine: dict[str, Any]) -> str:
@@ -59,15 +45,6 @@ def write_result(
     stem.with_suffix(".md").write_text(f"# {title}\n\n{known}\n\n{text}\n", encoding="utf-8")
     stored = json.dumps({"facts": facts} | content, indent=2, ensure_ascii=False)
     stem.with_suffix(".json").write_text(f"{stored}\n", encoding="utf-8")
-
-
-def cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE)
-        if found:
-            return found[1]
-    return platform.processor() or platform.machine()
 
 
 def commit() -> str:

@@ -1,18 +1,16 @@
-"""Timing in alternation, peak memory in a process of its own, and rows as a table or as JSON lines.
+"""Both sides in processes of their own: median seconds in alternation, peak memory, and rows as a table or JSON lines.
 
-A row is a flat dict whose keys end in their unit: _seconds, _gb (10^9 bytes), _per_second. Ratios are ours / baseline,
-a speedup is how many times as many images we handle in a second.
+The clock, the processes and the tables are those of the verb `benchmark`. Ratios are ours / baseline, a speedup is how
+many times as many images we handle in a second.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,16 +22,15 @@ import psutil
 import torch
 
 from mask2former_dinov3.allocator import keep_freed_memory
+from mask2former_dinov3.benchmark.asked_process import AskedProcess, ProcessFailedError
+from mask2former_dinov3.benchmark.row_table import Row, markdown
+from mask2former_dinov3.benchmark.timing import Timed, memory_peak, take_turns
 
 HERE = Path(__file__).parent
 SIDES = ("baseline", "ours")
 PARTS = ("floor", "head", "eomt", "augmented")  # what inference.py and dataloader.py time beside them
 NUM_LABELS = 80  # COCO's, for random weights
 OUT_OF_MEMORY = ("OutOfMemoryError", "MemoryError", "can't allocate memory")  # torch on a GPU, Python, torch on a CPU
-
-Row = dict[str, Any]
-Timed = Callable[[], float]
-"""Does its work once and returns the seconds it took."""
 
 
 def options(description: str, repeat: int = 3) -> argparse.ArgumentParser:
@@ -67,32 +64,14 @@ def autocast(args: argparse.Namespace) -> torch.autocast:
     return torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bf16")
 
 
-def timed(work: Callable[[], object], device: str) -> Timed:
-    """A function that runs `work` and returns its seconds; on a GPU it waits for the device."""
-
-    def run() -> float:
-        _synchronize(device)
-        start = time.perf_counter()
-        work()
-        _synchronize(device)
-        return time.perf_counter() - start
-
-    return run
-
-
 def alternate(works: Mapping[str, Timed], repeat: int, warm_up_together: bool = False) -> dict[str, float]:
-    """Median seconds of each: one warm-up each, then `repeat` rounds in which every one has its turn.
+    """Median seconds of each: one warm-up each, then `repeat` rounds of turns.
 
-    A machine that slows down for a while (heat, neighbours) then slows all of them, and the ratios stand. Compiling
-    takes minutes, so that is better done by all at the same time.
+    Compiling takes minutes, so that is better done by all at the same time.
     """
     with ThreadPoolExecutor(len(works) if warm_up_together else 1) as threads:
         list(threads.map(lambda work: work(), works.values()))
-    taken: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeat):
-        for name, work in works.items():
-            taken[name].append(work())
-    return {name: median(seconds) for name, seconds in taken.items() if seconds}
+    return {name: median(seconds) for name, seconds in take_turns(works, repeat).items() if seconds}
 
 
 def alone(load: Callable[[], Timed], args: argparse.Namespace) -> Row:
@@ -116,27 +95,22 @@ def alone(load: Callable[[], Timed], args: argparse.Namespace) -> Row:
     sys.exit()  # end of stdin: the process that asked for turns has ended
 
 
-class Contestant:
+class Contestant(AskedProcess):
     """One side loaded in a process of its own, where it waits for its turns, so that no side reuses another's memory.
 
     Called, it does its work once and returns the seconds it took; `last` is then the whole row.
     """
 
     def __init__(self, script: str, argv: Sequence[str], name: str) -> None:
+        super().__init__([str(HERE / script), *argv, "--only", name, "--serve"])
         self.name = f"{script}: {name}"
-        command = [sys.executable, str(HERE / script), *argv, "--only", name, "--serve"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.last: Row = {}
 
     def __call__(self) -> float:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{self.name} ended with {self.process.wait()}")
-        self.last = json.loads(answer)
+        try:
+            self.last = self.ask()
+        except ProcessFailedError as error:
+            raise RuntimeError(f"{self.name}: {error}") from error
         return float(self.last["seconds"])
 
 
@@ -150,8 +124,7 @@ def contestants(script: str, argv: Sequence[str], names: Sequence[str]) -> Itera
         yield found
     finally:
         for one in found.values():
-            one.process.kill()
-            one.process.communicate()
+            one.close()
 
 
 def against(seconds: Mapping[str, float], images: int) -> Row:
@@ -206,14 +179,6 @@ def show(rows: Sequence[Row], as_json: bool) -> None:
         print(markdown([names, *([_text(row.get(name)) for name in names] for row in rows)]))
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns; the first line is its head."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    rows = [f"| {' | '.join(line)} |" for line in padded]
-    return "\n".join([rows[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *rows[1:]])
-
-
 def default_dataset() -> Path:
     """The validation images of nuclei if they lie beside the repository, otherwise those of the bundled sample."""
     nuclei = HERE.parents[1] / "shared" / "data" / "nuclei" / "valid"
@@ -234,11 +199,6 @@ def _text(value: Any) -> str:
     return "—" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
 def _give_back(device: str) -> None:
     """Release cached memory: all sides share one GPU."""
     if device == "cuda":
@@ -248,15 +208,3 @@ def _give_back(device: str) -> None:
 def _memory_now(device: str) -> int:
     """Current memory of this process in bytes: resident in main memory, or allocated on the GPU."""
     return int(torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss)
-
-
-def memory_peak(device: str) -> int:
-    """Peak memory of this process in bytes."""
-    if device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not ru_maxrss: on Linux a new process starts with the size of the one that launched it.
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

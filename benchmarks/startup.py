@@ -8,8 +8,10 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from mask2former_dinov3.benchmark.row_table import Row
+from mask2former_dinov3.benchmark.timing import timed
 from mask2former_dinov3.cli.verbs import build_parser
-from measure import Row, alternate, options, show, timed
+from measure import alternate, options, show
 
 
 def parser() -> argparse.ArgumentParser:

@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 
 from machine import describe_machine
 from mask2former_dinov3.allocator import keep_freed_memory
+from mask2former_dinov3.benchmark.row_table import Row
+from mask2former_dinov3.benchmark.timing import memory_peak
 from mask2former_dinov3.data.images import read_image
 from mask2former_dinov3.data.rle import run_lengths
 from mask2former_dinov3.data.segmentation import parse_segmentation, polygons_to_runs
@@ -39,7 +41,7 @@ from mask2former_dinov3.inference.tiles.merging import merge_rows, pieces_of
 from mask2former_dinov3.inference.tiles.part_reader import ImageReader
 from mask2former_dinov3.inference.tiles.runs import encode_runs, join_runs
 from mask2former_dinov3.instances import Instances, encode_masks
-from measure import Row, default_dataset, memory_peak, name_of, show
+from measure import default_dataset, name_of, show
 
 MODEL = Path(__file__).parents[1] / "src" / "mask2former_dinov3" / "sample" / "model"
 MARGIN = 32  # pixels around a cell that belong to its image

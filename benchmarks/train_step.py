@@ -19,23 +19,11 @@ from torch import Tensor
 
 from baseline import build_baseline, random_images
 from growth import measure_growth, write_growth
+from mask2former_dinov3.benchmark.row_table import Row
+from mask2former_dinov3.benchmark.timing import Timed, timed
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.training.finetuning import add_adapters
-from measure import (
-    NUM_LABELS,
-    SIDES,
-    Row,
-    Timed,
-    against,
-    alone,
-    alternate,
-    autocast,
-    contestants,
-    model_options,
-    peaks,
-    show,
-    timed,
-)
+from measure import NUM_LABELS, SIDES, against, alone, alternate, autocast, contestants, model_options, peaks, show
 
 SCRIPT = "train_step.py"
 

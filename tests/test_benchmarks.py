@@ -17,10 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mask2former_dinov3.benchmark import asked_process
 from mask2former_dinov3.data.check import check_data
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inference.predictor import cpu_has_bf16, load_network
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from support.coco import rle_of
 from support.paths import BENCHMARKS
@@ -47,7 +49,8 @@ def use_forks(script: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         return run_python(command[1:], outputs, timeout=timeout or 280)
 
     forked = SimpleNamespace(Popen=PipedPython, run=run, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
-    monkeypatch.setattr(script("measure"), "subprocess", forked)
+    for module in (script("measure"), asked_process):
+        monkeypatch.setattr(module, "subprocess", forked)
 
 
 def parameters_of(*modules: torch.nn.Module) -> int:
@@ -250,12 +253,11 @@ def test_shapes__one_command_draws_imbalanced_classes(tmp_path: Path, script: An
     assert counts[0] > 15 * counts[3]
 
 
-def test_runtimes__a_preset_is_a_network_of_random_weights(script: Any) -> None:
-    runtimes = script("runtimes")
-    model, processor = runtimes.load(runtimes.parser().parse_args(["--preset", "tiny"]))
-    assert model.config.backbone_config.hidden_size == 192
-    assert model.config.num_labels == script("measure").NUM_LABELS
-    assert not model.training
+def test_runtimes__a_preset_is_a_network_of_random_weights(script: Any, tmp_path: Path) -> None:
+    script("runtimes").save_preset("tiny", tmp_path)
+    network, processor = load_network(tmp_path, "cpu")
+    assert network.config.backbone_config.hidden_size == 192
+    assert network.config.num_labels == script("measure").NUM_LABELS
     assert processor.size == Mask2FormerDinov3ImageProcessor().size
 
 
@@ -271,21 +273,30 @@ def test_runtimes__measures_every_runtime_and_precision(tmp_path: Path, toy_data
     Mask2FormerDinov3ImageProcessor({"height": 64, "width": 64}).save_pretrained(model)
     outputs.mkdir()
     words = ["--model", str(model), "--images", str(valid), "--annotations", str(valid / "_annotations.coco.json")]
-    words += ["--sizes", "64", "--repeat", "1", "--no-compiled", "--output", str(tmp_path)]
+    words += ["--calibration", str(valid), "--sizes", "64", "--repeat", "1", "--output", str(tmp_path)]
+    words += ["--runtimes", "onnxruntime", "openvino"]
     done = run_python([str(BENCHMARKS / "runtimes.py"), *words], outputs)
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.glob("*_runtimes.json")
     content = json.loads(file.read_text())
-    assert {(row["runtime"], row["precision"]) for row in content["rows"]} == {
-        *(("torch eager", precision) for precision in ("fp32", "bf16")),
-        *(("onnxruntime", precision) for precision in ("fp32", "int8")),
-        *(("OpenVINO", precision) for precision in ("fp32", "bf16", "int8")),
+    rows = {(row["runtime"], row["precision"]): row for row in content["rows"]}
+    assert set(rows) == {
+        ("torch", "fp32"),
+        *(("onnxruntime", precision) for precision in ("fp32", "fp16", "int8")),
+        *(("openvino", precision) for precision in ("fp32", "bf16", "int8")),
     }
-    for row in content["rows"]:
-        assert row["latency_64_seconds"] > 0
-        assert row["file_mb"] > 1
+    if not cpu_has_bf16():
+        assert rows.pop(("openvino", "bf16"))["note"] == "this CPU has no instructions for bf16"
+    for (runtime, precision), row in rows.items():
+        assert row["latency_p50_seconds"] > 0
+        assert row["peak_gb"] > 0.1
         assert 0 <= row["AP"] <= 1
-    assert "| OpenVINO " in file.with_suffix(".md").read_text()
+        if runtime != "torch":
+            assert row["file_mb"] > 1
+            assert row["speedup"] > 0
+        if runtime != "torch" and precision == "fp32":
+            assert abs(row["AP"] - rows["torch", "fp32"]["AP"]) < 1e-3
+    assert "| openvino " in file.with_suffix(".md").read_text()
     assert str(tmp_path) not in file.read_text()
 
 

@@ -42,7 +42,7 @@ learning_rate logging_steps lora_alpha lora_rank lora_targets lr_scheduler_type 
 mask_stride matching max_bad_images max_detections max_grad_norm max_hours max_train_steps metric_for_best_model
 mixed_precision neck noise num_queries num_train_epochs num_warmup_steps output_dir page per_device_eval_batch_size
 per_device_train_batch_size process_group_timeout push_to_hub query_init recipe repeat_factor report_to
-resume_from_checkpoint rotation save_total_limit scale_max scale_min seed test_annotations test_images
+resume_from_checkpoint rotation save_total_limit scale_max scale_min seed test_annotations test_images torch_compile
 train_annotations train_images valid_annotations valid_images valid_split value_range weight_decay with_code
 with_tracking
 """
@@ -111,12 +111,24 @@ ROOMS: dict[str, frozenset[str]] = {
     "evaluation": MODEL_USE | {"inference"},
     "reports": GROUND | {"data", "evaluation", "instances", "visualize"},
     "export": MODEL_USE | {"evaluation", "inference"},
+    "benchmark": MODEL_USE | {"evaluation", "export", "inference"},
     "serving": MODEL_USE | {"inference"},
     "cluster": MODEL_USE | {"inference"},
     "training": MODEL_USE | {"config", "evaluation", "inference", "reports"},
     "tuning": GROUND | {"cluster", "config", "data", "training"},
     "cli": MODEL_USE
-    | {"cluster", "config", "evaluation", "export", "inference", "reports", "serving", "training", "tuning"},
+    | {
+        "benchmark",
+        "cluster",
+        "config",
+        "evaluation",
+        "export",
+        "inference",
+        "reports",
+        "serving",
+        "training",
+        "tuning",
+    },
 }
 
 

@@ -34,6 +34,7 @@ VERBS = (
     "convert",
     "export",
     "check-export",
+    "benchmark",
     "serve",
     "batch-predict",
     "push",
@@ -93,6 +94,9 @@ def test_main__help_of_every_verb_loads_nothing_heavy() -> None:
         "export --model m --output m.onnx --size 64",
         "export --model m --output m.onnx --size 64 64 --dynamic",
         "export --model m --output m.onnx --precision bf16",
+        "benchmark",
+        "benchmark --model m --size 64",
+        "benchmark --model m --runtime tensorrt",
     ],
 )
 def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,6 +130,9 @@ def test_main__wrong_usage_exits_with_2(words: str, capsys: pytest.CaptureFixtur
             "--calibration-images: expected a folder of images",
         ),
         ("predict --model none.onnx --output o none.png", "none.png"),
+        ("benchmark --model no_such_folder", "no_such_folder: expected a model folder"),
+        ("benchmark --model m --size 64 65", "--size: expected a multiple of 16, got 65"),
+        ("benchmark --model m --annotations a.json", "--images: expected the folder with the images"),
         ("push --model no_such_folder --repo user/name", "no_such_folder: expected a model folder"),
         ("convert '' --output o", "SOURCE: expected a value, got none"),
         ("push --model m --repo=", "--repo: expected a value, got none"),

@@ -12,6 +12,7 @@ Read in this order:
     train_options      where `train` reads its options from
     train_end          what `train` prints at its end
     tuning_options     the verb `tune`
+    benchmark_options  the verb `benchmark`
     parser             both spellings of an option; wrong usage in the wording of this package
     doctor             what `check-data` writes: a page, a recipe, corrected files
     data_options       the format, the classes and the split that options name

@@ -67,6 +67,13 @@ def add_device(parser: VerbParser) -> None:
     parser.memory_advice += ("lower --batch-size",)
 
 
+def add_compile(parser: VerbParser) -> None:
+    """Add whether the network is compiled; `train` has the same flag."""
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the network first: takes a minute or more, then it is faster"
+    )
+
+
 def add_tiles(parser: VerbParser) -> None:
     parser.add_argument(
         "--tile",
@@ -158,6 +165,7 @@ def add_evaluate(parser: VerbParser) -> None:
     add_read_rules(parser)
     add_aims(parser)
     add_tta(parser)
+    add_compile(parser)
     add_model_options(parser, required=False, limit="100 for the metrics, as in COCO")
 
 
@@ -181,6 +189,7 @@ def add_predict(parser: VerbParser) -> None:
         "--colours", metavar="RULE", default="auto", help="of overlays: class, instance or auto (default: %(default)s)"
     )
     add_tiles(parser)
+    add_compile(parser)
     add_model_options(parser, required=True)
 
 

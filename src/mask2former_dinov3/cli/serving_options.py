@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .arguments import DEVICE
+from .arguments import DEVICE, add_compile
 from .data_options import add_read_options
 from .parser import VerbParser, not_negative, positive, real_number
 
@@ -18,6 +18,7 @@ def add_serve(parser: VerbParser) -> None:
         "--port", type=not_negative, metavar="N", default=8000, help="0 for any free port (default: %(default)s)"
     )
     parser.add_argument("--device", help=DEVICE)
+    add_compile(parser)
     add_read_options(parser)
     for name, kind, default, text in (
         ("batch-size", positive, 8, "maximum number of images per forward pass"),

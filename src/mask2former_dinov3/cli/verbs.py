@@ -30,6 +30,7 @@ from .arguments import (
     add_push,
     add_train,
 )
+from .benchmark_options import add_benchmark, run_benchmark
 from .comparing import add_compare, add_rank_images, run_compare, run_rank_images
 from .data_options import find_truth, read_changes, read_classes
 from .exporting import add_check_export, add_export, run_check_export, run_export
@@ -138,6 +139,7 @@ def build_parser() -> VerbParser:
     add_check_export(
         verb("check-export", run_check_export, "Compare an exported file with its model, in a runtime of this machine.")
     )
+    add_benchmark(verb("benchmark", run_benchmark, "Measure speed, memory and AP of a model here, in each runtime."))
     add_push(verb("push", run_push, "Upload a model folder to the Hugging Face hub."))
     add_serve(verb("serve", run_serve, "Serve a model as a web page and an HTTP API."))
     demo = verb("demo", run_demo, "Check, train, evaluate and predict on the bundled sample, in minutes.")
@@ -217,6 +219,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         tta=arguments.tta,
         device=arguments.device,
         reading=read_changes(arguments),
+        compile_model=arguments.compile,
         predictions=arguments.predictions,
         aim=read_aim(arguments),
         progress=True,
@@ -261,6 +264,7 @@ def run_predict(arguments: argparse.Namespace) -> int:
         colours=arguments.colours,
         device=arguments.device,
         reading=read_changes(arguments),
+        compile_model=arguments.compile,
         progress=True,
     )
     say(summary.text())
@@ -331,6 +335,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
         port=arguments.port,
         device=arguments.device,
         reading=read_changes(arguments),
+        compile_model=arguments.compile,
         limits=limits,
         allowed_hosts=arguments.allowed_host or (),
         metrics=not arguments.no_metrics,

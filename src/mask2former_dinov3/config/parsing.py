@@ -18,6 +18,7 @@ from .legacy_options import translate_old_options
 from .presets import AUTO_BATCH, DEFAULT_BATCH, LARGEST_QUERIES
 
 COMMAND_LINE = "on the command line"
+SHORT_FLAGS = {"--compile": "torch_compile"}  # the flag that other verbs have
 
 
 class OptionFault(NamedTuple):
@@ -140,7 +141,7 @@ def read_flags(words: Sequence[str], nullable: Collection[str]) -> tuple[dict[st
             stray.append(word)
             continue
         flag, equals, value = word.partition("=")
-        key = flag[2:].replace("-", "_")
+        key = SHORT_FLAGS.get(flag, flag[2:].replace("-", "_"))
         if not equals and rest and not rest[0].startswith("--"):
             value, equals = rest.pop(0), "="
         is_null = key in nullable and value.lower() in ("none", "null")

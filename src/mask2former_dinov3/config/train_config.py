@@ -290,6 +290,7 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="Compute each block again in the backward pass: less memory, slower."
     )
+    torch_compile: bool = Field(False, description="Compile the network first (also `--compile`): faster steps.")
     # --- evaluation, checkpoints, logs
     per_device_eval_batch_size: PositiveInt = Field(
         2, description="Images per forward pass in evaluation, in each process."

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -155,14 +156,15 @@ def evaluate_model(
     rules: ReadRules | None = None,
     aim: Aim = BEST_F1,
     reading: ReadChanges = AS_SAVED,
+    compile_model: bool = False,
     progress: bool = False,
 ) -> Metrics:
     """Score a model (as `load_model` takes it) on a COCO file with its images, or the results file `predictions`.
 
     annotations: the file, or a split of any format, whose own images are then used. images: the only folder in which
     those of a file are looked for; all are checked before the first prediction. reading: how images are read, where
-    that is not as saved with the model. rules: what crowd flags and incomplete
-    images mean, for a file. Where a model was trained with `classes`, a file that has the original names is read with
+    that is not as saved with the model. rules: what crowd flags and incomplete images mean, for a file. compile_model:
+    see `compiled_predict`. Where a model was trained with `classes`, a file that has the original names is read with
     the same map. aim: what the score threshold is chosen for. max_detections: of COCO's metrics; the model predicts at
     least as many as it has queries, and all of them count for the operating point. tta: see `InferenceSettings`.
     Writes metrics.json, predictions.json, images.json, which names the images and classes of its ids, and
@@ -184,27 +186,27 @@ def evaluate_model(
         if predictions is not None:
             metrics = _score_file(split, predictions, output, max_detections, aim)
         else:
-            metrics = _score_model(str(model), split, output, limits, aim, device, reading, progress)
+            load = partial(load_model, str(model), device, reading, compile_model=compile_model)
+            metrics = _score_model(str(model), load, split, output, limits, aim, progress)
         write_text(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     return metrics
 
 
 def _score_model(
     model: str,
+    load: Callable[[], tuple[Network, Mask2FormerDinov3ImageProcessor]],
     split: Split,
     output: Path,
     limits: InferenceSettings,
     aim: Aim,
-    device: str | None,
-    reading: ReadChanges,
     progress: bool,
 ) -> Metrics:
     """Predict and score a split; writes predictions.json, images.json and evaluation.json.
 
-    limits: max_detections of COCO's metrics, batch_size and tta.
+    load: loads `model`. limits: max_detections of COCO's metrics, batch_size and tta.
     """
     check_paths(split)  # before the model, which takes time to load and says how the images are read
-    network, processor = load_model(model, device, reading)
+    network, processor = load()
     check_extra_images(processor)
     mapped, data = read_for_model(split, network, processor)
     check_writable(output)

@@ -14,6 +14,7 @@ Read in this order:
     load_images        any kind of image to an RGB array
     call_options       keywords that programs for other image processors give
     image_processing   the image processor: fits an image into the model's canvas
+    compiled_predict   compiles a network with torch.compile
     network            the interface of what predicts
     onnx_model         runs an exported .onnx file behind that interface
     onnx_session       onnxruntime and OpenVINO: the one that was asked for, or an error

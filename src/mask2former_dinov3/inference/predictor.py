@@ -26,6 +26,7 @@ from ..weights.loading import (
     load_pretrained,
     read_source_json,
 )
+from .compiled_predict import compile_network
 from .image_inputs import TIMEOUT, HeldImage, check_timeout, each_image, is_one_image, to_image
 from .image_passes import ImagePasses
 from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
@@ -38,6 +39,7 @@ from .tiles.part_reader import ImageReader
 
 logger = logging.getLogger(__name__)
 
+_PROCESSOR_FILE = "preprocessor_config.json"
 DEVICES = "cpu, cuda or cuda:N (N: index of a GPU)"
 
 
@@ -58,16 +60,19 @@ class Predictor(ImagePasses):
         channels: tuple[int, ...] | str | None = None,
         extra_images: str | None = None,
         image_scale: ImageScale | None = None,
+        compile_model: bool = False,
     ) -> Predictor:
         """A folder saved by training, a hub id, or an exported .onnx file. device: None for a GPU if there is one.
 
         value_range, page, channels, image_scale: read and scale images so (see `ReadOptions`) instead of as saved with
         the model.
         extra_images: where the second file of each image is, for a model that was trained with such files.
+        compile_model: compile the network at the first image, which takes a minute or more; the others are then faster.
         Raises CheckpointError when there is no such model or it is of another kind, OptionError for a device that
         cannot be used, and for values that `ReadOptions` refuses.
         """
-        return cls(*load_model(model, device, ReadChanges(value_range, page, channels, extra_images, image_scale)))
+        reading = ReadChanges(value_range, page, channels, extra_images, image_scale)
+        return cls(*load_model(model, device, reading, compile_model=compile_model))
 
     @overload
     def __call__(  # type: ignore[overload-overlap]  # a str is one image, although it is a sequence of str
@@ -154,15 +159,24 @@ class Predictor(ImagePasses):
 
 
 def load_model(
-    model: str | Path, device: str | torch.device | None = None, reading: ReadChanges = AS_SAVED
+    model: str | Path,
+    device: str | torch.device | None = None,
+    reading: ReadChanges = AS_SAVED,
+    *,
+    compile_model: bool = False,
 ) -> tuple[Network, Mask2FormerDinov3ImageProcessor]:
     """A model with its image processor: an .onnx file (`load_onnx`), a model folder or a hub id (`load_network`).
 
-    reading: what replaces the saved way to read image files; a difference is logged in one line.
+    reading: what replaces the saved way to read image files; a difference is logged in one line. compile_model: see
+    `compiled_predict`. Raises OptionError for an .onnx file that is to be compiled.
     """
     path = Path(model)
     is_onnx = path.suffix == ".onnx" and not path.is_dir()
+    if is_onnx and compile_model:
+        raise OptionError("compile", "a model folder, which torch runs", f"the .onnx file {path}")
     network, processor = load_onnx(path, device) if is_onnx else load_network(model, device)
+    if isinstance(network, Mask2FormerDinov3ForInstanceSegmentation) and compile_model:
+        compile_network(network)
     saved = processor.read_options
     if difference := reading.describe(saved):
         logger.info("%s", difference)
@@ -209,30 +223,35 @@ def load_network(
     for a device that cannot be used.
     """
     name = str(model)
-    folder = Path(model)
     target = usable_device(device)
+    processor = load_processor(name)
+    disable_progress_bar()  # of transformers: a local file is read at once
+    # Weights stored in half precision are used in float32; `autocast` is the way to compute faster.
+    config = load_network_config(name)
+    network = load_pretrained(Mask2FormerDinov3ForInstanceSegmentation, name, config, whole=True)
+    for field in ("value_range", "image_scale"):
+        stored, own = getattr(processor, field), getattr(config, field)
+        if own != stored:
+            expected = f"{field} {stored!r} as in {_PROCESSOR_FILE}"
+            raise CheckpointError(f"{name}: config.json: {mismatch(expected, repr(own))}")
+    return network.to(target).eval(), processor
+
+
+def load_processor(name: str) -> Mask2FormerDinov3ImageProcessor:
+    """The image processor of a model folder or hub id. Raises CheckpointError or HubError that says what is missing."""
+    folder = Path(name)
     if folder.is_dir():
         check_model_folder(folder)
     elif folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         expected = "a model folder that training saved, or a hub id such as user/model"
         raise CheckpointError(f"{name}: {mismatch(expected, 'a file' if folder.exists() else 'a path to nothing')}")
-    disable_progress_bar()  # of transformers: a local file is read at once
-    # Weights stored in half precision are used in float32; `autocast` is the way to compute faster.
-    config = load_network_config(name)
-    network = load_pretrained(Mask2FormerDinov3ForInstanceSegmentation, name, config, whole=True)
-    file = "preprocessor_config.json"
-    check_processor_config(f"{name}: {file}", read_source_json(name, file), with_size=True)
+    check_processor_config(f"{name}: {_PROCESSOR_FILE}", read_source_json(name, _PROCESSOR_FILE), with_size=True)
     with explain_failures(name):
         try:
-            processor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
+            found: Mask2FormerDinov3ImageProcessor = Mask2FormerDinov3ImageProcessor.from_pretrained(name)
         except OptionError as error:  # of the file's values, not of an option
-            raise CheckpointError(f"{name}: {file}: {error}") from error
-    for field in ("value_range", "image_scale"):
-        stored, own = getattr(processor, field), getattr(config, field)
-        if own != stored:
-            expected = f"{field} {stored!r} as in {file}"
-            raise CheckpointError(f"{name}: config.json: {mismatch(expected, repr(own))}")
-    return network.to(target).eval(), processor
+            raise CheckpointError(f"{name}: {_PROCESSOR_FILE}: {error}") from error
+    return found
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:
@@ -247,3 +266,8 @@ def usable_device(device: str | torch.device | None) -> torch.device:
         have = ", ".join(["cpu", *(f"cuda:{number}" for number in range(count))])
         raise OptionError("device", DEVICES, device, f"usable here: {have}") from error
     return found
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for bf16; otherwise torch computes in bf16 on one thread, very slowly."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..errors import ConfigError, OptionError, mismatch
 from ..extras import require
 from ..inference.onnx_model import OnnxModel
@@ -38,6 +40,7 @@ def serve(
     port: int = 8000,
     device: str | None = None,
     reading: ReadChanges = AS_SAVED,
+    compile_model: bool = False,
     limits: Limits,
     allowed_hosts: Sequence[str] = (),
     metrics: bool = True,
@@ -46,9 +49,9 @@ def serve(
     """Serve until SIGTERM or SIGINT, then finish the requests that are in the server. A second signal exits at once.
 
     port: 0 for any free one; the log says which. reading: how images are read, where that is not as saved with the
-    model. allowed_hosts: further names in `Host`, see `Doors`. metrics, docs:
-    whether to serve /metrics and /docs. Raises MissingExtraError without the extra `serve`, ConfigError for
-    an address that cannot be used, CheckpointError for a model that cannot be loaded.
+    model. compile_model: see `compiled_predict`; done before the port is opened. allowed_hosts: further names in
+    `Host`, see `Doors`. metrics, docs: whether to serve /metrics and /docs. Raises MissingExtraError without the extra
+    `serve`, ConfigError for an address that cannot be used, CheckpointError for a model that cannot be loaded.
     """
     require("serve", "serve", *PACKAGES)
     if not 0 <= port < 65536:
@@ -58,8 +61,10 @@ def serve(
     doors = Doors.at(host, allowed_hosts, metrics=metrics, docs=docs)
     name = display_name(model)
     logger.info("loading model %s", name)
-    predictor = Predictor(*load_model(model, device, reading))
+    predictor = Predictor(*load_model(model, device, reading, compile_model=compile_model))
     refuse_extra_images(predictor.processor, "serve")
+    if compile_model:
+        predict_blank(predictor, sorted({1, min(2, limits.batch_size)}))  # no request waits for the compiler
     listening = _listen(host, port)
     from .app import build_app
     from .middleware import ServerMetrics
@@ -110,6 +115,15 @@ def _run(app: FastAPI, queue: ModelQueue, listening: socket.socket) -> None:
         logging.shutdown()
         os._exit(0)
     logger.info("stopped")
+
+
+def predict_blank(predictor: Predictor, batch_sizes: Sequence[int]) -> None:
+    """Predict on blank images of the canvas, in one batch of each size."""
+    processor = predictor.processor
+    sides = (processor.size["height"], processor.size["width"], processor.num_channels)
+    prepared = processor.on_canvas(np.zeros(sides, np.uint8), sides[:2])
+    for number in batch_sizes:
+        predictor.predict_prepared([prepared] * number, DEFAULTS)
 
 
 def licence_line(predictor: Predictor, model: str | Path) -> str:

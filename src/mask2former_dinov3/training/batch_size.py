@@ -21,6 +21,7 @@ from ..config.train_config import TrainConfig
 from ..data.crops import crop_counts
 from ..data.dataset import Sample, collate
 from ..data.faults import count_of
+from ..inference.compiled_predict import without_compiling
 from ..model import loss_normalizers
 from .batches import training_dataset
 from .checkpoint import read_state
@@ -86,7 +87,7 @@ def fit_batch(run: Run) -> Run:
         return True
 
     best = 1
-    with _unchanged(run):
+    with _unchanged(run), without_compiling(run.model):
         # The first step allocates the optimiser's averages, which all other steps have beside them.
         run_on_all(run.accelerator, lambda: _try_step(run, samples[:1]))
         for size in sizes:

@@ -7,7 +7,6 @@ import os
 import warnings
 from datetime import timedelta
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, str_to_bool
@@ -15,6 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs, str_to_bool
 from ..config.train_config import TrainConfig
 from ..errors import ConfigError, OptionError, mark_shared, mismatch
 from ..extras import require
+from ..inference.predictor import cpu_has_bf16
 
 logger = logging.getLogger(__name__)
 SHARDING = {  # variables by which `accelerate launch` passes the settings of other ways to train on several GPUs
@@ -78,8 +78,3 @@ def find_unavailable(config: TrainConfig, accelerator: Accelerator) -> ConfigErr
         advice = f"install {config.report_to}, or use tensorboard, which is always installed"
         return OptionError("report_to", "a tracker that is installed here", config.report_to, advice)
     return None
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the CPU has instructions for bf16; otherwise torch computes in bf16 on one thread, very slowly."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

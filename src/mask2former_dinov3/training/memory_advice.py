@@ -15,9 +15,10 @@ from torch import Tensor
 from ..allocator import give_back_freed_memory
 from ..canvas import padded_size
 from ..errors import UserError, is_shared, mark_shared, memory_reason
+from ..inference.compiled_predict import without_compiling
+from ..inference.predictor import cpu_has_bf16
 from .checkpoint import list_checkpoints
 from .device_memory import is_full_memory
-from .launch import cpu_has_bf16
 from .resume import FIXED
 from .run import Run
 
@@ -170,6 +171,7 @@ def _count_stored(run: Run, size: list[int], instances: int, *, bf16: bool = Fal
     try:
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            without_compiling(model),
             torch.autocast(device.type, torch.bfloat16, enabled=True) if bf16 else run.accelerator.autocast(),
         ):
             model(

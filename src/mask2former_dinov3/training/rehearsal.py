@@ -15,6 +15,7 @@ from ..atomic_files import remove_folder
 from ..data.records import ImageTable
 from ..errors import CheckpointError, OptionError, mismatch
 from ..evaluation.coco_ap import evaluate_coco
+from ..inference.compiled_predict import without_compiling
 from ..model_folder.folder import save_model_folder
 from .batch_size import fit_batch
 from .batches import check_shared_memory
@@ -40,7 +41,8 @@ def rehearse(run: Run, stop: StopRequest) -> Run:
     for split in ("valid", "test"):
         if split in run.data:
             began, images = time.monotonic(), _two_of(run.data[split].images)
-            run.evaluate(split, stop, images)
+            with without_compiling(run.scored_model):  # the time of an evaluation is that of the later ones
+                run.evaluate(split, stop, images)
             part = min(len(images), run.accelerator.num_processes)  # what one process predicts has taken this long
             seconds[split] = (time.monotonic() - began) * len(run.data[split].images) / (len(images) * part)
     run.budget.test_seconds = seconds.get("test", 0.0)

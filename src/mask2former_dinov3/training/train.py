@@ -25,6 +25,7 @@ from ..data.records import with_class_order
 from ..data.sampler import EpochPlan, TrainingOrder
 from ..errors import CheckpointError, DatasetError, is_shared, mark_shared
 from ..folder_lock import hold_folder
+from ..inference.compiled_predict import compile_network
 from ..model_folder.hub import prepare_repository, push_finished
 from .apply_recipe import apply_recipe, judge_length
 from .batch_size import images_per_step, keep_stored_batch
@@ -281,6 +282,8 @@ def start_run(
         now = Score(state.step, config.metric_for_best_model, None, *scored_on)
         known = (state.best_metric, state.best_step)
         state.best_metric, state.best_step = best_so_far(Path(config.output_dir), now, known)
+    if config.torch_compile:
+        compile_network(model)
     averaged = AveragedWeights(model, config.ema_decay, accelerator.device) if config.ema_decay else None
     wrapped, prepared = accelerator.prepare(model, optimizer)
     if saved is not None and checkpoint is not None:

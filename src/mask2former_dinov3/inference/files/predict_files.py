@@ -97,6 +97,7 @@ def predict_files(
     colours: str = "auto",
     device: str | None = None,
     reading: ReadChanges = AS_SAVED,
+    compile_model: bool = False,
     progress: bool = False,
 ) -> PredictionSummary:
     """Predict on files, folders (searched recursively) and glob patterns; write what `save` names into `output`.
@@ -107,7 +108,8 @@ def predict_files(
     name in the output where that is another. segmentation: of coco, "rle" or "polygons", in which lines join holes to
     the outline, for programs that read no RLE. geojson, yolo: see `polygons`. colours: of the overlays, see
     `draw_instances`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`). reading: how image
-    files are read, where that is not as saved with the model (which is then no `Predictor`). progress: show bars.
+    files are read, where that is not as saved with the model (which is then no `Predictor`, as for compile_model).
+    progress: show bars.
 
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
     predicted. A stopped run leaves its finished images in a hidden file, and the same call continues from there.
@@ -122,7 +124,9 @@ def predict_files(
     if not files:
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
         raise OptionError("inputs", "at least one image", f"none:{reasons}")
-    predictor = model if isinstance(model, Predictor) else Predictor(*load_model(model, device, reading))
+    if not isinstance(model, Predictor):
+        model = Predictor(*load_model(model, device, reading, compile_model=compile_model))
+    predictor = model
     check_extra_images(predictor.processor)
     summary.threshold = describe_threshold(settings, predictor.model.config)
     settings = predictor.fill(settings)
