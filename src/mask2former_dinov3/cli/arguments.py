@@ -337,7 +337,15 @@ def add_export(parser: VerbParser) -> None:
     parser.add_argument(
         "--model", metavar="M", required=True, help="folder saved by training (such as best/), or hub id"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE.onnx", required=True, help="ONNX file to write")
+    targets = parser.add_mutually_exclusive_group(required=True)
+    targets.add_argument("--output", type=Path, metavar="FILE.onnx", help="ONNX file to write")
+    targets.add_argument(
+        "--web",
+        type=Path,
+        metavar="DIR",
+        help="write a folder with the ONNX file and a web page that predicts in the browser (fetches onnxruntime-web with "
+        "npm, once)",
+    )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
         "--size",

@@ -11,9 +11,11 @@ import argparse
 import io
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -310,9 +312,9 @@ def run_export(arguments: argparse.Namespace) -> int:
     """Run `export`."""
     from ..export.onnx_export import export
 
-    done = export(
+    make_file = partial(
+        export,
         arguments.model,
-        arguments.output,
         size=tuple(arguments.size) if arguments.size else None,
         dynamic=arguments.dynamic,
         precision=arguments.precision,
@@ -322,7 +324,13 @@ def run_export(arguments: argparse.Namespace) -> int:
         extra_images=arguments.extra_images,
         say=complain,
     )
-    say(done.text())
+    if arguments.web is None:
+        say(make_file(arguments.output).text())
+        return 0
+    from ..browser.web_folder import export_web
+
+    say(export_web(arguments.model, arguments.web, make_file, complain).text())
+    say(f"{arguments.web}: put it on any web server, or run: python -m http.server -d {shlex.quote(str(arguments.web))}")
     return 0
 
 

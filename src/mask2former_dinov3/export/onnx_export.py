@@ -72,6 +72,7 @@ def export(
     calibration_images: Path | None = None,
     extra_images: str | None = None,
     say: Callable[[str], None] = lambda text: None,
+    accept: Callable[[Mask2FormerDinov3ImageProcessor], None] = lambda processor: None,
 ) -> Export:
     """Export a model folder (or hub id) to the file `output`, which is written only if it passes the check.
 
@@ -79,12 +80,14 @@ def export(
     file takes any height and width that are multiples of 32. with_postprocess: the graph also outputs scores, labels
     and masks at canvas size. images: the folder of images for the check, by default those of the bundled sample.
     calibration_images: the folder of images for int8, which requires it. extra_images: where the second files of these
-    images are, for a model that takes channels from them. say: called with each step, for people.
+    images are, for a model that takes channels from them. say: called with each step, for people. accept: called with
+    the model's image processor before the work, to refuse it.
     Raises ConfigError for options that are wrong or exclude each other, MissingExtraError without the packages,
     CheckpointError for a model that cannot be loaded, a check that fails, or a file that cannot be written.
     """
     check_request(output, size, dynamic, precision, calibration_images)
     network, processor = load_network(model, "cpu")
+    accept(processor)
     prepare_reading(processor, images, extra_images)
     if dynamic and network.config.backbone_config.model_type == "swin":
         advice = "a file with a Swin takes one size: leave dynamic out, and export one file per size"

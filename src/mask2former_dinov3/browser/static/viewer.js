@@ -1,13 +1,14 @@
-// The page's one script: Gradio runs it when the viewer is there, with `element` and its `props`.
-// It asks /predict once per image, for nearly everything, and filters here: moving the threshold costs the server nothing.
+// The viewer of both pages. On the page of `serve` Gradio runs this script when the viewer is there, with `element` and its
+// `props`; in a folder of `export --web` page.js sets these names. Each image is predicted once, with nearly all instances,
+// by the server's /predict or by `props.ask`, and filtered here: moving the threshold costs the model nothing.
 
-const settings = props.settings; // least, threshold, max_detections, max_bytes, palette, classes
+const settings = props.settings; // of `viewer_page.viewer_settings`
 const $ = (selector) => element.querySelector(selector);
 const state = {
   files: [], file: null, answer: null, shapes: [], hidden: new Set(), picked: null, original: false,
   threshold: settings.threshold, tile: null, byClass: settings.classes.length > 1, sort: "score",
 };
-const answers = new Map(); // file -> [answer, seconds], of the files on the strip
+const answers = new Map(); // file -> answer with its seconds, of the files on the strip
 const view = { zoom: 1, x: 0, y: 0 };
 let running = null; // AbortController of the request on its way
 
@@ -161,7 +162,8 @@ function filter() {
   if (state.answer) {
     const [{ width, height }] = state.answer.images;
     // Without tiles the model gives no more than this; the answer was for all scores above `least`.
-    const full = !state.tile && shown >= settings.max_detections ? "; the most it can find: try tiles" : "";
+    const most = `; the most it can find${settings.max_bytes ? ": try tiles" : ""}`; // which the server alone has
+    const full = !state.tile && shown >= settings.max_detections ? most : "";
     const size = `${width} × ${height} pixels, ${state.seconds.toFixed(1)} s`;
     say(`${shown} ${shown === 1 ? "instance" : "instances"}${full}`, size);
   }
@@ -335,14 +337,17 @@ const pause = (seconds, signal) =>
     signal.addEventListener("abort", () => (clearTimeout(timer), failed(signal.reason)));
   });
 
-async function ask(file, signal) {
+/** The server's answer for a file; rejected with a message for people. */
+async function askServer(file, signal) {
   const query = new URLSearchParams({ threshold: settings.least, max_detections: settings.max_detections });
   if (state.tile) query.set("tile", state.tile);
   if (state.blank) query.set("preview", true); // the browser cannot show the file itself
   for (let attempt = 1; ; attempt++) {
     const body = new FormData();
     body.append("image", file, file.name || "image");
-    const response = await fetch(`predict?${query}`, { method: "POST", body, signal });
+    const response = await fetch(`predict?${query}`, { method: "POST", body, signal }).catch((error) => {
+      throw error instanceof TypeError ? new Error("The server cannot be reached.") : error;
+    });
     if (response.status === 503 && attempt < 6) {
       const seconds = Number(response.headers.get("Retry-After")) || 2;
       say(`The server is busy; next try in ${seconds} s`);
@@ -354,6 +359,8 @@ async function ask(file, signal) {
     return answer;
   }
 }
+
+const ask = props.ask ?? askServer;
 
 /** The server's picture of a file that the browser cannot show, such as TIFF. */
 async function preview(text) {
@@ -372,10 +379,10 @@ async function predict() {
   say("Finding instances …");
   try {
     if (!answers.has(file)) {
-      const answer = await ask(file, control.signal);
-      answers.set(file, [answer, (performance.now() - begun) / 1000]);
+      const waited = await ask(file, control.signal);
+      answers.set(file, { seconds: (performance.now() - begun) / 1000, ...waited });
     }
-    const [{ preview: picture, ...answer }, seconds] = answers.get(file); // the picture is no part of a COCO file
+    const { preview: picture, seconds, ...answer } = answers.get(file); // the first two are no part of a COCO file
     if (picture) await preview(picture);
     state.answer = answer;
     state.seconds = seconds;
@@ -385,7 +392,7 @@ async function predict() {
   } catch (error) {
     if (control.signal.aborted) return;
     say("");
-    complain(error instanceof TypeError ? "The server cannot be reached." : error.message);
+    complain(error.message);
     if (error.isRefused || state.blank) show(false); // else the same image may be tried again
   }
   progress.hidden = true;
@@ -407,7 +414,7 @@ async function open(file) {
   listFiles();
   $(".m2f-shapes").replaceChildren();
   filter();
-  if (file.size > settings.max_bytes) {
+  if (settings.max_bytes && file.size > settings.max_bytes) {
     say("");
     show(false);
     return complain(`${file.name}: the server takes files of at most ${(settings.max_bytes / 1e6).toFixed(0)} MB`);
@@ -600,7 +607,7 @@ $(".m2f-zoom").addEventListener("click", (event) => {
   if (event.target.dataset.zoom) zoom(Number(event.target.dataset.zoom), left + width / 2, top + height / 2);
 });
 
-// What Gradio's controls call.
+// What the controls call, Gradio's and those of page.js.
 window.m2f = {
   threshold: (value) => ((state.threshold = value), filter()),
   opacity: (value) => document.body.style.setProperty("--m2f-fill", value),
@@ -626,5 +633,5 @@ if (remembered !== null) document.body.classList.toggle("dark", remembered === "
 const { classes } = settings;
 const named = classes.length > 8 ? `${classes.slice(0, 8).join(", ")} and ${classes.length - 8} more` : classes.join(", ");
 $(".m2f-finds").textContent = `This model finds ${classes.length > 1 ? `${classes.length} classes: ` : ""}${named}. It outlines each one, with a score.`;
-$(".m2f-limits").textContent = `JPEG, PNG, WebP, TIFF, BMP or GIF, up to ${(settings.max_bytes / 1e6).toFixed(0)} MB`;
+$(".m2f-limits").textContent = settings.accepted;
 filter();
