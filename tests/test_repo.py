@@ -111,12 +111,13 @@ ROOMS: dict[str, frozenset[str]] = {
     "evaluation": MODEL_USE | {"inference"},
     "reports": GROUND | {"data", "evaluation", "instances", "visualize"},
     "export": MODEL_USE | {"inference"},
-    "serving": MODEL_USE | {"inference"},
+    "browser": MODEL_USE | {"export", "inference"},
+    "serving": MODEL_USE | {"browser", "inference"},
     "cluster": MODEL_USE | {"inference"},
     "training": MODEL_USE | {"config", "evaluation", "inference", "reports"},
     "tuning": GROUND | {"cluster", "config", "data", "training"},
     "cli": MODEL_USE
-    | {"cluster", "config", "evaluation", "export", "inference", "reports", "serving", "training", "tuning"},
+    | {"browser", "cluster", "config", "evaluation", "export", "inference", "reports", "serving", "training", "tuning"},
 }
 
 

@@ -1,4 +1,4 @@
-"""The folder of `export --web`: a page that predicts in the browser, with the viewer of `serve` and no server of ours."""
+"""The folder of `export --web`: a page that predicts in the browser, with the viewer of `serve`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def fill_web_folder(folder: Path, name: str) -> None:
     Raises OptionError for weights in a second file, which are too large for browsers, and OSError.
     """
     if data_file(folder / MODEL_FILE).exists():
-        raise OptionError("web", "a model whose weights fit into one file of 2 GB", "a larger one", "try --precision fp16")
+        raise OptionError(
+            "web", "a model whose weights fit into one file of 2 GB", "a larger one", "try --precision fp16"
+        )
     network = OnnxModel(folder / MODEL_FILE, "cpu")
     metadata, config = network.metadata, network.config
     megabytes = (folder / MODEL_FILE).stat().st_size / 1e6

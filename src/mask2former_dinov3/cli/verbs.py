@@ -330,7 +330,9 @@ def run_export(arguments: argparse.Namespace) -> int:
     from ..browser.web_folder import export_web
 
     say(export_web(arguments.model, arguments.web, make_file, complain).text())
-    say(f"{arguments.web}: put it on any web server, or run: python -m http.server -d {shlex.quote(str(arguments.web))}")
+    say(
+        f"{arguments.web}: put it on any web server, or run: python -m http.server -d {shlex.quote(str(arguments.web))}"
+    )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The page at /: Gradio's layout and controls around a viewer (`browser/static/viewer.js`), which calls /predict as any client.
+"""The page at /: Gradio's layout and controls around `browser/static/viewer.js`, which calls /predict as any client.
 
 No function of the page runs in Python, so the limits of /predict hold for the page too; Gradio's own API is closed.
 Import this module only after `extras.require("serve", …)`.
@@ -98,7 +98,9 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int, with_
     page = gr.Blocks(title=f"{name}: instance segmentation", analytics_enabled=False, fill_width=True)
     with page:
         dark = '<button type="button" onclick="m2f.dark()">Dark / light</button>'
-        _html(f'<div id="m2f-head"><h1>{html.escape(name)}</h1><span>finds {describe_classes(config)}</span>{dark}</div>')
+        _html(
+            f'<div id="m2f-head"><h1>{html.escape(name)}</h1><span>finds {describe_classes(config)}</span>{dark}</div>'
+        )
         with gr.Row():
             with gr.Column(scale=7, min_width=320):
                 _html(

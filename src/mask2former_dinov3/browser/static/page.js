@@ -6,7 +6,8 @@ const where = $("#m2f-where");
 /** Sends images to the worker. */
 function startModel() {
   // From a blob: only such a worker has the policy of index.html, which allows no connection to another machine.
-  const script = new Blob([`import "${new URL("worker.js", import.meta.url)}";`], { type: "text/javascript" });
+  const address = new URL(`worker.js${location.search}`, import.meta.url); // ?device=wasm or webgpu chooses where it runs
+  const script = new Blob([`import ${JSON.stringify(address.href)};`], { type: "text/javascript" });
   const worker = new Worker(URL.createObjectURL(script), { type: "module" }), waiting = new Map();
   let number = 0, failure = null;
   const fail = (message) => {
@@ -25,12 +26,12 @@ function startModel() {
     else done?.({ ...data.answer, seconds: data.seconds });
   };
   worker.onerror = (event) => fail(`The model stopped: ${event.message || "its thread cannot be started"}. Load the page again.`);
-  return (file, signal) =>
+  return (file, signal, stored) =>
     new Promise((done, failed) => {
       if (failure) return failed(failure);
       const id = ++number, { least, max_detections } = settings;
       waiting.set(id, { done, failed });
-      worker.postMessage({ id, file, least, max_detections });
+      worker.postMessage({ id, file: stored, name: file.name || "image", least, max_detections });
       signal.addEventListener("abort", () => {
         waiting.delete(id);
         worker.postMessage({ cancel: id });

@@ -1,7 +1,8 @@
 // An image file to the model's input: the pixels as stored, resized as `data/fitting.py` does, normalised, padded.
 
 const STRIP = 256; // rows that are read from a bitmap at one time: a canvas of the whole image may be larger than allowed
-const DEEP_PNG = [0x89, 0x50, 0x4e, 0x47]; // the start of a PNG; byte 24 is its number of bits
+const KINDS = { PNG: "\x89PNG", JPEG: "\xff\xd8\xff", BMP: "BM", GIF: "GIF8", WebP: "RIFF" }; // how a file begins
+const PNG_BITS = 24; // the place of the number of bits in a PNG
 
 /** A message for the user; the same kind for all that is wrong with an image. */
 export class ImageError extends Error {}
@@ -95,12 +96,13 @@ export function toInput(rgb, [height, width], [paddedHeight, paddedWidth], mean,
 }
 
 /**
- * Decodes a file: {size: [height, width], readRows, close}. As stored: without the turn that EXIF asks for, without
- * colour profile. Throws ImageError for what the browser cannot decode, or not as the model reads it.
+ * Decodes a file without colour profile: {size: [height, width], readRows, close}. The caller has removed what would turn
+ * the image (`asStored` of viewer.js). Throws ImageError for what the browser cannot decode, or not as the model reads it.
  */
 export async function openImage(file, { max_pixels: maxPixels, value_range: valueRange }) {
-  const start = new Uint8Array(await file.slice(0, 32).arrayBuffer());
-  if (valueRange !== "full" && DEEP_PNG.every((byte, i) => start[i] === byte) && start[24] === 16) {
+  const start = String.fromCharCode(...new Uint8Array(await file.slice(0, 32).arrayBuffer()));
+  const kind = Object.keys(KINDS).find((one) => start.startsWith(KINDS[one]));
+  if (valueRange !== "full" && kind === "PNG" && start.charCodeAt(PNG_BITS) === 16) {
     throw new ImageError(
       `expected a PNG of 8 bits, got one of 16: browsers read 8 bits of it, and this model scales all 16 (value_range ` +
         `${valueRange}); use predict or serve for it`,
@@ -108,9 +110,11 @@ export async function openImage(file, { max_pixels: maxPixels, value_range: valu
   }
   let bitmap = null;
   try {
-    const asStored = { imageOrientation: "none", colorSpaceConversion: "none", premultiplyAlpha: "none" };
-    bitmap = await createImageBitmap(file, asStored);
+    if (kind) bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
+    bitmap = null;
+  }
+  if (!bitmap) {
     throw new ImageError(
       "expected an image that this browser can decode (JPEG, PNG, WebP, BMP or GIF, not TIFF), got a file of another " +
         "kind, or one that is damaged; save it as PNG, or use predict or serve for it",

@@ -329,6 +329,46 @@ function showOriginal(on) {
   if (on) pick(null);
 }
 
+// ---- pixels as stored ---------------------------------------------------------------------------------------------
+
+/** The places [begin, end] of the metadata (Exif) of a JPEG, PNG or WebP, which may ask for a turn. */
+function exifPlaces(bytes) {
+  const view = new DataView(bytes.buffer), text = (at, length) => String.fromCharCode(...bytes.subarray(at, at + length));
+  const places = [], add = (found, begin, end) => found && places.push([begin, end]);
+  if (text(0, 2) === "\xff\xd8") { // segments: FF, kind, length with its own two bytes; after FF DA come the pixels
+    for (let at = 2, end; at + 4 <= bytes.length && bytes[at] === 0xff && bytes[at + 1] !== 0xda; at = end) {
+      end = bytes[at + 1] === 0xff ? at + 1 : at + 2 + view.getUint16(at + 2);
+      add(bytes[at + 1] === 0xe1 && text(at + 4, 4) === "Exif", at, end);
+    }
+  } else if (text(1, 3) === "PNG") { // chunks: length, kind, data, checksum
+    for (let at = 8, end; at + 12 <= bytes.length; at = end) {
+      add(text(at + 4, 4) === "eXIf", at, (end = at + 12 + view.getUint32(at)));
+    }
+  } else if (text(0, 4) === "RIFF" && text(8, 4) === "WEBP") { // chunks: kind, length, data, up to an even place
+    for (let at = 12, end; at + 8 <= bytes.length; at = end) {
+      end = at + 8 + view.getUint32(at + 4, true);
+      add(text(at, 4) === "EXIF", at, (end += end % 2));
+    }
+  }
+  return places;
+}
+
+/**
+ * A file whose pixels a browser shows as they are stored: without the turn that EXIF asks for, since the masks are those
+ * of the stored pixels. (`imageOrientation: "none"` of createImageBitmap turns them all the same in Chromium 156.)
+ */
+async function asStored(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer()), isWebp = bytes[0] === 0x52;
+  const parts = [];
+  let place = 0;
+  for (const [begin, end] of exifPlaces(bytes)) {
+    parts.push(bytes.subarray(place, begin));
+    if (isWebp) parts.push("NONE", bytes.subarray(begin + 4, end)); // its length is stored: a kind that nobody reads
+    place = end;
+  }
+  return place ? new Blob([...parts, bytes.subarray(place)], { type: file.type }) : file;
+}
+
 // ---- asking ------------------------------------------------------------------------------------------------------
 
 const pause = (seconds, signal) =>
@@ -379,7 +419,7 @@ async function predict() {
   say("Finding instances …");
   try {
     if (!answers.has(file)) {
-      const waited = await ask(file, control.signal);
+      const waited = await ask(file, control.signal, state.stored);
       answers.set(file, { seconds: (performance.now() - begun) / 1000, ...waited });
     }
     const { preview: picture, seconds, ...answer } = answers.get(file); // the first two are no part of a COCO file
@@ -408,7 +448,7 @@ async function openAll(files) {
 }
 
 async function open(file) {
-  Object.assign(state, { file, answer: null, blank: false, shapes: [] });
+  Object.assign(state, { file, stored: file, answer: null, blank: false, shapes: [] });
   pick(null);
   showOriginal(false);
   listFiles();
@@ -421,8 +461,9 @@ async function open(file) {
   }
   const canvas = $("canvas");
   try {
-    // As stored, without the turn that EXIF asks for: the masks are those of the stored pixels.
-    const picture = await createImageBitmap(file, { imageOrientation: "none" });
+    const stored = await asStored(file);
+    if (state.file === file) state.stored = stored;
+    const picture = await createImageBitmap(stored);
     if (state.file !== file) return;
     [canvas.width, canvas.height] = [picture.width, picture.height];
     canvas.getContext("2d").drawImage(picture, 0, 0);

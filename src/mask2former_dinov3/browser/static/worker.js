@@ -1,4 +1,4 @@
-// The model, in a thread of its own so that the page stays responsive. Messages in: {id, file, least, max_detections}, or
+// The model, in a thread of its own so that the page stays responsive. Messages in: {id, file, name, least, max_detections}, or
 // {cancel: id}. Messages out: {ready: text} or {failed: text} once, then {id, answer, seconds} or {id, error}.
 
 import { ImageError, fittedSize, openImage, resizeImage, toInput } from "./pixels.js";
@@ -34,12 +34,21 @@ async function run({ values, mask }, [height, width]) {
   return { classes, masks };
 }
 
-/** Loads the model: with WebGPU where the browser has an adapter and the model runs on it, otherwise with WebAssembly. */
+/** Why not WebGPU; empty if it can be used. wanted: "webgpu" takes an adapter without a GPU, "wasm" takes none. */
+async function whyNoWebgpu(wanted) {
+  if (wanted === "wasm") return "as asked for";
+  if (!navigator.gpu) return "this browser has no WebGPU";
+  const adapter = await navigator.gpu.requestAdapter();
+  if (!adapter) return "WebGPU finds no GPU";
+  return adapter.info?.isFallbackAdapter && wanted !== "webgpu" ? "WebGPU finds no GPU, and would compute on the CPU" : "";
+}
+
+/** Loads the model: with WebGPU where the browser has a GPU and the model runs on it, otherwise with WebAssembly. */
 async function load() {
   model = await (await read("model.json")).json();
   const bytes = new Uint8Array(await (await read("model.onnx")).arrayBuffer());
-  let reason = "this browser has no WebGPU";
-  if (await navigator.gpu?.requestAdapter()) {
+  let reason = await whyNoWebgpu(new URL(import.meta.url).searchParams.get("device"));
+  if (!reason) {
     try {
       await open("ort.webgpu.min.mjs", "webgpu", bytes);
       const [height, width] = model.padded; // a first run compiles the shaders, and shows whether the device can
@@ -54,7 +63,7 @@ async function load() {
   return `on the CPU, with WebAssembly${threads} (${reason})`;
 }
 
-async function predict({ file, least, max_detections }) {
+async function predict({ file, name, least, max_detections }) {
   const image = await openImage(file, model);
   try {
     const size = image.size, real = fittedSize(...size, model.canvas);
@@ -63,7 +72,7 @@ async function predict({ file, least, max_detections }) {
     const { classes, masks } = await run(input, model.padded);
     const asked = { least, max_detections, copy_overlap: model.copy_overlap };
     const found = postProcess(classes, masks, { canvas: model.padded, real, size }, asked);
-    return toCoco(found, file.name || "image", size, { ...model, least });
+    return toCoco(found, name, size, { ...model, least });
   } finally {
     image.close();
   }
@@ -82,8 +91,7 @@ onmessage = ({ data }) => {
       const begun = performance.now(), answer = await predict(data);
       postMessage({ id: data.id, answer, seconds: (performance.now() - begun) / 1000 });
     } catch (error) {
-      const name = data.file.name || "image";
-      const message = error instanceof ImageError ? `${name}: ${error.message}` : `the model failed: ${error.message}`;
+      const message = error instanceof ImageError ? `${data.name}: ${error.message}` : `the model failed: ${error.message}`;
       postMessage({ id: data.id, error: message, isRefused: error instanceof ImageError });
     }
   });
