@@ -32,8 +32,8 @@ def test_find_runtime__says_what_to_do_without_npm(cache: Path) -> None:
         find_runtime()
     assert str(caught.value) == (
         f"web: expected npm, which fetches onnxruntime-web@{RUNTIME_VERSION}, got no npm on this machine; install npm "
-        f"and see that it reaches its registry, or run `npm pack onnxruntime-web@{RUNTIME_VERSION}` on another machine and "
-        f"copy the file to {cache / ARCHIVE}"
+        f"and see that it reaches its registry, or run `npm pack onnxruntime-web@{RUNTIME_VERSION}` on another machine "
+        f"and copy the file to {cache / ARCHIVE}"
     )
 
 

@@ -343,8 +343,8 @@ def add_export(parser: VerbParser) -> None:
         "--web",
         type=Path,
         metavar="DIR",
-        help="write a folder with the ONNX file and a web page that predicts in the browser; fetches onnxruntime-web with "
-        "npm, once",
+        help="write a folder with the ONNX file and a web page that predicts in the browser; fetches onnxruntime-web "
+        "with npm, once",
     )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
