@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from playwright.sync_api import Page, expect
 
 from mask2former_dinov3.browser.viewer_page import STATIC
 from mask2former_dinov3.browser.web_folder import WEB_FILES, check_reading, export_web, fill_web_folder
-from mask2former_dinov3.browser.web_runtime import find_runtime, unpack_runtime
+from mask2former_dinov3.browser.web_runtime import RUNTIME_FILES, find_runtime
 from mask2former_dinov3.errors import OptionError
+from mask2former_dinov3.export.onnx_check import Agreement
+from mask2former_dinov3.export.onnx_export import Export
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.inference.onnx_model import OnnxModel
 from mask2former_dinov3.inference.predictor import Predictor
@@ -25,6 +27,7 @@ from mask2former_dinov3.sample_data import SAMPLE
 from support.chromium import CHROMIUM, chromium, file_server
 
 IMAGES = [SAMPLE / "valid" / name for name in ("a7f767ca9770b160.png", "3ca8181367fc1258.png", "2a2032c4ed78f3fc.png")]
+SLOW = 400_000  # milliseconds: of a machine that runs much else; 2 s otherwise
 SHAPES = ".m2f-shapes path:not(.off)"
 in_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
 
@@ -39,14 +42,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(folder: Path) -> Iterator[str]:
-    """Of a server of the whole folder."""
+def done(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> Export:
+    """The export of the bundled model as a whole folder."""
     try:
-        archive = find_runtime()
+        find_runtime()
     except OptionError as error:
         pytest.skip(str(error))
-    unpack_runtime(archive, folder / "runtime")
-    with file_server(folder) as (address, _):
+
+    def make_file(file: Path, accept: Callable[[Mask2FormerDinov3ImageProcessor], None]) -> Export:
+        accept(Mask2FormerDinov3ImageProcessor.from_pretrained(SAMPLE / "model"))
+        shutil.copyfile(sample_file, file)
+        return Export(file, file.stat().st_size, Agreement((), 1.0, 0, 1.0))
+
+    return export_web(SAMPLE / "model", tmp_path_factory.mktemp("web") / "page", make_file)
+
+
+@pytest.fixture(scope="module")
+def address(done: Export) -> Iterator[str]:
+    """Of a server of the whole folder."""
+    with file_server(done.path.parent) as (address, _):
         yield address
 
 
@@ -56,11 +70,11 @@ def opened(address: str) -> Iterator[tuple[Page, list[str]]]:
     asked: list[str] = []
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 860})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(SLOW)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: asked.append(f"ERROR {error}"))
         page.goto(f"{address}/index.html?device=wasm")
-        expect(page.locator("#m2f-where")).to_contain_text("on the CPU, with WebAssembly", timeout=120_000)
+        expect(page.locator("#m2f-where")).to_contain_text("on the CPU, with WebAssembly", timeout=SLOW)
         yield page, asked
     assert not [line for line in asked if line.startswith("ERROR")]
 
@@ -69,7 +83,7 @@ def predict(page: Page, image: Path) -> None:
     """Give an image to the page and wait for its end."""
     page.set_input_files(".m2f-other input" if page.locator(".m2f-other").is_visible() else ".m2f-drop input", image)
     expect(page.locator(".m2f-status")).not_to_have_text("")
-    expect(page.locator(".m2f-status")).not_to_contain_text("Finding", timeout=120_000)
+    expect(page.locator(".m2f-status")).not_to_contain_text("Finding", timeout=SLOW)
 
 
 def test_export_web__refuses_what_it_cannot_do(tmp_path: Path) -> None:
@@ -110,6 +124,17 @@ def test_fill_web_folder__writes_the_viewer_of_the_server_and_the_models_values(
         assert model[key] == getattr(metadata, key)
     assert (model["padded"], model["copy_overlap"], model["settings"]["threshold"]) == ([384, 384], 1.0, 0.5)
     assert (folder / "CODE_LICENSE.txt").read_text(encoding="utf-8").startswith("MIT License")
+
+
+def test_export_web__writes_a_folder_that_is_complete(done: Export) -> None:
+    folder = done.path.parent
+    assert done.path == folder / "model.onnx"
+    assert done.path.stat().st_size == done.size
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    runtime = {f"runtime/{name}" for name in (*RUNTIME_FILES, "LICENSE", "ThirdPartyNotices.txt")}
+    own = {"index.html", "model.json", "model.onnx", "sample.png", "CODE_LICENSE.txt", *WEB_FILES}
+    assert names == own | runtime
+    assert [path.name for path in folder.parent.iterdir()] == ["page"]  # no lock, nothing that was not finished
 
 
 @in_browser
