@@ -43,6 +43,7 @@ function startModel() {
 const response = await fetch("model.json");
 const { settings } = await response.json();
 $("#m2f-not-served").remove();
+document.body.classList.toggle("dark", matchMedia("(prefers-color-scheme: dark)").matches); // until the button is used
 // What Gradio gives the viewer's script on the page of `serve`.
 globalThis.element = $("#m2f-viewer");
 globalThis.props = { settings, ask: startModel() };
