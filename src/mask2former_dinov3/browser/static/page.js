@@ -33,8 +33,7 @@ function startModel() {
       waiting.set(id, { done, failed });
       worker.postMessage({ id, file: stored, name: file.name || "image", least, max_detections });
       signal.addEventListener("abort", () => {
-        waiting.delete(id);
-        worker.postMessage({ cancel: id });
+        if (waiting.delete(id)) worker.postMessage({ cancel: id });
         failed(signal.reason);
       });
     });

@@ -448,6 +448,8 @@ async function openAll(files) {
 }
 
 async function open(file) {
+  running?.abort();
+  $(".m2f-progress").hidden = true;
   Object.assign(state, { file, stored: file, answer: null, blank: false, shapes: [] });
   pick(null);
   showOriginal(false);
@@ -459,6 +461,7 @@ async function open(file) {
     show(false);
     return complain(`${file.name}: the server takes files of at most ${(settings.max_bytes / 1e6).toFixed(0)} MB`);
   }
+  $(".m2f-progress").hidden = false;
   const canvas = $("canvas");
   try {
     const stored = await asStored(file);
@@ -470,6 +473,7 @@ async function open(file) {
     show(true);
     fit(picture.width, picture.height);
   } catch {
+    if (state.file !== file) return;
     [canvas.width, canvas.height] = [4, 3]; // a kind that browsers do not show, such as TIFF, or no image at all
     state.blank = true;
   }
