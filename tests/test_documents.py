@@ -172,7 +172,7 @@ def test_names__that_pages_quote_exist() -> None:
     """A span that is one identifier, such as `plan_workers` or `InferenceSettings`, occurs in the code."""
     folders = (PACKAGE, ROOT / "tools", BENCHMARKS)
     texts = [path.read_text(encoding="utf-8") for folder in folders for path in folder.rglob("*.py")]
-    texts += [(PACKAGE / "serving/static/viewer.js").read_text(encoding="utf-8")]
+    texts += [(PACKAGE / "browser/static/viewer.js").read_text(encoding="utf-8")]
     words = {word for text in texts for word in re.findall(r"\w+", text)}
     spans = {(page.name, span) for page, span in all_spans()}
     names = {(page, span) for page, span in spans if re.fullmatch(r"[A-Za-z]+(?:_\w+|[a-z][A-Z]\w+)", span)}

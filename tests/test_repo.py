@@ -112,13 +112,15 @@ ROOMS: dict[str, frozenset[str]] = {
     "reports": GROUND | {"data", "evaluation", "instances", "visualize"},
     "export": MODEL_USE | {"evaluation", "inference"},
     "benchmark": MODEL_USE | {"evaluation", "export", "inference"},
-    "serving": MODEL_USE | {"inference"},
+    "browser": MODEL_USE | {"export", "inference"},
+    "serving": MODEL_USE | {"browser", "inference"},
     "cluster": MODEL_USE | {"inference"},
     "training": MODEL_USE | {"config", "evaluation", "inference", "reports"},
     "tuning": GROUND | {"cluster", "config", "data", "training"},
     "cli": MODEL_USE
     | {
         "benchmark",
+        "browser",
         "cluster",
         "config",
         "evaluation",

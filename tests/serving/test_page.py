@@ -14,15 +14,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.sample_data import SAMPLE
+from support.chromium import CHROMIUM, chromium
 from support.server import Server
 
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
-FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in QUIET)]
 IMAGE = SAMPLE / "valid" / "a7f767ca9770b160.png"
 SHAPES = ".m2f-shapes path:not(.off)"
 
@@ -48,8 +46,7 @@ def found() -> Any:
 def opened(server: Server) -> Iterator[tuple[Page, list[str]]]:
     """The page with the image in it, and all that it and those after it have asked for."""
     asked: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 860})
         page.set_default_timeout(30_000)
         page.on("request", lambda request: asked.append(f"{request.method} {request.url}"))
@@ -58,7 +55,6 @@ def opened(server: Server) -> Iterator[tuple[Page, list[str]]]:
         page.set_input_files(".m2f-drop input", IMAGE)
         page.wait_for_selector(SHAPES)
         yield page, asked
-        browser.close()
     assert not [line for line in asked if line.startswith("ERROR")]
 
 

@@ -24,7 +24,7 @@ from mask2former_dinov3.errors import CheckpointError, ConfigError, MissingExtra
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.serving.limits import Limits
-from mask2former_dinov3.serving.server import display_name, licence_line, serve
+from mask2former_dinov3.serving.server import licence_line, serve
 from support.paths import DOCS
 from support.server import Server, answer_on
 
@@ -169,14 +169,6 @@ def test_serve__explains_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtraError, match=r"^serve needs uvicorn, .*pip install 'mask2former-dinov3\[serve\]'"):
         serve(MODEL, port=0, limits=Limits())
-
-
-def test_display_name__tells_no_folders_of_the_machine(tmp_path: Path) -> None:
-    for name in ("runs/first/best", "nuclei"):
-        (tmp_path / name).mkdir(parents=True)
-    assert display_name(tmp_path / "runs/first/best") == "first/best"
-    assert display_name(tmp_path / "nuclei") == "nuclei"
-    assert display_name("user/model") == "user/model"
 
 
 def test_licence_line__names_the_licence_that_travels_with_a_model(model_folder: Path, tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ class VariantRun:
             file.write_bytes(pickle.dumps(found))
             return {}
         expected: list[Instances] = pickle.loads(file.read_bytes())
-        partners = np.concatenate([match_instances(*pair, SAME).has_partner for pair in zip(expected, found, strict=True)])
+        matches = [match_instances(*pair, SAME) for pair in zip(expected, found, strict=True)]
+        partners = np.concatenate([one.has_partner for one in matches])
         return {"instances": len(partners), "same_instances": float(partners.mean()) if len(partners) else None}
 
     def score(self) -> Answer:

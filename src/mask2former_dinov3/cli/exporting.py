@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,15 @@ def add_export(parser: VerbParser) -> None:
     parser.add_argument(
         "--model", metavar="M", required=True, help="folder saved by training (such as best/), or hub id"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE.onnx", required=True, help="ONNX file to write")
+    targets = parser.add_mutually_exclusive_group(required=True)
+    targets.add_argument("--output", type=Path, metavar="FILE.onnx", help="ONNX file to write")
+    targets.add_argument(
+        "--web",
+        type=Path,
+        metavar="DIR",
+        help="write a folder with the ONNX file and a web page that predicts in the browser; fetches onnxruntime-web "
+        "with npm, once",
+    )
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument(
         "--size",
@@ -104,9 +114,9 @@ def run_export(arguments: argparse.Namespace) -> int:
     annotations = find_scored(arguments)
     from ..export.onnx_export import export
 
-    done = export(
+    make_file = partial(
+        export,
         arguments.model,
-        arguments.output,
         size=tuple(arguments.size) if arguments.size else None,
         dynamic=arguments.dynamic,
         precision=arguments.precision,
@@ -118,7 +128,15 @@ def run_export(arguments: argparse.Namespace) -> int:
         say=complain,
         progress=True,
     )
-    say(done.text())
+    if arguments.web is None:
+        say(make_file(arguments.output).text())
+        return 0
+    from ..browser.web_folder import export_web
+
+    say(export_web(arguments.model, arguments.web, make_file, complain).text())
+    say(
+        f"{arguments.web}: put it on any web server, or run: python -m http.server -d {shlex.quote(str(arguments.web))}"
+    )
     return 0
 
 

@@ -56,7 +56,9 @@ class Export:
 
     def text(self) -> str:
         """The result for people."""
-        return f"{self.comparison.text()}\n{self.path} ({self.size / 1e6:.1f} MB)\n{parity_file(self.path)}"
+        record = parity_file(self.path)
+        lines = [self.comparison.text(), f"{self.path} ({self.size / 1e6:.1f} MB)", str(record)]
+        return "\n".join(lines if record.exists() else lines[:2])
 
 
 def export(
@@ -73,6 +75,7 @@ def export(
     annotations: Split | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: bool = False,
+    accept: Callable[[Mask2FormerDinov3ImageProcessor], None] = lambda processor: None,
 ) -> Export:
     """Export a model folder (or hub id) to the file `output`, which is written only if it passes the check.
 
@@ -82,7 +85,8 @@ def export(
     and masks at canvas size. images: the folder of images for the check, by default those of the bundled sample.
     calibration_images: the folder of images for int8, which requires it. extra_images: where the second files of these
     images are, for a model that takes channels from them. annotations: a split on which AP of model and file must agree
-    too. say: called with each step, for people.
+    too. say: called with each step, for people. accept: called with the model's image processor before the work, to
+    refuse it.
     Raises ConfigError for options that are wrong or exclude each other, MissingExtraError without the packages,
     CheckpointError for a model that cannot be loaded, a check that fails, or a file that cannot be written.
     """
@@ -90,6 +94,7 @@ def export(
     if annotations is not None:
         check_paths(annotations)
     network, processor = load_for_export(model, size, dynamic)
+    accept(processor)
     prepare_reading(processor, images, extra_images)
     batches = make_batches(images, processor, dynamic, CHECKED_IMAGES)
     calibration = [] if calibration_images is None else read_images(calibration_images, processor, CALIBRATION_IMAGES)

@@ -22,6 +22,7 @@ from .transformers_version import NEEDED_TRANSFORMERS
 
 PACKAGE = Path(__file__).parents[1]
 CODE_LICENSE_FILE = "CODE_LICENSE.txt"  # a file named LICENSE would be taken for the licence of the weights
+CODE_LICENSE_TEXT = Path(__file__).with_name(CODE_LICENSE_FILE)
 MODEL = "modeling.Mask2FormerDinov3ForInstanceSegmentation"
 # Entries by which transformers finds the classes, added to these files of the model folder.
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -75,7 +76,7 @@ def write_code(folder: Path) -> None:
     stored = {name: read_json_object(folder / name, raises=CheckpointError) for name in ENTRIES}
     for name, text in flat_modules().items():
         write_text(folder / f"{name}.py", text)
-    shutil.copyfile(Path(__file__).with_name(CODE_LICENSE_FILE), folder / CODE_LICENSE_FILE)
+    shutil.copyfile(CODE_LICENSE_TEXT, folder / CODE_LICENSE_FILE)
     card = folder / "README.md"
     if card.is_file() and USAGE not in (text := card.read_text(encoding="utf-8")):
         write_text(card, text.rstrip("\n") + f"\n\n{USAGE}")

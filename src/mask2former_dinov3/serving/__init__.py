@@ -13,5 +13,5 @@ Read in this order:
     middleware   request ids, limits on bodies, the log, counts for Prometheus
     doors        names in Host and Origin that are answered; no CORS
     app          the routes /predict, /healthz, /metrics, and every error as JSON
-    page         the page at /: Gradio's controls around the viewer in `static/`
+    page         the page at /: Gradio's controls around the viewer of `browser/`
 """

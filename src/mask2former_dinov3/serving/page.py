@@ -1,4 +1,4 @@
-"""The page at /: Gradio's layout and controls around a viewer (`static/viewer.js`), which calls /predict as any client.
+"""The page at /: Gradio's layout and controls around `browser/static/viewer.js`, which calls /predict as any client.
 
 No function of the page runs in Python, so the limits of /predict hold for the page too; Gradio's own API is closed.
 Import this module only after `extras.require("serve", …)`.
@@ -18,18 +18,25 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..browser.viewer_page import (
+    HISTOGRAM,
+    INSTANCE_LIST,
+    MIN_THRESHOLD,
+    SAMPLE_IMAGE,
+    STATIC,
+    class_list,
+    describe_classes,
+    start_threshold,
+    viewer_settings,
+)
+from ..inference.network import NetworkConfig
 from ..inference.predictor import Predictor
-from ..inference.settings import DEFAULTS, SMALLEST_TILE, one_threshold
-from ..sample_data import SAMPLE
-from ..visualize import PALETTE
+from ..inference.settings import SMALLEST_TILE
 
-STATIC = Path(__file__).parent / "static"
-MIN_THRESHOLD = 0.05  # the page asks for all instances above it, and filters them in the browser
-MOST_INSTANCES = 1_000  # more would make the page slow
+GRADIO_STYLE = Path(__file__).parent / "static" / "gradio.css"
 _FILES = ("/assets/", "/static/")
 _SAMPLE = "/sample.png"
 _PATHS = ("/", "/theme.css", "/config", "/favicon.ico", "/manifest.json", "/robots.txt", _SAMPLE)
-_SAMPLE_FILE = SAMPLE / "valid" / "3ca8181367fc1258.png"
 
 
 class PageOrApi:
@@ -59,7 +66,7 @@ def build_page(
     async def build() -> FastAPI:
         """Build it inside an event loop: without one Gradio would create one and leave it open."""
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        app.get(_SAMPLE)(lambda: FileResponse(_SAMPLE_FILE, media_type="image/png"))  # before the page, which takes "/"
+        app.get(_SAMPLE)(lambda: FileResponse(SAMPLE_IMAGE, media_type="image/png"))  # before the page, which takes "/"
         gr.mount_gradio_app(
             app,
             _blocks(predictor, name, licence, max_bytes, with_docs),
@@ -77,7 +84,7 @@ def build_page(
                 font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
                 font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
             ),
-            css=(STATIC / "page.css").read_text(encoding="utf-8"),
+            css="".join(file.read_text(encoding="utf-8") for file in (STATIC / "viewer.css", GRADIO_STYLE)),
         )
         return app
 
@@ -86,70 +93,46 @@ def build_page(
 
 
 def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int, with_docs: bool) -> gr.Blocks:
-    classes = [html.escape(name) for _, name in predictor.categories]
-    kinds = classes[0] if len(classes) == 1 else f"{len(classes)} classes"
-    start = max(MIN_THRESHOLD, round(one_threshold(predictor.fill(DEFAULTS)), 2))  # the slider's steps
-    settings = {
-        "least": MIN_THRESHOLD,
-        "threshold": start,
-        "max_detections": min(MOST_INSTANCES, int(predictor.model.config.num_queries)),
-        "max_bytes": max_bytes,
-        "classes": [name for _, name in predictor.categories],
-        "palette": [f"rgb({red}, {green}, {blue})" for red, green, blue in PALETTE.tolist()],
-    }
+    config = predictor.model.config
+    accepted = f"JPEG, PNG, WebP, TIFF, BMP or GIF, up to {max_bytes / 1e6:.0f} MB"
     page = gr.Blocks(title=f"{name}: instance segmentation", analytics_enabled=False, fill_width=True)
     with page:
         dark = '<button type="button" onclick="m2f.dark()">Dark / light</button>'
-        _html(f'<div id="m2f-head"><h1>{html.escape(name)}</h1><span>finds {kinds}</span>{dark}</div>')
+        _html(
+            f'<div id="m2f-head"><h1>{html.escape(name)}</h1><span>finds {describe_classes(config)}</span>{dark}</div>'
+        )
         with gr.Row():
             with gr.Column(scale=7, min_width=320):
                 _html(
                     (STATIC / "viewer.html").read_text(encoding="utf-8"),
                     js_on_load=(STATIC / "viewer.js").read_text(encoding="utf-8"),
-                    settings=settings,
+                    settings=viewer_settings(config, accepted, max_bytes),
                     elem_id="m2f-viewer",
                 )
             with gr.Column(scale=2, min_width=250, elem_id="m2f-side"):
-                _controls(classes, start)
+                _controls(config)
         foot = html.escape(licence) + ' <a href="docs">API</a>' * with_docs
         _html(f'<div id="m2f-foot">{foot}</div>')
     return page
 
 
-def _controls(classes: list[str], start: float) -> None:
-    """The column at the side; its controls call `window.m2f` in the browser and nothing in Python.
-
-    classes: their names as HTML; shown until there is an image. start: first value of the minimum score.
-    """
+def _controls(config: NetworkConfig) -> None:
+    """The column at the side; its controls call `window.m2f` in the browser and nothing in Python."""
     threshold = gr.Slider(
         MIN_THRESHOLD,
         1,
-        value=start,
+        value=start_threshold(config),
         step=0.01,
         label="Minimum score",
         buttons=[],
         elem_id="m2f-threshold",
     )
-    _html(
-        '<svg role="img" aria-label="Histogram of scores" viewBox="0 0 100 30" preserveAspectRatio="none"></svg>',
-        elem_id="m2f-histogram",
-    )
-    _html(
-        f'<p class="m2f-title">Classes</p><div class="m2f-list"><p>{", ".join(classes)}</p></div>',
-        elem_id="m2f-classes",
-    )
-    heads = "".join(
-        f'<button type="button" data-sort="{key}" aria-label="Sort by {key}">{key.capitalize()}</button>'
-        for key in ("class", "score", "area")
-    )
-    _html(
-        f'<p class="m2f-title">Instances</p><div class="m2f-heads" hidden>{heads}</div>'
-        '<div class="m2f-rows"><p>Listed here once there is an image.</p></div>',
-        elem_id="m2f-instances",
-    )
+    _html(HISTOGRAM, elem_id="m2f-histogram")
+    _html(class_list(config), elem_id="m2f-classes")
+    _html(INSTANCE_LIST, elem_id="m2f-instances")
     colours = gr.Radio(
         [("class", "class"), ("instance", "instance")],
-        value="class" if len(classes) > 1 else "instance",
+        value="class" if config.num_labels > 1 else "instance",
         label="Colours by",
         elem_id="m2f-colours",
     )

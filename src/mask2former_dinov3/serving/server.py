@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..browser.viewer_page import display_name
 from ..errors import ConfigError, OptionError, mismatch
 from ..extras import require
 from ..inference.onnx_model import OnnxModel
@@ -134,15 +135,6 @@ def licence_line(predictor: Predictor, model: str | Path) -> str:
     if isinstance(config, Mask2FormerDinov3Config) and is_bound(config, Path(model)):
         return "The weights derive from Meta's DINOv3 and fall under the DINOv3 License."
     return ""
-
-
-def display_name(model: str | Path) -> str:
-    """The name of a model without the folders of this machine: "first/best" for runs/first/best."""
-    path = Path(model)
-    if not path.exists():
-        return str(model)
-    path = path.resolve()
-    return f"{path.parent.name}/{path.name}" if path.name in ("best", "last", "model") else path.name
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,13 +1,14 @@
-// The page's one script: Gradio runs it when the viewer is there, with `element` and its `props`.
-// It asks /predict once per image, for nearly everything, and filters here: moving the threshold costs the server nothing.
+// The viewer of both pages. On the page of `serve` Gradio runs this script when the viewer is there, with `element` and its
+// `props`; in a folder of `export --web` page.js sets these names. Each image is predicted once, with nearly all instances,
+// by the server's /predict or by `props.ask`, and filtered here: moving the threshold costs the model nothing.
 
-const settings = props.settings; // least, threshold, max_detections, max_bytes, palette, classes
+const settings = props.settings; // of `viewer_page.viewer_settings`
 const $ = (selector) => element.querySelector(selector);
 const state = {
   files: [], file: null, answer: null, shapes: [], hidden: new Set(), picked: null, original: false,
   threshold: settings.threshold, tile: null, byClass: settings.classes.length > 1, sort: "score",
 };
-const answers = new Map(); // file -> [answer, seconds], of the files on the strip
+const answers = new Map(); // file -> answer with its seconds, of the files on the strip
 const view = { zoom: 1, x: 0, y: 0 };
 let running = null; // AbortController of the request on its way
 
@@ -161,7 +162,8 @@ function filter() {
   if (state.answer) {
     const [{ width, height }] = state.answer.images;
     // Without tiles the model gives no more than this; the answer was for all scores above `least`.
-    const full = !state.tile && shown >= settings.max_detections ? "; the most it can find: try tiles" : "";
+    const most = `; the most it can find${settings.max_bytes ? ": try tiles" : ""}`; // which the server alone has
+    const full = !state.tile && shown >= settings.max_detections ? most : "";
     const size = `${width} × ${height} pixels, ${state.seconds.toFixed(1)} s`;
     say(`${shown} ${shown === 1 ? "instance" : "instances"}${full}`, size);
   }
@@ -327,6 +329,46 @@ function showOriginal(on) {
   if (on) pick(null);
 }
 
+// ---- pixels as stored ---------------------------------------------------------------------------------------------
+
+/** The places [begin, end] of the metadata (Exif) of a JPEG, PNG or WebP, which may ask for a turn. */
+function exifPlaces(bytes) {
+  const view = new DataView(bytes.buffer), text = (at, length) => String.fromCharCode(...bytes.subarray(at, at + length));
+  const places = [], add = (found, begin, end) => found && places.push([begin, end]);
+  if (text(0, 2) === "\xff\xd8") { // segments: FF, kind, length with its own two bytes; after FF DA come the pixels
+    for (let at = 2, end; at + 4 <= bytes.length && bytes[at] === 0xff && bytes[at + 1] !== 0xda; at = end) {
+      end = bytes[at + 1] === 0xff ? at + 1 : at + 2 + view.getUint16(at + 2);
+      add(bytes[at + 1] === 0xe1 && text(at + 4, 4) === "Exif", at, end);
+    }
+  } else if (text(1, 3) === "PNG") { // chunks: length, kind, data, checksum
+    for (let at = 8, end; at + 12 <= bytes.length; at = end) {
+      add(text(at + 4, 4) === "eXIf", at, (end = at + 12 + view.getUint32(at)));
+    }
+  } else if (text(0, 4) === "RIFF" && text(8, 4) === "WEBP") { // chunks: kind, length, data, up to an even place
+    for (let at = 12, end; at + 8 <= bytes.length; at = end) {
+      end = at + 8 + view.getUint32(at + 4, true);
+      add(text(at, 4) === "EXIF", at, (end += end % 2));
+    }
+  }
+  return places;
+}
+
+/**
+ * A file whose pixels a browser shows as they are stored: without the turn that EXIF asks for, since the masks are those
+ * of the stored pixels. (`imageOrientation: "none"` of createImageBitmap turns them all the same in Chromium 156.)
+ */
+async function asStored(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer()), isWebp = bytes[0] === 0x52;
+  const parts = [];
+  let place = 0;
+  for (const [begin, end] of exifPlaces(bytes)) {
+    parts.push(bytes.subarray(place, begin));
+    if (isWebp) parts.push("NONE", bytes.subarray(begin + 4, end)); // its length is stored: a kind that nobody reads
+    place = end;
+  }
+  return place ? new Blob([...parts, bytes.subarray(place)], { type: file.type }) : file;
+}
+
 // ---- asking ------------------------------------------------------------------------------------------------------
 
 const pause = (seconds, signal) =>
@@ -335,14 +377,17 @@ const pause = (seconds, signal) =>
     signal.addEventListener("abort", () => (clearTimeout(timer), failed(signal.reason)));
   });
 
-async function ask(file, signal) {
+/** The server's answer for a file; rejected with a message for people. */
+async function askServer(file, signal) {
   const query = new URLSearchParams({ threshold: settings.least, max_detections: settings.max_detections });
   if (state.tile) query.set("tile", state.tile);
   if (state.blank) query.set("preview", true); // the browser cannot show the file itself
   for (let attempt = 1; ; attempt++) {
     const body = new FormData();
     body.append("image", file, file.name || "image");
-    const response = await fetch(`predict?${query}`, { method: "POST", body, signal });
+    const response = await fetch(`predict?${query}`, { method: "POST", body, signal }).catch((error) => {
+      throw error instanceof TypeError ? new Error("The server cannot be reached.") : error;
+    });
     if (response.status === 503 && attempt < 6) {
       const seconds = Number(response.headers.get("Retry-After")) || 2;
       say(`The server is busy; next try in ${seconds} s`);
@@ -354,6 +399,8 @@ async function ask(file, signal) {
     return answer;
   }
 }
+
+const ask = props.ask ?? askServer;
 
 /** The server's picture of a file that the browser cannot show, such as TIFF. */
 async function preview(text) {
@@ -372,10 +419,10 @@ async function predict() {
   say("Finding instances …");
   try {
     if (!answers.has(file)) {
-      const answer = await ask(file, control.signal);
-      answers.set(file, [answer, (performance.now() - begun) / 1000]);
+      const waited = await ask(file, control.signal, state.stored);
+      answers.set(file, { seconds: (performance.now() - begun) / 1000, ...waited });
     }
-    const [{ preview: picture, ...answer }, seconds] = answers.get(file); // the picture is no part of a COCO file
+    const { preview: picture, seconds, ...answer } = answers.get(file); // the first two are no part of a COCO file
     if (picture) await preview(picture);
     state.answer = answer;
     state.seconds = seconds;
@@ -385,7 +432,7 @@ async function predict() {
   } catch (error) {
     if (control.signal.aborted) return;
     say("");
-    complain(error instanceof TypeError ? "The server cannot be reached." : error.message);
+    complain(error.message);
     if (error.isRefused || state.blank) show(false); // else the same image may be tried again
   }
   progress.hidden = true;
@@ -401,27 +448,32 @@ async function openAll(files) {
 }
 
 async function open(file) {
-  Object.assign(state, { file, answer: null, blank: false, shapes: [] });
+  running?.abort();
+  $(".m2f-progress").hidden = true;
+  Object.assign(state, { file, stored: file, answer: null, blank: false, shapes: [] });
   pick(null);
   showOriginal(false);
   listFiles();
   $(".m2f-shapes").replaceChildren();
   filter();
-  if (file.size > settings.max_bytes) {
+  if (settings.max_bytes && file.size > settings.max_bytes) {
     say("");
     show(false);
     return complain(`${file.name}: the server takes files of at most ${(settings.max_bytes / 1e6).toFixed(0)} MB`);
   }
+  $(".m2f-progress").hidden = false;
   const canvas = $("canvas");
   try {
-    // As stored, without the turn that EXIF asks for: the masks are those of the stored pixels.
-    const picture = await createImageBitmap(file, { imageOrientation: "none" });
+    const stored = await asStored(file);
+    if (state.file === file) state.stored = stored;
+    const picture = await createImageBitmap(stored);
     if (state.file !== file) return;
     [canvas.width, canvas.height] = [picture.width, picture.height];
     canvas.getContext("2d").drawImage(picture, 0, 0);
     show(true);
     fit(picture.width, picture.height);
   } catch {
+    if (state.file !== file) return;
     [canvas.width, canvas.height] = [4, 3]; // a kind that browsers do not show, such as TIFF, or no image at all
     state.blank = true;
   }
@@ -600,7 +652,7 @@ $(".m2f-zoom").addEventListener("click", (event) => {
   if (event.target.dataset.zoom) zoom(Number(event.target.dataset.zoom), left + width / 2, top + height / 2);
 });
 
-// What Gradio's controls call.
+// What the controls call, Gradio's and those of page.js.
 window.m2f = {
   threshold: (value) => ((state.threshold = value), filter()),
   opacity: (value) => document.body.style.setProperty("--m2f-fill", value),
@@ -626,5 +678,5 @@ if (remembered !== null) document.body.classList.toggle("dark", remembered === "
 const { classes } = settings;
 const named = classes.length > 8 ? `${classes.slice(0, 8).join(", ")} and ${classes.length - 8} more` : classes.join(", ");
 $(".m2f-finds").textContent = `This model finds ${classes.length > 1 ? `${classes.length} classes: ` : ""}${named}. It outlines each one, with a score.`;
-$(".m2f-limits").textContent = `JPEG, PNG, WebP, TIFF, BMP or GIF, up to ${(settings.max_bytes / 1e6).toFixed(0)} MB`;
+$(".m2f-limits").textContent = settings.accepted;
 filter();

@@ -1,0 +1,98 @@
+// The model, in a thread of its own so that the page stays responsive. Messages in: {id, file, name, least, max_detections}, or
+// {cancel: id}. Messages out: {ready: text} or {failed: text} once, then {id, answer, seconds} or {id, error}.
+
+import { ImageError, fittedSize, openImage, resizeImage, toInput } from "./pixels.js";
+import { postProcess, toCoco } from "./instances.js";
+
+const OUTPUTS = ["class_queries_logits", "masks_queries_logits"];
+const cancelled = new Set();
+let model = null, runtime = null, session = null;
+
+/** A file of this folder. Throws with a sentence if it cannot be read. */
+async function read(name) {
+  const response = await fetch(new URL(name, import.meta.url)).catch((error) => ({ ok: false, status: error.message }));
+  if (!response.ok) throw new Error(`${name}: this file of the page cannot be read (${response.status})`);
+  return response;
+}
+
+/** onnxruntime-web from a file of runtime/, and a session of the model with one of its providers. */
+async function open(file, provider, bytes) {
+  runtime = await import(`./runtime/${file}`);
+  runtime.env.wasm.wasmPaths = new URL("runtime/", import.meta.url).href;
+  if (!self.crossOriginIsolated) runtime.env.wasm.numThreads = 1; // browsers share memory between threads only then
+  session = await runtime.InferenceSession.create(bytes, { executionProviders: [provider], logSeverityLevel: 3 });
+}
+
+async function run({ values, mask }, [height, width]) {
+  const feed = {
+    pixel_values: new runtime.Tensor("float32", values, [1, 3, height, width]),
+    pixel_mask: new runtime.Tensor("bool", mask, [1, height, width]),
+  };
+  const results = await session.run(feed, OUTPUTS);
+  const [classes, masks] = OUTPUTS.map((name) => ({ data: results[name].data, dims: results[name].dims }));
+  if (!classes.data.every(Number.isFinite)) throw new Error("the model's numbers are not finite on this device");
+  return { classes, masks };
+}
+
+/** Why not WebGPU; empty if it can be used. wanted: "webgpu" takes an adapter without a GPU, "wasm" takes none. */
+async function whyNoWebgpu(wanted) {
+  if (wanted === "wasm") return "as asked for";
+  if (!navigator.gpu) return "this browser has no WebGPU";
+  const adapter = await navigator.gpu.requestAdapter();
+  if (!adapter) return "WebGPU finds no GPU";
+  return adapter.info?.isFallbackAdapter && wanted !== "webgpu" ? "WebGPU finds no GPU, and would compute on the CPU" : "";
+}
+
+/** Loads the model: with WebGPU where the browser has a GPU and the model runs on it, otherwise with WebAssembly. */
+async function load() {
+  model = await (await read("model.json")).json();
+  const bytes = new Uint8Array(await (await read("model.onnx")).arrayBuffer());
+  let reason = await whyNoWebgpu(new URL(import.meta.url).searchParams.get("device"));
+  if (!reason) {
+    try {
+      await open("ort.webgpu.min.mjs", "webgpu", bytes);
+      const [height, width] = model.padded; // a first run compiles the shaders, and shows whether the device can
+      await run({ values: new Float32Array(3 * height * width), mask: new Uint8Array(height * width).fill(1) }, model.padded);
+      return "with WebGPU";
+    } catch (error) {
+      reason = `WebGPU failed: ${error.message}`;
+    }
+  }
+  await open("ort.wasm.min.mjs", "wasm", bytes);
+  const threads = self.crossOriginIsolated ? "" : ", in one thread";
+  return `on the CPU, with WebAssembly${threads} (${reason})`;
+}
+
+async function predict({ file, name, least, max_detections }) {
+  const image = await openImage(file, model);
+  try {
+    const size = image.size, real = fittedSize(...size, model.canvas);
+    const rgb = resizeImage(image.readRows, size, real);
+    const input = toInput(rgb, real, model.padded, model.mean, model.std);
+    const { classes, masks } = await run(input, model.padded);
+    const asked = { least, max_detections, copy_overlap: model.copy_overlap };
+    const found = postProcess(classes, masks, { canvas: model.padded, real, size }, asked);
+    return toCoco(found, name, size, { ...model, least });
+  } finally {
+    image.close();
+  }
+}
+
+const loading = load();
+loading.then((ready) => postMessage({ ready }), (error) => postMessage({ failed: error.message }));
+let last = loading; // images are predicted one after the other
+
+onmessage = ({ data }) => {
+  if ("cancel" in data) return cancelled.add(data.cancel);
+  last = last.catch(() => {}).then(async () => {
+    if (cancelled.delete(data.id)) return;
+    try {
+      await loading;
+      const begun = performance.now(), answer = await predict(data);
+      postMessage({ id: data.id, answer, seconds: (performance.now() - begun) / 1000 });
+    } catch (error) {
+      const message = error instanceof ImageError ? `${data.name}: ${error.message}` : `the model failed: ${error.message}`;
+      postMessage({ id: data.id, error: message, isRefused: error instanceof ImageError });
+    }
+  });
+};

@@ -1,0 +1,189 @@
+"""The folder of `export --web`: its files, and its page in Chromium against the Predictor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faster_coco_eval.core import mask as rle_codec
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from mask2former_dinov3.browser.viewer_page import STATIC
+from mask2former_dinov3.browser.web_folder import WEB_FILES, check_reading, export_web, fill_web_folder
+from mask2former_dinov3.browser.web_runtime import RUNTIME_FILES, find_runtime
+from mask2former_dinov3.errors import OptionError
+from mask2former_dinov3.export.onnx_check import Agreement
+from mask2former_dinov3.export.onnx_export import Export
+from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
+from mask2former_dinov3.inference.onnx_model import OnnxModel
+from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.sample_data import SAMPLE
+from support.chromium import CHROMIUM, chromium, file_server
+
+IMAGES = [SAMPLE / "valid" / name for name in ("a7f767ca9770b160.png", "3ca8181367fc1258.png", "2a2032c4ed78f3fc.png")]
+SLOW = 400_000  # milliseconds: of a machine that runs much else; 2 s otherwise
+SHAPES = ".m2f-shapes path:not(.off)"
+in_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> Path:
+    """The folder of the bundled model, without onnxruntime-web."""
+    folder = tmp_path_factory.mktemp("web")
+    shutil.copyfile(sample_file, folder / "model.onnx")
+    fill_web_folder(folder, "<nuclei>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> Export:
+    """The export of the bundled model as a whole folder."""
+    try:
+        find_runtime()
+    except OptionError as error:
+        pytest.skip(str(error))
+
+    def make_file(file: Path, accept: Callable[[Mask2FormerDinov3ImageProcessor], None]) -> Export:
+        accept(Mask2FormerDinov3ImageProcessor.from_pretrained(SAMPLE / "model"))
+        shutil.copyfile(sample_file, file)
+        return Export(file, file.stat().st_size, Agreement((), 1.0, 0, 1.0))
+
+    return export_web(SAMPLE / "model", tmp_path_factory.mktemp("web") / "page", make_file)
+
+
+@pytest.fixture(scope="module")
+def address(done: Export) -> Iterator[str]:
+    """Of a server of the whole folder."""
+    with file_server(done.path.parent) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def opened(address: str) -> Iterator[tuple[Page, list[str]]]:
+    """The page with its model loaded, and the addresses that it asks for."""
+    asked: list[str] = []
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page.set_default_timeout(SLOW)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: asked.append(f"ERROR {error}"))
+        page.goto(f"{address}/index.html?device=wasm")
+        expect(page.locator("#m2f-where")).to_contain_text("on the CPU, with WebAssembly", timeout=SLOW)
+        yield page, asked
+    assert not [line for line in asked if line.startswith("ERROR")]
+
+
+def predict(page: Page, image: Path) -> None:
+    """Give an image to the page and wait for its end."""
+    page.set_input_files(".m2f-other input" if page.locator(".m2f-other").is_visible() else ".m2f-drop input", image)
+    expect(page.locator(".m2f-status")).not_to_have_text("")
+    expect(page.locator(".m2f-status")).not_to_contain_text("Finding", timeout=SLOW)
+
+
+def test_export_web__refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file"):
+        with pytest.raises(OptionError, match=r"web: expected a new or empty folder, got .*, which holds files"):
+            export_web(SAMPLE / "model", place, lambda *_, **__: pytest.fail("too late"))
+
+
+def test_check_reading__refuses_models_that_read_images_otherwise() -> None:
+    check_reading(Mask2FormerDinov3ImageProcessor())
+    four = {"image_mean": [0.5] * 4, "image_std": [0.5] * 4}
+    cases: list[tuple[dict[str, Any], str]] = [
+        (four, "one of chosen channels"),
+        ({"channels": [3, 2, 1]}, "one of chosen channels"),
+        ({"page": 2, "image_scale": "native"}, "one of page 2 and with image_scale native, which are cut into tiles"),
+    ]
+    for options, got in cases:
+        with pytest.raises(OptionError) as caught:
+            check_reading(Mask2FormerDinov3ImageProcessor(**options))
+        expected = f"web: expected a model of RGB images with image_scale fit, got {got}; predict and serve read them"
+        assert str(caught.value).startswith(expected)
+
+
+def test_fill_web_folder__writes_the_viewer_of_the_server_and_the_models_values(folder: Path) -> None:
+    for name in WEB_FILES:
+        assert (folder / name).read_bytes() == (STATIC / name).read_bytes()
+    index = (folder / "index.html").read_text(encoding="utf-8")
+    assert (STATIC / "viewer.html").read_text(encoding="utf-8") in index
+    assert "<h1>&lt;nuclei&gt;</h1><span>finds nucleus</span>" in index
+    assert (
+        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; connect-src 'self'" in index
+    )
+    assert "://" not in index  # no other machine is named
+    model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    metadata = OnnxModel(folder / "model.onnx", "cpu").metadata
+    for key in ("classes", "category_ids", "mean", "std", "canvas", "value_range"):
+        assert model[key] == getattr(metadata, key)
+    assert (model["padded"], model["copy_overlap"], model["settings"]["threshold"]) == ([384, 384], 1.0, 0.5)
+    assert (folder / "CODE_LICENSE.txt").read_text(encoding="utf-8").startswith("MIT License")
+
+
+def test_export_web__writes_a_folder_that_is_complete(done: Export) -> None:
+    folder = done.path.parent
+    assert done.path == folder / "model.onnx"
+    assert done.path.stat().st_size == done.size
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    runtime = {f"runtime/{name}" for name in (*RUNTIME_FILES, "LICENSE", "ThirdPartyNotices.txt")}
+    own = {"index.html", "model.json", "model.onnx", "sample.png", "CODE_LICENSE.txt", *WEB_FILES}
+    assert names == own | runtime
+    assert [path.name for path in folder.parent.iterdir()] == ["page"]  # no lock, nothing that was not finished
+
+
+@in_browser
+@pytest.mark.parametrize("image", IMAGES, ids=lambda path: path.stem)
+def test_page__finds_what_the_predictor_finds(opened: tuple[Page, list[str]], image: Path, tmp_path: Path) -> None:
+    page, _ = opened
+    predict(page, image)
+    wanted = Predictor.from_pretrained(SAMPLE / "model", "cpu")(image).to_coco_annotations(1)
+    expect(page.locator(SHAPES)).to_have_count(len(wanted))
+    with page.expect_download() as download:
+        page.locator("#m2f-coco").click()
+    download.value.save_as(tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    annotations = found["annotations"]
+    with Image.open(image) as opened_image:
+        assert found["images"] == [
+            {"id": 1, "file_name": image.name, "height": opened_image.height, "width": opened_image.width}
+        ]
+    masks = ([one["segmentation"] for one in some] for some in (annotations, wanted))
+    overlaps = np.array(rle_codec.iou(*masks, [0] * len(wanted)))
+    partners = overlaps.argmax(1)
+    assert sorted(partners) == list(range(len(wanted)))
+    assert overlaps.max(1).min() >= 0.98
+    for one, partner in zip(annotations, partners, strict=True):
+        assert one["category_id"] == wanted[partner]["category_id"]
+        assert one["score"] == pytest.approx(wanted[partner]["score"], abs=0.02)
+
+
+@in_browser
+def test_page__explains_a_bad_file_and_goes_on(opened: tuple[Page, list[str]], tmp_path: Path) -> None:
+    page, _ = opened
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.tif")
+    page.set_input_files("input[type=file] >> nth=0", tmp_path / "image.tif")
+    message = page.locator("#m2f-viewer .m2f-error")
+    expect(message).to_contain_text("image.tif: expected an image that this browser can decode (JPEG, PNG, WebP,")
+    expect(page.locator("#m2f-coco")).to_be_disabled()
+    predict(page, IMAGES[2])
+    expect(message).to_be_hidden()
+    expect(page.locator(SHAPES).first).to_be_visible()
+
+
+@in_browser
+def test_page__can_reach_no_other_machine(opened: tuple[Page, list[str]], address: str, tmp_path: Path) -> None:
+    """Its policy stops page and worker; before that, neither has asked for anything beyond the folder."""
+    page, asked = opened
+    assert {"model.onnx", "ort-wasm-simd-threaded.wasm"} <= {url.rpartition("/")[2] for url in asked}
+    assert [url for url in asked if not url.startswith((f"{address}/", f"blob:{address}/", "blob:", "data:"))] == []
+    with file_server(tmp_path) as (other, paths):
+        for place in (page, page.workers[0]):
+            error = place.evaluate(f"fetch('{other}/secret', {{ mode: 'no-cors' }}).then(() => '', String)")
+            assert "Failed to fetch" in error
+        assert paths == []
