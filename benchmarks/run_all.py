@@ -24,7 +24,7 @@ import startup
 import train_step
 from machine import describe_run, write_result
 from mask2former_dinov3.benchmark.row_table import Row, markdown
-from mask2former_dinov3.training.launch import cpu_has_bf16
+from mask2former_dinov3.inference.predictor import cpu_has_bf16
 from measure import HERE, default_dataset, name_of, sample_dataset
 
 HEAD = ("work", "baseline", "ours", "ratio", "target", "met")

@@ -20,6 +20,7 @@ from mask2former_dinov3.browser.web_runtime import RUNTIME_FILES, find_runtime
 from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.export.onnx_check import Agreement
 from mask2former_dinov3.export.onnx_export import Export
+from mask2former_dinov3.export.parity import FileComparison, parity_file
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.inference.onnx_model import OnnxModel
 from mask2former_dinov3.inference.predictor import Predictor
@@ -52,7 +53,9 @@ def done(tmp_path_factory: pytest.TempPathFactory, sample_file: Path) -> Export:
     def make_file(file: Path, accept: Callable[[Mask2FormerDinov3ImageProcessor], None]) -> Export:
         accept(Mask2FormerDinov3ImageProcessor.from_pretrained(SAMPLE / "model"))
         shutil.copyfile(sample_file, file)
-        return Export(file, file.stat().st_size, Agreement((), 1.0, 0, 1.0))
+        parity_file(file).write_text("{}")  # as an export does
+        agreement = Agreement("fp32", (), True, {}, {}, 0, 1.0, 0.0, 0.0, 1.0, "")
+        return Export(file, file.stat().st_size, FileComparison("export", "m", None, "onnxruntime", True, agreement))
 
     return export_web(SAMPLE / "model", tmp_path_factory.mktemp("web") / "page", make_file)
 

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -168,8 +168,9 @@ def test_build_model__of_the_shipped_recipes_starts_from_the_head_they_name(
     assert own.queries_features.weight.shape == (queries, 256)
     assert torch.equal(own.queries_features.weight, theirs.queries_features.weight)
     assert torch.equal(own.class_predictor.weight[0], published.class_predictor.weight[1])  # disc
-    projection = published.model.pixel_level_module.decoder.input_projections[0][0]
-    assert torch.equal(model.head.pixel_decoder.input_projections[0][0].weight, projection.weight)
+    projection: Any = published.model.pixel_level_module.decoder.input_projections
+    projection = projection[0][0]
+    assert torch.equal(cast("Any", model.head.pixel_decoder.input_projections)[0][0].weight, projection.weight)
     assert projection.in_channels == 8 * width
     assert f"  queries              {queries} copied, 0 new, 0 unused" in caplog.text
     assert "  classes              1 copied by name, 1 new, 79 unused (new: bar)" in caplog.text

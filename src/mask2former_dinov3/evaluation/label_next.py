@@ -37,7 +37,7 @@ from ..inference.predictor import Predictor, check_extra_images
 from ..inference.prefetch import prefetch
 from ..inference.settings import InferenceSettings
 from ..inference.tiles.part_reader import ImageReader
-from ..inference.views import MIRRORED, turn_back
+from ..inference.views import MIRRORED, undo_turn
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.backbone import tapped_maps
 from ..progress_bar import ProgressBar
@@ -254,7 +254,7 @@ class _Reader:
                 for side in (0, 1)
             )
             agreements = [
-                flip_agreement(one, turn_back(other, MIRRORED)) for one, other in zip(found, mirrored, strict=True)
+                flip_agreement(one, undo_turn(other, MIRRORED)) for one, other in zip(found, mirrored, strict=True)
             ]
         for one, vector, agreement in zip(batch, features, agreements, strict=True):
             yield _Seen(one.file.file_name, vector, agreement)

@@ -19,7 +19,7 @@ from .settings import InferenceSettings
 from .tiles.grid import Grid, Passes
 from .tiles.merging import merge_rows
 from .tiles.part_reader import ImageReader
-from .views import VIEWS, merge_views, settings_of_views, turn, turn_back
+from .views import VIEWS, merge_views, settings_of_views, turn, undo_turn
 
 Key = TypeVar("Key")
 
@@ -155,5 +155,5 @@ class ImagePasses:
         for start in range(0, len(views), settings.batch_size):
             some = views[start : start + settings.batch_size]
             found = self.predict_prepared([turn(prepared, view) for view in some], alone)
-            each.extend(turn_back(one, view) for one, view in zip(found, some, strict=True))
+            each.extend(undo_turn(one, view) for one, view in zip(found, some, strict=True))
         return merge_views(each, settings, self.model.config.num_queries)

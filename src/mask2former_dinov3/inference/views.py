@@ -24,25 +24,25 @@ from .settings import InferenceSettings, Tta
 VIEWS_IOU = 0.7  # of two masks of one object in different views
 
 
-class View(NamedTuple):
-    """What is done to an image, in this order; the image itself is `View()`."""
+class Turn(NamedTuple):
+    """What is done to an image, in this order; the image itself is `Turn()`."""
 
     transposed: bool = False
     upside_down: bool = False
     mirrored: bool = False
 
 
-MIRRORED = View(mirrored=True)
-_FLIPS = (View(), MIRRORED, View(upside_down=True), View(upside_down=True, mirrored=True))
-VIEWS: dict[Tta, tuple[View, ...]] = {
-    "none": (View(),),
-    "horizontal": (View(), MIRRORED),
+MIRRORED = Turn(mirrored=True)
+_FLIPS = (Turn(), MIRRORED, Turn(upside_down=True), Turn(upside_down=True, mirrored=True))
+VIEWS: dict[Tta, tuple[Turn, ...]] = {
+    "none": (Turn(),),
+    "horizontal": (Turn(), MIRRORED),
     "both": _FLIPS,
     "all": (*_FLIPS, *(one._replace(transposed=True) for one in _FLIPS)),
 }
 
 
-def turn(prepared: Prepared, view: View) -> Prepared:
+def turn(prepared: Prepared, view: Turn) -> Prepared:
     """An image on its canvas, turned; what is real stays at the top left, what is padding at the right and bottom."""
     values, mask, (height, width) = prepared
     if view.transposed:
@@ -54,9 +54,9 @@ def turn(prepared: Prepared, view: View) -> Prepared:
     return Prepared(turned, np.ascontiguousarray(mask), (height, width))
 
 
-def turn_back(found: Instances, view: View) -> Instances:
+def undo_turn(found: Instances, view: Turn) -> Instances:
     """The instances of a turned image on the image itself. Memory: one mask at a time."""
-    if view == View():
+    if view == Turn():
         return found
 
     def turned(mask: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -91,9 +91,8 @@ def merge_views(views: Sequence[Instances], settings: InferenceSettings, num_que
             scores[leader] = found.scores[members].sum() / len(views)
     merged = replace(found, scores=scores)[leaders]
     merged = merged[np.argsort(-merged.scores, kind="stable")]
-    threshold = settings.threshold
-    least = np.asarray(threshold, np.float32)[merged.labels] if isinstance(threshold, Sequence) else threshold
-    above = merged[merged.scores >= np.float32(least)]
+    least = np.asarray(settings.threshold, dtype=np.float32)
+    above = merged[merged.scores >= (least[merged.labels] if least.ndim else least)]
     kept = above[: settings.max_detections]
     best = float(merged.scores[0]) if len(merged) and not len(above) else 0.0
     left_out = Unreported(len(above) - len(kept), int(len(above) >= num_queries), best_score=best)
