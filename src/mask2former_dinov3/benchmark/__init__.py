@@ -6,6 +6,7 @@ clock, processes and tables.
 
 Read in this order:
 
+    runtime_names     names of runtimes and precisions
     variants          which runtimes and precisions there are, and why one cannot run here
     measure_variants  the whole measurement: one row per variant
     asked_process     a process of its own that answers questions

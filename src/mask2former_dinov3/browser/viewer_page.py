@@ -26,7 +26,7 @@ INSTANCE_LIST = (
 )
 
 
-def class_names(config: NetworkConfig) -> list[str]:
+def page_class_names(config: NetworkConfig) -> list[str]:
     """The names of all classes, in the order of the labels."""
     return [str(config.id2label[label]) for label in range(config.num_labels)]
 
@@ -47,20 +47,20 @@ def viewer_settings(config: NetworkConfig, accepted: str, max_bytes: int | None 
         "max_detections": min(MOST_INSTANCES, int(config.num_queries)),
         "max_bytes": max_bytes,
         "accepted": accepted,
-        "classes": class_names(config),
+        "classes": page_class_names(config),
         "palette": [f"rgb({red}, {green}, {blue})" for red, green, blue in PALETTE.tolist()],
     }
 
 
 def describe_classes(config: NetworkConfig) -> str:
     """The name of the one class, or the number of classes, as HTML."""
-    classes = class_names(config)
+    classes = page_class_names(config)
     return html.escape(classes[0]) if len(classes) == 1 else f"{len(classes)} classes"
 
 
 def class_list(config: NetworkConfig) -> str:
     """The list of classes as HTML, as it is until there is an image."""
-    names = ", ".join(map(html.escape, class_names(config)))
+    names = ", ".join(map(html.escape, page_class_names(config)))
     return f'<p class="m2f-title">Classes</p><div class="m2f-list"><p>{names}</p></div>'
 
 

@@ -91,7 +91,7 @@ def fill_web_folder(folder: Path, name: str) -> None:
     metadata, config = network.metadata, network.config
     megabytes = (folder / MODEL_FILE).stat().st_size / 1e6
     (folder / "index.html").write_text(_index(name, metadata, config, megabytes), encoding="utf-8")
-    (folder / "model.json").write_text(json.dumps(describe_model(metadata, config), indent=1) + "\n", encoding="utf-8")
+    (folder / "model.json").write_text(json.dumps(describe_page_model(metadata, config), indent=1) + "\n", encoding="utf-8")
     for file in WEB_FILES:
         shutil.copyfile(STATIC / file, folder / file)
     shutil.copyfile(SAMPLE_IMAGE, folder / "sample.png")
@@ -100,7 +100,7 @@ def fill_web_folder(folder: Path, name: str) -> None:
         (folder / LICENSE_FILE).write_text(text, encoding="utf-8")
 
 
-def describe_model(metadata: OnnxMetadata, config: OnnxConfig) -> dict[str, object]:
+def describe_page_model(metadata: OnnxMetadata, config: OnnxConfig) -> dict[str, object]:
     """The content of model.json: what worker.js needs beside the network, and the settings of the viewer."""
     accepted = f"JPEG, PNG, WebP, BMP or GIF, up to {MAX_PIXELS // 1_000_000} million pixels; they stay on this machine"
     return {

@@ -21,11 +21,12 @@ from ..evaluation.evaluate import check_paths
 from ..extras import require
 from ..folder_lock import hold_folder
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
+from ..inference.network import Network
 from ..inference.onnx_model import DETECTIONS, INPUTS, LOGITS, OnnxMetadata, OnnxModel, data_file
 from ..inference.predictor import load_network
 from ..model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from ..version import __version__
-from .ap_check import compare_ap
+from .ap_check import ApComparison, compare_ap
 from .check_images import (
     CHECKED_IMAGES,
     change_canvas,
@@ -118,11 +119,24 @@ def export(
         comparison = FileComparison("export", str(model), images, exported.session.runtime, True, agreement)
         if annotations is not None:
             say("computing AP of the model and of the file")
-            scores = compare_ap(network, exported, processor, annotations, precision, progress=progress)
-            if differences := scores.differences():
-                raise CheckpointError(f"exported file: {'; '.join(differences)}\n{scores.text()}")
+            scores = check_ap(network, exported, processor, annotations, progress=progress)
             comparison = replace(comparison, average_precision=scores)
         return keep_file(exported, output, comparison)
+
+
+def check_ap(
+    network: Network,
+    exported: OnnxModel,
+    processor: Mask2FormerDinov3ImageProcessor,
+    annotations: Split,
+    *,
+    progress: bool,
+) -> ApComparison:
+    """AP of model and file on a split. Raises CheckpointError if they differ by more than the precision explains."""
+    scores = compare_ap(network, exported, processor, annotations, exported.metadata.precision, progress=progress)
+    if differences := scores.differences():
+        raise CheckpointError(f"exported file: {'; '.join(differences)}\n{scores.text()}")
+    return scores
 
 
 def load_for_export(
