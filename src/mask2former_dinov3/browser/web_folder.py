@@ -91,7 +91,9 @@ def fill_web_folder(folder: Path, name: str) -> None:
     metadata, config = network.metadata, network.config
     megabytes = (folder / MODEL_FILE).stat().st_size / 1e6
     (folder / "index.html").write_text(_index(name, metadata, config, megabytes), encoding="utf-8")
-    (folder / "model.json").write_text(json.dumps(describe_page_model(metadata, config), indent=1) + "\n", encoding="utf-8")
+    (folder / "model.json").write_text(
+        json.dumps(describe_page_model(metadata, config), indent=1) + "\n", encoding="utf-8"
+    )
     for file in WEB_FILES:
         shutil.copyfile(STATIC / file, folder / file)
     shutil.copyfile(SAMPLE_IMAGE, folder / "sample.png")
