@@ -27,7 +27,7 @@ from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.sample_data import SAMPLE
 from support.chromium import CHROMIUM, chromium, file_server
 
-IMAGES = [SAMPLE / "valid" / name for name in ("a7f767ca9770b160.png", "3ca8181367fc1258.png", "2a2032c4ed78f3fc.png")]
+IMAGES = [SAMPLE / "valid" / name for name in ("853a4c67900c411a.png", "6fc83b33896f58a4.png", "66236902b874b7e4.png")]
 SLOW = 400_000  # milliseconds: of a machine that runs much else; 2 s otherwise
 SHAPES = ".m2f-shapes path:not(.off)"
 in_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")

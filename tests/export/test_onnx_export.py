@@ -281,8 +281,8 @@ def test_export__has_only_operators_of_onnx_and_says_what_it_is(sample_file: Pat
     assert [value.name for value in graph.graph.input] == ["pixel_values", "pixel_mask"]
     assert [value.name for value in graph.graph.output] == [*LOGITS, *DETECTIONS]
     said = {entry.key: json.loads(entry.value) for entry in graph.metadata_props}
-    assert (said["classes"], said["category_ids"], said["canvas"]) == (["nucleus"], [1], [384, 384])
-    assert (said["precision"], said["mask_stride"], said["num_queries"]) == ("fp32", 2, 150)
+    assert (said["classes"], said["category_ids"], said["canvas"]) == (["nucleus"], [1], [256, 256])
+    assert (said["precision"], said["mask_stride"], said["num_queries"]) == ("fp32", 2, 250)
     assert said["licence"] == {"code": "MIT", "weights": "not stated; ask whoever trained the model"}
 
 
@@ -298,7 +298,7 @@ def test_export__predicts_as_the_folder_does(sample_file: Path, tmp_path: Path) 
     found = []
     for model in (str(sample_file), str(SAMPLE / "model")):
         output = tmp_path / Path(model).name
-        predict_files(model, [VALID / "14cc1424c5980827.png"], output, device="cpu", save=("coco",))
+        predict_files(model, [VALID / "97126a9791f0c117.png"], output, device="cpu", save=("coco",))
         found.append(json.loads((output / "predictions.json").read_text())["annotations"])
     assert len(found[0]) == len(found[1]) > 10
     scores = [sorted(one["score"] for one in side) for side in found]
@@ -308,14 +308,15 @@ def test_export__predicts_as_the_folder_does(sample_file: Path, tmp_path: Path) 
 def test_best_detections__are_those_of_post_process(sample_file: Path, sample_model: Any) -> None:
     _, processor = sample_model
     exported = OnnxModel(sample_file, "cpu")
-    tall = np.array(Image.open(VALID / "14cc1424c5980827.png").convert("RGB"))[:, :150]  # padded at the right
-    inputs = processor.preprocess([tall, VALID / "3ca8181367fc1258.png"])
+    tall = np.array(Image.open(VALID / "97126a9791f0c117.png").convert("RGB"))[:256, :150]  # padded at the right
+    other = np.array(Image.open(VALID / "6fc83b33896f58a4.png").convert("RGB"))[:256, :256]
+    inputs = processor.preprocess([tall, other])
     pixels, mask = inputs["pixel_values"], inputs["pixel_mask"]
     output = exported(pixels, mask)
     assert not check_detections(exported, processor, output, pixels, mask)
     scores, labels, masks = exported.run({"pixel_values": pixels.numpy(), "pixel_mask": mask.numpy()}, DETECTIONS)
     assert scores.shape == labels.shape == (2, 100)
-    assert masks.shape == (2, 100, 384, 384)
+    assert masks.shape == (2, 100, 256, 256)
     assert (np.diff(scores) <= 0).all()
     moved = exported(pixels.flip(0), mask.flip(0))  # logits of other images than those of the graph's instances
     found = check_detections(exported, processor, moved, pixels, mask)

@@ -32,7 +32,7 @@ from mask2former_dinov3.serving.schema import EXPECTED, Options
 from mask2former_dinov3.visualize import draw_instances, enlargement
 from support.server import form
 
-IMAGE = SAMPLE / "valid" / "a7f767ca9770b160.png"
+IMAGE = SAMPLE / "valid" / "853a4c67900c411a.png"
 LIMITS = Limits(max_bytes=300_000, max_pixels=700_000, max_wait=0)
 
 

@@ -21,7 +21,7 @@ from mask2former_dinov3.sample_data import SAMPLE
 from support.chromium import CHROMIUM, chromium
 from support.server import Server
 
-IMAGE = SAMPLE / "valid" / "a7f767ca9770b160.png"
+IMAGE = SAMPLE / "valid" / "853a4c67900c411a.png"
 SHAPES = ".m2f-shapes path:not(.off)"
 
 pytestmark = [
@@ -261,7 +261,7 @@ def test_page__draws_a_histogram_of_all_scores(opened: tuple[Page, list[str]], f
 
 def test_page__takes_several_images_and_asks_once_for_each(opened: tuple[Page, list[str]]) -> None:
     page, asked = opened
-    others = [SAMPLE / "valid" / name for name in ("3ca8181367fc1258.png", "2a2032c4ed78f3fc.png")]
+    others = [SAMPLE / "valid" / name for name in ("6fc83b33896f58a4.png", "66236902b874b7e4.png")]
     before = predictions(asked)
     page.set_input_files(".m2f-other input", [IMAGE, *others])
     buttons = page.locator(".m2f-strip button")

@@ -11,7 +11,7 @@ from ..sample_data import SAMPLE
 from ..visualize import PALETTE
 
 STATIC = Path(__file__).parent / "static"
-SAMPLE_IMAGE = SAMPLE / "valid" / "3ca8181367fc1258.png"
+SAMPLE_IMAGE = SAMPLE / "valid" / "6fc83b33896f58a4.png"
 MIN_THRESHOLD = 0.05  # the page asks for all instances above it, and filters them in the browser
 MOST_INSTANCES = 1_000  # more would make the page slow
 

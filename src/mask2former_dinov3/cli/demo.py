@@ -35,14 +35,14 @@ def demo(output: Path, *, say: Callable[[str], None], run: Callable[[list[str]],
 
     code = step(
         "1/5 check the data",
-        *("check-data", sample, "--image-height", "384", "--image-width", "384"),
+        *("check-data", sample, "--image-scale", "native", "--image-height", "256", "--image-width", "256"),
     )
     code = code or step(
-        "2/5 COCO AP of the bundled model, which was trained without these images and without purple-stained tissue",
+        "2/5 COCO AP of the bundled model, which was trained without these images",
         *("evaluate", "--model", shipped, *truth, "--output", before),
     )
     code = code or step(
-        "3/5 train that model further on 40 images, 8 of them of the new kind; a few minutes on a CPU",
+        "3/5 train that model further on 40 images, those with the largest nuclei; a few minutes on a CPU",
         *("train", "--config", config, "--head", shipped, "--dataset-name", sample, "--output-dir", output),
     )
     model = output / "best"
