@@ -6,8 +6,8 @@ clock, processes and tables.
 
 Read in this order:
 
-    runtime_names     names of runtimes and precisions
-    variants          which runtimes and precisions there are, and why one cannot run here
+    runtime_names     the runtimes and their precisions, without torch
+    variants          what is measured, and why a variant cannot run here
     measure_variants  the whole measurement: one row per variant
     asked_process     a process of its own that answers questions
     variant_process   what runs in that process: times, compares, scores
