@@ -34,7 +34,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fitted") / "model"
     shutil.copytree(SAMPLE / "model", folder)
     for name, changes in (
-        ("config.json", {"image_scale": "fit"}),
+        ("config.json", {"image_scale": "fit", "copy_overlap": None}),
         ("preprocessor_config.json", {"image_scale": "fit", "size": {"height": 384, "width": 512}}),
     ):
         stored = json.loads((folder / name).read_text(encoding="utf-8"))
