@@ -121,7 +121,7 @@ def test_openvino__has_the_ap_of_the_file_in_its_default_precision(sample_file: 
     """What does not survive bf16, positions and the ellipses of the seeds, is computed with whole numbers."""
     pytest.importorskip("openvino")
     exported = OnnxModel(sample_file, "cpu")
-    # Whole images in place of tiles: what is compared is the precision.
+    # Whole images instead of tiles: what is compared is the precision.
     processor = replace(exported.metadata, image_scale="fit").processor()
     file = SAMPLE / "valid" / "_annotations.coco.json"
     data = read_coco(Split("valid", file, file.parent))
