@@ -80,24 +80,20 @@ def export(
     file takes any height and width that are multiples of 32. with_postprocess: the graph also outputs scores, labels
     and masks at canvas size. images: the folder of images for the check, by default those of the bundled sample.
     calibration_images: the folder of images for int8, which requires it. extra_images: where the second files of these
-    images are, for a model that takes channels from them. say: called with each step, for people. accept: called with
-    the model's image processor before the work, to refuse it.
+    images are, for a model that takes channels from them. say: called with each step. accept: may refuse the processor.
     Raises ConfigError for options that are wrong or exclude each other, MissingExtraError without the packages,
     CheckpointError for a model that cannot be loaded, a check that fails, or a file that cannot be written.
     """
     check_request(output, size, dynamic, precision, calibration_images)
     network, processor = load_network(model, "cpu")
-    accept(processor)
-    prepare_reading(processor, images, extra_images)
+    prepare_reading(processor, images, extra_images, accept)
     if dynamic and network.config.backbone_config.model_type == "swin":
         advice = "a file with a Swin takes one size: leave dynamic out, and export one file per size"
         raise OptionError("dynamic", "a DINOv3 backbone", "a Swin", advice)
     if size is not None:
         processor = change_canvas(processor, *size)
     prepared = read_images(images or SAMPLE_IMAGES, processor, CHECKED_IMAGES)
-    calibration = []
-    if calibration_images is not None:
-        calibration = read_images(calibration_images, processor, CALIBRATION_IMAGES)
+    calibration = [] if calibration_images is None else read_images(calibration_images, processor, CALIBRATION_IMAGES)
     metadata = build_metadata(network, processor, Path(model))
     parent = make_parent(output)
     with (
@@ -147,8 +143,17 @@ def check_request(
         raise OptionError("calibration_images", f"none for the precision {precision}", calibration_images)
 
 
-def prepare_reading(processor: Mask2FormerDinov3ImageProcessor, images: Path | None, extra_images: str | None) -> None:
-    """Set where second files are. Raises OptionError unless there are images for the check of the model's channels."""
+def prepare_reading(
+    processor: Mask2FormerDinov3ImageProcessor,
+    images: Path | None,
+    extra_images: str | None,
+    accept: Callable[[Mask2FormerDinov3ImageProcessor], None],
+) -> None:
+    """Set where second files are. Raises OptionError unless there are images for the check of the model's channels.
+
+    accept: called first, to refuse the processor.
+    """
+    accept(processor)
     if images is None and processor.num_channels != 3:
         expected = f"a folder of images of {processor.num_channels} channels, to compare the file on"
         raise OptionError("images", expected, "none", "the bundled images have three")
