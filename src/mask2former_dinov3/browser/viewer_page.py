@@ -41,8 +41,8 @@ def viewer_settings(
 ) -> dict[str, object]:
     """What viewer.js reads as `props.settings`.
 
-    accepted: the line that says which images are taken. whole: (height, width) of the largest image that is not cut into
-    tiles, None where none is (`Passes.whole`). max_bytes: limit of the server; None where there is no server.
+    accepted: the line that says which images are taken. whole: `Passes.whole`, the size above which images are
+    cut into tiles. max_bytes: limit of the server; None where there is no server.
     """
     return {
         "least": MIN_THRESHOLD,

@@ -104,7 +104,7 @@ def describe_model(metadata: OnnxMetadata, config: OnnxConfig) -> dict[str, obje
     passes = Passes.of(processor.size, processor.read_options)
     accepted = f"JPEG, PNG, WebP, BMP or GIF, up to {MAX_PIXELS // 1_000_000} million pixels"
     if passes.whole is not None:
-        accepted += f" or {MAX_TILES:,} tiles of {passes.whole[1]} × {passes.whole[0]}"
+        accepted += f" or {MAX_TILES:,} tiles of {passes.whole[1]} x {passes.whole[0]}"
     return {
         "classes": metadata.classes,
         "category_ids": metadata.category_ids,

@@ -456,6 +456,7 @@ async function openAll(files) {
 async function open(file) {
   running?.abort();
   beBusy(false);
+  say("");
   Object.assign(state, { file, stored: file, answer: null, blank: false, shapes: [] });
   pick(null);
   showOriginal(false);

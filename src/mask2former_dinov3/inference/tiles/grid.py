@@ -136,11 +136,12 @@ class Passes(NamedTuple):
         Images that are fitted into the canvas are cut only if `tile` says so. At its own scale an image is predicted
         whole up to `tile`, or else up to `WHOLE_SIDES` canvases a side.
         """
-        if self.whole is None:
+        whole = self.whole
+        if whole is None:
             side = max(height, width, SMALLEST_TILE) if self.tile is None else self.tile
             return Grid.of(height, width, side, self.overlap)
         if self.tile is None:
-            return Grid.of_sides(height, width, self.whole, self.overlap)
+            return Grid.of_sides(height, width, whole, self.overlap)
         return Grid.of(height, width, self.tile, self.overlap)
 
     def largest(self, canvases: float) -> tuple[int, int]:
