@@ -35,7 +35,7 @@ from support.chromium import CHROMIUM, chromium, file_server
 IMAGES = [SAMPLE / "valid" / name for name in ("a7f767ca9770b160.png", "3ca8181367fc1258.png", "2a2032c4ed78f3fc.png")]
 SLOW = 400_000  # milliseconds: of a machine that runs much else; 2 s otherwise
 SHAPES = ".m2f-shapes path:not(.off)"
-FACTOR = 1.5  # `image_scale` of `tiled`: an image of 360 x 360 does not fit into its canvas
+FACTOR = 4 / 3  # `image_scale` of `tiled`: 360 x 360 does not fit into its canvas; resizing without ties of rounding
 MOST_TILES = 20  # of the page of `tiled`
 in_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
 
