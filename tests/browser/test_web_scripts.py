@@ -227,7 +227,7 @@ def test_make_grid__equals_the_one_in_python(page: Page) -> None:
     tiles += [[256, 256]] * 150
     overlaps = [0.2, 0.0, 0.25, 0.49]
     cases = [(size, tile, overlaps[index % 4]) for index, (size, tile) in enumerate(zip(sizes, tiles, strict=True))]
-    grids = [Grid.of_sides(*size, (tile[0], tile[1]), overlap) for size, tile, overlap in cases]
+    grids = [Grid.of_sides(size[0], size[1], (tile[0], tile[1]), overlap) for size, tile, overlap in cases]
     wanted = [[[list(tile) for tile in grid.row(row)] for row in range(len(grid.tops))] for grid in grids]
     assert page.evaluate(GRIDS, cases) == wanted
 
@@ -256,7 +256,8 @@ def see(masks: NDArray[np.bool_], tile: Region, rng: np.random.Generator) -> Ins
         kept = [part for part in parts if part.any() and rng.random() < 0.9]
         found += kept
         labels += [index % 2] * len(kept)
-    left_out = Unreported(*rng.integers(0, 3, 2).tolist(), best_score=0.125)
+    limit, full = rng.integers(0, 3, 2).tolist()
+    left_out = Unreported(limit, full, best_score=0.125)
     scores = rng.uniform(0.05, 1, len(found)).tolist()
     return replace(Instances.from_masks(np.array(found).reshape(-1, *cut.shape[1:]), labels, scores), left_out=left_out)
 
