@@ -1,11 +1,11 @@
-"""What the browser computes beside the network, in Chromium, against the code in Python: pixels and instances."""
+"""What the browser computes beside the network, in Chromium, against the code in Python: pixels, instances, tiles."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,13 @@ from torch.nn.functional import interpolate
 from mask2former_dinov3.browser.viewer_page import STATIC
 from mask2former_dinov3.data.fitting import fit_image
 from mask2former_dinov3.data.images import decode_image
+from mask2former_dinov3.data.rle import run_lengths
 from mask2former_dinov3.inference.postprocess import post_process
 from mask2former_dinov3.inference.settings import InferenceSettings
+from mask2former_dinov3.inference.tiles.grid import Grid, Region
+from mask2former_dinov3.inference.tiles.merging import merge_rows
+from mask2former_dinov3.inference.tiles.runs import Runs
+from mask2former_dinov3.instances import Instances, Unreported
 from support.chromium import CHROMIUM, chromium, file_server
 
 pytestmark = [
@@ -32,14 +37,15 @@ pytestmark = [
 # viewer.js starts the viewer when it is loaded; this part of it only defines functions.
 AS_STORED = (STATIC / "viewer.js").read_text(encoding="utf-8").partition("// ---- pixels as stored")[2]
 AS_STORED = AS_STORED.partition("\n")[2].partition("// ---- ")[0]
-READ = f"""async ([data, canvas, valueRange]) => {{
+READ = f"""async ([data, canvas, valueRange, part, factor]) => {{
     const {{ fittedSize, openImage, resizeImage }} = await import("/pixels.js");
     {AS_STORED}
     const file = new File([Uint8Array.from(atob(data), (one) => one.charCodeAt(0))], "image");
     try {{
         const image = await openImage(await asStored(file), {{ max_pixels: 1e6, value_range: valueRange }});
-        const real = fittedSize(...image.size, canvas);
-        return [real, [...resizeImage(image.readRows, image.size, real)]];
+        const [y0, x0, y1, x1] = part ?? [0, 0, ...image.size], size = [y1 - y0, x1 - x0];
+        const real = fittedSize(...size, canvas, factor);
+        return [real, [...resizeImage(image.rowsOf({{ y0, x0, y1, x1 }}), size, real)]];
     }} catch (error) {{
         return error.message;
     }}
@@ -47,13 +53,30 @@ READ = f"""async ([data, canvas, valueRange]) => {{
 
 INSTANCES = """async ([classes, masks, dims, sizes, asked, names]) => {
     const { postProcess, toCoco } = await import("/instances.js");
+    const { Merger, makeGrid } = await import("/tiles.js");
     const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (one) => one.charCodeAt(0)).buffer);
     const [queries, columns, height, width] = dims;
     const found = postProcess(
         { data: floats(classes), dims: [1, queries, columns] },
         { data: floats(masks), dims: [1, queries, height, width] }, sizes, asked);
+    const merger = new Merger(makeGrid(sizes.size, sizes.size, 0.2), asked.copy_overlap); // an image of one tile
+    merger.addRow([found]);
     const model = { classes: names, category_ids: names.map((_, label) => 10 + label), least: asked.least };
-    return toCoco(found, "image", sizes.size, model);
+    return toCoco(merger.instances(), "image", sizes.size, model);
+}"""
+
+GRIDS = """async (cases) => {
+    const { makeGrid } = await import("/tiles.js");
+    const corners = ({ y0, x0, y1, x1 }) => [y0, x0, y1, x1];
+    return cases.map(([size, tile, overlap]) => makeGrid(size, tile, overlap).rows.map((row) => row.map(corners)));
+}"""
+
+MERGE = """async ([size, tile, overlap, copyOverlap, rows, names]) => {
+    const { toCoco } = await import("/instances.js");
+    const { Merger, makeGrid } = await import("/tiles.js");
+    const merger = new Merger(makeGrid(size, tile, overlap), copyOverlap);
+    for (const row of rows) merger.addRow(row);
+    return toCoco(merger.instances(), "image", size, { classes: names, category_ids: [3, 7], least: 0 });
 }"""
 
 
@@ -72,9 +95,16 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def read(page: Page, data: bytes, canvas: tuple[int, int], value_range: str = "full") -> NDArray[np.int64]:
-    """What pixels.js makes of a file, (r, c, 3). Raises ValueError with its message."""
-    found = page.evaluate(READ, [base64.b64encode(data).decode(), list(canvas), value_range])
+def read(
+    page: Page,
+    data: bytes,
+    canvas: tuple[int, int],
+    value_range: str = "full",
+    part: Region | None = None,
+    factor: float | None = None,
+) -> NDArray[np.int64]:
+    """What pixels.js makes of a file, or of a part, (r, c, 3). Raises ValueError with its message."""
+    found = page.evaluate(READ, [base64.b64encode(data).decode(), canvas, value_range, part, factor])
     if isinstance(found, str):
         raise ValueError(found)
     (rows, columns), values = found
@@ -102,6 +132,19 @@ def test_resize_image__equals_the_resizing_of_training(
     assert found.shape == wanted.shape
     differ = np.abs(found - wanted)
     assert differ.max() <= 1
+    assert (differ > 0).mean() <= 0.002
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.6, 1.7])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])  # read with a canvas, and with WebGL
+def test_rows_of__reads_a_part_at_its_own_scale(page: Page, mode: str, factor: float) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 90, len(mode)), dtype=np.uint8)
+    part = Region(70, 13, 370, 60)  # in strips
+    wanted = fit_image(pixels[70:370, 13:60, :3], 512, 512, factor).astype(np.int64)
+    found = read(page, encoded(Image.fromarray(pixels)), (512, 512), part=part, factor=factor)
+    assert found.shape == wanted.shape
+    differ = np.abs(found - wanted)
+    assert differ.max() <= (factor != 1)
     assert (differ > 0).mean() <= 0.002
 
 
@@ -175,3 +218,83 @@ def test_post_process__equals_the_one_in_python(
     for one, other in zip(found["annotations"], expected, strict=True):
         assert one.pop("score") == pytest.approx(other.pop("score"), abs=1e-5)
         assert one == other
+
+
+def test_make_grid__equals_the_one_in_python(page: Page) -> None:
+    rng = np.random.default_rng(0)
+    sizes, tiles = rng.integers(1, 2500, (400, 2)).tolist(), rng.integers(1, 600, (400, 2)).tolist()
+    sizes += [[side, 1000 + side] for side in range(250, 400)]  # places between two pixels are rounded to the even one
+    tiles += [[256, 256]] * 150
+    overlaps = [0.2, 0.0, 0.25, 0.49]
+    cases = [(size, tile, overlaps[index % 4]) for index, (size, tile) in enumerate(zip(sizes, tiles, strict=True))]
+    grids = [Grid.of_sides(size[0], size[1], (tile[0], tile[1]), overlap) for size, tile, overlap in cases]
+    wanted = [[[list(tile) for tile in grid.row(row)] for row in range(len(grid.tops))] for grid in grids]
+    assert page.evaluate(GRIDS, cases) == wanted
+
+
+def shapes(height: int, width: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Masks (N, height, width): discs of many sizes, which may overlap, and what is larger than a tile."""
+    rows, columns = np.mgrid[:height, :width]
+    places = zip(rng.integers(0, height, 60), rng.integers(0, width, 60), rng.integers(3, 30, 60), strict=True)
+    masks = [np.hypot(rows - y, columns - x) < radius for y, x, radius in places]
+    distance = np.hypot(rows - height / 2, columns - width / 2)
+    ring = (distance < height / 2 - 4) & (distance > height / 2 - 20)
+    horseshoe = ring & ((columns > width / 2) | (abs(rows - height / 2) > 12))
+    bar, stripe, everything = (np.zeros((height, width), bool) for _ in range(3))
+    bar[20:40, 3:-3], stripe[:, 50:70], everything[:] = True, True, True
+    return np.array([*masks, ring, horseshoe, bar, stripe, everything])
+
+
+def see(masks: NDArray[np.bool_], tile: Region, rng: np.random.Generator) -> Instances:
+    """What a network of many faults finds in a tile: not all, moved by a pixel, in halves, with any score."""
+    cut = masks[:, tile.y0 : tile.y1, tile.x0 : tile.x1]
+    found, labels = [], []
+    for index, mask in enumerate(cut):
+        moved = np.roll(mask, rng.integers(-1, 2, 2), (0, 1))
+        half = np.arange(mask.shape[1]) < mask.shape[1] // 2
+        parts = [moved & half, moved & ~half] if rng.random() < 0.1 else [moved]
+        kept = [part for part in parts if part.any() and rng.random() < 0.9]
+        found += kept
+        labels += [index % 2] * len(kept)
+    limit, full = rng.integers(0, 3, 2).tolist()
+    left_out = Unreported(limit, full, best_score=0.125)
+    scores = rng.uniform(0.05, 1, len(found)).tolist()
+    return replace(Instances.from_masks(np.array(found).reshape(-1, *cut.shape[1:]), labels, scores), left_out=left_out)
+
+
+def in_script(found: Instances) -> dict[str, Any]:
+    """Instances as `postProcess` of instances.js returns them."""
+    lengths = [run_lengths(rle["counts"].encode()) for rle in found.rles]
+    runs = [np.stack((one.start, one.end), axis=1).ravel().tolist() for one in map(Runs.of_counts, lengths)]
+    columns = zip(found.labels.tolist(), found.scores.tolist(), runs, found.areas.tolist(), strict=True)
+    names = ("label", "score", "runs", "area")
+    return {"found": [dict(zip(names, one, strict=True)) for one in columns], "left_out": asdict(found.left_out)}
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "copy_overlap"),
+    [((64, 64), 0.2, 1.0), ((48, 80), 0.4, 0.5), ((90, 90), 0.3, 0.7), ((50, 400), 0.0, 1.0), ((300, 400), 0.2, 0.5)],
+)
+def test_merger__equals_the_one_in_python(
+    page: Page, tile: tuple[int, int], overlap: float, copy_overlap: float
+) -> None:
+    rng = np.random.default_rng(0)
+    size = (160, 230)
+    masks, grid = shapes(*size, rng), Grid.of_sides(*size, tile, overlap)
+    rows = [[see(masks, one, rng) for one in grid.row(row)] for row in range(len(grid.tops))]
+    wanted = merge_rows(rows, grid, ((3, "disc"), (7, "bar")), copy_overlap)
+    seen = [[in_script(found) for found in row] for row in rows]
+    found = page.evaluate(MERGE, [size, tile, overlap, copy_overlap, seen, ["disc", "bar"]])
+    assert found["left_out"] == asdict(wanted.left_out)
+    expected = wanted.to_coco_annotations(1)
+    assert len(found["annotations"]) == len(expected) > 30
+    for one, other in zip(found["annotations"], expected, strict=True):
+        assert one.pop("score") == pytest.approx(other.pop("score"), abs=1e-7)
+        assert one == other
+
+
+def test_merger__says_how_near_the_best_was_where_no_tile_has_an_instance(page: Page) -> None:
+    left_out = {"limit": 0, "full": 0, "copies": 0}
+    rows = [[{"found": [], "left_out": {**left_out, "best_score": score}} for score in (0.03, 0.01)]]
+    found = page.evaluate(MERGE, [(64, 100), (64, 64), 0.2, 1.0, rows, ["disc", "bar"]])
+    assert (found["annotations"], found["left_out"]["best_score"]) == ([], 0.03)

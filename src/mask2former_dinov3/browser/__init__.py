@@ -2,7 +2,7 @@
 
 A model's classes and thresholds come in, or an exported .onnx file. Parts of the page of `serve` go out, or a folder in
 which the browser itself predicts, with onnxruntime-web, and sends nothing anywhere. The scripts are in `static/`:
-`viewer.js` for both pages; `page.js`, `worker.js`, `pixels.js` and `instances.js` for the folder.
+`viewer.js` for both pages; `page.js`, `worker.js`, `pixels.js`, `instances.js` and `tiles.js` for the folder.
 
 Read in this order:
 

@@ -36,15 +36,19 @@ def start_threshold(config: NetworkConfig) -> float:
     return max(MIN_THRESHOLD, round(one_threshold(DEFAULTS.for_model(config)), 2))
 
 
-def viewer_settings(config: NetworkConfig, accepted: str, max_bytes: int | None = None) -> dict[str, object]:
+def viewer_settings(
+    config: NetworkConfig, accepted: str, whole: tuple[int, int] | None, max_bytes: int | None = None
+) -> dict[str, object]:
     """What viewer.js reads as `props.settings`.
 
-    accepted: the line that says which images are taken. max_bytes: limit of the server; None where there is no server.
+    accepted: the line that says which images are taken. whole: `Passes.whole`, the size above which images are
+    cut into tiles. max_bytes: limit of the server; None where there is no server.
     """
     return {
         "least": MIN_THRESHOLD,
         "threshold": start_threshold(config),
         "max_detections": min(MOST_INSTANCES, int(config.num_queries)),
+        "whole": whole,
         "max_bytes": max_bytes,
         "accepted": accepted,
         "classes": page_class_names(config),

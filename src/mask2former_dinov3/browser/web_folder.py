@@ -19,6 +19,7 @@ from ..folder_lock import hold_folder
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..inference.onnx_model import OnnxConfig, OnnxMetadata, OnnxModel, data_file
 from ..inference.settings import DEFAULTS
+from ..inference.tiles.grid import Passes
 from ..model_folder.bundled_code import CODE_LICENSE_FILE, CODE_LICENSE_TEXT
 from ..model_folder.licence import LICENSE_FILE
 from ..read_options import AS_STORED
@@ -36,9 +37,10 @@ from .viewer_page import (
 )
 from .web_runtime import find_runtime, unpack_runtime
 
-WEB_FILES = ("page.js", "page.css", "viewer.js", "viewer.css", "worker.js", "pixels.js", "instances.js")
+WEB_FILES = ("page.js", "page.css", "viewer.js", "viewer.css", "worker.js", "pixels.js", "instances.js", "tiles.js")
 MODEL_FILE = "model.onnx"
 MAX_PIXELS = 50_000_000  # of an image: as `serve`; the browser holds its pixels at four bytes each
+MAX_TILES = 1_000  # of an image: as `serve`
 
 
 def export_web(
@@ -65,17 +67,15 @@ def export_web(
 
 
 def check_reading(processor: Mask2FormerDinov3ImageProcessor) -> None:
-    """Raise OptionError for a model that reads images as the page cannot: it takes RGB, fitted into the canvas."""
+    """Raise OptionError for a model that reads images as the page cannot: it takes the first page, as RGB."""
     options, faults = processor.read_options, []
     if processor.num_channels != 3 or options.channels is not None or processor.extra_channels:
         faults.append("of chosen channels")
     if options.page != AS_STORED.page:
         faults.append(f"of page {options.page}")
-    if options.image_scale != AS_STORED.image_scale:
-        faults.append(f"with image_scale {options.image_scale}, which are cut into tiles")
     if faults:
         advice = "predict and serve read them, also with an .onnx file; a page in the browser does not"
-        raise OptionError("web", "a model of RGB images with image_scale fit", f"one {' and '.join(faults)}", advice)
+        raise OptionError("web", "a model of RGB images", f"one {' and '.join(faults)}", advice)
 
 
 def fill_web_folder(folder: Path, name: str) -> None:
@@ -104,7 +104,11 @@ def fill_web_folder(folder: Path, name: str) -> None:
 
 def describe_page_model(metadata: OnnxMetadata, config: OnnxConfig) -> dict[str, object]:
     """The content of model.json: what worker.js needs beside the network, and the settings of the viewer."""
-    accepted = f"JPEG, PNG, WebP, BMP or GIF, up to {MAX_PIXELS // 1_000_000} million pixels; they stay on this machine"
+    processor = metadata.processor()
+    passes = Passes.of(processor.size, processor.read_options)
+    accepted = f"JPEG, PNG, WebP, BMP or GIF, up to {MAX_PIXELS // 1_000_000} million pixels"
+    if passes.whole is not None:
+        accepted += f" or {MAX_TILES:,} tiles of {passes.whole[1]} x {passes.whole[0]}"
     return {
         "classes": metadata.classes,
         "category_ids": metadata.category_ids,
@@ -114,8 +118,11 @@ def describe_page_model(metadata: OnnxMetadata, config: OnnxConfig) -> dict[str,
         "padded": padded_size(*metadata.canvas),
         "copy_overlap": DEFAULTS.for_model(config).copy_overlap,
         "value_range": metadata.value_range,
+        "factor": passes.factor,
+        "overlap": passes.overlap,
         "max_pixels": MAX_PIXELS,
-        "settings": viewer_settings(config, accepted),
+        "max_tiles": MAX_TILES,
+        "settings": viewer_settings(config, f"{accepted}; they stay on this machine", passes.whole),
     }
 
 

@@ -31,7 +31,7 @@ from ..browser.viewer_page import (
 )
 from ..inference.network import NetworkConfig
 from ..inference.predictor import Predictor
-from ..inference.settings import SMALLEST_TILE
+from ..inference.settings import DEFAULTS, SMALLEST_TILE
 
 GRADIO_STYLE = Path(__file__).parent / "static" / "gradio.css"
 _FILES = ("/assets/", "/static/")
@@ -106,7 +106,7 @@ def _blocks(predictor: Predictor, name: str, licence: str, max_bytes: int, with_
                 _html(
                     (STATIC / "viewer.html").read_text(encoding="utf-8"),
                     js_on_load=(STATIC / "viewer.js").read_text(encoding="utf-8"),
-                    settings=viewer_settings(config, accepted, max_bytes),
+                    settings=viewer_settings(config, accepted, predictor.passes(DEFAULTS).whole, max_bytes),
                     elem_id="m2f-viewer",
                 )
             with gr.Column(scale=2, min_width=250, elem_id="m2f-side"):

@@ -2,8 +2,8 @@
 
 const SHOWN_BELOW = 10; // as there: candidates of an image without any above the threshold
 
-/** A masks' runs of foreground, down the columns: [begin, end, begin, end, …]. */
-const areaOf = (runs) => {
+/** The pixels of a mask: runs of foreground, down the columns, as [begin, end, begin, end, …]. */
+export const areaOf = (runs) => {
   let area = 0;
   for (let i = 0; i < runs.length; i += 2) area += runs[i + 1] - runs[i];
   return area;
@@ -93,7 +93,8 @@ function bestPairs(logits, queries, columns, least, most) {
 }
 
 /** The number of pixels that two masks share. */
-function shared(one, other) {
+export function shared(one, other) {
+  if (one[one.length - 1] <= other[0] || other[other.length - 1] <= one[0]) return 0; // as most masks of an image
   let pixels = 0;
   for (let i = 0, j = 0; i < one.length && j < other.length; ) {
     pixels += Math.max(0, Math.min(one[i + 1], other[j + 1]) - Math.max(one[i], other[j]));
@@ -104,7 +105,7 @@ function shared(one, other) {
 }
 
 /** Without copies: instances, best first, of which more than the fraction lies in a better one of their class. */
-function withoutCopies(found, copyOverlap) {
+export function withoutCopies(found, copyOverlap) {
   if (copyOverlap >= 1) return found;
   const kept = [];
   for (const one of found) {
@@ -118,9 +119,9 @@ function withoutCopies(found, copyOverlap) {
  * The instances of an image, best first: {found, left_out}, each found as {label, score, runs, area}.
  *
  * classes and masks: the output tensors of one image, {data, dims}, (1, Q, K+1) and (1, Q, h, w). canvas, real, size:
- * [height, width] of the padded input, of its real part, of the image. copy_overlap: of the model, 1 for none.
+ * [height, width] of the padded input, of its real part, of the image. Copies are among them (`withoutCopies`).
  */
-export function postProcess(classes, masks, { canvas, real, size }, { least, max_detections: most, copy_overlap }) {
+export function postProcess(classes, masks, { canvas, real, size }, { least, max_detections: most }) {
   const [, queries, columns] = classes.dims, [, , height, width] = masks.dims;
   const { pairs, beyond } = bestPairs(classes.data, queries, columns, least, most);
   const down = logitAxis(height, canvas[0], real[0], size[0]), along = logitAxis(width, canvas[1], real[1], size[1]);
@@ -135,12 +136,12 @@ export function postProcess(classes, masks, { canvas, real, size }, { least, max
     return { query, label, runs, area, score: Math.fround(score * certainty) };
   });
   const visible = scored.filter(({ area }) => area > 0).sort((a, b) => b.score - a.score);
-  const above = visible.filter(({ score }) => score >= least), found = withoutCopies(above, copy_overlap);
+  const found = visible.filter(({ score }) => score >= least);
   const left_out = {
     limit: beyond,
-    full: Number(new Set(above.map(({ query }) => query)).size === queries),
-    copies: above.length - found.length,
-    best_score: above.length || !visible.length ? 0 : visible[0].score,
+    full: Number(new Set(found.map(({ query }) => query)).size === queries),
+    copies: 0,
+    best_score: found.length || !visible.length ? 0 : visible[0].score,
   };
   return { found, left_out };
 }

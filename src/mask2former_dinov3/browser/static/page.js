@@ -20,17 +20,18 @@ function startModel() {
   worker.onmessage = ({ data }) => {
     if (data.failed) return fail(`The model cannot be loaded: ${data.failed}`);
     if (data.ready) return (where.textContent = `The model runs in this browser ${data.ready}. No image leaves this machine.`);
-    const { done, failed } = waiting.get(data.id) ?? {};
+    const { done, failed, told } = waiting.get(data.id) ?? {};
+    if (data.tiles) return told?.(data);
     waiting.delete(data.id);
     if (data.error) failed?.(Object.assign(new Error(data.error), { isRefused: data.isRefused }));
     else done?.({ ...data.answer, seconds: data.seconds });
   };
   worker.onerror = (event) => fail(`The model stopped: ${event.message || "its thread cannot be started"}. Load the page again.`);
-  return (file, signal, stored) =>
+  return (file, signal, stored, told) =>
     new Promise((done, failed) => {
       if (failure) return failed(failure);
       const id = ++number, { least, max_detections } = settings;
-      waiting.set(id, { done, failed });
+      waiting.set(id, { done, failed, told });
       worker.postMessage({ id, file: stored, name: file.name || "image", least, max_detections });
       signal.addEventListener("abort", () => {
         if (waiting.delete(id)) worker.postMessage({ cancel: id });

@@ -7,9 +7,9 @@ const PNG_BITS = 24; // the place of the number of bits in a PNG
 /** A message for the user; the same kind for all that is wrong with an image. */
 export class ImageError extends Error {}
 
-/** The size in whole pixels [height, width] of an image fitted into the canvas (`fitted_size`). */
-export function fittedSize(height, width, [canvasHeight, canvasWidth]) {
-  const scale = Math.min(canvasHeight / height, canvasWidth / width);
+/** The size in whole pixels [height, width] of an image fitted into the canvas, or times a factor (`fitted_size`). */
+export function fittedSize(height, width, [canvasHeight, canvasWidth], factor = null) {
+  const scale = factor ?? Math.min(canvasHeight / height, canvasWidth / width);
   const side = (length, most) => Math.min(most, Math.max(1, Math.floor(length * scale + 0.5)));
   return [side(height, canvasHeight), side(width, canvasWidth)];
 }
@@ -35,13 +35,13 @@ export function resizeAxis(length, size) {
 }
 
 /** A value rounded as OpenCV does: a half to the even number, but up where two by two pixels become one. */
-function roundValue(value, isHalved) {
+export function roundValue(value, isHalved = false) {
   const up = Math.floor(value + 0.5);
   return up - value === 0.5 && up % 2 && !isHalved ? up - 1 : up;
 }
 
 /**
- * Resizes an image: readRows(first, count) gives `count` rows of RGBA. Returns RGB, (newHeight x newWidth x 3) bytes.
+ * Resizes an image, or a part of it: readRows(first, count) gives `count` rows of RGBA. Returns RGB, (newHeight x newWidth x 3) bytes.
  * Rows are read once, in order, and only those that a new row needs are kept.
  */
 export function resizeImage(readRows, [height, width], [newHeight, newWidth]) {
@@ -96,8 +96,8 @@ export function toInput(rgb, [height, width], [paddedHeight, paddedWidth], mean,
 }
 
 /**
- * Decodes a file without colour profile: {size: [height, width], readRows, close}. The caller has removed what would turn
- * the image (`asStored` of viewer.js). Throws ImageError for what the browser cannot decode, or not as the model reads it.
+ * Decodes a file without colour profile: {size: [height, width], rowsOf, close}. rowsOf({y0, x0, y1, x1}) is the `readRows`
+ * of this part. The caller has removed what would turn the image (`asStored` of viewer.js). Throws ImageError for what the browser cannot decode, or not as the model reads it.
  */
 export async function openImage(file, { max_pixels: maxPixels, value_range: valueRange }) {
   const start = String.fromCharCode(...new Uint8Array(await file.slice(0, 32).arrayBuffer()));
@@ -126,27 +126,28 @@ export async function openImage(file, { max_pixels: maxPixels, value_range: valu
     const limit = maxPixels.toLocaleString("en");
     throw new ImageError(`expected at most ${limit} pixels, got ${width} x ${height}; use predict or serve for it`);
   }
-  return { size: [height, width], readRows: rowReader(bitmap), close: () => bitmap.close() };
+  const read = partReader(bitmap), rowsOf = ({ y0, x0, x1 }) => (first, count) => read(x0, y0 + first, x1 - x0, count);
+  return { size: [height, width], rowsOf, close: () => bitmap.close() };
 }
 
-/** A function (first, count) that reads rows of a bitmap as RGBA, with the colours of transparent pixels as stored. */
-function rowReader(bitmap) {
-  const { width } = bitmap, canvas = new OffscreenCanvas(width, STRIP);
+/** A function (left, top, width, count) that reads rows as RGBA, with the colours of transparent pixels as stored. */
+function partReader(bitmap) {
+  const canvas = new OffscreenCanvas(bitmap.width, STRIP);
   const pen = canvas.getContext("2d", { willReadFrequently: true, colorSpace: "srgb" });
   let stored = null; // reads with WebGL, once a pixel is transparent: a 2D canvas multiplies colours by alpha
-  return (first, count) => {
-    if (stored) return stored(first, count);
-    pen.clearRect(0, 0, width, STRIP);
-    pen.drawImage(bitmap, 0, -first);
+  return (left, top, width, count) => {
+    if (stored) return stored(left, top, width, count);
+    pen.clearRect(0, 0, width, count);
+    pen.drawImage(bitmap, -left, -top);
     const rgba = pen.getImageData(0, 0, width, count).data;
     for (let i = 3; i < rgba.length; i += 4) {
-      if (rgba[i] !== 255) return (stored = storedColours(bitmap))(first, count);
+      if (rgba[i] !== 255) return (stored = storedColours(bitmap))(left, top, width, count);
     }
     return rgba;
   };
 }
 
-/** As `rowReader`, by a texture, which keeps the colours of transparent pixels. */
+/** As `partReader`, by a texture, which keeps the colours of transparent pixels. */
 function storedColours(bitmap) {
   const { width, height } = bitmap, gl = new OffscreenCanvas(1, 1).getContext("webgl2");
   if (!gl || Math.max(width, height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) {
@@ -161,9 +162,9 @@ function storedColours(bitmap) {
   gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
   gl.bindFramebuffer(gl.FRAMEBUFFER, gl.createFramebuffer());
   gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, gl.getParameter(gl.TEXTURE_BINDING_2D), 0);
-  return (first, count) => {
-    const rgba = new Uint8Array(4 * width * count);
-    gl.readPixels(0, first, width, count, gl.RGBA, gl.UNSIGNED_BYTE, rgba);
+  return (left, top, columns, count) => {
+    const rgba = new Uint8Array(4 * columns * count);
+    gl.readPixels(left, top, columns, count, gl.RGBA, gl.UNSIGNED_BYTE, rgba);
     return rgba;
   };
 }

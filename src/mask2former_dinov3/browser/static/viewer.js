@@ -163,7 +163,8 @@ function filter() {
     const [{ width, height }] = state.answer.images;
     // Without tiles the model gives no more than this; the answer was for all scores above `least`.
     const most = `; the most it can find${settings.max_bytes ? ": try tiles" : ""}`; // which the server alone has
-    const full = !state.tile && shown >= settings.max_detections ? most : "";
+    const isCut = state.tile || (settings.whole && (height > settings.whole[0] || width > settings.whole[1]));
+    const full = !isCut && shown >= settings.max_detections ? most : "";
     const size = `${width} × ${height} pixels, ${state.seconds.toFixed(1)} s`;
     say(`${shown} ${shown === 1 ? "instance" : "instances"}${full}`, size);
   }
@@ -410,16 +411,21 @@ async function preview(text) {
   canvas.getContext("2d").drawImage(picture, 0, 0);
 }
 
+function beBusy(on) {
+  $(".m2f-progress").hidden = $(".m2f-stop").hidden = !on;
+}
+
 async function predict() {
   const file = state.file;
   running?.abort();
-  const control = (running = new AbortController()), begun = performance.now(), progress = $(".m2f-progress");
+  const control = (running = new AbortController()), begun = performance.now();
+  const told = ({ tile, tiles }) => say(`Finding instances: tile ${tile} of ${tiles}`);
   complain("");
-  progress.hidden = false;
+  beBusy(true);
   say("Finding instances …");
   try {
     if (!answers.has(file)) {
-      const waited = await ask(file, control.signal, state.stored);
+      const waited = await ask(file, control.signal, state.stored, told);
       answers.set(file, { seconds: (performance.now() - begun) / 1000, ...waited });
     }
     const { preview: picture, seconds, ...answer } = answers.get(file); // the first two are no part of a COCO file
@@ -435,7 +441,7 @@ async function predict() {
     complain(error.message);
     if (error.isRefused || state.blank) show(false); // else the same image may be tried again
   }
-  progress.hidden = true;
+  beBusy(false);
 }
 
 /** Takes images instead of those before, and shows the first. */
@@ -449,7 +455,8 @@ async function openAll(files) {
 
 async function open(file) {
   running?.abort();
-  $(".m2f-progress").hidden = true;
+  beBusy(false);
+  say("");
   Object.assign(state, { file, stored: file, answer: null, blank: false, shapes: [] });
   pick(null);
   showOriginal(false);
@@ -582,6 +589,11 @@ $(".m2f-sample").addEventListener("click", async () => {
   const answer = await fetch("sample.png").catch(() => null);
   if (!answer?.ok) return complain("The sample image cannot be loaded.");
   openAll([new File([await answer.blob()], "sample.png", { type: "image/png" })]);
+});
+$(".m2f-stop").addEventListener("click", () => {
+  running.abort();
+  beBusy(false);
+  say("Stopped");
 });
 $(".m2f-original").addEventListener("click", () => showOriginal(!state.original));
 

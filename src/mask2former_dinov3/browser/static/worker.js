@@ -1,8 +1,10 @@
 // The model, in a thread of its own so that the page stays responsive. Messages in: {id, file, name, least, max_detections}, or
-// {cancel: id}. Messages out: {ready: text} or {failed: text} once, then {id, answer, seconds} or {id, error}.
+// {cancel: id}. Messages out: {ready: text} or {failed: text} once, then {id, tile, tiles} for each of several tiles, and
+// {id, answer, seconds} or {id, error}; no answer for what was cancelled.
 
 import { ImageError, fittedSize, openImage, resizeImage, toInput } from "./pixels.js";
 import { postProcess, toCoco } from "./instances.js";
+import { Merger, makeGrid } from "./tiles.js";
 
 const OUTPUTS = ["class_queries_logits", "masks_queries_logits"];
 const cancelled = new Set();
@@ -63,16 +65,37 @@ async function load() {
   return `on the CPU, with WebAssembly${threads} (${reason})`;
 }
 
-async function predict({ file, name, least, max_detections }) {
+/** What the model finds in a part of an image that fits into the canvas, at the part's own size. */
+async function predictPart(image, part, asked) {
+  const size = [part.y1 - part.y0, part.x1 - part.x0], real = fittedSize(...size, model.canvas, model.factor);
+  const rgb = resizeImage(image.rowsOf(part), size, real);
+  const { classes, masks } = await run(toInput(rgb, real, model.padded, model.mean, model.std), model.padded);
+  return postProcess(classes, masks, { canvas: model.padded, real, size }, asked);
+}
+
+/** The answer for an image, which is one tile where the model fits images into its canvas; null if it was cancelled. */
+async function predict({ id, file, name, least, max_detections }) {
   const image = await openImage(file, model);
   try {
-    const size = image.size, real = fittedSize(...size, model.canvas);
-    const rgb = resizeImage(image.readRows, size, real);
-    const input = toInput(rgb, real, model.padded, model.mean, model.std);
-    const { classes, masks } = await run(input, model.padded);
-    const asked = { least, max_detections, copy_overlap: model.copy_overlap };
-    const found = postProcess(classes, masks, { canvas: model.padded, real, size }, asked);
-    return toCoco(found, name, size, { ...model, least });
+    const { whole } = model.settings, grid = makeGrid(image.size, whole ?? image.size, model.overlap);
+    const tiles = grid.rows.length * grid.rows[0].length, merger = new Merger(grid, model.copy_overlap);
+    if (tiles > model.max_tiles) {
+      const [limit, got] = [model.max_tiles, tiles].map((count) => count.toLocaleString("en"));
+      const [height, width] = image.size, kind = `tiles of ${whole[1]} x ${whole[0]} pixels`;
+      throw new ImageError(`expected at most ${limit} ${kind}, got ${got} in ${width} x ${height}; use predict for it`);
+    }
+    let tile = 0;
+    for (const row of grid.rows) {
+      const found = [];
+      for (const part of row) {
+        if (tiles > 1) postMessage({ id, tile: ++tile, tiles });
+        await new Promise((done) => setTimeout(done)); // lets a message in that cancels this
+        if (cancelled.delete(id)) return null;
+        found.push(await predictPart(image, part, { least, max_detections }));
+      }
+      merger.addRow(found);
+    }
+    return toCoco(merger.instances(), name, image.size, { ...model, least });
   } finally {
     image.close();
   }
@@ -89,7 +112,7 @@ onmessage = ({ data }) => {
     try {
       await loading;
       const begun = performance.now(), answer = await predict(data);
-      postMessage({ id: data.id, answer, seconds: (performance.now() - begun) / 1000 });
+      if (answer) postMessage({ id: data.id, answer, seconds: (performance.now() - begun) / 1000 });
     } catch (error) {
       const message = error instanceof ImageError ? `${data.name}: ${error.message}` : `the model failed: ${error.message}`;
       postMessage({ id: data.id, error: message, isRefused: error instanceof ImageError });

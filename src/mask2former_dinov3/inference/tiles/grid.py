@@ -125,17 +125,23 @@ class Passes(NamedTuple):
         """Whether there are images that are cut."""
         return self.tile is not None or self.factor is not None
 
+    @property
+    def whole(self) -> tuple[int, int] | None:
+        """(height, width) of the largest image at its own scale that is not cut without `tile`; None for "fit"."""
+        return None if self.factor is None else self.largest(min(WHOLE_SIDES, self.most))
+
     def grid(self, height: int, width: int) -> Grid:
         """The tiles of an image; one if it is predicted whole.
 
         Images that are fitted into the canvas are cut only if `tile` says so. At its own scale an image is predicted
         whole up to `tile`, or else up to `WHOLE_SIDES` canvases a side.
         """
-        if self.factor is None:
+        whole = self.whole
+        if whole is None:
             side = max(height, width, SMALLEST_TILE) if self.tile is None else self.tile
             return Grid.of(height, width, side, self.overlap)
         if self.tile is None:
-            return Grid.of_sides(height, width, self.largest(min(WHOLE_SIDES, self.most)), self.overlap)
+            return Grid.of_sides(height, width, whole, self.overlap)
         return Grid.of(height, width, self.tile, self.overlap)
 
     def largest(self, canvases: float) -> tuple[int, int]:
