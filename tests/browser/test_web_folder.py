@@ -129,7 +129,7 @@ def tiled(
 def predict(page: Page, image: Path) -> None:
     """Give an image to the page and wait for its end."""
     page.set_input_files(".m2f-other input" if page.locator(".m2f-other").is_visible() else ".m2f-drop input", image)
-    expect(page.locator(".m2f-status")).not_to_have_text("")
+    expect(page.locator(".m2f-status")).not_to_have_text("", timeout=SLOW)
     expect(page.locator(".m2f-status")).not_to_contain_text("Finding", timeout=SLOW)
 
 

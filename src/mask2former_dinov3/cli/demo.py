@@ -53,7 +53,9 @@ def demo(output: Path, *, say: Callable[[str], None], run: Callable[[list[str]],
     if code == 0:
         threshold, number = choose_threshold(after / "predictions.json", valid / "_annotations.coco.json")
         code = step(
-            f"5/5 draw its {number} best-scored instances" if number else "5/5 draw the images; no instance was found",
+            f"5/5 draw the instances scored {threshold:.2f} or more, without copies"
+            if number
+            else "5/5 draw the images; no instance was found",
             *("predict", "--model", model, valid, "--output", prediction, "--threshold", f"{threshold:.4f}"),
         )
     if code == 0:
