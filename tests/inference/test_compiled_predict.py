@@ -58,22 +58,18 @@ def same_logits(eager: Model, compiled: Model, batch: int, height: int = SIDE, w
 
 
 @pytest.mark.long
-def test_compile_network__one_graph_for_all_batches_and_one_for_all_sizes(
+def test_compile_network__predicts_with_one_graph_and_says_how_long_it_took(
     graphs: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     eager, compiled = pair_of_models()
-    with caplog.at_level(logging.INFO):
-        assert all(same_logits(eager, compiled, batch) for batch in (3, 2, 4))
+    with caplog.at_level(logging.INFO, logger=compiled_predict.__name__):
+        assert all(same_logits(eager, compiled, 2) for _ in range(3))
     assert len(graphs) == 1
     assert graphs[0] > 300  # the whole network
-    begun, ended = (record.getMessage() for record in caplog.records)
-    assert begun.startswith("torch_compile: compiling, which takes a minute or more (cached in ")
-    assert ended.startswith(f"torch_compile: compiled prediction for batches of 3x3x{SIDE}x{SIDE} in ")
-    assert all(same_logits(eager, compiled, 2, *size) for size in ((96, 64), (96, 128), (128, 160)))
-    assert len(graphs) <= 3
-    compiled_until_now = len(graphs)
-    assert same_logits(eager, compiled, 3, 160, 192)
-    assert len(graphs) == compiled_until_now
+    said = [record.getMessage() for record in caplog.records if record.name == compiled_predict.__name__]
+    assert said[0].startswith("torch_compile: compiling, which takes a minute or more (cached in ")
+    assert said[1].startswith(f"torch_compile: compiled prediction for batches of 2x3x{SIDE}x{SIDE} in ")
+    assert len(said) == 2
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""Compile a network with `torch.compile`, once for all numbers of instances, batch sizes and image sizes.
+"""Compile a network with `torch.compile`, once for all numbers of instances.
 
 Pixels to predictions are one graph (ARCHITECTURE.md); labels, matching and losses stay outside of it. The compiled code
 takes the place of the network's method `predict` on this object alone, so weights, their names, copies and saved
@@ -82,10 +82,6 @@ class CompiledPredict:
             if BACKEND == "inductor":
                 own = {"fallback_random": True}
             self._function = torch.compile(self._eager, fullgraph=True, backend=BACKEND, options=own)
-        if not torch.is_grad_enabled() and len(pixel_values) > 1:
-            for tensor in (pixel_values, pixel_mask):  # the last batch of an evaluation is smaller
-                if tensor is not None:
-                    torch._dynamo.maybe_mark_dynamic(tensor, 0)
         before, start = counters["stats"]["unique_graphs"], time.perf_counter()
         found = self._function(pixel_values, pixel_mask, *options)
         if added := counters["stats"]["unique_graphs"] - before:

@@ -65,7 +65,7 @@ def serve(
     predictor = Predictor(*load_model(model, device, reading, compile_model=compile_model))
     refuse_extra_images(predictor.processor, "serve")
     if compile_model:
-        predict_blank(predictor, sorted({1, min(2, limits.batch_size)}))  # no request waits for the compiler
+        predict_blank(predictor, sorted({1, limits.batch_size}))  # no request waits for the compiler
     listening = _listen(host, port)
     from .app import build_app
     from .middleware import ServerMetrics
