@@ -20,6 +20,7 @@ from typing import Any
 from make_sample import keep_images
 
 from mask2former_dinov3.allocator import keep_freed_memory
+from mask2former_dinov3.config.presets import SPLIT_OPTIONS
 from mask2former_dinov3.config.train_config import TrainConfig, load_config
 from mask2former_dinov3.inference.predictor import load_network
 from mask2former_dinov3.model_folder.card import RunDescription
@@ -56,8 +57,7 @@ def hold_back(source: Path, run: Path) -> dict[str, str]:
 def public_options(run: Path) -> dict[str, Any]:
     """The options of a run, without paths of this machine."""
     options: dict[str, Any] = json.loads((run / "train_config.json").read_text(encoding="utf-8"))
-    places = [name for name in options if name.endswith(("_images", "_annotations"))]
-    return options | dict.fromkeys((*places, "resume_from_checkpoint")) | {"output_dir": "runs/sample_model"}
+    return options | dict.fromkeys((*SPLIT_OPTIONS, "resume_from_checkpoint")) | {"output_dir": "runs/sample_model"}
 
 
 def describe(config: TrainConfig, options: dict[str, Any], metrics: dict[str, Any]) -> RunDescription:
@@ -84,8 +84,8 @@ def store(run: Path, output: Path) -> None:
     described = describe(config, public_options(run), metrics)
     save_model_folder(model.half(), processor, output, metrics, described)
     stored = json.loads((output / "config.json").read_text(encoding="utf-8"))
-    chosen_on = {**stored["score_threshold_source"], "data": f"{DATASET}: every {HELD_BACK}th training image"}
-    stored |= {"dtype": "float32", "score_threshold_source": chosen_on}
+    # Without a threshold of its own, as a model of before: commands use 0.5, until `evaluate` or training chooses one.
+    stored |= {"dtype": "float32", **dict.fromkeys(("score_threshold", "score_threshold_source", "copy_overlap"))}
     (output / "config.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
     shutil.copy(run / "metrics.jsonl", output)
 

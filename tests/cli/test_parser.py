@@ -24,6 +24,8 @@ def words_for(verb: str, option: str) -> list[str]:
     """A valid command line of a verb with this option."""
     parser = build_parser().verbs[verb]
     words: list[str] = [verb]
+    if verb == "export" and option not in ("--output", "--web"):  # one of the two
+        words += ["--output", "1"]
     for action in parser._actions:
         if option in action.option_strings or (action.required and action.option_strings):
             words.append(option if option in action.option_strings else action.option_strings[0])

@@ -61,7 +61,7 @@ def test_from_pretrained__reads_as_asked(model_folder: Path, deep: Path, caplog:
 
 def test_load_model__of_a_file_reads_as_asked(sample_file: Path) -> None:
     _, processor = load_model(sample_file, "cpu", ReadChanges(value_range="0,4095", page=3, channels=(2,)))
-    assert processor.read_options == ReadOptions("0,4095", 3, (2,))
+    assert processor.read_options == ReadOptions("0,4095", 3, (2,), image_scale="native")
 
 
 def test_predict__takes_the_flags(

@@ -38,7 +38,7 @@ LIMITS = Limits(max_bytes=300_000, max_pixels=700_000, max_wait=0)
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor.from_pretrained(SAMPLE / "model", "cpu")
+    return Predictor.from_pretrained(SAMPLE / "model", "cpu", image_scale="fit")
 
 
 @pytest.fixture(scope="module")

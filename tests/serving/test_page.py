@@ -21,6 +21,7 @@ from mask2former_dinov3.sample_data import SAMPLE
 from support.chromium import CHROMIUM, chromium
 from support.server import Server
 
+WHOLE = ("--image-scale", "fit")  # no tiles
 IMAGE = SAMPLE / "valid" / "853a4c67900c411a.png"
 SHAPES = ".m2f-shapes path:not(.off)"
 
@@ -32,14 +33,18 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server(SAMPLE / "model", "--device", "cpu", "--max-bytes", "3000000", "--max-pixels", "4000000") as server:
+    with Server(
+        SAMPLE / "model", "--device", "cpu", *WHOLE, "--max-bytes", "3000000", "--max-pixels", "4000000"
+    ) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def found() -> Any:
     """What the Predictor finds in the image, nearly everything."""
-    return Predictor.from_pretrained(SAMPLE / "model", "cpu")(IMAGE, threshold=0.05, max_detections=150)
+    return Predictor.from_pretrained(SAMPLE / "model", "cpu", image_scale="fit")(
+        IMAGE, threshold=0.05, max_detections=250
+    )
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def test_api__keeps_to_its_description(tmp_path: Path) -> None:
         "run",
         "--no-color",
     ]
-    with Server(SAMPLE / "model", "--device", "cpu", "--max-wait", "0") as server:
+    with Server(SAMPLE / "model", "--device", "cpu", "--image-scale", "fit", "--max-wait", "0") as server:
         url = f"http://127.0.0.1:{server.port}/openapi.json"
         words = [*command, url, "--checks", "all", "--max-examples", EXAMPLES, "--seed", "1"]
         done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)

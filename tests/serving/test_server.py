@@ -31,6 +31,7 @@ from support.server import Server, answer_on
 pytestmark = pytest.mark.xdist_group("server")  # its servers are started once
 
 MODEL = SAMPLE / "model"
+WHOLE = ("--image-scale", "fit")  # no tiles
 FILES = sorted((SAMPLE / "valid").glob("*.png"))[:6]
 IMAGE = FILES[0].read_bytes()
 
@@ -38,13 +39,13 @@ IMAGE = FILES[0].read_bytes()
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     flags = ("--max-wait", "300", "--batch-size", "4", "--timeout", "20", "--max-bytes", "1000000")
-    with Server(MODEL, "--device", "cpu", *flags) as server:
+    with Server(MODEL, "--device", "cpu", *WHOLE, *flags) as server:
         yield server
         assert server.stop(signal.SIGINT) == 0
 
 
 def test_serve__predicts_in_batches_what_the_predictor_finds(server: Server) -> None:
-    predictor = Predictor.from_pretrained(MODEL, "cpu")
+    predictor = Predictor.from_pretrained(MODEL, "cpu", image_scale="fit")
     with ThreadPoolExecutor(len(FILES)) as clients:
         answers = list(clients.map(lambda file: server.predict(file.read_bytes()), FILES))
     for file, (status, answer) in zip(FILES, answers, strict=True):
@@ -131,7 +132,7 @@ def test_serve__drops_the_work_of_a_client_that_hangs_up(server: Server) -> None
 
 
 def test_serve__sends_away_whom_it_has_no_room_for_and_stops_at_once_when_told_twice() -> None:
-    with Server(MODEL, "--max-queue", "1", "--timeout", "10") as server:
+    with Server(MODEL, *WHOLE, "--max-queue", "1", "--timeout", "10") as server:
         log = "".join(server.log)
         assert log.index("loading model") < log.index("model loaded on") < log.index("listening on http://127.0.0.1:")
         with server.half_sent(IMAGE) as connection:

@@ -28,7 +28,6 @@ def add_benchmark(parser: VerbParser) -> None:
         nargs="+",
         choices=RUNTIMES,
         metavar="NAME",
-        default=RUNTIMES,
         help=f"some of {', '.join(RUNTIMES)} (default: all); torch in fp32 is always measured",
     )
     parser.add_argument(
@@ -36,7 +35,6 @@ def add_benchmark(parser: VerbParser) -> None:
         nargs="+",
         choices=RUNTIME_PRECISIONS,
         metavar="NAME",
-        default=RUNTIME_PRECISIONS,
         help=f"some of {', '.join(RUNTIME_PRECISIONS)} (default: all)",
     )
     parser.add_argument(
@@ -74,8 +72,8 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
 
     settings = BenchmarkSettings(
         canvases=tuple(zip(sizes[::2], sizes[1::2], strict=True)),
-        runtimes=tuple(arguments.runtime),
-        precisions=tuple(arguments.precision),
+        runtimes=tuple(arguments.runtime or RUNTIMES),
+        precisions=tuple(arguments.precision or RUNTIME_PRECISIONS),
         device=arguments.device,
         batch_size=arguments.batch_size,
         repeat=arguments.repeat,
