@@ -17,9 +17,10 @@ from PIL import Image
 from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.folder_lock import hold_folder
+from mask2former_dinov3.inference.files import predict_files as module
 from mask2former_dinov3.inference.files.find_images import find_images
 from mask2former_dinov3.inference.files.predict_files import predict_files
-from mask2former_dinov3.inference.files.progress import FinishedImage, Progress
+from mask2former_dinov3.inference.files.progress import FinishedImage, Progress, fingerprint
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.instances import Instances
@@ -332,6 +333,23 @@ progress.Progress._append = killed
 settings = InferenceSettings(threshold=0.0, tile=64)
 predict_files(sys.argv[1], [sys.argv[2]], Path(sys.argv[3]), settings=settings, device="cpu")
 """
+
+
+def test_predict_files__a_stopped_run_remembers_the_file_of_its_model(
+    model_folder: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of an .onnx file are not in memory: another file must not continue what it has begun."""
+    seen: list[Path | None] = []
+
+    def record(network: Any, file: Path | None) -> str:
+        seen.append(file)
+        return fingerprint(network, file)
+
+    monkeypatch.setattr(module, "fingerprint", record)
+    folder = write_pictures(tmp_path / "in", 1)
+    for number, model in enumerate((model_folder, str(model_folder), predictor)):
+        predict_files(model, [folder], tmp_path / f"out{number}", settings=ALL, device="cpu", save=("coco",))
+    assert seen == [model_folder, model_folder, None]
 
 
 def test_predict_files__continues_after_a_kill_and_ends_as_a_straight_run(

@@ -124,16 +124,19 @@ def predict_files(
     if not files:
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
         raise OptionError("inputs", "at least one image", f"none:{reasons}")
-    if not isinstance(model, Predictor):
-        model = Predictor(*load_model(model, device, reading, compile_model=compile_model))
-    predictor = model
+    file: Path | None = None
+    if isinstance(model, Predictor):
+        predictor = model
+    else:
+        predictor = Predictor(*load_model(model, device, reading, compile_model=compile_model))
+        file = Path(model)
     check_extra_images(predictor.processor)
     summary.threshold = describe_threshold(settings, predictor.model.config)
     settings = predictor.fill(settings)
     summary.max_detections, summary.tiles = settings.max_detections or 0, predictor.passes(settings).may_cut
     decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
-        "model": fingerprint(predictor.model, None if isinstance(model, Predictor) else Path(model)),
+        "model": fingerprint(predictor.model, file),
         **{name: getattr(settings, name) for name in ("threshold", "max_detections", "copy_overlap", "tta")},
         "read": asdict(predictor.processor.read_options),
         "tile": [settings.tile, settings.overlap] if summary.tiles else None,
