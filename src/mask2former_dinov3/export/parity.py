@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import sys
@@ -22,6 +21,7 @@ from ..errors import CheckpointError, mismatch
 from ..inference.onnx_model import OnnxModel, data_file
 from ..json_files import read_json_object
 from ..version import __version__
+from ..weights.files import sha256_of
 from .ap_check import ApComparison
 from .onnx_check import Agreement
 
@@ -97,10 +97,10 @@ def describe_file(path: Path, exported: OnnxModel) -> dict[str, object]:
 
     graph: ModelProto = onnx.load(path, load_external_data=False)
     data = data_file(path)
-    weights = {"data_sha256": _sum_of(data), "data_bytes": data.stat().st_size} if data.exists() else {}
+    weights = {"data_sha256": sha256_of(data), "data_bytes": data.stat().st_size} if data.exists() else {}
     size = exported.session.input_shape[2:]
     return {
-        "sha256": _sum_of(path),
+        "sha256": sha256_of(path),
         "bytes": path.stat().st_size,
         **weights,
         "opset": {entry.domain or "ai.onnx": entry.version for entry in graph.opset_import},
@@ -155,8 +155,3 @@ def _write(path: Path, file: dict[str, object], entries: list[Any]) -> Path:
     content = {"format_version": PARITY_VERSION, "file": {"name": path.name, **file}, "comparisons": entries}
     write_text(record, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return record
-
-
-def _sum_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -37,7 +36,7 @@ def apply_recipe(config: TrainConfig, data: CocoData, accelerator: Accelerator) 
     Raises ConfigError for given options that do not fit together, DatasetError for data without objects, HubError for a
     head that cannot be had on a pretrained backbone.
     """
-    if config.recipe is None and (config.head is None or config.resume_from_checkpoint is not None):
+    if config.recipe is None and config.head is None:
         return config
 
     def choose() -> TrainConfig:
@@ -54,7 +53,7 @@ def _without_missing_head(config: TrainConfig) -> TrainConfig:
     On a pretrained backbone a missing head is an error: who counts on it would find out after the night.
     """
     head = config.head
-    if head is None or is_path(head) or Path(head).exists() or config.resume_from_checkpoint is not None:
+    if head is None or is_path(head) or config.resume_from_checkpoint is not None:
         return config
     try:
         check_access(head, config.hub_token)

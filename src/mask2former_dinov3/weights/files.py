@@ -52,7 +52,7 @@ def read_own_state(path: Path) -> dict[str, Tensor]:
 
 def write_checksum(file: Path) -> None:
     """Write the SHA-256 of a file beside it, as `sha256sum` does and checks. Raises OSError."""
-    file.with_name(file.name + CHECKSUM_SUFFIX).write_text(f"{_sha256(file)}  {file.name}\n", encoding="ascii")
+    file.with_name(file.name + CHECKSUM_SUFFIX).write_text(f"{sha256_of(file)}  {file.name}\n", encoding="ascii")
 
 
 def check_checksum(file: Path, checksum: Path) -> None:
@@ -60,13 +60,14 @@ def check_checksum(file: Path, checksum: Path) -> None:
     with checksum.open("rb") as stored:
         words = stored.read(1024).split()
     expected = words[0].decode("ascii", "replace").lower() if words else "nothing"
-    if (found := _sha256(file)) != expected:
+    if (found := sha256_of(file)) != expected:
         advice = f"fetch it again; if you have changed the weights yourself, remove {checksum.name}"
         wanted = f"the SHA-256 in {checksum.name}, {expected[:12]}…"
         raise CheckpointError(f"{file}: {mismatch(wanted, f'{found[:12]}…', advice)}")
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's content, as hexadecimal digits. Raises OSError."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

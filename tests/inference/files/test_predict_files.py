@@ -347,7 +347,8 @@ def test_predict_files__a_stopped_run_remembers_the_file_of_its_model(
 
     monkeypatch.setattr(module, "fingerprint", record)
     folder = write_pictures(tmp_path / "in", 1)
-    for number, model in enumerate((model_folder, str(model_folder), predictor)):
+    models: list[str | Path | Predictor] = [model_folder, str(model_folder), predictor]
+    for number, model in enumerate(models):
         predict_files(model, [folder], tmp_path / f"out{number}", settings=ALL, device="cpu", save=("coco",))
     assert seen == [model_folder, model_folder, None]
 

@@ -124,12 +124,9 @@ def predict_files(
     if not files:
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
         raise OptionError("inputs", "at least one image", f"none:{reasons}")
-    file: Path | None = None
-    if isinstance(model, Predictor):
-        predictor = model
-    else:
-        predictor = Predictor(*load_model(model, device, reading, compile_model=compile_model))
-        file = Path(model)
+    file = None if isinstance(model, Predictor) else Path(model)
+    load = partial(load_model, device=device, reading=reading, compile_model=compile_model)
+    predictor = model if isinstance(model, Predictor) else Predictor(*load(model))
     check_extra_images(predictor.processor)
     summary.threshold = describe_threshold(settings, predictor.model.config)
     settings = predictor.fill(settings)
