@@ -148,9 +148,7 @@ def test_serve__sends_away_whom_it_has_no_room_for_and_stops_at_once_when_told_t
         with server.half_sent(IMAGE):
             server.process.send_signal(signal.SIGTERM)
             server.wait_for_line("finishing the requests")
-            begun = time.monotonic()
-            assert server.stop() == 128 + signal.SIGTERM
-            assert time.monotonic() - begun < 3
+            assert server.stop() == 128 + signal.SIGTERM  # it would end with 0 once the image's time is up
 
 
 def test_serve__explains_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

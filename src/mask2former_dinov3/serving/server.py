@@ -92,10 +92,10 @@ def _run(app: FastAPI, queue: ModelQueue, listening: socket.socket) -> None:
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             if self.should_exit:
                 os._exit(128 + sig)  # nothing else interrupts the thread of the model
+            queue.closing = self.should_exit = True  # before the line: whoever reads it may send the second at once
             logger.info(
                 "%s: finishing the requests in the server; a second signal exits at once", signal.Signals(sig).name
             )
-            queue.closing = self.should_exit = True
 
     config = uvicorn.Config(
         app,
