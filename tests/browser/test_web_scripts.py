@@ -22,6 +22,7 @@ from mask2former_dinov3.data.fitting import fit_image
 from mask2former_dinov3.data.images import decode_image
 from mask2former_dinov3.data.rle import run_lengths
 from mask2former_dinov3.inference.postprocess import post_process
+from mask2former_dinov3.inference.score_calibration import UNCHANGED, ScoreCalibration
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.inference.tiles.grid import Grid, Region
 from mask2former_dinov3.inference.tiles.merging import merge_rows
@@ -71,12 +72,12 @@ GRIDS = """async (cases) => {
     return cases.map(([size, tile, overlap]) => makeGrid(size, tile, overlap).rows.map((row) => row.map(corners)));
 }"""
 
-MERGE = """async ([size, tile, overlap, copyOverlap, rows, names]) => {
+MERGE = """async ([size, tile, overlap, copyOverlap, calibration, least, rows, names]) => {
     const { toCoco } = await import("/instances.js");
     const { Merger, makeGrid } = await import("/tiles.js");
-    const merger = new Merger(makeGrid(size, tile, overlap), copyOverlap);
+    const merger = new Merger(makeGrid(size, tile, overlap), copyOverlap, calibration);
     for (const row of rows) merger.addRow(row);
-    return toCoco(merger.instances(), "image", size, { classes: names, category_ids: [3, 7], least: 0 });
+    return toCoco(merger.instances(least), "image", size, { classes: names, category_ids: [3, 7], least });
 }"""
 
 
@@ -272,19 +273,27 @@ def in_script(found: Instances) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("tile", "overlap", "copy_overlap"),
-    [((64, 64), 0.2, 1.0), ((48, 80), 0.4, 0.5), ((90, 90), 0.3, 0.7), ((50, 400), 0.0, 1.0), ((300, 400), 0.2, 0.5)],
+    ("tile", "overlap", "copy_overlap", "calibration"),
+    [
+        ((64, 64), 0.2, 1.0, UNCHANGED),
+        ((48, 80), 0.4, 0.5, ScoreCalibration(1.5, -2.0)),
+        ((90, 90), 0.3, 0.7, UNCHANGED),
+        ((50, 400), 0.0, 1.0, ScoreCalibration(0.7, 1.0)),
+        ((300, 400), 0.2, 0.5, UNCHANGED),
+    ],
 )
 def test_merger__equals_the_one_in_python(
-    page: Page, tile: tuple[int, int], overlap: float, copy_overlap: float
+    page: Page, tile: tuple[int, int], overlap: float, copy_overlap: float, calibration: ScoreCalibration
 ) -> None:
     rng = np.random.default_rng(0)
     size = (160, 230)
     masks, grid = shapes(*size, rng), Grid.of_sides(*size, tile, overlap)
     rows = [[see(masks, one, rng) for one in grid.row(row)] for row in range(len(grid.tops))]
-    wanted = merge_rows(rows, grid, ((3, "disc"), (7, "bar")), copy_overlap)
+    least = 0.0 if calibration == UNCHANGED else 0.2
+    settings = InferenceSettings(least, copy_overlap=copy_overlap, score_calibration=calibration)
+    wanted = merge_rows(rows, grid, ((3, "disc"), (7, "bar")), settings)
     seen = [[in_script(found) for found in row] for row in rows]
-    found = page.evaluate(MERGE, [size, tile, overlap, copy_overlap, seen, ["disc", "bar"]])
+    found = page.evaluate(MERGE, [size, tile, overlap, copy_overlap, calibration, least, seen, ["disc", "bar"]])
     assert found["left_out"] == asdict(wanted.left_out)
     expected = wanted.to_coco_annotations(1)
     assert len(found["annotations"]) == len(expected) > 30

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mask2former_dinov3.data.coco_types import OperatingBlock
+from mask2former_dinov3.evaluation.calibration_fit import calibrate_results, calibration_in
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
 from mask2former_dinov3.evaluation.copy_choice import choose_copy_overlap
@@ -25,6 +26,7 @@ from mask2former_dinov3.evaluation.threshold_choice import (
     without_curves,
 )
 from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.score_calibration import ScoreCalibration
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.sample_data import SAMPLE
 from support.coco_reference import Scene, blob, moved
@@ -84,11 +86,21 @@ def test_operating_block__a_class_with_few_objects_takes_the_threshold_of_all() 
     assert few["why"] == f"{few['objects']} objects, fewer than 20"
     assert (none["own"], none["threshold"], none["objects"]) == (False, block["threshold"], 0)
     stored = stored_threshold(block, "toy, valid")
+    calibration = calibration_in(block["calibration"])
+    assert block["calibration"]["helps"]
+    assert not block["calibration"]["applied"]
     assert stored["score_threshold"] == {
-        "class 1": many["threshold"],
-        "class 7": block["threshold"],
-        "class 90": block["threshold"],
+        "class 1": float(calibration.apply(many["threshold"])),
+        "class 7": float(calibration.apply(few["threshold"])),
+        "class 90": float(calibration.apply(few["threshold"])),
     }
+    assert stored["score_calibration"] == list(calibration)
+    unknown = stored_threshold(block, "toy, valid", None)  # nothing may follow a calibration that is not known
+    assert unknown["score_calibration"] is None
+    assert unknown["score_threshold"] == {name: one["threshold"] for name, one in block["per_class"].items()}
+    earlier = stored_threshold(block, "toy, valid", ScoreCalibration(2.0, 0.5))
+    assert earlier["score_threshold"] == stored["score_threshold"]
+    assert earlier["score_calibration"] == pytest.approx(ScoreCalibration(2.0, 0.5).then(calibration), abs=1e-6)
     assert stored["copy_overlap"] is None
     source = stored["score_threshold_source"]
     assert source is not None
@@ -97,6 +109,25 @@ def test_operating_block__a_class_with_few_objects_takes_the_threshold_of_all() 
     assert f"score threshold {block['threshold']:g}, best F1 at IoU 0.5: precision " in text
     assert f"by class: class 1 {many['threshold']:g}" in text
     assert f"with the threshold of all: class 7 ({few['why']}), class 90 (0 objects, fewer than 20)" in text
+
+
+def test_operating_block__with_calibrated_scores_the_thresholds_are_theirs() -> None:
+    plain = block_of(scene_with_classes())
+    scene = scene_with_classes()
+    truth = read_ground_truth(scene.truth)
+    block = operating_block(truth, read_results(scene.results, truth), calibrate=True)
+    calibration = calibration_in(block["calibration"])
+    assert block["calibration"] == {**plain["calibration"], "applied": True}
+    assert block["points"] == plain["points"]
+    assert block["threshold"] == pytest.approx(float(calibration.apply(plain["threshold"] or 0)), abs=0.01)  # rounded
+    assert stored_threshold(block, "toy")["score_threshold"]["class 7"] == block["threshold"]  # type: ignore[index]
+    assert stored_threshold(block, "toy")["score_calibration"] == list(calibration)
+    assert "scores are calibrated, and so are the thresholds" in "\n".join(operating_lines(block))
+    assert "calibrated scores would be better" in "\n".join(operating_lines(plain))
+    scene.results = calibrate_results(scene.results, block["calibration"])
+    again = block_of(scene)
+    assert (again["points"], again["default"]) == (block["points"], block["default"])
+    assert not again["calibration"]["helps"]  # there is nothing left to do
 
 
 def test_operating_block__without_a_right_result_there_is_no_threshold() -> None:

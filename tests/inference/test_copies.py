@@ -10,6 +10,7 @@ import pytest
 from mask2former_dinov3.data.rle import runs_of_each
 from mask2former_dinov3.inference import copies
 from mask2former_dinov3.inference.copies import parts_inside, suppress_copies
+from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.inference.tiles.grid import Grid
 from mask2former_dinov3.inference.tiles.merging import merge_rows
 from mask2former_dinov3.instances import Instances, Unreported
@@ -104,10 +105,10 @@ def test_merge_rows__drops_copies_of_the_whole_image_and_sums_up_what_tiles_left
     merged = merge_rows([[first, second]], grid, NAMES)
     assert len(merged) == 2
     assert merged.left_out == Unreported(limit=3, full=2)
-    without = merge_rows([[first, second]], grid, NAMES, 0.8)
+    without = merge_rows([[first, second]], grid, NAMES, InferenceSettings(copy_overlap=0.8))
     assert without.scores.tolist() == pytest.approx([0.9])
     assert without.left_out == Unreported(limit=3, full=2, copies=1)
-    nothing = merge_rows([[first[[]], second]], grid, NAMES, 0.8)
+    nothing = merge_rows([[first[[]], second]], grid, NAMES, InferenceSettings(copy_overlap=0.8))
     assert nothing.left_out.best_score == 0.3
 
 

@@ -30,7 +30,7 @@ def stored_model(model_folder: Path, tmp_path: Path, threshold: Any, copy_overla
     folder.mkdir()
     for file in model_folder.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    store_threshold(folder, threshold, SOURCE, copy_overlap, 0.5)
+    store_threshold(folder, threshold, SOURCE, 0.5, copy_overlap=copy_overlap)
     return folder
 
 

@@ -18,6 +18,7 @@ from ..export.parity import parity_file
 from ..folder_lock import hold_folder
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..inference.onnx_model import OnnxConfig, OnnxMetadata, OnnxModel, data_file
+from ..inference.score_calibration import UNCHANGED
 from ..inference.settings import DEFAULTS
 from ..inference.tiles.grid import Passes
 from ..model_folder.bundled_code import CODE_LICENSE_FILE, CODE_LICENSE_TEXT
@@ -117,6 +118,7 @@ def describe_page_model(metadata: OnnxMetadata, config: OnnxConfig) -> dict[str,
         "canvas": metadata.canvas,
         "padded": padded_size(*metadata.canvas),
         "copy_overlap": DEFAULTS.for_model(config).copy_overlap,
+        "score_calibration": config.score_calibration or UNCHANGED,
         "value_range": metadata.value_range,
         "factor": passes.factor,
         "overlap": passes.overlap,

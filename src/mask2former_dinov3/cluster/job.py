@@ -25,6 +25,7 @@ from ..errors import OptionError, UserError, mismatch
 from ..extras import require
 from ..folder_lock import hold_folder
 from ..inference.predictor import Predictor, load_model, refuse_extra_images
+from ..inference.score_calibration import UNCHANGED
 from ..inference.settings import DEFAULTS, InferenceSettings, describe_threshold
 from ..inference.tiles.grid import Passes
 from ..progress_bar import ProgressBar
@@ -272,6 +273,8 @@ def _describe_results(
         del values["copy_overlap"]
     if settings.tta == "none":
         del values["tta"]
+    if settings.score_calibration in (None, UNCHANGED):
+        del values["score_calibration"]
     if isinstance(settings.threshold, tuple):
         values["threshold"] = list(settings.threshold)  # as JSON reads it
     return {

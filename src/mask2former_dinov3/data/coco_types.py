@@ -68,6 +68,25 @@ class CopyNumbers(TypedDict):
     gain_interval: list[float]
 
 
+class CalibrationNumbers(TypedDict):
+    """How well scores say how often results are right, and the map that says it better (`ScoreCalibration`).
+
+    error: the expected calibration error at the IoU of the operating point, of the scores as they are; mapped: of the
+    scores after a map that was fitted on other images; both -1 without results. scale, shift: of the map. helps:
+    whether it is better on images that it was not fitted on, beyond noise. applied: whether the scores, and so the
+    thresholds, of this evaluation are those after the map. before: scale and shift that the model had; None: unknown,
+    of a file of results.
+    """
+
+    scale: float
+    shift: float
+    error: float
+    mapped: float
+    helps: bool
+    applied: bool
+    before: list[float] | None
+
+
 class OperatingBlock(TypedDict):
     """The operating point of an evaluation.
 
@@ -76,8 +95,8 @@ class OperatingBlock(TypedDict):
     is reached. stable: whether the choice can be trusted; if not, `why`. images: with a result or an object. points:
     IoU ("0.50", "0.75") -> counts at the threshold; default: the same at the threshold 0.5. intervals: precision,
     recall, f1 and threshold -> where 95 % of the resamples of the images lie. per_class: name -> the same of one class.
-    copies: of the results; if their overlap is a number, all counts are without them. curves: IoU -> counts over the
-    threshold.
+    copies: of the results; if their overlap is a number, all counts are without them. calibration: of
+    the scores. curves: IoU -> counts over the threshold.
     """
 
     data: str
@@ -94,6 +113,7 @@ class OperatingBlock(TypedDict):
     intervals: dict[str, list[float]]
     per_class: dict[str, ClassPoint]
     copies: CopyNumbers
+    calibration: NotRequired[CalibrationNumbers]  # not in evaluations of earlier versions
     curves: dict[str, OperatingCurve]
 
 

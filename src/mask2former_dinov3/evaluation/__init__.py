@@ -14,12 +14,13 @@ Read in this order:
     score_curves       precision, recall and F1 over the score threshold
     operating_point    the choice of a threshold, with its uncertainty
     copy_choice        whether dropping copies of results raises F1
+    calibration        scores against the precision they have
+    calibration_fit    the map of scores that says how often results are right
     threshold_choice   the operating point in metrics.json, in a model's config.json and in print
     average_precision  AP from matches, also of weighted images
     bootstrap          intervals of AP, by resampling images
     error_kinds        errors by kind, and the AP that each costs
     confusion          which class is found as which, at a threshold
-    calibration        scores against the precision they have
     breakdown          AP over size of objects, crowding and size of images
     doubtful_labels    labels that the results contradict, the most doubtful first
     image_ranking      images by what is wrong on them

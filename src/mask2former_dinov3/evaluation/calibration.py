@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.array_types import Bools, Floats
 from .matches import Overlaps, ResultMatches
 
 BINS = 10
@@ -38,11 +39,17 @@ class Calibration:
 def calibration_of(overlaps: Overlaps, matches: ResultMatches) -> Calibration:
     """Scores of all results against their precision, in `BINS` bins of equal width.
 
-    Results in crowd regions do not count. Scores outside of 0..1, which are no probabilities,
-    count in the first or last bin.
+    Results in crowd regions do not count.
     """
     counted = ~matches.ignored
-    score, right = overlaps.score[counted], matches.right[counted]
+    return Calibration(matches.iou, *reliability_of(overlaps.score[counted], matches.right[counted]))
+
+
+def reliability_of(score: Floats, right: Bools) -> tuple[float, list[ReliabilityBin]]:
+    """The expected calibration error, -1 without results, and the bins. score, right (D,): whether it finds an object.
+
+    Scores outside of 0..1, which are no probabilities, count in the first or last bin.
+    """
     place = np.clip((score * BINS).astype(np.int64), 0, BINS - 1)
     count = np.bincount(place, minlength=BINS)
     total, hits = np.bincount(place, score, BINS), np.bincount(place, right, BINS)
@@ -58,4 +65,4 @@ def calibration_of(overlaps: Overlaps, matches: ResultMatches) -> Calibration:
         for number in filled
     ]
     distance = sum(one.count * abs(one.score - one.precision) for one in found)
-    return Calibration(matches.iou, distance / len(score) if len(score) else -1.0, found)
+    return (distance / len(score) if len(score) else -1.0), found

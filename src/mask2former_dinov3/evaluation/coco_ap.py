@@ -48,6 +48,7 @@ def evaluate_coco(
     image_ids: Collection[int] | None = None,
     rules: ReadRules | None = None,
     aim: Aim = BEST_F1,
+    calibrate: bool = False,
 ) -> Metrics:
     """COCO's metrics of a results file (or list) on an annotation file (or its content, or a split of any format).
 
@@ -56,7 +57,7 @@ def evaluate_coco(
     AR100 are all at this number (AR100 keeps its name; `max_detections` in the result says what it was).
     image_ids: score only these images. rules: what crowd flags and incomplete images mean; None: as for the split, or
     as in COCO. A data set, or an images.json beside the results file, says what its ids mean: images and classes are
-    then matched by name. aim: what the score threshold is chosen for.
+    then matched by name. aim: what the score threshold is chosen for. calibrate: see `operating_block`.
     Returns AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 of masks, boundary_AP, box_AP, per_class (name -> AP), each
     in 0..1 or -1 where there is nothing to find; operating_point (of all results); images, detections, max_detections,
     seconds; notes (sentences that a reader of the metrics should see). Raises DatasetError listing everything in either
@@ -64,7 +65,8 @@ def evaluate_coco(
     """
     InferenceSettings(max_detections=max_detections)  # checks the value
     start = time.perf_counter()
-    metrics = score_predictions(read_ground_truth(annotations, image_ids, rules), predictions, max_detections, aim)
+    truth = read_ground_truth(annotations, image_ids, rules)
+    metrics = score_predictions(truth, predictions, max_detections, aim, calibrate=calibrate)
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics
 
@@ -74,10 +76,12 @@ def score_predictions(
     predictions: Source | NamedResults | Mapping[str, object] | Iterable[Mapping[str, object]],
     max_detections: int,
     aim: Aim = BEST_F1,
+    *,
+    calibrate: bool = False,
 ) -> Metrics:
     """The metrics of `evaluate_coco`, but `seconds`, with the annotations, and perhaps the results, read already."""
     results, notes = read_named_results(truth, predictions)
-    metrics = score_results(truth, results, max_detections, aim)
+    metrics = score_results(truth, results, max_detections, aim, calibrate=calibrate)
     misplaced = misplaced_notes(truth, results) if 0 <= metrics["AP50"] < _NEAR_ZERO else []
     metrics["notes"] = [*notes, *metrics["notes"], *misplaced]
     return metrics
@@ -100,7 +104,9 @@ def read_named_results(
     return read_results(cast("list[Mapping[str, object]]", entries), truth, predictions.name), notes
 
 
-def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections: int, aim: Aim = BEST_F1) -> Metrics:
+def score_results(
+    truth: GroundTruth, results: list[ScoredMask], max_detections: int, aim: Aim = BEST_F1, *, calibrate: bool = False
+) -> Metrics:
     """The metrics of `evaluate_coco`, but `seconds`, of files that are already read."""
     # The numbers of detections at which AR1, AR10, AR100 are read; COCO's code needs them ascending and different.
     at = {"AR1": 1, "AR10": min(10, max_detections), "AR100": max_detections}
@@ -124,7 +130,7 @@ def score_results(truth: GroundTruth, results: list[ScoredMask], max_detections:
             truth.names[number - 1]: mean_of_defined(precision[:, :, place, 0])
             for place, number in enumerate(present_categories(truth))
         },
-        operating_point=operating_block(truth, results, aim),
+        operating_point=operating_block(truth, results, aim, calibrate=calibrate),
         images=len(truth.images),
         detections=len(results),
         max_detections=max_detections,

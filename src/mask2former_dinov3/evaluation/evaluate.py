@@ -35,6 +35,7 @@ from ..inference.image_processing import Mask2FormerDinov3ImageProcessor, Prepar
 from ..inference.network import Network
 from ..inference.predictor import Predictor, check_extra_images, load_model
 from ..inference.prefetch import prefetch
+from ..inference.score_calibration import UNCHANGED
 from ..inference.settings import InferenceSettings, Tta
 from ..inference.tiles.part_reader import ImageReader
 from ..progress_bar import ProgressBar
@@ -81,17 +82,19 @@ def predict_split(
     world: int = 1,
     progress: bool = False,
     unreadable: dict[int, str] | None = None,
+    network_scores: bool = False,
 ) -> list[CocoResult]:
     """COCO results of every image i of `data` with i % world == rank, for `evaluate_coco`.
 
     The lists of all ranks, joined in any order, give the score that one process gives. Memory: two batches of images
     and what `post_process` may take; of an image only RLE stays. The model runs in evaluation mode and without
     gradients; every module is left in the mode that it came in. unreadable: gets the images that cannot be read,
-    id -> reason, which have no results then.
+    id -> reason, which have no results then. network_scores: those before the model's calibration.
     Raises DatasetError for classes that are not the model's and, without `unreadable`, for an image that cannot be read
     or is not of the size in the annotations; OptionError for batch_size or max_detections below 1.
     """
     settings = InferenceSettings(0.0, max_detections, batch_size, copy_overlap=1.0, tta=tta)
+    settings = replace(settings, score_calibration=UNCHANGED) if network_scores else settings
     ids = match_categories(model.config.id2label, data)
     absent = min((category for category in ids if category is not None), default=0) - 1  # no id of the file
     categories = tuple(
@@ -217,6 +220,8 @@ def _score_model(
     write_names(output, truth.listed)
     write_evaluation(output, mapped, truth, limits.max_detections or 0, model)
     metrics = score_network(network, processor, data, truth, results, limits, aim)
+    if calibration := metrics["operating_point"].get("calibration"):
+        calibration["before"] = list(network.config.score_calibration or UNCHANGED)
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     return metrics
 

@@ -284,7 +284,7 @@ def _best_f1_of_resamples(counts: _ImageCounts, resamples: int, seed: int) -> Fl
 
 def _resampled_counts(counts: _ImageCounts, resamples: int, seed: int) -> Iterator[tuple[Floats, Floats, Floats]]:
     """Right and wrong results (B, S) and objects (B, 1) of some resamples at a time."""
-    for weights in _draw_weights(counts.right.shape[0], resamples, seed):
+    for weights in draw_weights(counts.right.shape[0], resamples, seed):
         right, wrong = ((weights @ side).astype(np.float64) for side in (counts.right, counts.wrong))
         yield right, wrong, (weights @ counts.objects).astype(np.float64)[:, None]
 
@@ -327,7 +327,7 @@ def _resample(counts: _ImageCounts, aim: Aim, resamples: int, seed: int) -> tupl
     return np.concatenate(chosen), np.concatenate(at_point)
 
 
-def _draw_weights(images: int, resamples: int, seed: int) -> Iterator[NDArray[np.float32]]:
+def draw_weights(images: int, resamples: int, seed: int) -> Iterator[NDArray[np.float32]]:
     """How often each image is drawn, (b, I) float32 in blocks of bounded memory."""
     rng = np.random.default_rng(seed)
     block = max(1, min(resamples, _BLOCK // images))

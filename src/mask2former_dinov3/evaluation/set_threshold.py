@@ -9,13 +9,15 @@ from typing import cast
 
 from ..data.coco_types import OperatingBlock
 from ..errors import ConfigError, DatasetError, mismatch
+from ..inference.score_calibration import UNCHANGED, ScoreCalibration
 from ..inference.settings import InferenceSettings
 from ..json_files import read_json_object
 from ..model.configuration import threshold_text
 from ..model_folder.contents import check_model_folder
 from ..model_folder.thresholds import store_threshold
+from .calibration_fit import calibration_in
 from .operating_point import Aim
-from .threshold_choice import choose_again, operating_lines, stored_threshold
+from .threshold_choice import choose_again, map_of_thresholds, operating_lines, stored_threshold
 
 
 def set_threshold(
@@ -23,7 +25,8 @@ def set_threshold(
 ) -> list[str]:
     """Store a threshold in a model folder: that of an evaluation (the folder that `evaluate` wrote), or `threshold`.
 
-    aim: choose another threshold among those of the evaluation. Returns lines for people. Raises ConfigError unless one
+    aim: choose another threshold among those of the evaluation. With a threshold of calibrated scores the calibration
+    is stored, too. Returns lines for people. Raises ConfigError unless one
     of evaluation and threshold is given, DatasetError for a folder without an operating point, CheckpointError for a
     model folder that cannot be read or written. Only config.json and the card's line change, each atomically.
     """
@@ -33,32 +36,34 @@ def set_threshold(
     if threshold is not None:
         InferenceSettings(threshold=threshold)  # checks the value
         source: dict[str, object] = {"metric": "given by hand", "date": date.today().isoformat()}
-        config = read_json_object(model / "config.json")
-        overlap = cast("float | None", config.get("copy_overlap"))  # stays
-        stored = store_threshold(model, threshold, source, overlap, threshold)
+        stored = store_threshold(model, threshold, source, threshold)
         return [f"{model / 'config.json'}: score threshold {threshold_text(stored, source)}"]
     assert evaluation is not None
     block = _read_block(evaluation)
     block = block if aim is None else choose_again(block, aim)
-    fields = stored_threshold(block, block["data"])
+    numbers = block.get("calibration")
+    before = None if numbers is None or numbers["before"] is None else ScoreCalibration(*numbers["before"])
+    fields = stored_threshold(block, block["data"], before)
     if fields["score_threshold"] is None or block["threshold"] is None or fields["score_threshold_source"] is None:
         raise DatasetError(f"{evaluation}: {mismatch('an evaluation with a threshold', 'none', block['why'])}")
-    chosen = store_threshold(
-        model,
-        fields["score_threshold"],
-        fields["score_threshold_source"],
-        fields["copy_overlap"],
-        block["threshold"],
-    )
-    text = threshold_text(chosen, fields["score_threshold_source"])
-    return [*operating_lines(block), f"{model / 'config.json'}: score threshold {text}"]
+    others: dict[str, object] = {"copy_overlap": fields["copy_overlap"]}
+    if before is not None or (numbers is not None and numbers["applied"]):
+        others["score_calibration"] = fields["score_calibration"]
+    overall = float(map_of_thresholds(block, before).apply(block["threshold"]))
+    chosen = store_threshold(model, fields["score_threshold"], fields["score_threshold_source"], overall, **others)
+    text = f"{model / 'config.json'}: score threshold {threshold_text(chosen, fields['score_threshold_source'])}"
+    if overall != block["threshold"]:
+        text += f"; scores are calibrated from now on, which makes {overall:.4g} of {block['threshold']:.4g}"
+    elif before is None and calibration_in(numbers) != UNCHANGED:
+        text += "; the scores stay as they are: calibrated ones need an evaluation of the model, not of a file"
+    return [*operating_lines(block), text]
 
 
 def _read_block(evaluation: Path) -> OperatingBlock:
     path = evaluation / "metrics.json" if evaluation.is_dir() else evaluation
     metrics = read_json_object(path)
     block = metrics.get("operating_point")
-    if not isinstance(block, Mapping) or set(OperatingBlock.__annotations__) - set(block):
+    if not isinstance(block, Mapping) or OperatingBlock.__required_keys__ - set(block):
         advice = "run `evaluate` of this version again"
         got = "one without" if block is None else "a part of one"
         raise DatasetError(f"{path}: {mismatch('metrics with an operating_point', got, advice)}")

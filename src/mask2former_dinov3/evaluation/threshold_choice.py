@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 
-from ..data.coco_types import ClassPoint, CopyNumbers, OperatingBlock, OperatingCurve, PointNumbers
+from ..data.coco_types import CalibrationNumbers, ClassPoint, CopyNumbers, OperatingBlock, OperatingCurve, PointNumbers
+from ..inference.score_calibration import UNCHANGED, ScoreCalibration
 from ..inference.settings import DEFAULT_THRESHOLD, LARGEST_COUNT
+from .calibration_fit import calibration_in, choose_calibration
 from .coco_files import GroundTruth, ScoredMask
 from .copy_choice import choose_copy_overlap
 from .matches import Overlaps, ResultMatches, match_overlaps, overlaps_of
@@ -34,21 +37,34 @@ class StoredThreshold(TypedDict):
     score_threshold: float | dict[str, float] | None
     score_threshold_source: dict[str, object] | None
     copy_overlap: float | None
+    score_calibration: list[float] | None
 
 
-NOT_STORED = StoredThreshold(score_threshold=None, score_threshold_source=None, copy_overlap=None)
+NOT_STORED = StoredThreshold(
+    score_threshold=None, score_threshold_source=None, copy_overlap=None, score_calibration=None
+)
 
 
-def operating_block(truth: GroundTruth, results: Sequence[ScoredMask], aim: Aim = BEST_F1) -> OperatingBlock:
+def operating_block(
+    truth: GroundTruth, results: Sequence[ScoredMask], aim: Aim = BEST_F1, *, calibrate: bool = False
+) -> OperatingBlock:
     """Thresholds for an aim, of all classes together and of each, with the numbers at them.
 
     All results count, whatever the limit of COCO's metrics. A class has a threshold of its own if it has at least
-    `FEWEST_OBJECTS` objects and the choice on them is stable.
+    `FEWEST_OBJECTS` objects and the choice on them is stable. calibrate: if calibrated scores are better, the
+    thresholds are those of calibrated scores.
     """
     overlaps = overlaps_of(truth, results, LARGEST_COUNT)
     copies = choose_copy_overlap(overlaps, results)
-    matched = copies.overlaps, {iou: match_overlaps(copies.overlaps, iou) for iou in CURVE_IOUS}
-    choice = choose_point(copies.overlaps, matched[1][CURVE_IOUS[0]], aim)
+    matches = {iou: match_overlaps(copies.overlaps, iou) for iou in CURVE_IOUS}
+    calibration = choose_calibration(copies.overlaps, matches[CURVE_IOUS[0]])
+    calibration["applied"] = calibrate and calibration["helps"]
+    overlaps = copies.overlaps
+    if calibration["applied"]:
+        scores = calibration_in(calibration).apply(overlaps.score).astype(np.float32)
+        overlaps = replace(overlaps, score=scores.astype(np.float64))
+    matched = overlaps, matches
+    choice = choose_point(overlaps, matches[CURVE_IOUS[0]], aim)
     threshold = None if choice is None else choice.point.threshold
     used = DEFAULT_THRESHOLD if threshold is None else threshold
     several = len(truth.names) > 1
@@ -74,6 +90,7 @@ def operating_block(truth: GroundTruth, results: Sequence[ScoredMask], aim: Aim 
             gain=round(copies.gain, 6),
             gain_interval=[round(one, 6) for one in copies.gains],
         ),
+        calibration=calibration,
         curves=_curves(matched),
     )
 
@@ -139,14 +156,28 @@ def without_curves(block: OperatingBlock) -> OperatingBlock:
     return OperatingBlock(**{**block, "per_class": classes, "curves": {}})
 
 
-def stored_threshold(block: OperatingBlock, data: str) -> StoredThreshold:
-    """What a model stores: one threshold, or one for each class where a class has its own. data: its name."""
+def map_of_thresholds(block: OperatingBlock, before: ScoreCalibration | None) -> ScoreCalibration:
+    """The map from thresholds of an evaluation to those that a model stores. before: see `stored_threshold`."""
+    numbers = block.get("calibration")
+    is_applied = numbers is not None and numbers["applied"]
+    return UNCHANGED if is_applied or before is None else calibration_in(numbers)
+
+
+def stored_threshold(block: OperatingBlock, data: str, before: ScoreCalibration | None = UNCHANGED) -> StoredThreshold:
+    """What a model stores: one threshold, or one for each class where a class has its own. data: its name.
+
+    before: the calibration of the scores that were evaluated; None: unknown, so that none can follow it. Thresholds
+    are those of calibrated scores where calibration helps.
+    """
     if block["threshold"] is None:
         return NOT_STORED
-    classes = block["per_class"]
-    by_class = {name: one["threshold"] for name, one in classes.items()}
+    later, numbers, classes = map_of_thresholds(block, before), block.get("calibration"), block["per_class"]
+    is_applied = numbers is not None and numbers["applied"]
+    calibration = calibration_in(numbers) if is_applied else (before or UNCHANGED).then(later)
+    by_class = {name: float(later.apply(one["threshold"])) for name, one in classes.items()}
+    overall = float(later.apply(block["threshold"]))
     return StoredThreshold(
-        score_threshold=by_class if any(one["own"] for one in classes.values()) else block["threshold"],
+        score_threshold=by_class if any(one["own"] for one in classes.values()) else overall,
         score_threshold_source={
             "metric": block["aim"],
             "iou": block["iou"],
@@ -155,6 +186,7 @@ def stored_threshold(block: OperatingBlock, data: str) -> StoredThreshold:
             "date": date.today().isoformat(),
         },
         copy_overlap=block["copies"]["overlap"],
+        score_calibration=None if calibration == UNCHANGED else [round(one, 6) for one in calibration],
     )
 
 
@@ -234,7 +266,16 @@ def operating_lines(block: OperatingBlock) -> list[str]:
         lines.append(f"note: a {block['aim']} is not reached at any threshold; the nearest is shown")
     if not block["stable"]:
         lines.append(f"note: the threshold is {block['why']}")
-    return lines + _copy_lines(block["copies"])
+    return lines + _copy_lines(block["copies"]) + _calibration_lines(block.get("calibration"))
+
+
+def _calibration_lines(numbers: CalibrationNumbers | None) -> list[str]:
+    if numbers is None or not numbers["helps"]:
+        return []
+    known = f"{numbers['mapped']:.3f} instead of {numbers['error']:.3f} (expected calibration error on other images)"
+    if numbers["applied"]:
+        return [f"  scores are calibrated, and so are the thresholds: {known}"]
+    return [f"  calibrated scores would be better: {known}; `set-threshold --from` stores both"]
 
 
 def _copy_lines(copies: CopyNumbers) -> list[str]:

@@ -47,6 +47,7 @@ def build_metadata(
         score_threshold=config.score_threshold,
         score_threshold_source=config.score_threshold_source,
         copy_overlap=config.copy_overlap,
+        score_calibration=config.score_calibration,
     )
 
 

@@ -1,6 +1,7 @@
-"""Drop instances that lie in a better one of their class: the same object found twice, by two queries or two tiles.
+"""What is left of the instances of an image: calibrated scores, and no copies, which are one object found twice.
 
-Greedy, best score first, on run-length codes: no bitmap, and in memory only the runs of instances whose boxes meet.
+Copies are found greedily, best score first, on run-length codes: no bitmap, and in memory only the runs of instances
+whose boxes meet.
 """
 
 from __future__ import annotations
@@ -15,7 +16,24 @@ from ..data.array_types import Bools, Floats, Ints
 from ..data.coco_types import CocoRle
 from ..data.rle import boxes, runs_of_each
 from ..instances import Instances
+from .score_calibration import UNCHANGED
+from .settings import InferenceSettings
 from .tiles.runs import Runs
+
+
+def finish_instances(found: Instances, settings: InferenceSettings) -> Instances:
+    """The instances of a whole image as they are reported: with calibrated scores, and without copies.
+
+    found: with scores of the network. settings: their score_calibration, threshold and copy_overlap.
+    """
+    calibration = settings.score_calibration or UNCHANGED
+    if calibration != UNCHANGED:
+        scores = calibration.apply(found.scores).astype(np.float32)
+        best = float(np.float32(calibration.apply(found.left_out.best_score)))
+        found = replace(found, scores=scores, left_out=replace(found.left_out, best_score=best))
+        least = np.asarray(settings.threshold_in_order, dtype=np.float32)
+        found = found[scores >= (least[found.labels] if least.ndim else least)]
+    return suppress_copies(found, settings.copy_overlap)
 
 
 def suppress_copies(found: Instances, copy_overlap: float | None) -> Instances:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -95,7 +94,7 @@ class ImagePasses:
             yield from predict_waiting()
             grid = self.passes(settings).grid(image.height, image.width)
             rows = self.predict_rows(image, grid, settings)
-            yield key, merge_rows(rows, grid, self.categories, settings.copy_overlap)
+            yield key, merge_rows(rows, grid, self.categories, settings)
         yield from predict_waiting()
 
     def predict_rows(
@@ -103,9 +102,9 @@ class ImagePasses:
     ) -> Iterator[list[Instances]]:
         """Instances of each tile, in the tile's own coordinates: one list per row of the grid, from row `first` on.
 
-        `merge_rows` makes one `Instances` of them, and drops copies.
+        `merge_rows` makes one `Instances` of them, calibrates their scores and drops copies.
         """
-        settings = replace(settings, copy_overlap=1.0)
+        settings = self.fill(settings).for_parts()
         for row in range(first, len(grid.tops)):
             found: list[Instances] = []
             for tiles in grid.batches(row, settings.batch_size):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
 
 import torch
@@ -18,6 +18,7 @@ class NetworkConfig(Protocol):
     the data -> name of the class, or None for one that was left out; None: the names are the data's own. num_channels:
     C, of the images. score_threshold: default of `InferenceSettings.threshold`, for all classes or by name; None: none
     is stored. score_threshold_source: where it comes from. copy_overlap: default of `InferenceSettings.copy_overlap`.
+    score_calibration: scale and shift of `ScoreCalibration`; None: scores are those of the network.
     """
 
     @property
@@ -40,6 +41,8 @@ class NetworkConfig(Protocol):
     def score_threshold_source(self) -> Mapping[str, object] | None: ...
     @property
     def copy_overlap(self) -> float | None: ...
+    @property
+    def score_calibration(self) -> Sequence[float] | None: ...
 
 
 class Network(Protocol):

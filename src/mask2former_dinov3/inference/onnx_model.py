@@ -39,8 +39,8 @@ class OnnxMetadata:
     per pixel of the mask logits. licence: of `code` and of `weights`, and `weights_text` where the licence requires it.
     value_range, page, channels, image_scale: of `ReadOptions`; extra_channels: of the image processor; absent in files
     of earlier versions.
-    class_map: the option `classes` of the training run. score_threshold, score_threshold_source, copy_overlap: as in
-    the model's config.json. Files of earlier versions have none of these.
+    class_map: the option `classes` of the training run. score_threshold, score_threshold_source, copy_overlap,
+    score_calibration: as in the model's config.json. Files of earlier versions have none of these.
     """
 
     format_version: int
@@ -62,6 +62,7 @@ class OnnxMetadata:
     score_threshold: float | dict[str, float] | None = None
     score_threshold_source: dict[str, Any] | None = None
     copy_overlap: float | None = None
+    score_calibration: list[float] | None = None
     image_scale: ImageScale = AS_STORED.image_scale
 
     def to_properties(self) -> dict[str, str]:
@@ -104,6 +105,7 @@ class OnnxConfig:
     score_threshold: float | dict[str, float] | None = None
     score_threshold_source: dict[str, Any] | None = None
     copy_overlap: float | None = None
+    score_calibration: list[float] | None = None
 
 
 class OnnxModel(nn.Module):
@@ -140,6 +142,7 @@ class OnnxModel(nn.Module):
             score_threshold=self.metadata.score_threshold,
             score_threshold_source=self.metadata.score_threshold_source,
             copy_overlap=self.metadata.copy_overlap,
+            score_calibration=self.metadata.score_calibration,
         )
 
     def forward(

@@ -9,7 +9,7 @@ B batch, Q queries, K classes, D detections kept of one image.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,9 +19,9 @@ from torch import Tensor
 from ..errors import CheckpointError, OptionError
 from ..instances import Instances, Unreported
 from ..model.padding import real_sides
-from .copies import suppress_copies
+from .copies import finish_instances
 from .resize_masks import resize_masks
-from .settings import DEFAULT_THRESHOLD, InferenceSettings, Threshold
+from .settings import InferenceSettings
 
 # The assumed ratio of canvas to mask logits when there is no pixel_mask, which would tell the size of the canvas. With
 # the plain neck the ratio is 16; edges then come out a little smoother, because one interpolation step is missing.
@@ -49,7 +49,8 @@ def post_process(
     class_queries_logits (B, Q, K+1), the last column is "no object". masks_queries_logits (B, Q, h', w'), any stride.
     target_sizes: (height, width) of each original image. pixel_mask (B, canvas height, canvas width): non-zero on real
     pixels, which fill the top left corner; None: no padding. settings: of all images or of each; used are threshold
-    (without one 0.5; one of each class in the order of the labels), max_detections (without one Q) and copy_overlap.
+    (without one 0.5; one of each class in the order of the labels), max_detections (without one Q), copy_overlap and
+    score_calibration (without one none).
     Score (the same as in Mask2Former, arXiv:2112.01527, and its published AP): softmax over K+1 columns, the last one
     then dropped; the best min(max_detections, Q*K) of all queries x classes; times the mean sigmoid over the mask's own
     pixels at the image's own size. Empty masks are dropped, then those with a score below the threshold, then copies.
@@ -70,7 +71,8 @@ def post_process(
     for index, (size, asked) in enumerate(zip(sizes, each, strict=True)):
         mask_logits = masks_queries_logits[index]
         canvas, real = _canvas_and_real_size(mask_logits, None if pixel_mask is None else pixel_mask[index])
-        pairs = _best_pairs(class_queries_logits[index], asked.threshold, asked.max_detections or num_queries)
+        limit = asked.max_detections or num_queries
+        pairs = _best_pairs(class_queries_logits[index], asked.network_threshold, limit)
         kept, position = pairs.query.unique(return_inverse=True)  # each query's mask is made once, for all its classes
         with torch.autocast(mask_logits.device.type, enabled=False):
             masks = resize_masks(mask_logits, kept, canvas, real, size, level, memory_bytes)
@@ -86,7 +88,7 @@ def post_process(
         )
         rles = tuple(masks.rles[mask] for mask in mask_of[above].tolist())
         found = Instances(*size, rles, label[above], final[above], categories, left_out)
-        results.append(suppress_copies(found, asked.copy_overlap))
+        results.append(finish_instances(found, asked))
     return results
 
 
@@ -136,13 +138,11 @@ class _Pairs(NamedTuple):
     beyond: int
 
 
-def _best_pairs(class_logits: Tensor, threshold: Threshold | None, max_detections: int) -> _Pairs:
+def _best_pairs(class_logits: Tensor, threshold: float | tuple[float, ...], max_detections: int) -> _Pairs:
     """The best pairs above their threshold; if there is none, some of the best below it. class_logits (Q, K+1)."""
     probabilities = class_logits.float().softmax(-1)[:, :-1]  # (Q, K)
     classes = probabilities.shape[1]
-    if isinstance(threshold, Mapping):
-        raise OptionError("threshold", "thresholds in the order of the labels", "by name", "use settings.for_model")
-    least = torch.as_tensor(DEFAULT_THRESHOLD if threshold is None else threshold, dtype=torch.float32)
+    least = torch.as_tensor(threshold, dtype=torch.float32)
     if least.ndim and len(least) != classes:
         raise OptionError("threshold", f"{classes} thresholds, one per class", len(least))
     least = least.to(probabilities.device).expand(classes)

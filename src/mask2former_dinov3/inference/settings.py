@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import OptionError
+from .score_calibration import UNCHANGED, ScoreCalibration
 
 if TYPE_CHECKING:
     from .network import NetworkConfig
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 LARGEST_COUNT = 2**31 - 1  # COCO's evaluation counts in 32 bits
 SMALLEST_TILE = 32  # pixels a side
 LARGEST_OVERLAP = 0.5  # fraction of a tile; at half, a pixel would lie in three tiles of one row
+_ROUNDING = 1 - 2.0**-20
 DEFAULT_THRESHOLD = 0.5  # of a model without a threshold of its own
 
 Tta = Literal["none", "horizontal", "both", "all"]
@@ -34,7 +36,8 @@ class InferenceSettings:
     tile: side of a tile in pixels, None for whole images. overlap: fraction of a tile that it shares with each
     neighbour. copy_overlap: instances are dropped of which more than this fraction lies in a better one of their class,
     1 for none; None: the model's own. tta: predict mirrored and turned copies, too, and merge (`views`): "horizontal" 2
-    views, "both" 4, "all" 8.
+    views, "both" 4, "all" 8. score_calibration: what reported scores, and so the threshold, are made with; None: the
+    model's own.
 
     Raises OptionError for a value that is not in its range; NaN is in none.
     """
@@ -46,6 +49,7 @@ class InferenceSettings:
     overlap: float = 0.2
     copy_overlap: float | None = None
     tta: Tta = "none"
+    score_calibration: ScoreCalibration | None = None
 
     def __post_init__(self) -> None:
         for one in _each(self.threshold):
@@ -81,12 +85,41 @@ class InferenceSettings:
         elif isinstance(threshold, Sequence) and len(threshold) != config.num_labels:
             raise OptionError("threshold", f"{config.num_labels} thresholds, one per class", len(threshold))
         own = config.copy_overlap if self.copy_overlap is None else self.copy_overlap
+        calibration = self.score_calibration
+        if calibration is None and config.score_calibration is not None:
+            calibration = ScoreCalibration(*config.score_calibration)
         return replace(
             self,
             threshold=DEFAULT_THRESHOLD if threshold is None else threshold,
             max_detections=self.max_detections or config.num_queries,
             copy_overlap=1.0 if own is None else own,
+            score_calibration=calibration,
         )
+
+    @property
+    def threshold_in_order(self) -> float | tuple[float, ...]:
+        """The threshold of all classes, or of each in the order of the labels. Raises OptionError for some by name."""
+        if isinstance(self.threshold, Mapping):
+            raise OptionError("threshold", "thresholds in the order of the labels", "by name", "use settings.for_model")
+        given = DEFAULT_THRESHOLD if self.threshold is None else self.threshold
+        return tuple(given) if isinstance(given, Sequence) else given
+
+    @property
+    def network_threshold(self) -> float | tuple[float, ...]:
+        """The least score of the network: of all classes, or of each in the order of the labels.
+
+        A little below the threshold where scores are calibrated, so that no rounding leaves out a result at the
+        threshold; `finish_instances` looks again. Raises OptionError for thresholds by name.
+        """
+        given = self.threshold_in_order
+        if self.score_calibration is None or self.score_calibration == UNCHANGED:
+            return given
+        least = self.score_calibration.undo(_each(given)) * _ROUNDING
+        return tuple(least.tolist()) if isinstance(given, tuple) else float(least[0])
+
+    def for_parts(self) -> InferenceSettings:
+        """Those of parts of an image that are merged later: with scores of the network, and all copies."""
+        return replace(self, threshold=self.network_threshold, copy_overlap=1.0, score_calibration=UNCHANGED)
 
 
 def _by_label(threshold: Mapping[str, float], config: NetworkConfig) -> tuple[float, ...]:

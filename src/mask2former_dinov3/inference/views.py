@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..data.array_types import Ints
 from ..instances import Instances, Unreported, encode_masks
-from .copies import suppress_copies
+from .copies import finish_instances
 from .image_processing import Prepared
 from .settings import InferenceSettings, Tta
 
@@ -70,7 +70,7 @@ def undo_turn(found: Instances, view: Turn) -> Instances:
 
 def settings_of_views(settings: InferenceSettings) -> InferenceSettings:
     """The settings of each view: every candidate counts, and the limits are those of what is merged."""
-    return replace(settings, threshold=0.0, copy_overlap=1.0, tta="none")
+    return replace(settings.for_parts(), threshold=0.0, tta="none")
 
 
 def merge_views(views: Sequence[Instances], settings: InferenceSettings, num_queries: int) -> Instances:
@@ -91,12 +91,12 @@ def merge_views(views: Sequence[Instances], settings: InferenceSettings, num_que
             scores[leader] = found.scores[members].sum() / len(views)
     merged = replace(found, scores=scores)[leaders]
     merged = merged[np.argsort(-merged.scores, kind="stable")]
-    least = np.asarray(settings.threshold, dtype=np.float32)
+    least = np.asarray(settings.network_threshold, dtype=np.float32)
     above = merged[merged.scores >= (least[merged.labels] if least.ndim else least)]
     kept = above[: settings.max_detections]
     best = float(merged.scores[0]) if len(merged) and not len(above) else 0.0
     left_out = Unreported(len(above) - len(kept), int(len(above) >= num_queries), best_score=best)
-    return suppress_copies(replace(kept, left_out=left_out), settings.copy_overlap)
+    return finish_instances(replace(kept, left_out=left_out), settings)
 
 
 def _groups(found: Instances, mine: Ints, view: Ints) -> Iterator[tuple[int, Ints]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -122,7 +123,8 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         score_threshold: minimum score of the instances that are reported unless the caller gives one: a number, or
             class name -> number for every class; None: 0.5. score_threshold_source: where it comes from (metric, iou,
             data, images, date). copy_overlap: instances are dropped of which more than this fraction lies in a better
-            one of their class; None: none.
+            one of their class; None: none. score_calibration: [scale, shift], scores are reported as
+            sigmoid(scale * logit(score) + shift); None: as the network gives them.
         decoder_layers: as in Hugging Face's config: 10 means 9 layers and the initial prediction.
 
     New classes (`id2label` or `num_labels` set later, or given to `from_pretrained` with `ignore_mismatched_sizes`)
@@ -158,6 +160,7 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
     score_threshold: Any = None  # a number, or class name -> number
     score_threshold_source: dict[str, Any] | None = None
     copy_overlap: float | None = None
+    score_calibration: list[float] | None = None
     feature_size: int = 256
     mask_feature_size: int = 256
     hidden_dim: int = 256
@@ -225,6 +228,8 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         forgotten = [name for name, is_old in old.items() if is_old and self.__dict__.get(name) is not None]
         for name in forgotten:
             super().__setattr__(name, None)
+        if is_count_new:
+            self.score_calibration = None
         if "score_threshold" in forgotten:
             self.score_threshold_source = None
         if forgotten:
@@ -319,6 +324,10 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             raise ValueError(f"score_threshold_source: expected an object, got {source!r}")
         if self.copy_overlap is not None and not (_is_fraction(self.copy_overlap) and self.copy_overlap > 0):
             raise ValueError(f"copy_overlap: expected a fraction above 0, up to 1, got {self.copy_overlap!r}")
+        calibration = self.score_calibration
+        if calibration is not None and not _is_calibration(calibration):
+            expected = "[scale, shift], two finite numbers, the first above 0"
+            raise ValueError(f"score_calibration: expected {expected}, got {calibration!r}")
 
     def _check_vit(self) -> None:
         depth, taps = self.backbone_config.num_hidden_layers, list(self.backbone_taps or ())
@@ -376,6 +385,13 @@ def _is_count(value: object, least: int) -> bool:
 
 def _is_weight(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _is_calibration(value: object) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    are_numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
+    return are_numbers and all(map(math.isfinite, value)) and value[0] > 0
 
 
 def _is_fraction(value: object) -> bool:

@@ -40,13 +40,14 @@ def store_threshold(
     folder: Path,
     score_threshold: float | Mapping[str, float],
     source: Mapping[str, object],
-    copy_overlap: float | None,
     otherwise: float,
+    **others: object,
 ) -> float | dict[str, float]:
     """Write the threshold into config.json, atomically, and into the line of README.md if it has one.
 
-    source, copy_overlap: see `Mask2FormerDinov3Config`. otherwise: for classes of the model that `score_threshold` by
-    class lacks. Returns what is stored. Raises CheckpointError for a folder that is no model, or cannot be written.
+    source: see `Mask2FormerDinov3Config`. otherwise: for classes of the model that `score_threshold` by class lacks.
+    others: further fields, such as copy_overlap; those that are not given stay. Returns what is stored. Raises
+    CheckpointError for a folder that is no model, or cannot be written.
     """
     check_model_folder(folder)
     path = folder / "config.json"
@@ -55,8 +56,7 @@ def store_threshold(
     if not isinstance(names, dict):
         raise CheckpointError(f"{path}: id2label: {mismatch('an object of labels and names', names)}")
     fitted = fit_classes(score_threshold, names, otherwise, str(folder))
-    changed = {**config, "score_threshold": fitted, "score_threshold_source": dict(source)}
-    changed["copy_overlap"] = copy_overlap
+    changed = {**config, "score_threshold": fitted, "score_threshold_source": dict(source), **others}
     write_text(path, json.dumps(changed, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     card = folder / "README.md"
     if card.is_file():

@@ -203,10 +203,10 @@ class ModelQueue:
 
         rgb (H, W, C).
         """
-        settings = wanted.settings
+        settings = self.predictor.fill(wanted.settings)
         grid = self.passes(wanted).grid(rgb.shape[0], rgb.shape[1])
-        merger = Merger(grid, self.predictor.categories, self.predictor.fill(settings).copy_overlap)
-        of_tiles = replace(wanted, settings=replace(settings, copy_overlap=1.0))  # copies are those of the whole image
+        merger = Merger(grid, self.predictor.categories, settings)
+        of_tiles = replace(wanted, settings=settings.for_parts())
 
         async def predict(tile: Region) -> Instances:
             prepared = await self._read(self.predictor.processor.prepare, rgb[tile.y0 : tile.y1, tile.x0 : tile.x1])

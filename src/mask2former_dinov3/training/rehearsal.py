@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..atomic_files import remove_folder
-from ..data.records import ImageTable
-from ..errors import CheckpointError, OptionError, mismatch
+from ..data.array_types import Ints
+from ..errors import CheckpointError, OptionError, mark_shared, mismatch
 from ..evaluation.coco_ap import evaluate_coco
 from ..inference.compiled_predict import without_compiling
 from ..model_folder.folder import save_model_folder
@@ -40,15 +41,12 @@ def rehearse(run: Run, stop: StopRequest) -> Run:
     seconds: dict[str, float] = {}
     for split in ("valid", "test"):
         if split in run.data:
-            began, images = time.monotonic(), _two_of(run.data[split].images)
-            with without_compiling(run.scored_model):  # the time of an evaluation is that of the later ones
-                run.evaluate(split, stop, images)
-            part = min(len(images), run.accelerator.num_processes)  # what one process predicts has taken this long
-            seconds[split] = (time.monotonic() - began) * len(run.data[split].images) / (len(images) * part)
+            seconds[split] = _evaluate_two(run, split, stop)
     run.budget.test_seconds = seconds.get("test", 0.0)
     began = time.monotonic()
     run_on_main(run.accelerator, lambda: _save_once(run))
     run.budget.checkpoint_seconds = seconds.get("valid", 0.0) + time.monotonic() - began
+    _check_hours(run)
     return run
 
 
@@ -61,10 +59,41 @@ def _check_before_work(run: Run) -> None:
     check_room(run)
 
 
-def _two_of(images: ImageTable) -> ImageTable:
-    """The largest image, which needs the most memory, and another one."""
-    largest = int(images.columns.sizes[images.rows].astype(np.int64).prod(axis=1).argmax())
-    return images.take(sorted({largest, 0 if largest else len(images) - 1}))
+def _evaluate_two(run: Run, split: str, stop: StopRequest) -> float:
+    """Evaluate the largest image, which needs the most memory, and the smallest; returns the seconds of all images."""
+    images = run.data[split].images
+    pixels = images.columns.sizes[images.rows].astype(np.int64).prod(axis=1)
+    seconds: list[float] = []
+    chosen = (int(pixels.argmax()), int(pixels.argmin()))
+    for place in chosen:
+        began = time.monotonic()
+        with without_compiling(run.scored_model):  # the time of an evaluation is that of the later ones
+            run.evaluate(split, stop, images.take([place]))
+        seconds.append(time.monotonic() - began)
+    whole = seconds_of_all(pixels, chosen, seconds)
+    return whole / int(run.accelerator.num_processes)
+
+
+def seconds_of_all(pixels: Ints, chosen: tuple[int, int], seconds: Sequence[float]) -> float:
+    """Seconds of all images of so many pixels (I,), by those of two: a part of every image, a part by its pixels.
+
+    chosen: the largest and the smallest image, whose `seconds` are known.
+    """
+    large, small = pixels[list(chosen)]
+    by_pixel = max(0.0, seconds[0] - seconds[1]) / max(1, large - small)
+    return float(len(pixels) * seconds[1] + by_pixel * (pixels - small).sum())
+
+
+def _check_hours(run: Run) -> None:
+    """Raise OptionError when `max_hours` leaves no time for a step before the last evaluation and the report."""
+    run.plan_end()
+    if run.state.step or not run.is_out_of_time:
+        return
+    budget = run.budget
+    needed = (budget.used + 2 * budget.checkpoint_seconds + budget.test_seconds) / 3600
+    expected = f"more than the {needed:.2g} hours that the start, one evaluation and the report take"
+    advice = "raise it, or evaluate on fewer images"
+    raise mark_shared(OptionError("max_hours", expected, run.config.max_hours, advice))
 
 
 def check_metric(run: Run) -> None:

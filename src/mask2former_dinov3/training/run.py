@@ -21,6 +21,7 @@ from ..data.layout import Split
 from ..data.records import ImageTable
 from ..data.sampler import TrainingOrder
 from ..errors import mark_shared
+from ..evaluation.calibration_fit import calibrate_results
 from ..evaluation.coco_ap import evaluate_coco
 from ..evaluation.evaluate import predict_split
 from ..evaluation.threshold_choice import stored_threshold, without_curves
@@ -194,7 +195,8 @@ class Run:
     ) -> tuple[Metrics, list[CocoResult], Split]:
         """COCO metrics of a split at the images' original size, the results behind them, and what was scored.
 
-        The processes share the images; all of them return the same. records: only some of its images. Images that
+        The processes share the images; all of them return the same. Scores of the validation split are calibrated anew
+        if that helps, as `best/` will give them. records: only some of its images. Images that
         cannot be read are not scored, which the notes say. Raises DatasetError when they are more than `max_bad_images`
         allows, and KeyboardInterrupt, on all processes, when a stop is requested.
         """
@@ -216,6 +218,7 @@ class Run:
                     world=accelerator.num_processes,
                     progress=accelerator.is_main_process and not sys.stderr.isatty(),  # a terminal has the bar of steps
                     unreadable=unreadable if self.config.max_bad_images else None,
+                    network_scores=split == "valid",
                 )
 
         results: list[CocoResult] = gather_object(run_on_all(accelerator, predict))
@@ -231,10 +234,12 @@ class Run:
 
         def score() -> Metrics:
             with stop.at_once():
-                return evaluate_coco(scored, results, max_detections=self.config.max_detections)
+                limit = self.config.max_detections
+                return evaluate_coco(scored, results, max_detections=limit, calibrate=split == "valid")
 
         shared: list[Metrics] = [run_on_main(accelerator, score) or {}]
         broadcast_object_list(shared)
+        results = calibrate_results(results, shared[0]["operating_point"].get("calibration"))
         if unreadable:
             note = f"{len(unreadable)} of {count} images could not be read and are not scored"
             shared[0]["notes"] = [*shared[0].get("notes", []), note]

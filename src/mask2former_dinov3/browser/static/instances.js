@@ -78,6 +78,18 @@ function makeMask(logits, [height, width], down, along) {
   return { runs, area, certainty: area ? sum / area : 0 };
 }
 
+const logit = (score) => Math.log(score / (1 - score)), sigmoid = (value) => 1 / (1 + Math.exp(-value));
+
+/** The score that is reported for one of the network, as `inference/score_calibration.py` makes it. */
+export function reportedScore(score, [scale, shift]) {
+  return scale === 1 && shift === 0 ? score : Math.fround(sigmoid(scale * logit(score) + shift));
+}
+
+/** The score of the network, or a little less, that is reported as `score`. */
+export function networkScore(score, [scale, shift]) {
+  return scale === 1 && shift === 0 ? score : sigmoid((logit(score) - shift) / scale) * (1 - 2 ** -20);
+}
+
 /** The best pairs of query and class, best first, and how many above the threshold the limit leaves out. */
 function bestPairs(logits, queries, columns, least, most) {
   const pairs = [];

@@ -1,7 +1,7 @@
 // Images at their own scale: cut into overlapping tiles, whose instances are merged, as `inference/tiles/grid.py` and
 // `merging.py` do it; the rules and their reasons are there. A region is {y0, x0, y1, x1}, y1 and x1 not in it.
 
-import { areaOf, shared, withoutCopies } from "./instances.js";
+import { areaOf, reportedScore, shared, withoutCopies } from "./instances.js";
 import { roundValue } from "./pixels.js";
 
 const SAME_IOU = 0.5; // above it two masks show the same object
@@ -142,8 +142,8 @@ function mergePieces(group) {
 
 /** Takes what `postProcess` finds in each tile, row by row from the top, and gives the instances of the whole image. */
 export class Merger {
-  constructor(grid, copyOverlap) {
-    Object.assign(this, { grid, copyOverlap, row: 0, tiles: [], finished: [] });
+  constructor(grid, copyOverlap, calibration = [1, 0]) {
+    Object.assign(this, { grid, copyOverlap, calibration, row: 0, tiles: [], finished: [] });
     this.left_out = { limit: 0, full: 0, copies: 0, best_score: 0 };
   }
 
@@ -177,10 +177,16 @@ export class Merger {
     }
   }
 
-  /** All instances as `postProcess` returns them, best first and without copies; every row must have been added. */
-  instances() {
-    const merged = [...this.finished].sort((a, b) => b.score - a.score), found = withoutCopies(merged, this.copyOverlap);
+  /**
+   * All instances as `postProcess` returns them, best first, with calibrated scores of at least `least`, without copies;
+   * every row must have been added.
+   */
+  instances(least = 0) {
+    const order = [...this.finished].sort((a, b) => b.score - a.score);
+    const calibrated = order.map((one) => ({ ...one, score: reportedScore(one.score, this.calibration) }));
+    const merged = calibrated.filter(({ score }) => score >= least), found = withoutCopies(merged, this.copyOverlap);
     const copies = this.left_out.copies + merged.length - found.length;
-    return { found, left_out: { ...this.left_out, copies, best_score: merged.length ? 0 : this.left_out.best_score } };
+    const best_score = merged.length ? 0 : reportedScore(this.left_out.best_score, this.calibration);
+    return { found, left_out: { ...this.left_out, copies, best_score } };
   }
 }

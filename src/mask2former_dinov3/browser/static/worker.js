@@ -3,7 +3,7 @@
 // {id, answer, seconds} or {id, error}; no answer for what was cancelled.
 
 import { ImageError, fittedSize, openImage, resizeImage, toInput } from "./pixels.js";
-import { postProcess, toCoco } from "./instances.js";
+import { networkScore, postProcess, toCoco } from "./instances.js";
 import { Merger, makeGrid } from "./tiles.js";
 
 const OUTPUTS = ["class_queries_logits", "masks_queries_logits"];
@@ -78,12 +78,13 @@ async function predict({ id, file, name, least, max_detections }) {
   const image = await openImage(file, model);
   try {
     const { whole } = model.settings, grid = makeGrid(image.size, whole ?? image.size, model.overlap);
-    const tiles = grid.rows.length * grid.rows[0].length, merger = new Merger(grid, model.copy_overlap);
+    const tiles = grid.rows.length * grid.rows[0].length, merger = new Merger(grid, model.copy_overlap, model.score_calibration);
     if (tiles > model.max_tiles) {
       const [limit, got] = [model.max_tiles, tiles].map((count) => count.toLocaleString("en"));
       const [height, width] = image.size, kind = `tiles of ${whole[1]} x ${whole[0]} pixels`;
       throw new ImageError(`expected at most ${limit} ${kind}, got ${got} in ${width} x ${height}; use predict for it`);
     }
+    const asked = { least: networkScore(least, model.score_calibration), max_detections };
     let tile = 0;
     for (const row of grid.rows) {
       const found = [];
@@ -91,11 +92,11 @@ async function predict({ id, file, name, least, max_detections }) {
         if (tiles > 1) postMessage({ id, tile: ++tile, tiles });
         await new Promise((done) => setTimeout(done)); // lets a message in that cancels this
         if (cancelled.delete(id)) return null;
-        found.push(await predictPart(image, part, { least, max_detections }));
+        found.push(await predictPart(image, part, asked));
       }
       merger.addRow(found);
     }
-    return toCoco(merger.instances(), name, image.size, { ...model, least });
+    return toCoco(merger.instances(least), name, image.size, { ...model, least });
   } finally {
     image.close();
   }

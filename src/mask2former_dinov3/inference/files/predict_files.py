@@ -135,6 +135,7 @@ def predict_files(
         "version": __version__,
         "model": fingerprint(predictor.model, file),
         **{name: getattr(settings, name) for name in ("threshold", "max_detections", "copy_overlap", "tta")},
+        "score_calibration": settings.score_calibration,
         "read": asdict(predictor.processor.read_options),
         "tile": [settings.tile, settings.overlap] if summary.tiles else None,
         **{"save": sorted(save), "segmentation": segmentation, "colours": colours},
@@ -295,7 +296,7 @@ class _Run:
                 rows = self.predictor.predict_rows(image, grid, self.settings, self.done.count_rows(file.key))
                 kept = chain(self.done.rows(file.key, categories), self.done.keep_rows(file.key, rows))
                 bar = ProgressBar(kept, file.name, len(grid.tops), leave=False, unit="tile row", disable=not self.show)
-                self._finish(file, image, merge_rows(bar, grid, categories, self.settings.copy_overlap))
+                self._finish(file, image, merge_rows(bar, grid, categories, self.settings))
         except DatasetError as error:
             self._fail(file, error)
 

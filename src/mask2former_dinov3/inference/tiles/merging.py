@@ -29,7 +29,8 @@ import numpy as np
 from ...data.coco_types import CocoRle
 from ...data.rle import runs_of_each
 from ...instances import Instances, Unreported
-from ..copies import suppress_copies
+from ..copies import finish_instances
+from ..settings import DEFAULTS, InferenceSettings
 from .grid import Grid, Region
 from .runs import Runs, encode_runs, join_runs
 
@@ -59,12 +60,15 @@ class Merger:
     """
 
     def __init__(
-        self, grid: Grid, categories: tuple[tuple[int, str], ...] | None, copy_overlap: float | None = None
+        self,
+        grid: Grid,
+        categories: tuple[tuple[int, str], ...] | None,
+        settings: InferenceSettings = DEFAULTS,
     ) -> None:
-        """copy_overlap: as in `InferenceSettings`."""
+        """settings: of the whole image; the tiles were predicted with its `for_parts`."""
         self.grid = grid
         self.categories = categories
-        self.copy_overlap = copy_overlap
+        self.settings = settings
         self.left_out = Unreported()
         self.tiles: list[tuple[Region, list[Piece]]] = []
         self.finished: list[tuple[int, np.float32, CocoRle]] = []
@@ -93,7 +97,7 @@ class Merger:
             self.categories,
             self.left_out if not self.finished else replace(self.left_out, best_score=0.0),
         )
-        return suppress_copies(found, self.copy_overlap)
+        return finish_instances(found, self.settings)
 
     def is_seen_better(self, piece: Piece) -> bool:
         """Whether another tile contains the whole of a cut piece (rule 1)."""
@@ -233,13 +237,13 @@ def merge_rows(
     rows: Iterable[list[Instances]],
     grid: Grid,
     categories: tuple[tuple[int, str], ...] | None,
-    copy_overlap: float | None = None,
+    settings: InferenceSettings = DEFAULTS,
 ) -> Instances:
     """The instances of the whole image from those of its tiles, which come as `Predictor.predict_rows` yields them.
 
-    copy_overlap: as in `InferenceSettings`; copies are dropped from the whole image.
+    settings: of the whole image, with the model's own values for what is None.
     """
-    merger = Merger(grid, categories, copy_overlap)
+    merger = Merger(grid, categories, settings)
     for row, found in enumerate(rows):
         merger.add_row(row, found)
     return merger.instances()
