@@ -17,6 +17,7 @@ from mask2former_dinov3.evaluation.set_threshold import set_threshold
 from mask2former_dinov3.export.file_metadata import build_metadata
 from mask2former_dinov3.inference.onnx_model import OnnxMetadata
 from mask2former_dinov3.inference.predictor import Predictor, load_network
+from mask2former_dinov3.inference.score_calibration import ScoreCalibration
 from mask2former_dinov3.inference.settings import DEFAULTS
 from mask2former_dinov3.model_folder.folder import save_model_folder
 from mask2former_dinov3.model_folder.thresholds import fit_classes
@@ -173,3 +174,40 @@ def test_evaluate__refuses_aims_out_of_range(
     assert main(["evaluate", *map(str, files), "--output", str(evaluation / "out"), *flags]) == 1
     assert f"error: {message}" in capsys.readouterr().err
     shutil.rmtree(evaluation)
+
+
+def test_set_threshold__stores_the_calibration_of_a_models_own_scores_once(
+    folder: Path, evaluation: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = evaluated(evaluation)
+    numbers = block["calibration"]
+    assert numbers["helps"]
+    assert numbers["before"] is None  # of a file of results nobody knows what made the scores
+    words = ["set-threshold", "--model", str(folder), "--from", str(evaluation / "out")]
+    assert main(words) == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert config["score_calibration"] is None
+    assert config["score_threshold"]["bar"] == block["threshold"]
+    assert "calibrated ones need an evaluation of the model" in capsys.readouterr().out
+
+    metrics = json.loads((evaluation / "out" / "metrics.json").read_text())
+    metrics["operating_point"]["calibration"]["before"] = [2.0, 0.5]
+    (evaluation / "out" / "metrics.json").write_text(json.dumps(metrics))
+    found = ScoreCalibration(numbers["scale"], numbers["shift"])
+    for _ in range(2):  # a second time changes nothing
+        assert main(words) == 0
+        config = json.loads((folder / "config.json").read_text())
+        assert config["score_calibration"] == pytest.approx(ScoreCalibration(2.0, 0.5).then(found), abs=1e-5)
+        assert config["score_threshold"]["bar"] == pytest.approx(float(found.apply(block["threshold"])))
+    assert "scores are calibrated from now on" in capsys.readouterr().out
+    assert main(["set-threshold", "--model", str(folder), "--threshold", "0.3"]) == 0
+    by_hand = json.loads((folder / "config.json").read_text())
+    assert (by_hand["score_threshold"], by_hand["score_calibration"]) == (0.3, config["score_calibration"])
+
+    network, processor = load_network(folder, "cpu")
+    metadata = OnnxMetadata.from_properties(build_metadata(network, processor, folder).to_properties())
+    assert metadata.score_calibration == config["score_calibration"]
+    config["score_calibration"] = [-1, 0]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"score_calibration: expected \[scale, shift\], two finite numbers"):
+        load_network(folder, "cpu")

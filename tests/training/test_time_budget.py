@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from mask2former_dinov3.training import time_budget
+from mask2former_dinov3.training.rehearsal import seconds_of_all
 from mask2former_dinov3.training.time_budget import TimeBudget, move_schedule, resumed_position
 
 
@@ -51,6 +53,14 @@ def test_time_budget__ends_run_and_schedule_within_the_hours(
         caplog.text
     )
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_seconds_of_all__takes_a_part_for_each_image_and_a_part_for_its_pixels() -> None:
+    pixels = np.array([100, 400, 1_000, 100])
+    seconds = 2.0 + 0.01 * pixels
+    assert seconds_of_all(pixels, (2, 0), (float(seconds[2]), float(seconds[0]))) == pytest.approx(seconds.sum())
+    assert seconds_of_all(np.full(5, 64), (0, 0), (3.0, 2.0)) == 10.0  # the first one pays for the start
+    assert seconds_of_all(pixels, (2, 0), (1.0, 2.0)) == 8.0  # a large image is never cheaper
 
 
 def test_move_schedule__is_one_step_without_a_plan_and_shortens_a_warm_up() -> None:

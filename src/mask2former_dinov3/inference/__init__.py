@@ -6,6 +6,7 @@ in the order below.
 
 Read in this order:
 
+    score_calibration  the map from scores of the network to reported ones
     settings           InferenceSettings: threshold, batch size and tiles, checked once
     predictor          Predictor: loads a model and predicts on images
     image_passes       images through a network, whole or in tiles
@@ -19,7 +20,7 @@ Read in this order:
     onnx_model         runs an exported .onnx file behind that interface
     onnx_session       onnxruntime and OpenVINO: the one that was asked for, or an error
     postprocess        logits to scored instances at the image's own size
-    copies             drops instances that lie in a better one
+    copies             instances as they are reported: calibrated scores, without copies
     views              mirrored and turned copies of an image, and their instances merged
     resize_masks       mask logits to RLE masks, in small blocks
     limit_notes        says what is not among the instances

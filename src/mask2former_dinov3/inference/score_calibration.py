@@ -16,7 +16,7 @@ class ScoreCalibration(NamedTuple):
 
     It rises, so the order of results and their AP stay as they are. Scaling of probabilities with two parameters:
     Platt 1999, "Probabilistic Outputs for Support Vector Machines"; with scale alone it is the temperature scaling of
-    arXiv:1706.04599, section 4.2, which leaves 0.5 where it is and so cannot mend scores that are all too high.
+    arXiv:1706.04599, section 4.2, which leaves 0.5 where it is and so cannot fix scores that are all too high.
     """
 
     scale: float = 1.0

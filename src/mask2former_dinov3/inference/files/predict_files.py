@@ -38,6 +38,7 @@ from .result_files import PredictedImage, to_store, write_results
 from .writers import check_outputs, overlay_name, save_classes, save_image
 
 PROGRESS_FILE = ".predict-progress.jsonl"
+_DECIDING = ("threshold", "max_detections", "copy_overlap", "score_calibration", "tta")  # settings of the results
 _OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
@@ -134,8 +135,7 @@ def predict_files(
     decides = {  # what a stopped run and the one that continues it must have in common
         "version": __version__,
         "model": fingerprint(predictor.model, file),
-        **{name: getattr(settings, name) for name in ("threshold", "max_detections", "copy_overlap", "tta")},
-        "score_calibration": settings.score_calibration,
+        **{name: getattr(settings, name) for name in _DECIDING},
         "read": asdict(predictor.processor.read_options),
         "tile": [settings.tile, settings.overlap] if summary.tiles else None,
         **{"save": sorted(save), "segmentation": segmentation, "colours": colours},
