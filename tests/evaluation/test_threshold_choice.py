@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -124,7 +124,8 @@ def test_operating_block__with_calibrated_scores_the_thresholds_are_theirs() -> 
     assert stored_threshold(block, "toy")["score_calibration"] == list(calibration)
     assert "scores are calibrated, and so are the thresholds" in "\n".join(operating_lines(block))
     assert "calibrated scores would be better" in "\n".join(operating_lines(plain))
-    scene.results = calibrate_results(scene.results, block["calibration"])
+    results: Any = scene.results
+    scene.results = cast("list[dict[str, Any]]", calibrate_results(results, block["calibration"]))
     again = block_of(scene)
     assert (again["points"], again["default"]) == (block["points"], block["default"])
     assert not again["calibration"]["helps"]  # there is nothing left to do

@@ -46,7 +46,7 @@ def test_predictor__calibrated_scores_are_those_of_the_network_after_the_map(til
     predictor = Predictor.from_pretrained(SAMPLE / "model", "cpu")
     image = np.array(Image.open(IMAGE).convert("RGB"))[:128, :160]
     found = predictor(image, threshold=0.02, tile=tile, tta=tta)
-    predictor.model.config.score_calibration = list(MAP)
+    predictor.model.config.score_calibration = list(MAP)  # type: ignore[misc]  # of torch models it can be set
     least = float(MAP.apply(found.scores[len(found) // 2]).astype(np.float32))  # exactly the score of an instance
     mapped = predictor(image, threshold=least, tile=tile, tta=tta)
     assert len(mapped) == int((MAP.apply(found.scores).astype(np.float32) >= least).sum()) > 3
