@@ -161,6 +161,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "neck": "plain",
         "backbone_norm": False,
         "mask_feature_size": 64,
+        "encoder_layers": 0,
         "decoder_layers": 1,
     },
     "adapter": {"backbone_config": vit, "neck": "adapter", "backbone_taps": [1, 1, 1, 2], **SEEDS, "feature_size": 64},
