@@ -110,7 +110,8 @@ def test_build_baseline__gives_our_shapes_and_trains_what_it_should(train_backbo
     assert all(parameter.requires_grad is train_backbone for parameter in vit.parameters())
 
 
-def test_inference__measures_every_contender(script: Any) -> None:
+def test_inference__measures_every_contender(tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_forks(script, tmp_path, monkeypatch)
     words = "--preset tiny --size 64 --repeat 1 --dtype bf16 --eomt --no-memory"
     (row,) = script("inference").rows(words.split())
     assert {"baseline_seconds", "ours_seconds", "floor_seconds", "eomt_seconds", "head_share"} <= set(row)
@@ -118,8 +119,11 @@ def test_inference__measures_every_contender(script: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # pycocotools'
-def test_evaluation__ap_is_that_of_pycocotools_on_our_masks(toy_dataset: Path, script: Any) -> None:
+def test_evaluation__ap_is_that_of_pycocotools_on_our_masks(
+    toy_dataset: Path, tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The toy set has several classes, a crowd and an image without objects."""
+    use_forks(script, tmp_path, monkeypatch)
     words = "--size 128 --detections 30 --repeat 1 --no-memory --dataset"
     (row,) = script("evaluation").rows([*words.split(), str(toy_dataset / "valid")])
     assert row["ours_ap"] > 0.05
@@ -128,7 +132,10 @@ def test_evaluation__ap_is_that_of_pycocotools_on_our_masks(toy_dataset: Path, s
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # pycocotools'
-def test_dataloader__reads_every_image_both_ways(toy_dataset: Path, script: Any) -> None:
+def test_dataloader__reads_every_image_both_ways(
+    toy_dataset: Path, tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_forks(script, tmp_path, monkeypatch)
     words = "--size 64 --repeat 1 --no-memory --dataset"
     (row,) = script("dataloader").rows([*words.split(), str(toy_dataset / "valid")])
     assert row["work"].endswith("4 images")
