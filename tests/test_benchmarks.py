@@ -110,7 +110,8 @@ def test_build_baseline__gives_our_shapes_and_trains_what_it_should(train_backbo
     assert all(parameter.requires_grad is train_backbone for parameter in vit.parameters())
 
 
-def test_inference__measures_every_contender(script: Any) -> None:
+def test_inference__measures_every_contender(tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_forks(script, tmp_path, monkeypatch)
     words = "--preset tiny --size 64 --repeat 1 --dtype bf16 --eomt --no-memory"
     (row,) = script("inference").rows(words.split())
     assert {"baseline_seconds", "ours_seconds", "floor_seconds", "eomt_seconds", "head_share"} <= set(row)
@@ -118,8 +119,11 @@ def test_inference__measures_every_contender(script: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # pycocotools'
-def test_evaluation__ap_is_that_of_pycocotools_on_our_masks(toy_dataset: Path, script: Any) -> None:
+def test_evaluation__ap_is_that_of_pycocotools_on_our_masks(
+    toy_dataset: Path, tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The toy set has several classes, a crowd and an image without objects."""
+    use_forks(script, tmp_path, monkeypatch)
     words = "--size 128 --detections 30 --repeat 1 --no-memory --dataset"
     (row,) = script("evaluation").rows([*words.split(), str(toy_dataset / "valid")])
     assert row["ours_ap"] > 0.05
@@ -128,7 +132,10 @@ def test_evaluation__ap_is_that_of_pycocotools_on_our_masks(toy_dataset: Path, s
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # pycocotools'
-def test_dataloader__reads_every_image_both_ways(toy_dataset: Path, script: Any) -> None:
+def test_dataloader__reads_every_image_both_ways(
+    toy_dataset: Path, tmp_path: Path, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_forks(script, tmp_path, monkeypatch)
     words = "--size 64 --repeat 1 --no-memory --dataset"
     (row,) = script("dataloader").rows([*words.split(), str(toy_dataset / "valid")])
     assert row["work"].endswith("4 images")
@@ -263,20 +270,21 @@ def test_runtimes__a_preset_is_a_network_of_random_weights(script: Any, tmp_path
 
 @pytest.mark.long
 @pytest.mark.timeout(900)  # a trace is half a minute of CPU time
-def test_runtimes__measures_every_runtime_and_precision(tmp_path: Path, toy_dataset: Path) -> None:
+def test_runtimes__measures_every_runtime_and_precision(
+    tmp_path: Path, toy_dataset: Path, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of a folder whose canvas is the size that is measured: it is traced once, and scored as well."""
-    model, valid, outputs = tmp_path / "small" / "model", toy_dataset / "valid", tmp_path / "outputs"
+    use_forks(script, tmp_path, monkeypatch)
+    model, valid = tmp_path / "small" / "model", toy_dataset / "valid"
     torch.manual_seed(0)
     names: Any = {"id2label": {0: "disc", 1: "bar"}, "label2id": {"disc": 0, "bar": 1}, "category_ids": [3, 7]}
-    config = Mask2FormerDinov3Config.preset("tiny", **names, num_queries=8, encoder_layers=1, decoder_layers=2)
+    config = Mask2FormerDinov3Config.preset("tiny", **names, num_queries=8, encoder_layers=0, decoder_layers=1)
     Mask2FormerDinov3ForInstanceSegmentation(config).save_pretrained(model)
     Mask2FormerDinov3ImageProcessor({"height": 64, "width": 64}).save_pretrained(model)
-    outputs.mkdir()
     words = ["--model", str(model), "--images", str(valid), "--annotations", str(valid / "_annotations.coco.json")]
     words += ["--calibration", str(valid), "--sizes", "64", "--repeat", "1", "--output", str(tmp_path)]
     words += ["--runtimes", "onnxruntime", "openvino"]
-    done = run_python([str(BENCHMARKS / "runtimes.py"), *words], outputs)
-    assert done.returncode == 0, done.stderr
+    script("runtimes").main(words)
     (file,) = tmp_path.glob("*_runtimes.json")
     content = json.loads(file.read_text())
     rows = {(row["runtime"], row["precision"]): row for row in content["rows"]}

@@ -29,7 +29,6 @@ from mask2former_dinov3.inference.files.predict_files import predict_files
 from mask2former_dinov3.inference.files.writers import place
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
-from mask2former_dinov3.sample_data import SAMPLE
 
 pytest.importorskip("rasterio")
 
@@ -156,7 +155,7 @@ def test_open_image__refuses_files_made_to_do_harm_within_memory(tmp_path: Path)
 def read_all(paths: list[Path], whole_pixels: int) -> tuple[dict[str, str], int]:
     """What READ says of each file by its name, and the memory it took, MB."""
     words = [sys.executable, "-c", READ, str(whole_pixels), *map(str, paths)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     megabytes, said = json.loads(done.stdout)
     return {Path(name).name: text for name, text in said.items()}, megabytes
@@ -179,7 +178,7 @@ def everything_in(folder: Path) -> dict[str, bytes | None]:
 
 
 def test_predict__names_what_it_cannot_read_does_the_rest_and_exits_with_1(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = images_in(tmp_path / "in", "a.png", "b.png")
     for name in ("declared.png", "cut.jpg", "huge.tif"):
@@ -187,7 +186,7 @@ def test_predict__names_what_it_cannot_read_does_the_rest_and_exits_with_1(
     words = [
         "predict",
         "--model",
-        str(SAMPLE / "model"),
+        str(model_folder),
         str(folder),
         "--output",
         str(tmp_path / "out"),

@@ -17,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported
-
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -48,24 +46,15 @@ from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.inference.tiles.grid import Passes
 from mask2former_dinov3.read_options import ReadOptions
 from mask2former_dinov3.sample_data import SAMPLE
-from support.paths import SOURCE
 from support.processes import start_python
+from support.ray_cluster import ENVIRONMENT, HEAD, STORE, running_cluster
 
-STORE = 200_000_000  # bytes of Ray's object store on each node
 EVERYTHING = InferenceSettings(threshold=0.0)
 PASSES = Passes((64, 64), factor=None, tile=None, overlap=0.2)
 IMAGES = 94  # six tasks of reading, two failures among them: enough to be in the middle of
-# Ray's workers would give way to every other process of the machine, and wait for the tests that run beside them.
-NOT_NICE = {"RAY_worker_niceness": "0"}
-HEAD: dict[str, Any] = {
-    "object_store_memory": STORE,
-    "include_dashboard": False,
-    "_system_config": {"health_check_period_ms": 500},  # five failures in a row are the loss of a node
-}
-
 # Ray leaves sockets and files of the cluster's processes to the garbage collector.
 pytestmark = [
-    pytest.mark.xdist_group("ray"),  # one cluster for all of this file
+    pytest.mark.xdist_group("ray"),  # one cluster for this file and the tests of `tune`
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.timeout(900),  # every process of a cluster imports torch, six or more of them on two cores
 ]
@@ -75,9 +64,7 @@ pytestmark = [
 def environment() -> Iterator[None]:
     """Workers find the package; torch computes in one thread here as there, so that numbers are the same."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(SOURCE))
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        for name, value in NOT_NICE.items():
+        for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         yield
 
@@ -86,19 +73,13 @@ def started(cluster: Cluster) -> None:
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def stop(cluster: Cluster) -> None:
-    ray.shutdown()
-    cluster.shutdown()
-
-
 @pytest.fixture(scope="module")
 def cluster(environment: None) -> Iterator[Cluster]:
-    """Two nodes of one CPU each."""
-    cluster = Cluster(initialize_head=True, head_node_args={**HEAD, "num_cpus": 1})
-    cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    """Two nodes of one CPU each, which Ray is connected to."""
+    cluster = running_cluster()
     started(cluster)
     yield cluster
-    stop(cluster)
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -437,7 +418,8 @@ def test_batch_predict__actors_leave_cpus_to_the_readers(
         with caplog.at_level(logging.WARNING):
             batch_predict(model_folder, [str(images)], str(tmp_path / "out"), **options)
     finally:
-        stop(small)
+        ray.shutdown()
+        small.shutdown()
     assert f"only 1 of 4 actors with {each:g} CPUs and 0 GPUs each fit" in caplog.text
     assert_same_results(tmp_path / "out", straight)
 
@@ -458,7 +440,7 @@ def test_command__goes_on_after_ctrl_c_and_after_kill_9(
     ways = [signal.SIGINT, signal.SIGKILL, None]
     for way in ways:
         before = finished(output)
-        process = start_python(command(model_folder, images, output), tmp_path, {"PYTHONPATH": str(SOURCE), **NOT_NICE})
+        process = start_python(command(model_folder, images, output), tmp_path, ENVIRONMENT)
         family = [psutil.Process(process.pid)]
         while way and finished(output) < before + 2:
             assert process.poll() is None, process.finish()

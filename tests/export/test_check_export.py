@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from mask2former_dinov3.inference.onnx_model import OnnxModel
 from mask2former_dinov3.inference.onnx_session import open_session
 from mask2former_dinov3.inference.predictor import load_network
 from mask2former_dinov3.sample_data import SAMPLE
+from support.processes import run_python
 
 VALID = SAMPLE / "valid"
 MODEL = SAMPLE / "model"
@@ -235,8 +234,8 @@ def test_check_export__agrees_in_openvino(sample_file: Path, one_image: Split, t
     """In a process of its own: OpenVINO may unmap the stack of signal handlers of one that goes on."""
     pytest.importorskip("openvino")
     file = Path(shutil.copy(sample_file, tmp_path / "model.onnx"))
-    command = [sys.executable, "-m", "mask2former_dinov3", *words_of(file, one_image, "--runtime", "openvino")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    words = ["-m", "mask2former_dinov3", *words_of(file, one_image, "--runtime", "openvino")]
+    done = run_python(words, tmp_path)
     assert done.returncode == 0, done.stderr
     (entry,), _ = read_parity(parity_file(file))
     assert (entry["runtime"], list(entry["operators"])) == ("openvino:CPU", ["CPU"])

@@ -141,6 +141,9 @@ def test_openvino__has_the_ap_of_the_file_in_its_default_precision(sample_file: 
         ]
         return float(evaluate_coco(file, results)["AP"])
 
-    expected = average_precision(exported(inputs["pixel_values"], inputs["pixel_mask"]))
+    pairs = zip(inputs["pixel_values"].split(1), inputs["pixel_mask"].split(1), strict=True)
+    each = [exported(*pair) for pair in pairs]  # one at a time: a batch of all takes much memory
+    together = {name: torch.cat([getattr(one, name) for one in each]) for name in LOGITS}
+    expected = average_precision(SimpleNamespace(**together, pixel_mask=None))
     assert expected > 0.3
     assert average_precision(outputs) == pytest.approx(expected, abs=0.01)

@@ -139,8 +139,8 @@ def only_plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "check_operators", check_plain)
 
 
-def vit(channels: int = 3) -> DINOv3ViTConfig:
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+def vit(channels: int = 3, blocks: int = 2) -> DINOv3ViTConfig:
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": blocks, "num_attention_heads": 2}
     return DINOv3ViTConfig(**sizes, num_register_tokens=4, num_channels=channels)
 
 
@@ -153,12 +153,26 @@ def convnext() -> DINOv3ConvNextConfig:
 
 
 # Between them: every neck (the adapter holds the pyramid), both births of queries, masks at both strides, no encoder,
-# other sizes of the head, taps, images of three and of five channels.
+# other sizes of the head, taps, images of three and of five channels. Each has few layers: the bundled model, which is
+# exported as well, has more.
 MODELS: dict[str, dict[str, Any]] = {
-    "plain": {"backbone_config": partial(vit, 5), "neck": "plain", "backbone_norm": False, "mask_feature_size": 64},
+    "plain": {
+        "backbone_config": partial(vit, 5, blocks=1),
+        "neck": "plain",
+        "backbone_norm": False,
+        "mask_feature_size": 64,
+        "encoder_layers": 0,
+        "decoder_layers": 1,
+    },
     "adapter": {"backbone_config": vit, "neck": "adapter", "backbone_taps": [1, 1, 1, 2], **SEEDS, "feature_size": 64},
-    "swin": {"backbone_config": swin, "neck": "none", "encoder_layers": 0, "mask_stride": 2},
-    "convnext": {"backbone_config": convnext, "neck": "none", "query_init": "seeds", "decoder_layers": 1},
+    "swin": {"backbone_config": swin, "neck": "none", "encoder_layers": 0, "mask_stride": 2, "decoder_layers": 1},
+    "convnext": {
+        "backbone_config": convnext,
+        "neck": "none",
+        "query_init": "seeds",
+        "encoder_layers": 0,
+        "decoder_layers": 1,
+    },
 }
 
 

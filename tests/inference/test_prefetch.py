@@ -43,7 +43,7 @@ def test_prefetch__loads_exactly_so_many_ahead(ahead: int) -> None:
         assert result == done - 1
         expected = min(done + ahead, 10)  # what was yielded, and those in flight
         assert len(taken) == expected
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while len(loaded) < expected and time.monotonic() < deadline:  # they load while the caller is busy
             time.sleep(0.001)
         assert len(loaded) == expected
@@ -51,7 +51,7 @@ def test_prefetch__loads_exactly_so_many_ahead(ahead: int) -> None:
 
 def test_prefetch__loads_in_as_many_threads_as_told() -> None:
     together = threading.Barrier(3)
-    assert list(prefetch(range(3), lambda item: item + 0 * together.wait(timeout=5), ahead=3, workers=3)) == [0, 1, 2]
+    assert list(prefetch(range(3), lambda item: item + 0 * together.wait(timeout=60), ahead=3, workers=3)) == [0, 1, 2]
 
 
 def test_prefetch__raises_an_error_at_its_place_and_ends() -> None:
@@ -76,7 +76,7 @@ def test_prefetch__closed_early_cancels_what_waits_and_joins_its_threads() -> No
     def load(item: int) -> int:
         begun.append(item)
         if item:
-            release.wait(timeout=5)
+            release.wait(timeout=60)
         return item
 
     before = threads_of_pools()

@@ -298,7 +298,7 @@ def variables_of(hub: HubStandIn, folder: Path, token: str = TOKEN) -> dict[str,
 def run_push(hub: HubStandIn, folder: Path, *words: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
     """The verb in a process of its own. folder: for its files."""
     command = ["-m", "mask2former_dinov3", "push", *words]
-    return run_python(command, folder, variables_of(hub, folder, token), timeout=60)
+    return run_python(command, folder, variables_of(hub, folder, token))
 
 
 def test_run_push__uploads_and_prints_the_page(hub: HubStandIn, folder: Path, tmp_path: Path) -> None:

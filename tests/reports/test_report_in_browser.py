@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from mask2former_dinov3.cli import main
+from support.chromium import CHROMIUM, chromium
 from support.shapes import make_shapes
-
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
-FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in QUIET)]
 
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium"),
@@ -34,24 +31,24 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
+def opened(file: Path) -> Iterator[Page]:
+    """The page, opened as by a double click; what it says to the console or asks for elsewhere fails the tests."""
+    heard: list[str] = []
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.on("console", lambda message: heard.append(message.text))
+        page.on("request", lambda request: heard.append(request.url) if not request.url.startswith("data:") else None)
+        page.goto(file.as_uri())
+        yield page
+    assert heard == [file.as_uri()]
 
 
 @pytest.fixture
-def page(browser: Browser, file: Path) -> Iterator[Page]:
-    """The page, opened as by a double click; what it says to the console or asks for elsewhere fails the test."""
-    heard: list[str] = []
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.on("console", lambda message: heard.append(message.text))
-    page.on("request", lambda request: heard.append(request.url) if not request.url.startswith("data:") else None)
-    page.goto(file.as_uri())
-    yield page
-    page.close()
-    assert heard == [file.as_uri()]
+def page(opened: Page) -> Page:
+    """The page on a wide and light screen; a test leaves its layers as they were."""
+    opened.set_viewport_size({"width": 1280, "height": 900})
+    opened.emulate_media(media="screen", color_scheme="light")
+    return opened
 
 
 def test_layers__are_switched_by_mouse_and_keyboard(page: Page) -> None:
@@ -65,6 +62,10 @@ def test_layers__are_switched_by_mouse_and_keyboard(page: Page) -> None:
     expect(figure.locator("g.truth path").first).to_be_visible()
     second = page.locator("figure.layered:has(input)").nth(1)
     expect(second.locator("g.right path").first).to_be_visible()  # each picture has its own
+    page.keyboard.press("Space")
+    expect(figure.locator("g.truth path").first).to_be_hidden()
+    figure.locator("label.right").click()
+    expect(figure.locator("g.right path").first).to_be_visible()
 
 
 def test_links__of_the_verdict_lead_to_their_evidence(page: Page) -> None:

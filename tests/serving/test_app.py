@@ -250,7 +250,9 @@ def test_predict__gives_up_what_takes_too_long(predictor: Predictor) -> None:
         assert response.status_code == 504
         assert response.json()["error"].startswith("no answer in time")
         assert int(response.headers["retry-after"]) >= 1
-        time.sleep(0.5)  # for the batch that the model was at
+        while queue.working:  # the batch that the model was at
+            time.sleep(0.02)
+        time.sleep(0.2)  # until it is counted
         assert 'rejected_total{reason="timeout"} 1' in client.get("/metrics").text
         done = client.get("/metrics").text.split("mask2former_images_total ")[1].split()[0]
         time.sleep(0.5)

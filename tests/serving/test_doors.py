@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from starlette.datastructures import Headers
@@ -37,10 +38,11 @@ FLAGS = ("--device", "cpu", "--timeout", "3", "--max-connections", "8", "--no-me
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[Server]:
+    """Of a tiny model: what it predicts must be there within the time of FLAGS, whatever else the machine does."""
     script = tmp_path_factory.mktemp("server") / "hang.py"
     script.write_text(HANG, encoding="utf-8")
-    with Server(SAMPLE / "model", *FLAGS, "--allowed-host", "models.example", script=script) as server:
+    with Server(model_folder, *FLAGS, "--allowed-host", "models.example", script=script) as server:
         yield server
         assert server.process.returncode == 0  # the last test has ended it
 
@@ -127,7 +129,7 @@ def test_serve__closes_idle_connections_to_make_room(server: Server) -> None:
     idle = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(20)]
     try:
         assert [one.recv(1) for one in idle[:12]] == [b""] * 12  # the oldest
-        status, answer = server.predict(IMAGE)
+        status, answer = server.predict(IMAGE, threshold=0)
         assert status == 200
         assert answer["annotations"]
         server.wait_for_line("all 8 connections were in use")
@@ -154,7 +156,7 @@ def test_most_connections__fits_the_file_handles_and_says_so(
 def test_serve__is_not_ready_while_all_decoders_hang_and_ends_nevertheless(server: Server) -> None:
     for _ in range(2):
         assert server.predict(IMAGE + b"hang")[0] == 504
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (found := server.ask("GET", "/healthz"))[0] == 200:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -7,7 +7,6 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from mask2former_dinov3.sample_data import SAMPLE
 from support.server import Server
 
 EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "5")  # for each kind of request; more by hand
@@ -19,7 +18,7 @@ positive_data_acceptance.expected-statuses = ["2xx", 422]
 """
 
 
-def test_api__keeps_to_its_description(tmp_path: Path) -> None:
+def test_api__keeps_to_its_description(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
     command = [
         f"{sysconfig.get_path('scripts')}/schemathesis",
@@ -28,7 +27,7 @@ def test_api__keeps_to_its_description(tmp_path: Path) -> None:
         "run",
         "--no-color",
     ]
-    with Server(SAMPLE / "model", "--device", "cpu", "--image-scale", "fit", "--max-wait", "0") as server:
+    with Server(model_folder, "--device", "cpu", "--image-scale", "fit", "--max-wait", "0") as server:
         url = f"http://127.0.0.1:{server.port}/openapi.json"
         words = [*command, url, "--checks", "all", "--max-examples", EXAMPLES, "--seed", "1"]
         done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)

@@ -38,7 +38,7 @@ IMAGE = FILES[0].read_bytes()
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    flags = ("--max-wait", "300", "--batch-size", "4", "--timeout", "20", "--max-bytes", "1000000")
+    flags = ("--max-wait", "300", "--batch-size", "4", "--timeout", "120", "--max-bytes", "1000000")
     with Server(MODEL, "--device", "cpu", *WHOLE, *flags) as server:
         yield server
         assert server.stop(signal.SIGINT) == 0
@@ -69,7 +69,7 @@ def test_serve__takes_an_exported_model_and_finishes_its_requests_when_told_to_e
         assert [one["score"] for one in answer["annotations"]] == pytest.approx(expected.scores.tolist(), abs=1e-4)
         with server.half_sent(IMAGE) as connection:
             server.process.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while server.process.poll() is None and time.monotonic() < deadline:
                 try:
                     socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
@@ -123,7 +123,7 @@ def test_serve__drops_the_work_of_a_client_that_hangs_up(server: Server) -> None
         pass
     with server.half_sent(IMAGE) as connection:
         connection.sendall(IMAGE[len(IMAGE) // 2 :])  # whole, but nobody waits for the answer
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while server.metric('rejected_total{reason="gone"}') < before[0] + 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -131,8 +131,9 @@ def test_serve__drops_the_work_of_a_client_that_hangs_up(server: Server) -> None
     assert server.metric("queue_length") == 0
 
 
-def test_serve__sends_away_whom_it_has_no_room_for_and_stops_at_once_when_told_twice() -> None:
-    with Server(MODEL, *WHOLE, "--max-queue", "1", "--timeout", "10") as server:
+def test_serve__sends_away_whom_it_has_no_room_for_and_stops_at_once_when_told_twice(model_folder: Path) -> None:
+    """Of a tiny model, whose prediction is there in time on a machine with much else to do."""
+    with Server(model_folder, *WHOLE, "--max-queue", "1", "--timeout", "5") as server:
         log = "".join(server.log)
         assert log.index("loading model") < log.index("model loaded on") < log.index("listening on http://127.0.0.1:")
         with server.half_sent(IMAGE) as connection:
@@ -142,7 +143,7 @@ def test_serve__sends_away_whom_it_has_no_room_for_and_stops_at_once_when_told_t
             assert json.loads(body)["error"] == "1 requests are waiting already; try again later"
             status, late = answer_on(connection)  # it never sends the rest
             assert status == 408
-            assert json.loads(late)["error"] == "the image did not arrive within 10 seconds"
+            assert json.loads(late)["error"] == "the image did not arrive within 5 seconds"
         assert server.predict(IMAGE)[0] == 200  # there is room again
         assert server.metric('rejected_total{reason="busy"}') == 1
         with server.half_sent(IMAGE):

@@ -9,13 +9,16 @@ from mask2former_dinov3.config.train_config import TrainConfig, load_config
 
 
 def make_config(dataset: Path, output_dir: Path, **options: Any) -> TrainConfig:
-    """A run of two steps on a data set, with other options where they are given."""
+    """A run of two steps with a small head on a data set, with other options where they are given."""
     settings: dict[str, Any] = {
         "dataset_name": str(dataset),
         "output_dir": str(output_dir),
         "backbone": "tiny",
         "image_height": 64,
         "image_width": 96,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "mask_feature_size": 32,
         "per_device_train_batch_size": 2,
         "max_train_steps": 2,
         "logging_steps": 1,

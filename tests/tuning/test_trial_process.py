@@ -23,7 +23,7 @@ def test_wait_for_folder__waits_for_the_lock(tmp_path: Path) -> None:
         thread.start()
         thread.join(0.2)
         assert thread.is_alive()
-    thread.join(10)
+    thread.join(100)
     assert not thread.is_alive()
 
 
@@ -33,7 +33,7 @@ def test_trial_process__ends_with_standard_input(tmp_path: Path) -> None:
         process = subprocess.Popen([sys.executable, "-m", MODULE, str(tmp_path), "train"], stdin=subprocess.PIPE)
         time.sleep(0.2)
         assert process.poll() is None
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
     assert process.returncode == -15
 
 

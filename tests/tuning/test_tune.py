@@ -12,21 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before Ray is imported
-
 import psutil
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from mask2former_dinov3.errors import ConfigError
 from mask2former_dinov3.tuning.trial_run import evaluations_of
 from mask2former_dinov3.tuning.tune import TuneSettings, tune
-from support.paths import SOURCE
 from support.processes import start_python
+from support.ray_cluster import end_cluster, running_cluster
 from support.small_run import SMALLEST
 
-STORE = 100_000_000  # bytes of Ray's object store on each node
 LONG = 5000  # steps that no trial here comes to
 
 # Ray leaves sockets and files of the cluster's processes to the garbage collector.
@@ -40,17 +36,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of two nodes of one CPU each, whose trials find the package and compute in one thread."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(SOURCE))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        patch.setenv("RAY_worker_niceness", "0")  # trials would wait for the tests that run beside them
-        head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": False}
-        nodes = Cluster(initialize_head=True, head_node_args=head)
-        nodes.add_node(num_cpus=1, object_store_memory=STORE)
-        yield nodes.address
-        ray.shutdown()
-        nodes.shutdown()
+    yield running_cluster().address
+    ray.shutdown()
+    end_cluster()  # these are the last tests of its group
 
 
 @pytest.fixture(scope="module")

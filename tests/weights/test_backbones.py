@@ -291,7 +291,7 @@ def messages_of_load(endpoint: str, cache: Path, *tokens: str) -> list[str]:
 def output_of(code: str, folder: Path, environment: dict[str, str], *words: str) -> str:
     """What a program prints in a process of its own. folder: for its file."""
     (folder / "program.py").write_text(code)
-    done = run_python([str(folder / "program.py"), *words], folder, environment, timeout=120)
+    done = run_python([str(folder / "program.py"), *words], folder, environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
