@@ -79,7 +79,9 @@ def take_cuts(work: Path, number: int, seed: int) -> list[dict[str, Any]]:
     cuts: list[dict[str, Any]] = []
     with mounted(disk, place):
         config = write_config(work, output_dir=str(place / "run"), max_train_steps=1_000_000)
-        process = subprocess.Popen([sys.executable, "-m", "mask2former_dinov3", "train", "--config", str(config)], cwd=work)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mask2former_dinov3", "train", "--config", str(config)], cwd=work
+        )
         try:
             while not list_checkpoints(place / "run"):
                 if process.poll() is not None:

@@ -79,9 +79,7 @@ def test_damaged_headers__are_never_read_otherwise_than_by_pillow(data: bytes) -
     end = data.index(b"\xff\xda") + 20
     changed = [data[:place] for place in range(end)]
     changed += [
-        data[:place] + bytes([value]) + data[place + 1 :]
-        for place in range(end)
-        for value in (0, 2, 0xDA, 0xFF)
+        data[:place] + bytes([value]) + data[place + 1 :] for place in range(end) for value in (0, 2, 0xDA, 0xFF)
     ]
     plain = 0
     for one in changed:

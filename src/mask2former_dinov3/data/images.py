@@ -125,7 +125,7 @@ def read_header(path: Path | str, options: ReadOptions = AS_STORED) -> ImageHead
     """Read size, orientation and channels without decoding pixels. Raises DatasetError as `read_image` does."""
     plain = read_plain_jpeg(path) if options.page == 1 else None
     if plain is not None:
-        header = ImageHeader(plain.height, plain.width, 1, "", _count_channels(plain.components == 1, options))
+        header = ImageHeader(plain.height, plain.width, 1, "", count_channels(plain.components == 1, options))
     else:
         with name_errors(path), _open(path) as file:
             header = _header_of(file, options)
@@ -153,11 +153,11 @@ def _header_of(file: IO[bytes], options: ReadOptions) -> ImageHeader:
         check_sides(image.height, image.width)
         seek_frame(image, options)
         unread = _describe_frames(image, options)
-        channels = _count_channels(image.mode in GREY_MODES, options)
+        channels = count_channels(image.mode in GREY_MODES, options)
         return ImageHeader(image.height, image.width, _orientation_of(image), unread, channels)
 
 
-def _count_channels(is_grey: bool, options: ReadOptions) -> int:
+def count_channels(is_grey: bool, options: ReadOptions) -> int:
     """How many channels `read_image` gives of an image that Pillow reads."""
     count = len(options.numbers) if options.numbers else 1 if is_grey else 3
     return 3 if count == 1 and options.grey_as_rgb else count

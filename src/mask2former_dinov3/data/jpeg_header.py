@@ -7,7 +7,6 @@ may hold an orientation or further pictures. All others are left to Pillow (a te
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ _FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
 _SKIPPED = frozenset({0xC4, 0xDD, 0xFE})  # Huffman tables, restart interval, comment
 _TABLES, _SCAN, _JFIF = 0xDB, 0xDA, 0xE0
 _TABLE = 65  # bytes of a quantization table of 8 bits
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe is not waited for
 
 
 class PlainJpeg(NamedTuple):
@@ -32,12 +32,15 @@ class PlainJpeg(NamedTuple):
 def read_plain_jpeg(path: Path | str) -> PlainJpeg | None:
     """The size of a plain JPEG file; None for any other file, also for one that is missing or damaged."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait
-            return None
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(HEAD)
+        file = os.open(path, _FLAGS)
+    except (OSError, ValueError):
+        return None
+    try:
+        head = os.read(file, HEAD)
     except OSError:
         return None
+    finally:
+        os.close(file)
     return parse_plain_jpeg(head)
 
 
@@ -62,7 +65,7 @@ def parse_plain_jpeg(head: bytes) -> PlainJpeg | None:
             if frame is None:
                 return None
         elif marker == _TABLES:
-            if (length - 2) % _TABLE or any(number > 15 for number in head[begin:place:_TABLE]):
+            if (length - 2) % _TABLE or max(head[begin:place:_TABLE], default=0) > 15:
                 return None  # of 16 bits, or cut
         elif marker == _JFIF:
             if length < 9 or not head.startswith(b"JFIF\0", begin):

@@ -31,7 +31,7 @@ _AT_ONCE = 20_000  # masks whose vertices are in memory together
 class MaskArrays:
     """N masks, in the order of the file's images.
 
-    ids: (N,) of the annotations. image_ids, paths: of the pictures, by their position; image_of: (N,) the position of
+    ids: (N,) of the annotations. image_ids, path_of: of the pictures, by their position; image_of: (N,) the position of
     each mask's picture; sizes: (N, 2) its height and width. stated: (N, 4) the file's `bbox` as it is; stated_areas:
     (N,) its `area`; both NaN where it has none. boxes: (N, 4) left, top, right, bottom of the mask; areas: (N,) in
     square pixels, of polygons the sum over the parts. labels: (N,), -1 where it was left out.
@@ -49,7 +49,7 @@ class MaskArrays:
     is_polygon: npt.NDArray[np.bool_]
     iscrowd: npt.NDArray[np.bool_]
     image_of: Chosen
-    paths: Sequence[Path]
+    path_of: Callable[[int], Path]
     segmentation_at: Callable[[int], Segmentation]
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ def collect_masks(data: CocoData) -> MaskArrays:
         is_polygon=np.concatenate([~columns.is_rle[rows], np.ones(len(left), bool)]),
         iscrowd=np.concatenate([columns.iscrowd[rows], np.zeros(len(left), bool)]),
         image_of=image_of,
-        paths=images.paths,
+        path_of=lambda place: images[place].path,
         segmentation_at=segmentation_at,
     )
     _measure_polygons(arrays, columns, rows)
