@@ -36,6 +36,7 @@ from .image_faults import (
 )
 from .image_folders import PassedOver, image_names_in
 from .layout import Split
+from .locate import absolute_path
 from .mask_arrays import collect_masks
 from .mask_checks import compare_masks, find_filled_holes
 from .object_sizes import advise_scale, check_smallest_scale
@@ -237,7 +238,7 @@ def _check_images(
                 if one.has_content:
                     findings.append(one)
                 if full and one.examined is not None and one.examined.digest:
-                    digests[os.path.abspath(one.record.path)] = one.examined.digest
+                    digests[absolute_path(str(one.record.path))] = one.examined.digest
             if progress is not None:
                 progress(checked, total)
         report.faults += group_findings(findings, options)
@@ -333,7 +334,7 @@ def _compare_classes(reports: Mapping[str, SplitReport]) -> None:
 def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, SplitReport]) -> dict[str, list[Fault]]:
     """Split -> warnings of image files in its folder that no split lists; a shared folder is reported once."""
     listed = {
-        os.path.abspath(path)
+        absolute_path(path)
         for report in reports.values()
         if report.data is not None
         for path in (*report.data.images.path_texts, *map(str, report.data.elsewhere))

@@ -50,7 +50,7 @@ class PassedOver:
 
 def is_hidden(name: str) -> bool:
     """Whether a path below a folder (with "/") is hidden, or in a hidden folder: `._a.png`, `.cache/`, `@eaDir/`."""
-    return any(part.startswith(".") or part.lower() in _KEPT_BY_SYSTEMS for part in name.split("/") if part)
+    return any(part[0] == "." or part.lower() in _KEPT_BY_SYSTEMS for part in name.split("/") if part)
 
 
 def choose_images(names: Iterable[str], read_head: Callable[[str], bytes], passed_over: PassedOver) -> Iterator[str]:

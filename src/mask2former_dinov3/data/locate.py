@@ -236,11 +236,18 @@ def _slashes(name: str) -> str:
     return name.replace("\\", "/")
 
 
+def absolute_path(path: str) -> str:
+    """As `os.path.abspath`, in a fraction of its time where nothing is to be done."""
+    return path if path.startswith("/") and os.sep == "/" and _is_tidy(path) else os.path.abspath(path)
+
+
+def _is_tidy(path: str) -> bool:
+    return "//" not in path and "/." not in path and not path.startswith("./") and path[-1:] != "/"
+
+
 def _tidy(path: str) -> str:
     """A path as `Path` spells it, which is nearly always as it is."""
-    if os.sep == "/" and "//" not in path and "/." not in path and not path.startswith("./") and path[-1:] != "/":
-        return path
-    return str(Path(path))
+    return path if os.sep == "/" and _is_tidy(path) else str(Path(path))
 
 
 def _spelling(name: str) -> str:

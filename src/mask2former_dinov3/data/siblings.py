@@ -160,11 +160,14 @@ def _divide(members: Iterable[int], paths: Sequence[str], property_of: Callable[
 
 
 def _digest_of_ends(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        ends = file.read(_CHUNK)
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # half the time of `open`
+    try:
+        ends = os.read(file, _CHUNK)
         if len(ends) == _CHUNK:
-            file.seek(max(file.seek(0, os.SEEK_END) - _CHUNK, 0))
-            ends += file.read(_CHUNK)
+            os.lseek(file, max(os.lseek(file, 0, os.SEEK_END) - _CHUNK, 0), os.SEEK_SET)
+            ends += os.read(file, _CHUNK)
+    finally:
+        os.close(file)
     return hashlib.blake2b(ends, digest_size=16).digest()
 
 
