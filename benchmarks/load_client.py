@@ -123,7 +123,7 @@ class Client:
             self.seen.good.append((begun, time.monotonic() - begun))
 
     def one_of_the_last(self) -> None:
-        """A good request that is in the server when it is told to stop: answered, or told to come again."""
+        """A good request that is in the server when it has to stop: answered, or told to come again."""
         data = self.random.choice(self.images)
         try:
             status, _, _ = self.ask(data)
