@@ -28,7 +28,6 @@ from mask2former_dinov3.training.train import train
 
 SIZE = "400M"
 OPTIONS: dict[str, Any] = {
-    "dataset_name": str(SAMPLE),
     "backbone": "tiny",
     "image_height": 64,
     "image_width": 64,
@@ -38,11 +37,19 @@ OPTIONS: dict[str, Any] = {
     "mask_feature_size": 32,
     "per_device_train_batch_size": 1,
     "logging_steps": 1,
-    "checkpointing_steps": 2,
     "dataloader_num_workers": 0,
     "lr_scheduler_type": "constant",
     "with_tracking": False,
     "mixed_precision": "no",
+}
+
+
+WITH_EVALUATION: dict[str, Any] = {"dataset_name": str(SAMPLE), "checkpointing_steps": 2}
+MOSTLY_SAVING: dict[str, Any] = {
+    "train_annotations": str(SAMPLE / "train" / "_annotations.coco.json"),
+    "train_images": str(SAMPLE / "train"),
+    "valid_split": 0,
+    "checkpointing_steps": 1,
 }
 
 
@@ -64,21 +71,15 @@ def mounted(image: Path, place: Path) -> Iterator[Path]:
         call("umount", place)
 
 
-def write_config(folder: Path, **options: Any) -> Path:
-    """A recipe for `train`."""
-    path = folder / "train.json"
-    path.write_text(json.dumps({**OPTIONS, **options}))
-    return path
-
-
-def take_cuts(work: Path, number: int, seed: int) -> list[dict[str, Any]]:
+def take_cuts(work: Path, options: dict[str, Any], number: int, seed: int) -> list[dict[str, Any]]:
     """Train on a disk of its own and copy it `number` times. Returns the copies and what stood there just before."""
     disk, place, draw = work / "disk.img", work / "disk", random.Random(seed)
     call("truncate", "-s", SIZE, disk)
     call("mkfs.ext4", "-q", "-F", disk)
     cuts: list[dict[str, Any]] = []
     with mounted(disk, place):
-        config = write_config(work, output_dir=str(place / "run"), max_train_steps=1_000_000)
+        config = work / "train.json"
+        config.write_text(json.dumps({**options, "output_dir": str(place / "run"), "max_train_steps": 1_000_000}))
         process = subprocess.Popen(
             [sys.executable, "-m", "mask2former_dinov3", "train", "--config", str(config)], cwd=work
         )
@@ -100,7 +101,7 @@ def take_cuts(work: Path, number: int, seed: int) -> list[dict[str, Any]]:
     return cuts
 
 
-def go_on(work: Path, cut: dict[str, Any]) -> None:
+def go_on(work: Path, options: dict[str, Any], cut: dict[str, Any]) -> None:
     """Check and mount a copy, train two steps from its newest checkpoint; notes in `cut` what was found."""
     image = work / cut["image"]
     fsck = subprocess.run(["e2fsck", "-p", "-f", str(image)], capture_output=True, text=True)
@@ -110,8 +111,8 @@ def go_on(work: Path, cut: dict[str, Any]) -> None:
         cut["steps_after"] = [checkpoint_step(path) for path in list_checkpoints(run)]
         try:
             step = checkpoint_step(find_checkpoint("latest", run)) or 0
-            options = {"output_dir": str(run), "resume_from_checkpoint": "latest", "max_train_steps": step + 2}
-            train(load_config(None, {**OPTIONS, **options})[0])
+            resuming = {"output_dir": str(run), "resume_from_checkpoint": "latest", "max_train_steps": step + 2}
+            train(load_config(None, {**options, **resuming})[0])
             cut["resumed_from"] = step
             cut["last_written"] = (run / "last" / "model.safetensors").is_file()
         except UserError as error:
@@ -125,12 +126,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False)
     parser.add_argument("--work", type=Path, required=True, help="empty folder on a file system with reflinks")
     parser.add_argument("--cuts", type=int, default=20)
+    parser.add_argument(
+        "--mostly-saving", action="store_true", help="save each step, evaluate none: more cuts in a save"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     args = parser.parse_args()
-    cuts = take_cuts(args.work, args.cuts, args.seed)
+    options = OPTIONS | (MOSTLY_SAVING if args.mostly_saving else WITH_EVALUATION)
+    cuts = take_cuts(args.work, options, args.cuts, args.seed)
     for cut in cuts:
-        go_on(args.work, cut)
+        go_on(args.work, options, cut)
         print(json.dumps(cut), flush=True)
     good = sum(cut["good"] for cut in cuts)
     print(f"{good} of {len(cuts)} cuts left the newest checkpoint that was there, or a newer one; training went on")

@@ -106,7 +106,7 @@ def find_repeated_objects(masks: MaskArrays) -> list[Fault]:
     for severity, kind, chosen, where, advice in cases:
         later, first = np.unique(pairs[chosen][:, 1], return_index=True)
         if len(later):
-            example = [masks.ids[index] for index in pairs[chosen][first[0]].tolist()]
+            example = masks.ids[pairs[chosen][first[0]]].tolist()
             reason = (
                 f"{len(later)} of {len(whole)} objects have the mask of an earlier one of the same {where} (IoU of at "
                 f"least {SAME_MASK}; annotation {example[1]} that of {example[0]}); {advice}"

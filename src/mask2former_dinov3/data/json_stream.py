@@ -17,7 +17,7 @@ from typing import cast
 
 from pydantic_core import from_json
 
-PIECE = 4 * 2**20  # bytes; a piece of this size takes about 40 MB as Python objects
+PIECE = 2**20  # bytes; a piece of this size takes about 10 MB as Python objects
 LARGE = 32 * 2**20  # bytes from which reading in pieces is worth it
 
 _BETWEEN = re.compile(rb"\}\s*,\s*\{")  # two entries, if not inside one

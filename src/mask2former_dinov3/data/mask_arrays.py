@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .array_types import Floats
+from .array_types import Floats, Ints
 from .faults import Place
 from .records import CocoData, Columns, indices_of
 from .rle import boxes as rle_boxes
@@ -38,7 +38,7 @@ class MaskArrays:
     is_polygon, iscrowd: (N,). segmentation_at: the segmentation of one mask.
     """
 
-    ids: Sequence[int]
+    ids: Ints
     image_ids: Sequence[int]
     sizes: Floats
     stated: Floats
@@ -58,7 +58,8 @@ class MaskArrays:
     def places_of(self, chosen: Chosen) -> list[Place]:
         """(image id, annotation id) of the chosen masks, picture by picture."""
         chosen = chosen[np.argsort(self.image_of[chosen], kind="stable")]
-        return [(self.image_ids[self.image_of[index]], self.ids[index]) for index in chosen.tolist()]
+        pictures, ids = self.image_of[chosen].tolist(), self.ids[chosen].tolist()
+        return [(self.image_ids[picture], own) for picture, own in zip(pictures, ids, strict=True)]
 
     def row_major_boxes(self, chosen: Chosen) -> Floats:
         """(n, 4) boxes that the run-length codes have if their runs go along the rows; NaN for polygons.
@@ -111,7 +112,7 @@ def collect_masks(data: CocoData) -> MaskArrays:
 
     arrays = MaskArrays(
         image_ids=images.ids,
-        ids=[*columns.ids[rows].tolist(), *(one.id for one in left)],
+        ids=np.concatenate([columns.ids[rows], np.array([one.id for one in left], np.int64)]),
         sizes=sizes[image_of],
         stated=np.concatenate([columns.boxes[rows], left_boxes]),
         stated_areas=np.concatenate([columns.areas[rows], undefined[:, 0]]),
