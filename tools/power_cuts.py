@@ -53,6 +53,10 @@ MOSTLY_SAVING: dict[str, Any] = {
 }
 
 
+FLUSHING = "import sys; from mask2former_dinov3.cli import main; sys.exit(main(sys.argv[1:]))"
+NOT_FLUSHING = f"import os; os.fsync = lambda file: None; {FLUSHING}"
+
+
 def call(*words: object) -> None:
     """Run a program; its output is shown if it fails."""
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
@@ -71,8 +75,13 @@ def mounted(image: Path, place: Path) -> Iterator[Path]:
         call("umount", place)
 
 
-def take_cuts(work: Path, options: dict[str, Any], number: int, seed: int) -> list[dict[str, Any]]:
-    """Train on a disk of its own and copy it `number` times. Returns the copies and what stood there just before."""
+def take_cuts(
+    work: Path, options: dict[str, Any], number: int, seed: int, start: str = FLUSHING
+) -> list[dict[str, Any]]:
+    """Train on a disk of its own and copy it `number` times. Returns the copies and what stood there just before.
+
+    start: Python that runs the command line.
+    """
     disk, place, draw = work / "disk.img", work / "disk", random.Random(seed)
     call("truncate", "-s", SIZE, disk)
     call("mkfs.ext4", "-q", "-F", disk)
@@ -80,9 +89,7 @@ def take_cuts(work: Path, options: dict[str, Any], number: int, seed: int) -> li
     with mounted(disk, place):
         config = work / "train.json"
         config.write_text(json.dumps({**options, "output_dir": str(place / "run"), "max_train_steps": 1_000_000}))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mask2former_dinov3", "train", "--config", str(config)], cwd=work
-        )
+        process = subprocess.Popen([sys.executable, "-c", start, "train", "--config", str(config)], cwd=work)
         try:
             while not list_checkpoints(place / "run"):
                 if process.poll() is not None:
@@ -115,10 +122,10 @@ def go_on(work: Path, options: dict[str, Any], cut: dict[str, Any]) -> None:
             train(load_config(None, {**options, **resuming})[0])
             cut["resumed_from"] = step
             cut["last_written"] = (run / "last" / "model.safetensors").is_file()
-        except UserError as error:
+        except (UserError, OSError) as error:
             cut["error"] = str(error)
         expected = max(cut["steps_before"])
-        cut["good"] = cut["fsck"] <= 1 and cut.get("resumed_from", -1) >= expected and cut["last_written"]
+        cut["good"] = cut["fsck"] <= 1 and cut.get("resumed_from", -1) >= expected and cut.get("last_written", False)
     image.unlink()
 
 
@@ -129,11 +136,14 @@ def main() -> int:
     parser.add_argument(
         "--mostly-saving", action="store_true", help="save each step, evaluate none: more cuts in a save"
     )
+    parser.add_argument(
+        "--without-flushing", action="store_true", help="os.fsync does nothing: cuts must be seen to hurt"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     args = parser.parse_args()
     options = OPTIONS | (MOSTLY_SAVING if args.mostly_saving else WITH_EVALUATION)
-    cuts = take_cuts(args.work, options, args.cuts, args.seed)
+    cuts = take_cuts(args.work, options, args.cuts, args.seed, NOT_FLUSHING if args.without_flushing else FLUSHING)
     for cut in cuts:
         go_on(args.work, options, cut)
         print(json.dumps(cut), flush=True)
