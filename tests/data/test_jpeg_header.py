@@ -14,7 +14,7 @@ from PIL import Image
 
 from mask2former_dinov3.data import check, image_faults, images
 from mask2former_dinov3.data.images import decode_header, read_header
-from mask2former_dinov3.data.jpeg_header import HEAD, parse_plain_jpeg, read_plain_jpeg
+from mask2former_dinov3.data.jpeg_header import JPEG_HEAD, parse_plain_jpeg, read_plain_jpeg
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.errors import DatasetError
 from mask2former_dinov3.read_options import ReadOptions
@@ -51,7 +51,7 @@ def test_plain_jpeg(mode: str, components: int, options: dict[str, Any], tmp_pat
         jpeg("CMYK"),
         jpeg(icc_profile=bytes(300)),
         jpeg(xmp=b"<x/>"),
-        jpeg(comment=bytes(HEAD)),
+        jpeg(comment=bytes(JPEG_HEAD)),
         b"\xff\xd8\xff",
         b"",
         b"GIF89a",
@@ -81,12 +81,10 @@ def test_damaged_headers__are_never_read_otherwise_than_by_pillow(data: bytes) -
     """Each byte of the header set to values that mean something there, and the file cut at each byte."""
     end = data.index(b"\xff\xda") + 20
     changed = [data[:place] for place in range(end)]
-    changed += [
-        data[:place] + bytes([value]) + data[place + 1 :] for place in range(end) for value in (2, 0xFF)
-    ]
+    changed += [data[:place] + bytes([value]) + data[place + 1 :] for place in range(end) for value in (2, 0xFF)]
     plain = 0
     for one in changed:
-        found = parse_plain_jpeg(one[:HEAD])
+        found = parse_plain_jpeg(one[:JPEG_HEAD])
         if found is not None:
             plain += 1
             header = decode_header(one, "a.jpg")

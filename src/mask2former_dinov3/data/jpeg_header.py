@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-HEAD = 4096  # bytes that are read; the headers of a plain JPEG without a thumbnail or colour profile take about 600
+JPEG_HEAD = (
+    4096  # bytes that are read; the headers of a plain JPEG without a thumbnail or colour profile take about 600
+)
 _SOI = b"\xff\xd8\xff"
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
 _SKIPPED = frozenset({0xC4, 0xDD, 0xFE})  # Huffman tables, restart interval, comment
@@ -36,7 +38,7 @@ def read_plain_jpeg(path: Path | str) -> PlainJpeg | None:
     except (OSError, ValueError):
         return None
     try:
-        head = os.read(file, HEAD)
+        head = os.read(file, JPEG_HEAD)
     except OSError:
         return None
     finally:
