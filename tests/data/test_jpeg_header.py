@@ -40,7 +40,7 @@ def test_plain_jpeg(mode: str, components: int, options: dict[str, Any], tmp_pat
     data = jpeg(mode, **options)
     (tmp_path / "a.jpg").write_bytes(data)
     assert read_plain_jpeg(tmp_path / "a.jpg") == (23, 31, components)
-    for read in (ReadOptions(), ReadOptions(channels=1)):
+    for read in (ReadOptions(), ReadOptions(channels=(1,))):
         assert read_header(tmp_path / "a.jpg", read) == decode_header(data, "a.jpg", read)
 
 
