@@ -36,7 +36,9 @@ def turned() -> bytes:
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"comment": b"a"}, {"quality": 99}])
 @pytest.mark.parametrize(("mode", "components"), [("L", 1), ("RGB", 3)])
-def test_plain_jpeg(mode: str, components: int, options: dict[str, Any], tmp_path: Path) -> None:
+def test_read_plain_jpeg__gives_size_and_components(
+    mode: str, components: int, options: dict[str, Any], tmp_path: Path
+) -> None:
     data = jpeg(mode, **options)
     (tmp_path / "a.jpg").write_bytes(data)
     assert read_plain_jpeg(tmp_path / "a.jpg") == (23, 31, components)
