@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from machine import describe_run, write_result
 from mask2former_dinov3.config.train_config import TrainConfig
+from mask2former_dinov3.data.check import check_data
 from mask2former_dinov3.data.coco import read_coco
-from mask2former_dinov3.data.layout import Split
+from mask2former_dinov3.data.layout import Split, find_splits
 from mask2former_dinov3.data.records import ImageTable, load_table
 from mask2former_dinov3.training.train import load_data
 
@@ -117,9 +118,15 @@ def open_index(index: Path) -> None:
         list(table[place].annotations)
 
 
-def load_as_train(dataset: Path) -> None:
+def load_as_train(dataset: Path, valid_split: float = 0.1) -> None:
     """What `train` does before it builds the model."""
-    load_data(TrainConfig(dataset_name=str(dataset), output_dir="unused", valid_split=0.1))
+    load_data(TrainConfig(dataset_name=str(dataset), output_dir="unused", valid_split=valid_split))
+
+
+def check_fully(dataset: Path) -> None:
+    """What `check-data` does: every image decoded, holes looked for, ceilings measured."""
+    splits, notes = find_splits(dataset, valid_split=0.1)
+    check_data(splits, notes).text()
 
 
 class _Records(Dataset[int]):
@@ -159,27 +166,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--instances", type=int, default=INSTANCES)
+    parser.add_argument("--folder", type=Path, help="keep the set in this folder, or take the one that is there")
+    parser.add_argument("--check-data", action="store_true", help="also measure check-data, which decodes all images")
     parser.add_argument("--output", type=Path, help="folder for the result, such as benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     facts = describe_run()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        path = make_set(folder / "set", arguments.images, arguments.instances)
-        index = folder / "index"
-        rows = {
-            "json.loads of the file": in_own_process(partial(_load_plainly, path)),
-            "first process: annotations to arrays": in_own_process(partial(read, path)),
-            "the same, arrays written for the others": in_own_process(partial(read, path, index)),
-            "another process: the arrays opened": in_own_process(partial(open_index, index)),
-            "train, until the model is built (one file, valid_split 0.1)": in_own_process(
-                partial(load_as_train, folder / "set")
-            ),
+        dataset, index = arguments.folder or Path(temporary) / "set", Path(temporary) / "index"
+        path = dataset / "train" / "_annotations.coco.json"
+        if not path.is_file():
+            make_set(dataset, arguments.images, arguments.instances)
+        jobs: dict[str, Callable[[], object]] = {
+            "json.loads of the file": partial(_load_plainly, path),
+            "first process: annotations to arrays": partial(read, path),
+            "the same, arrays written for the others": partial(read, path, index),
+            "another process: the arrays opened": partial(open_index, index),
+            "train, until the model is built (one file, valid_split 0.1)": partial(load_as_train, dataset),
+            "the same, nothing held out (valid_split 0)": partial(load_as_train, dataset, 0.0),
         }
+        if arguments.check_data:
+            jobs["check-data (two splits, every image decoded)"] = partial(check_fully, dataset)
+        rows = {}
+        for name, job in jobs.items():
+            rows[name] = in_own_process(job)
+            print(name, rows[name], file=sys.stderr, flush=True)
         workers = measure_workers(path)
-    lines = ["| what | CPU seconds | peak memory (GB) | of that imports |", "|---|---|---|---|"]
+    plain = next(iter(rows.values()))["cpu_seconds"]
+    lines = ["| what | CPU seconds | times json.loads | peak memory (GB) | of that imports |", "|---|---|---|---|---|"]
     lines += [
-        f"| {name} | {row['cpu_seconds']:.1f} | {row['peak_gb']:.2f} | {row['imports_gb']:.2f} |"
+        f"| {name} | {row['cpu_seconds']:.1f} | {row['cpu_seconds'] / plain:.2f} | {row['peak_gb']:.2f} | "
+        f"{row['imports_gb']:.2f} |"
         for name, row in rows.items()
     ]
     growth = workers["largest_pss_gb"] / workers["first_pss_gb"] - 1

@@ -1,57 +1,37 @@
 """Load test of the server: several clients send good and bad requests for many minutes, and its memory is watched.
 
 The server is a process of its own on the loopback. A good request must be answered, or refused with 503 or 504 and
-Retry-After, and is then sent again. A bad request must get the status of its fault. Clients that hang up or send slowly
-must not affect others. The server's memory must not grow. The exit code is 1 if any of this fails.
+Retry-After, and is then sent again. A bad request must get the status of its fault; among them are those of
+`hostile_requests.py`, which were made to cost much. Clients that hang up, send slowly, or open connections and ask
+nothing must not affect others. The server's memory must not grow. The exit code is 1 if any of this fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
-import io
 import json
 import os
-import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from PIL import Image
 
+from load_client import MAX_BYTES, MAX_CONNECTIONS, MAX_PIXELS, MAX_QUEUE, TIMEOUT, Client, Seen
 from machine import describe_machine
 from mask2former_dinov3.sample_data import SAMPLE
 
-MAX_BYTES, MAX_PIXELS, TIMEOUT, MAX_QUEUE = 2_000_000, 4_000_000, 20, 8
-WARM_UP = 1 / 3  # fraction of the run whose memory is not compared
+WINDOW = 5  # minutes, for latencies over time
+WARM_UP = 1 / 2  # fraction of the run whose memory is not compared: rare requests set its peak late
 GROWTH_MB_PER_HOUR = 60.0  # more than this counts as growth: measurements vary by less
-
-
-@dataclass
-class Seen:
-    """What the clients observed. seconds: of good requests, from their first attempt on. wrong: rules broken."""
-
-    statuses: Counter[str] = field(default_factory=Counter)
-    seconds: list[float] = field(default_factory=list)
-    waited: int = 0
-    wrong: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def note(self, kind: str, status: int | str) -> None:
-        with self.lock:
-            self.statuses[f"{kind}: {status}"] += 1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--model", default=str(SAMPLE / "model"), help="model folder (default: the bundled sample)")
     found.add_argument("--images", type=Path, default=SAMPLE / "valid", help="folder of PNGs; default: the sample's")
+    found.add_argument("--pause", type=float, default=0.0, help="mean seconds between two requests of a client")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--output", type=Path, help="write NAME.json and NAME.md")
     return found
@@ -71,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
 def server(model: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server with limits so small that the clients meet all of them, and its port."""
     flags = {"max-bytes": MAX_BYTES, "max-pixels": MAX_PIXELS, "timeout": TIMEOUT, "max-queue": MAX_QUEUE}
+    flags["max-connections"] = MAX_CONNECTIONS
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "mask2former_dinov3", "serve", "--model", model, "--port", "0", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -88,145 +70,6 @@ def server(model: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     finally:
         if process.poll() is None:
             process.kill()
-
-
-class Client:
-    """One client: 60 % good requests, the others of all other kinds."""
-
-    def __init__(self, port: int, images: list[bytes], seed: int, seen: Seen) -> None:
-        self.port = port
-        self.images = images
-        self.random = random.Random(seed)
-        self.seen = seen
-        self.bomb = _picture(2001, 2000)
-        self.bad: list[tuple[Callable[[], None], int]] = [
-            (self.good_tiled, 2),
-            (self.not_an_image, 2),
-            (self.cut, 2),
-            (self.too_many_pixels, 2),
-            (self.too_many_bytes, 1),
-            (self.wrong_options, 2),
-            (self.wrong_type, 1),
-            (self.hang_up, 2),
-            (self.slow, 1),
-            (self.crowd, 1),
-            (self.other_pages, 2),
-        ]
-
-    def run(self, end: float) -> None:
-        kinds, weights = zip(*self.bad, strict=True)
-        while time.monotonic() < end:
-            try:
-                kind = self.good if self.random.random() < 0.6 else self.random.choices(kinds, weights)[0]
-                kind()
-            except Exception as error:
-                with self.seen.lock:
-                    self.seen.wrong.append(f"{type(error).__name__}: {error}")
-
-    def ask(self, data: bytes, query: str = "", kind: str = "image/png", path: str = "/predict") -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=3 * TIMEOUT)
-        try:
-            connection.request("POST" if data else "GET", path + query, data or None, {"Content-Type": kind})
-            response = connection.getresponse()
-            return response.status, dict(response.getheaders()), response.read()
-        finally:
-            connection.close()
-
-    def expect(self, fault: str, status: int, *arguments: Any, **options: Any) -> None:
-        """Send a bad request: it must get `status`, or 503 if the queue is full."""
-        got, _, body = self.ask(*arguments, **options)
-        self.seen.note(fault, got)
-        if got not in (status, 503) or "error" not in json.loads(body):
-            raise AssertionError(f"{fault}: expected {status}, got {got}: {body[:200]!r}")
-
-    def good(self, query: str = "") -> None:
-        data, begun = self.random.choice(self.images), time.monotonic()
-        while True:
-            status, headers, body = self.ask(data, query)
-            self.seen.note("good", status)
-            if status not in (503, 504):
-                break
-            with self.seen.lock:
-                self.seen.waited += 1
-            time.sleep(int({key.lower(): value for key, value in headers.items()}["retry-after"]))
-        if status != 200 or json.loads(body)["images"][0]["id"] != 1:
-            raise AssertionError(f"good: expected 200, got {status}: {body[:200]!r}")
-        with self.seen.lock:
-            self.seen.seconds.append(time.monotonic() - begun)
-
-    def good_tiled(self) -> None:
-        self.good("?tile=256&threshold=0.3&overlay=true")
-
-    def not_an_image(self) -> None:
-        self.expect("not an image", 422, self.random.randbytes(self.random.randint(1, 5000)))
-
-    def cut(self) -> None:
-        data = self.random.choice(self.images)
-        self.expect("cut short", 422, data[: self.random.randint(1, len(data) // 2)])
-
-    def too_many_pixels(self) -> None:
-        self.expect("too many pixels", 413, self.bomb)
-
-    def too_many_bytes(self) -> None:
-        self.expect("too many bytes", 413, bytes(MAX_BYTES + 1))
-
-    def wrong_options(self) -> None:
-        query = self.random.choice(["?threshold=2", "?tile=1", "?no=1", "?classes=unicorn", "?max_detections=x"])
-        self.expect("wrong options", 422, self.random.choice(self.images), query)
-
-    def wrong_type(self) -> None:
-        self.expect("wrong type", 415, b"{}", kind="application/json")
-
-    def other_pages(self) -> None:
-        for path, expected in (("/", 200), ("/healthz", 200), ("/metrics", 200), ("/no/such", 404)):
-            status, _, _ = self.ask(b"", path=path)
-            self.seen.note("page", status)
-            if status != expected:
-                raise AssertionError(f"{path}: expected {expected}, got {status}")
-
-    def _connection(self, data: bytes, sent: int) -> socket.socket:
-        head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-        head += f"Content-Length: {len(data)}\r\n\r\n"
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=3 * TIMEOUT)
-        connection.sendall(head.encode() + data[:sent])
-        return connection
-
-    def hang_up(self) -> None:
-        data = self.random.choice(self.images)
-        with self._connection(data, self.random.choice([len(data) // 2, len(data)])):
-            time.sleep(self.random.random() * 0.2)
-        self.seen.note("hung up", "-")
-
-    def slow(self) -> None:
-        """Never send the second half of a body: the answer must be 408 after the timeout."""
-        data = self.random.choice(self.images)
-        with self._connection(data, len(data) // 2) as connection:
-            response = http.client.HTTPResponse(connection)
-            response.begin()
-            self.seen.note("slow body", response.status)
-            if response.status not in (408, 503):
-                raise AssertionError(f"slow body: expected 408, got {response.status}")
-
-    def crowd(self) -> None:
-        """Send more good requests at once than the queue holds."""
-        crowd = [threading.Thread(target=self._one_of_a_crowd) for _ in range(2 * MAX_QUEUE)]
-        for one in crowd:
-            one.start()
-        for one in crowd:
-            one.join()
-
-    def _one_of_a_crowd(self) -> None:
-        try:
-            self.good()
-        except Exception as error:
-            with self.seen.lock:
-                self.seen.wrong.append(f"in a crowd: {type(error).__name__}: {error}")
-
-
-def _picture(height: int, width: int) -> bytes:
-    data = io.BytesIO()
-    Image.new("L", (width, height)).save(data, "PNG")
-    return data.getvalue()
 
 
 def watch_memory(process: subprocess.Popen[str], end: float, every: float) -> list[tuple[float, float]]:
@@ -249,13 +92,29 @@ def growth(memory: list[tuple[float, float]]) -> float:
     return float(np.polyfit(np.array(list(least)) / 60, list(least.values()), 1)[0]) if len(least) > 2 else 0.0
 
 
+def latencies(seconds: list[float]) -> dict[str, float]:
+    """Percentiles of the seconds of good requests, zeros where there are none."""
+    found = np.percentile(seconds, [50, 95, 99]) if seconds else np.zeros(3)
+    return {f"seconds_p{part}": round(float(value), 3) for part, value in zip((50, 95, 99), found, strict=True)}
+
+
+def windows(good: list[tuple[float, float]], begun: float, minutes: float) -> list[dict[str, float]]:
+    """The latencies of each WINDOW of the run, by the time of the first attempt."""
+    rows: list[dict[str, float]] = []
+    for start in np.arange(0, minutes, WINDOW):
+        inside = [seconds for at, seconds in good if start <= (at - begun) / 60 < start + WINDOW]
+        rows.append({"from_minute": float(start), "answered": len(inside), **latencies(inside)})
+    return rows
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run server and clients; returns what was observed, flat and ready for JSON."""
     images = [path.read_bytes() for path in sorted(args.images.glob("*.png"))]
     seen = Seen()
     with server(args.model) as (process, port):
-        end = time.monotonic() + 60 * args.minutes
-        clients = [Client(port, images, args.seed + index, seen) for index in range(args.clients)]
+        clients = [Client(port, images, args.seed + index, seen, args.pause) for index in range(args.clients)]
+        begun = time.monotonic()
+        end = begun + 60 * args.minutes
         threads = [threading.Thread(target=client.run, args=(end,)) for client in clients]
         for thread in threads:
             thread.start()
@@ -264,26 +123,34 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             thread.join()
         if process.poll() is None:
             metrics = clients[0].ask(b"", path="/metrics")[2].decode()
+            stopping = [threading.Thread(target=clients[0].one_of_the_last) for _ in range(2)]
+            for thread in stopping:
+                thread.start()
+            time.sleep(0.5)
+            asked = time.monotonic()
             process.send_signal(signal.SIGTERM)
         code = process.wait(2 * TIMEOUT)
+        seconds_to_stop = time.monotonic() - asked
+        for thread in stopping:
+            thread.join()
     number = {name: float(value) for name, value in re.findall(r"^mask2former_(\S+) (\S+)$", metrics, re.MULTILINE)}
-    p50, p95, p99 = np.percentile(seen.seconds, [50, 95, 99]) if seen.seconds else (0.0, 0.0, 0.0)
     return {
         **describe_machine(),
         "minutes": args.minutes,
         "clients": args.clients,
         "requests": sum(seen.statuses.values()),
         "statuses": dict(sorted(seen.statuses.items())),
-        "good_answered": len(seen.seconds),
+        "pause": args.pause,
+        "good_answered": len(seen.good),
         "told_to_wait": seen.waited,
-        "seconds_p50": round(float(p50), 3),
-        "seconds_p95": round(float(p95), 3),
-        "seconds_p99": round(float(p99), 3),
+        **latencies([seconds for _, seconds in seen.good]),
+        "windows": windows(seen.good, begun, args.minutes),
         "images_per_second": round(number["images_total"] / (60 * args.minutes), 2),
         "images_per_batch": round(number["images_total"] / max(number["batch_size_count"], 1), 2),
         "rss_mb": [[round(minute, 2), round(megabytes, 1)] for minute, megabytes in memory],
         "growth_mb_per_hour": round(growth(memory), 1),
         "still_inside": number["queue_length"],
+        "seconds_from_sigterm_to_end": round(seconds_to_stop, 2),
         "exit_code": code,
         "wrong": seen.wrong,
     }
@@ -291,13 +158,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as a table."""
-    left_out = {"rss_mb", "wrong", "statuses"}
+    left_out = {"rss_mb", "wrong", "statuses", "windows"}
     rows = [f"| {key} | {value} |" for key, value in result.items() if key not in left_out]
     marks = result["rss_mb"][:: max(1, len(result["rss_mb"]) // 10)]
     rows += [f"| {kind} | {count} |" for kind, count in result["statuses"].items()]
     rows += ["| MB at minute | " + ", ".join(f"{mb:.0f} at {minute:.1f}" for minute, mb in marks) + " |"]
+    table = ["", "| minutes | good requests answered | p50 (s) | p95 (s) | p99 (s) |", "|---|---|---|---|---|"]
+    for one in result["windows"]:
+        cells = [one["answered"], *(f"{one[f'seconds_p{part}']:.1f}" for part in (50, 95, 99))]
+        span = f"{one['from_minute']:g} to {one['from_minute'] + WINDOW:g}"
+        table.append(f"| {span} | {' | '.join(map(str, cells))} |")
     wrong = [f"- {line}" for line in result["wrong"][:20]] or ["Nothing went wrong."]
-    return "\n".join(["| | |", "|---|---|", *rows, "", *wrong]) + "\n"
+    return "\n".join(["| | |", "|---|---|", *rows, *table, "", *wrong]) + "\n"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """Records in flat arrays: the same as records one by one, read in pieces as read whole, shared through a folder."""
 
+import gc
 import json
 import pickle
 import random
@@ -14,7 +15,7 @@ from mask2former_dinov3.data import coco, json_stream
 from mask2former_dinov3.data.batch_parsing import parse_plain
 from mask2former_dinov3.data.coco import CocoData, ImageRecord, parse_coco, parse_splits, read_coco
 from mask2former_dinov3.data.faults import Fault, FaultReport, Place
-from mask2former_dinov3.data.json_stream import NotStreamableError, stream_lists
+from mask2former_dinov3.data.json_stream import NotStreamableError, stream_lists, without_collector
 from mask2former_dinov3.data.layout import Split
 from mask2former_dinov3.data.records import load_table
 from mask2former_dinov3.errors import DatasetError
@@ -130,6 +131,19 @@ def test_parse_coco__sections_in_any_order(tmp_path: Path, monkeypatch: pytest.M
     other, other_faults = parse_coco(split)
     assert all_values(other) == all_values(data)
     assert places_of(other_faults) == places_of(faults)
+
+
+def test_without_collector__goes_on_behind_an_error() -> None:
+    def fail() -> None:
+        assert not gc.isenabled()
+        with without_collector():
+            pass
+        assert not gc.isenabled()
+        raise ValueError("a fault")
+
+    with pytest.raises(ValueError, match="a fault"):
+        without_collector()(fail)()
+    assert gc.isenabled()
 
 
 def test_parse_coco__many_at_a_time_as_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_equal_files__compare_content_not_length(tmp_path: Path) -> None:
     paths = [tmp_path / str(number) for number in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content)
-    assert equal_files([*paths, tmp_path / "missing"]) == [[0, 1]]
+    assert equal_files([*map(str, paths), str(tmp_path / "missing")]) == [[0, 1]]
 
 
 def write(file: Path, names: list[str]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import logging
@@ -207,7 +208,12 @@ def png(height: int, width: int) -> bytes:
         (b"", "image/png", 422, "image: expected an image in one of the formats"),
         (png(1000, 701), "image/png", 413, "image: expected an image of at most 700,000 pixels, got 1000 x 701"),
         (bytes(300_001), "image/png", 413, "expected a request of at most 300,000 bytes"),
-        (b"{}", "application/json", 415, "content type: expected a form (multipart/form-data) or one of image/jpeg, "),
+        (
+            b"{}",
+            "application/json",
+            415,
+            "content type: expected a form (multipart/form-data), image/* or application/octet-stream, got application",
+        ),
         (b"threshold=1", "application/x-www-form-urlencoded", 415, "got application/x-www-form-urlencoded"),
         (
             b"nothing",
@@ -230,6 +236,20 @@ def test_predict__refuses_wrong_bodies(client: TestClient, data: bytes, kind: st
     assert message in answer["error"]
     assert str(SAMPLE) not in answer["error"]
     assert "etc" not in answer["error"]
+
+
+@pytest.mark.parametrize("kind", ["image/x-png", "image/pjpeg", "IMAGE/tif; q=1", "application/octet-stream"])
+def test_predict__takes_any_name_of_an_image_type(client: TestClient, kind: str) -> None:
+    status, answer = post(client, png(8, 9), kind)
+    assert (status, answer["images"][0]["height"], answer["images"][0]["width"]) == (200, 8, 9)
+
+
+@pytest.mark.parametrize("kind", ["image/png", "multipart/form-data; boundary=b"])
+def test_predict__refuses_a_compressed_body(client: TestClient, kind: str) -> None:
+    headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+    response = client.post("/predict", content=gzip.compress(png(8, 9)), headers=headers)
+    message = "content encoding: expected none, got gzip; send the bytes of the file as they are"
+    assert (response.status_code, response.json()["error"]) == (415, message)
 
 
 def test_predict__takes_images_of_any_shape(client: TestClient) -> None:

@@ -125,6 +125,20 @@ def test_serve__without_metrics_and_docs_has_neither(server: Server) -> None:
     assert "m2f-viewer" in page
 
 
+def test_serve__never_closes_a_connection_whose_request_is_here(server: Server) -> None:
+    """The process stands still while a request comes and many idle connections after it: it finds all at once."""
+    server.process.send_signal(signal.SIGSTOP)
+    asking = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    asking.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    idle = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(20)]
+    server.process.send_signal(signal.SIGCONT)
+    try:
+        assert asking.recv(15) == b"HTTP/1.1 200 OK"
+    finally:
+        for one in (asking, *idle):
+            one.close()
+
+
 def test_serve__closes_idle_connections_to_make_room(server: Server) -> None:
     idle = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(20)]
     try:

@@ -20,6 +20,7 @@ Read in this order:
     segmentation   parse and rasterise polygons and run-length codes
     sample_values  scale values of any type to 8 bits
     jpeg_data      decode JPEG data strictly
+    jpeg_header    read the size of a plain JPEG from its first bytes
     tiff_tags      read the tags and pages of a TIFF
     stored_blocks  find damage in PNG and TIFF that GDAL or Pillow read over
     gdal_files     read parts of files, and rare kinds of TIFF, with rasterio

@@ -26,12 +26,21 @@ from .coco_json import ENTRY_FAULTS
 from .crops import crop_counts
 from .duplicates import compare_pictures, find_repeated_objects, find_split_siblings
 from .faults import ADVICE, Fault, FaultReport, count_of, quote
-from .image_faults import ImageFindings, check_image, different_channels, group_findings, sample_numbers
+from .image_faults import (
+    ImageFindings,
+    channels_of_plain,
+    check_image,
+    different_channels,
+    group_findings,
+    sample_numbers,
+)
 from .image_folders import PassedOver, image_names_in
 from .layout import Split
+from .locate import absolute_path
 from .mask_arrays import collect_masks
 from .mask_checks import compare_masks, find_filled_holes
 from .object_sizes import advise_scale, check_smallest_scale
+from .records import ImageTable
 from .statistics import Statistics, statistics_of
 
 logger = logging.getLogger(__name__)
@@ -213,37 +222,46 @@ def _check_images(
     decoded = range(total) if full else sample_numbers(total, _SAMPLED)
     digests: dict[str, str] = {}
     checked = 0
-    first: ImageFindings | None = None  # the first image whose channels are known: all others must have as many
+    first: tuple[ImageTable, int, int] | None = None  # table, place, channels: all images must have as many
     for report, images in splits:
         findings: list[ImageFindings] = []
         others: dict[int, list[ImageRecord]] = {}  # another number of channels -> the images that have it
         before = checked
-        for one in _check_in_threads(images, options, [before + place in decoded for place in range(len(images))]):
+        decode = [before + place in decoded for place in range(len(images))]
+        for place, one in enumerate(_check_in_threads(images, options, decode)):
             checked += 1
-            first = first or (one if one.channels else None)
-            if first is not None and one.channels not in (0, first.channels):
-                others.setdefault(one.channels, []).append(one.record)
-            if one.has_content:
-                findings.append(one)
-            if full and one.examined is not None and one.examined.digest:
-                digests[os.path.abspath(one.record.path)] = one.examined.digest
+            channels = one if isinstance(one, int) else one.channels
+            first = first or ((images, place, channels) if channels else None)
+            if first is not None and channels not in (0, first[2]):
+                others.setdefault(channels, []).append(images[place])
+            if not isinstance(one, int):
+                if one.has_content:
+                    findings.append(one)
+                if full and one.examined is not None and one.examined.digest:
+                    digests[absolute_path(str(one.record.path))] = one.examined.digest
             if progress is not None:
                 progress(checked, total)
         report.faults += group_findings(findings, options)
         if first is not None:
-            named = first.record.file_name
-            report.faults += [different_channels(some, n, first.channels, named) for n, some in others.items()]
+            named = first[0][first[1]].file_name
+            report.faults += [different_channels(some, n, first[2], named) for n, some in others.items()]
     return digests
 
 
 def _check_in_threads(
-    images: Sequence[ImageRecord], options: ReadOptions, decode: Sequence[bool]
-) -> Iterator[ImageFindings]:
-    """What is found in each image, in their order. decode: whether to decode it, too."""
+    images: ImageTable, options: ReadOptions, decode: Sequence[bool]
+) -> Iterator[ImageFindings | int]:
+    """What is found in each image, in their order; the channels of one in which there is nothing to find.
 
-    def check_part(start: int) -> list[ImageFindings]:
-        chosen = images[start : start + _AT_ONCE]
-        return [check_image(one, options, decode[place]) for place, one in enumerate(chosen, start)]
+    decode: whether to decode it, too.
+    """
+
+    def check_one(place: int) -> ImageFindings | int:
+        plain = 0 if decode[place] else channels_of_plain(images, place, options)
+        return plain or check_image(images[place], options, decode[place])
+
+    def check_part(start: int) -> list[ImageFindings | int]:
+        return [check_one(place) for place in range(start, min(start + _AT_ONCE, len(images)))]
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
         starts = iter(range(0, len(images), _AT_ONCE))
@@ -316,7 +334,7 @@ def _compare_classes(reports: Mapping[str, SplitReport]) -> None:
 def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, SplitReport]) -> dict[str, list[Fault]]:
     """Split -> warnings of image files in its folder that no split lists; a shared folder is reported once."""
     listed = {
-        os.path.abspath(path)
+        absolute_path(path)
         for report in reports.values()
         if report.data is not None
         for path in (*report.data.images.path_texts, *map(str, report.data.elsewhere))

@@ -31,7 +31,7 @@ from .coco_json import (
 )
 from .faults import ADVICE, Fault, FaultReport
 from .formats.format_table import read_content
-from .json_stream import NotStreamableError, is_large, stream_lists
+from .json_stream import NotStreamableError, is_large, stream_lists, without_collector
 from .layout import Split
 from .locate import locate_images
 from .placeholders import drop_placeholders, project_category
@@ -113,7 +113,7 @@ def _parse_shared(splits: Mapping[str, Split]) -> dict[str, tuple[CocoData | Non
 
 def _parse(split: Split) -> tuple[CocoData, FaultReport]:
     if split.format == "coco" and split.classes is None and is_large(split.annotations):
-        with suppress(NotStreamableError):
+        with suppress(NotStreamableError), without_collector():
             return _SplitReader(split).read(partial(_stream_sections, split.annotations))
     reader = _SplitReader(split)
     sections = list_sections(read_content(split, reader.faults), reader.faults)
@@ -179,10 +179,10 @@ class _SplitReader:
         for image_id, path in paths.items():
             name, height, width = found[image_id]
             if image_id in self._broken.images:
-                self._elsewhere.append(path)
+                self._elsewhere.append(Path(path))
             else:
                 self._rows[image_id] = len(self._rows)
-                self._table.add_image(image_id, name, str(path), height, width)
+                self._table.add_image(image_id, name, path, height, width)
         wanted = self._split.image_ids
         self._chosen = self._rows if wanted is None else {k: row for k, row in self._rows.items() if k in wanted}
         self._sizes = np.array(self._table.sizes, np.int32).reshape(-1, 2)

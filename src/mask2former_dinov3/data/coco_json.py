@@ -22,7 +22,7 @@ from ..canvas import LARGEST_IMAGE_SIDE
 from ..errors import DatasetError, mismatch
 from ..json_files import describe, is_number, read_json_object
 from .faults import FaultReport, quote
-from .json_stream import NotStreamableError, is_large, stream_lists
+from .json_stream import NotStreamableError, is_large, stream_lists, without_collector
 from .numbers import identifier, number, whole_number
 from .read_rules import CrowdCount, CrowdRule
 
@@ -75,7 +75,7 @@ def read_coco_json(path: Path) -> Mapping[str, object]:
 def list_image_entries(path: Path) -> list[object]:
     """The entries under "images" of a COCO annotation file; none without a list of them. Raises DatasetError."""
     if is_large(path):
-        with suppress(NotStreamableError):
+        with suppress(NotStreamableError), without_collector():
             groups = groupby(stream_lists(path, SECTIONS), key=itemgetter(0))
             return next(([one for _, piece in group for one in piece] for key, group in groups if key == "images"), [])
     images = read_coco_json(path).get("images")

@@ -5,7 +5,6 @@ Duplicates within a split count twice in training and lower AP in evaluation; be
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from .array_types import Floats
 from .coco import CocoData
 from .faults import Fault, FaultReport, Place, Severity
+from .locate import absolute_path
 from .mask_arrays import MaskArrays
 from .segmentation import CompressedRle, Segmentation, polygons_to_counts
 from .siblings import sibling_keys
@@ -106,7 +106,7 @@ def find_repeated_objects(masks: MaskArrays) -> list[Fault]:
     for severity, kind, chosen, where, advice in cases:
         later, first = np.unique(pairs[chosen][:, 1], return_index=True)
         if len(later):
-            example = [masks.ids[index] for index in pairs[chosen][first[0]].tolist()]
+            example = masks.ids[pairs[chosen][first[0]]].tolist()
             reason = (
                 f"{len(later)} of {len(whole)} objects have the mask of an earlier one of the same {where} (IoU of at "
                 f"least {SAME_MASK}; annotation {example[1]} that of {example[0]}); {advice}"
@@ -128,7 +128,7 @@ def compare_pictures(splits: Mapping[str, CocoData | None], keys: Mapping[str, s
         twice: list[tuple[Place, str]] = []
         leaked: dict[str, list[tuple[Place, str]]] = defaultdict(list)
         for image_id, file_name, path_text in _images_of(data):
-            path = os.path.abspath(path_text)
+            path = absolute_path(path_text)
             key = keys.get(path, path)
             if key in earlier:
                 other, other_id, _ = earlier[key]

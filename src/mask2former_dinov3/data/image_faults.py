@@ -11,7 +11,9 @@ from ..read_options import ReadOptions
 from .coco import ImageRecord
 from .extra_files import find_extra
 from .faults import Fault, FaultReport, Place, Severity
-from .images import ExaminedImage, check_image_size, examine_image, read_header
+from .images import ExaminedImage, check_image_size, count_channels, examine_image, read_header
+from .jpeg_header import read_plain_jpeg
+from .records import ImageTable
 
 QUARTER, SIXTEENTH = 64, 16
 """RGB values. Images of a split that all stay in a quarter of the range come out nearly black, or nearly white; of
@@ -34,6 +36,20 @@ class ImageFindings:
     def has_content(self) -> bool:
         """Whether anything is to be reported or measured."""
         return bool(self.errors or self.orientation != 1 or self.unread or self.examined)
+
+
+def channels_of_plain(images: ImageTable, place: int, options: ReadOptions) -> int:
+    """The channels that are read of an image whose file is a plain JPEG of the stated size; 0 for any other file.
+
+    `check_image` finds nothing in such a file without decoding it, and takes several times as long.
+    """
+    if options.page != 1 or options.extra_images is not None:
+        return 0
+    path, height, width = images.location(place)
+    found = read_plain_jpeg(path)
+    if found is None or (found.height, found.width) != (height, width):
+        return 0
+    return count_channels(found.components == 1, options)
 
 
 def check_image(record: ImageRecord, options: ReadOptions, decode: bool) -> ImageFindings:

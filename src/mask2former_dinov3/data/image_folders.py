@@ -50,7 +50,7 @@ class PassedOver:
 
 def is_hidden(name: str) -> bool:
     """Whether a path below a folder (with "/") is hidden, or in a hidden folder: `._a.png`, `.cache/`, `@eaDir/`."""
-    return any(part.startswith(".") or part.lower() in _KEPT_BY_SYSTEMS for part in name.split("/") if part)
+    return any(part[0] == "." or part.lower() in _KEPT_BY_SYSTEMS for part in name.split("/") if part)
 
 
 def choose_images(names: Iterable[str], read_head: Callable[[str], bytes], passed_over: PassedOver) -> Iterator[str]:
@@ -76,6 +76,29 @@ def _has_image_head(name: str, read_head: Callable[[str], bytes]) -> bool:
         return False
 
 
+def _entries_of(folder: str) -> list[os.DirEntry[str]]:
+    """The entries of a folder, none where it cannot be listed; unlike `os.walk`, they know whether they are files."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # of a link to itself
+        return False
+
+
 def images_in(folder: Path, passed_over: PassedOver, skip: Path | None = None) -> Iterator[Path]:
     """The image files at any depth of a folder, sorted; not those below `skip`. Links to folders are not followed."""
     return (folder / name for name in image_names_in(folder, passed_over, skip))
@@ -88,15 +111,17 @@ def image_names_in(folder: Path, passed_over: PassedOver, skip: Path | None = No
         with (folder / name).open("rb") as file:
             return file.read(HEAD)
 
-    names = []
-    for at, folders, files in os.walk(folder):
-        here = os.path.relpath(at, folder)
-        if skip is not None:
-            folders[:] = [one for one in folders if Path(at, one).resolve() != skip]
-        start = "" if here == os.curdir else here.replace(os.sep, "/") + "/"
-        regular = [start + file for file in files if os.path.isfile(os.path.join(at, file))]
-        passed_over.special += len(files) - len(regular)
-        names += regular
+    names, folders = [], [""]
+    while folders:
+        start = folders.pop()
+        for entry in _entries_of(os.path.join(folder, start)):
+            if _is_folder(entry):
+                if not entry.is_symlink() and (skip is None or Path(entry.path).resolve() != skip):
+                    folders.append(f"{start}{entry.name}/")
+            elif _is_file(entry):
+                names.append(start + entry.name)
+            else:
+                passed_over.special += 1
     if skip is None or folder.resolve() != skip:
         names.sort(key=lambda name: name.split("/"))  # the order of pathlib
         yield from choose_images(names, read_head, passed_over)

@@ -48,6 +48,7 @@ from .extra_files import check_extra_size, find_extra
 from .file_kinds import describe_head
 from .gdal_files import open_gdal
 from .jpeg_data import MAGIC_BYTES, check_jpeg, decode_strictly
+from .jpeg_header import read_plain_jpeg
 from .pillow_pixels import (
     EXIF_ORIENTATION,
     GREY_MODES,
@@ -122,8 +123,12 @@ def decode_image(data: bytes, name: Path | str, options: ReadOptions = AS_STORED
 
 def read_header(path: Path | str, options: ReadOptions = AS_STORED) -> ImageHeader:
     """Read size, orientation and channels without decoding pixels. Raises DatasetError as `read_image` does."""
-    with name_errors(path), _open(path) as file:
-        header = _header_of(file, options)
+    plain = read_plain_jpeg(path) if options.page == 1 else None
+    if plain is not None:
+        header = ImageHeader(plain.height, plain.width, 1, "", count_channels(plain.components == 1, options))
+    else:
+        with name_errors(path), _open(path) as file:
+            header = _header_of(file, options)
     if options.extra_images is None:
         return header
     extra = find_extra(path, options.extra_images)
@@ -148,9 +153,14 @@ def _header_of(file: IO[bytes], options: ReadOptions) -> ImageHeader:
         check_sides(image.height, image.width)
         seek_frame(image, options)
         unread = _describe_frames(image, options)
-        count = len(options.numbers) if options.numbers else 1 if image.mode in GREY_MODES else 3
-        channels = 3 if count == 1 and options.grey_as_rgb else count
+        channels = count_channels(image.mode in GREY_MODES, options)
         return ImageHeader(image.height, image.width, _orientation_of(image), unread, channels)
+
+
+def count_channels(is_grey: bool, options: ReadOptions) -> int:
+    """How many channels `read_image` gives of an image that Pillow reads."""
+    count = len(options.numbers) if options.numbers else 1 if is_grey else 3
+    return 3 if count == 1 and options.grey_as_rgb else count
 
 
 def examine_image(path: Path | str, options: ReadOptions = AS_STORED) -> ExaminedImage:

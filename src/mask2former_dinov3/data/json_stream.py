@@ -7,16 +7,17 @@ not guessed: `[` + piece + `]` must be valid JSON, which it is only if the piece
 from __future__ import annotations
 
 import codecs
+import gc
 import json
 import re
 from collections.abc import Callable, Container, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
 from pydantic_core import from_json
 
-PIECE = 4 * 2**20  # bytes; a piece of this size takes about 40 MB as Python objects
+PIECE = 2**20  # bytes; a piece of this size takes about 10 MB as Python objects
 LARGE = 32 * 2**20  # bytes from which reading in pieces is worth it
 
 _BETWEEN = re.compile(rb"\}\s*,\s*\{")  # two entries, if not inside one
@@ -25,6 +26,19 @@ _NO_SPACE = re.compile(rb"[^ \t\n\r]")
 
 class NotStreamableError(ValueError):
     """A file that is not plainly one UTF-8 JSON object; the reader of whole files says what it is."""
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Pause Python's search for cycles: entries have none, and it goes through millions of them, again and again."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def is_large(path: Path) -> bool:

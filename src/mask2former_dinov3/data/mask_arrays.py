@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .array_types import Floats
+from .array_types import Floats, Ints
 from .faults import Place
 from .records import CocoData, Columns, indices_of
 from .rle import boxes as rle_boxes
@@ -31,14 +31,14 @@ _AT_ONCE = 20_000  # masks whose vertices are in memory together
 class MaskArrays:
     """N masks, in the order of the file's images.
 
-    ids: (N,) of the annotations. image_ids, paths: of the pictures, by their position; image_of: (N,) the position of
+    ids: (N,) of the annotations. image_ids, path_of: of the pictures, by their position; image_of: (N,) the position of
     each mask's picture; sizes: (N, 2) its height and width. stated: (N, 4) the file's `bbox` as it is; stated_areas:
     (N,) its `area`; both NaN where it has none. boxes: (N, 4) left, top, right, bottom of the mask; areas: (N,) in
     square pixels, of polygons the sum over the parts. labels: (N,), -1 where it was left out.
     is_polygon, iscrowd: (N,). segmentation_at: the segmentation of one mask.
     """
 
-    ids: Sequence[int]
+    ids: Ints
     image_ids: Sequence[int]
     sizes: Floats
     stated: Floats
@@ -49,7 +49,7 @@ class MaskArrays:
     is_polygon: npt.NDArray[np.bool_]
     iscrowd: npt.NDArray[np.bool_]
     image_of: Chosen
-    paths: Sequence[Path]
+    path_of: Callable[[int], Path]
     segmentation_at: Callable[[int], Segmentation]
 
     def __len__(self) -> int:
@@ -58,7 +58,8 @@ class MaskArrays:
     def places_of(self, chosen: Chosen) -> list[Place]:
         """(image id, annotation id) of the chosen masks, picture by picture."""
         chosen = chosen[np.argsort(self.image_of[chosen], kind="stable")]
-        return [(self.image_ids[self.image_of[index]], self.ids[index]) for index in chosen.tolist()]
+        pictures, ids = self.image_of[chosen].tolist(), self.ids[chosen].tolist()
+        return [(self.image_ids[picture], own) for picture, own in zip(pictures, ids, strict=True)]
 
     def row_major_boxes(self, chosen: Chosen) -> Floats:
         """(n, 4) boxes that the run-length codes have if their runs go along the rows; NaN for polygons.
@@ -111,7 +112,7 @@ def collect_masks(data: CocoData) -> MaskArrays:
 
     arrays = MaskArrays(
         image_ids=images.ids,
-        ids=[*columns.ids[rows].tolist(), *(one.id for one in left)],
+        ids=np.concatenate([columns.ids[rows], np.array([one.id for one in left], np.int64)]),
         sizes=sizes[image_of],
         stated=np.concatenate([columns.boxes[rows], left_boxes]),
         stated_areas=np.concatenate([columns.areas[rows], undefined[:, 0]]),
@@ -121,7 +122,7 @@ def collect_masks(data: CocoData) -> MaskArrays:
         is_polygon=np.concatenate([~columns.is_rle[rows], np.ones(len(left), bool)]),
         iscrowd=np.concatenate([columns.iscrowd[rows], np.zeros(len(left), bool)]),
         image_of=image_of,
-        paths=images.paths,
+        path_of=lambda place: images[place].path,
         segmentation_at=segmentation_at,
     )
     _measure_polygons(arrays, columns, rows)

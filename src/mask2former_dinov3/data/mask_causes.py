@@ -161,7 +161,7 @@ def orientations(masks: MaskArrays, chosen: Chosen) -> npt.NDArray[np.int64]:
     found = np.ones(len(pictures), dtype=np.int64)
     for place, picture in enumerate(pictures.tolist()):
         try:
-            found[place] = read_header(masks.paths[picture]).orientation
+            found[place] = read_header(masks.path_of(picture)).orientation
         except (DatasetError, OSError):  # reported by the check of the image
             continue
     return np.asarray(found[inverse.reshape(-1)])

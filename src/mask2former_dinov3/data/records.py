@@ -145,6 +145,12 @@ class ImageTable(Sequence[ImageRecord]):
         found: list[int] = self.columns.image_ids[self.rows].tolist()
         return found
 
+    def location(self, place: int) -> tuple[str, int, int]:
+        """The path (as text), height and width of an image."""
+        row = int(self.rows[place])
+        height, width = self.columns.sizes[row].tolist()
+        return _text(self.columns.paths, self.columns.path_offsets, row), height, width
+
     @property
     def paths(self) -> list[Path]:
         """The paths of the images."""

@@ -54,4 +54,4 @@ class ImageSource:
 def paths_of_images(truth: GroundTruth, split: Split) -> dict[int, Path]:
     """Number of an image -> its file, of those that have a name; the file may not exist."""
     found, unsure = locate_images(names_of_images(truth), split, FaultReport(truth.name))
-    return {number: path for number, path in found.items() if number not in unsure}
+    return {number: Path(path) for number, path in found.items() if number not in unsure}

@@ -158,11 +158,14 @@ async def _read_file(request: Request, max_bytes: int) -> tuple[bytes, str]:
     if len(length) > 18 or int(length) > max_bytes:
         raise too_many_bytes(max_bytes)
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if (packed := request.headers.get("content-encoding", "identity").strip().lower()) != "identity":
+        advice = "send the bytes of the file as they are"
+        raise Refused(415, f"content encoding: {mismatch('none', packed[:100] or 'an empty one', advice)}")
     try:
-        if kind in RAW:
+        if kind in RAW or kind.startswith("image/"):
             return await request.body(), "image"
         if kind != FORM:
-            expected = f"a form ({FORM}) or one of {', '.join(RAW)}"
+            expected = f"a form ({FORM}), {' or '.join(RAW)}"
             raise Refused(415, f"content type: {mismatch(expected, kind or 'none')}")
         async with _open_form(request) as form:
             file = form.get("image")

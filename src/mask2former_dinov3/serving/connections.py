@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 SECONDS_FOR_HEADERS = 10.0  # from the opening of a connection, or the last answer on it, to the end of a request's head
 BACKLOG = 64  # connections that are accepted at one time
-RESERVED = 3 * BACKLOG  # file handles for everything else: libraries, files, connections that are about to be refused
+RESERVED = 6 * BACKLOG  # file handles for everything else: libraries, files, connections that are about to be refused
 FEWEST = 8
 SECONDS_BETWEEN_LINES = 60.0  # of the log, about connections that were closed
 FULL = (
@@ -52,12 +52,12 @@ class _BoundedConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait_for_request()
-        if len(self.connections) > self.door.most:
-            self.door.note(self.loop.time())
-            oldest = next(iter(self.door.idle))
-            if oldest is self:  # the others are being answered
-                transport.write(FULL)
-            oldest.close()
+        if len(self.connections) <= self.door.most:
+            return
+        if len(self.door.idle) == 1:  # the others are being answered
+            self._make_room()
+        else:  # the request of an older one may be here and not be read yet: the loop reads after two more rounds
+            self.loop.call_soon(self.loop.call_soon, self._make_room)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -78,6 +78,16 @@ class _BoundedConnection(H11Protocol):
         self._stop_waiting()
         self.connections.discard(self)
         self.transport.close()
+
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest, if there are still too many."""
+        oldest = next(iter(self.door.idle), None)
+        if oldest is None or len(self.connections) <= self.door.most:
+            return
+        self.door.note(self.loop.time())
+        if oldest is self:
+            self.transport.write(FULL)
+        oldest.close()
 
     def _is_busy(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

@@ -10,10 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..errors import mismatch
 from ..inference.settings import DEFAULTS, LARGEST_OVERLAP, SMALLEST_TILE, InferenceSettings
 
-RAW = (
-    *("image/jpeg", "image/jpg", "image/png", "image/webp", "image/tiff", "image/bmp", "image/gif"),
-    "application/octet-stream",
-)
+RAW = ("image/*", "application/octet-stream")  # a file says itself what it is; its type has many names
 FORM = "multipart/form-data"
 MOST_DETECTIONS = 10_000
 LARGEST_TILE = 8192
@@ -146,7 +143,7 @@ def describe_failures(*statuses: int) -> dict[int | str, dict[str, object]]:
         400: "The body is not a multipart form.",
         408: "The body did not arrive in time.",
         413: "Too many bytes, pixels or tiles.",
-        415: "Neither a form nor an image type.",
+        415: "Neither a form nor an image type, or a compressed body.",
         422: "Wrong options, or not an image.",
         500: "The model failed.",
         503: "The queue is full; try again after Retry-After seconds.",

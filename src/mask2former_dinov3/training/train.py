@@ -21,6 +21,7 @@ from ..data.check import check_data
 from ..data.coco import CocoData
 from ..data.coco_types import Metrics
 from ..data.dataset import Batch
+from ..data.json_stream import without_collector
 from ..data.records import with_class_order
 from ..data.sampler import EpochPlan, TrainingOrder
 from ..errors import CheckpointError, DatasetError, is_shared, mark_shared
@@ -215,6 +216,7 @@ def save_before_end(run: Run, error: BaseException, rng_state: RngState) -> Path
         return None
 
 
+@without_collector()
 def load_data(config: TrainConfig, checkpoint: Path | None = None) -> dict[str, CocoData]:
     """The splits by name. Raises DatasetError that lists every fault that would stop or spoil training.
 
