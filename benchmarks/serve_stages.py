@@ -46,7 +46,7 @@ STAGES = {
     "overlay": ("serving.queue:_draw_png",),
     "preview": ("serving.queue:_preview_png",),
 }
-QUERIES = {"plain": "", "overlay and preview": "overlay=true&preview=true"}
+QUERIES = {"plain": "", "pictures": "overlay=true&preview=true"}
 SIDES = {"1024x1024": (1024, 1024), "3000x4000": (3000, 4000)}  # height x width
 
 
@@ -54,6 +54,7 @@ class Clock:
     """Seconds of each stage since the last `take`, without the stages inside it."""
 
     def __init__(self) -> None:
+        self.now: Callable[[], float] = time.perf_counter
         self._own = threading.local()
         self._lock = threading.Lock()
         self._seconds: dict[str, float] = defaultdict(float)
@@ -63,11 +64,11 @@ class Clock:
         def timed(*args: Any, **options: Any) -> Any:
             inner = self._own.__dict__.setdefault("inner", [])
             inner.append(0.0)
-            begun = time.perf_counter()
+            begun = self.now()
             try:
                 return function(*args, **options)
             finally:
-                whole = time.perf_counter() - begun
+                whole = self.now() - begun
                 own = whole - inner.pop()
                 if inner:
                     inner[-1] += whole
@@ -82,15 +83,21 @@ class Clock:
         return found
 
 
+def find_function(place: str) -> tuple[Any, str, Callable[..., Any]]:
+    """The module or class that holds a function of STAGES, the function's name in it, and the function."""
+    module, _, name = place.partition(":")
+    *owners, last = name.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(f"{PACKAGE}.{module}"))
+    return owner, last, getattr(owner, last)
+
+
 def run_server(report: Path, words: Sequence[str]) -> int:
     """`serve`, which writes the seconds of each answer's stages to `report` before it sends the answer."""
     clock = Clock()
     for stage, places in STAGES.items():
         for place in places:
-            module, _, name = place.partition(":")
-            *owners, last = name.split(".")
-            owner = functools.reduce(getattr, owners, importlib.import_module(f"{PACKAGE}.{module}"))
-            setattr(owner, last, clock.around(stage, getattr(owner, last)))
+            owner, name, function = find_function(place)
+            setattr(owner, name, clock.around(stage, function))
     app: Any = importlib.import_module(f"{PACKAGE}.serving.app")
     render = app.JSONResponse.render
 
@@ -158,7 +165,8 @@ def measure(args: argparse.Namespace, model: str, options: str) -> list[dict[str
         ports = {name: stack.enter_context(server(model, sources[name], reports[name])) for name in sources}
         for size in args.sizes:
             data = picture(args.images, *SIDES[size])
-            for kind, query in QUERIES.items():
+            for kind in args.answers:
+                query = QUERIES[kind]
                 seen: dict[str, list[dict[str, float]]] = {name: [] for name in sources}
                 answers: dict[str, Any] = {}
                 for _ in range(args.repeat + 1):
@@ -200,7 +208,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--options", default="", help="of every request, such as threshold=0.1&max_detections=100")
     found.add_argument("--images", type=Path, help="folder of PNGs that pictures are made of; default: the sample's")
     found.add_argument("--sizes", nargs="*", choices=SIDES, default=list(SIDES))
-    found.add_argument("--repeat", type=int, default=3)
+    found.add_argument("--answers", nargs="*", choices=QUERIES, default=list(QUERIES))
+    found.add_argument("--repeat", type=int, default=3, help="requests after the first, which is not counted unless 0")
     found.add_argument("--baseline", type=Path, metavar="SRC", help="src of another version, measured in turns")
     found.add_argument("--output", type=Path, help="folder of the results")
     found.add_argument("--report", type=Path, help=argparse.SUPPRESS)  # in the process of the server
@@ -224,7 +233,9 @@ def main(argv: Sequence[str]) -> int:
         rows = measure(args, folder if args.preset else args.model or str(SAMPLE / "model"), args.options)
     print(markdown(rows))
     if args.output:
-        write_result(args.output, ["serve", args.preset or "sample"], "Answers of serve", facts, markdown(rows), {"rows": rows})
+        write_result(
+            args.output, ["serve", args.preset or "sample"], "Answers of serve", facts, markdown(rows), {"rows": rows}
+        )
     return 0
 
 

@@ -82,6 +82,11 @@ class CompiledPredict:
             if BACKEND == "inductor":
                 own = {"fallback_random": True}
             self._function = torch.compile(self._eager, fullgraph=True, backend=BACKEND, options=own)
+        for tensor in (pixel_values, pixel_mask):
+            if (
+                tensor is not None and len(tensor) > 1
+            ):  # one graph for all numbers of images but one, a constant to torch
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
         before, start = counters["stats"]["unique_graphs"], time.perf_counter()
         found = self._function(pixel_values, pixel_mask, *options)
         if added := counters["stats"]["unique_graphs"] - before:

@@ -107,7 +107,7 @@ class OnnxConfig:
 
 
 class OnnxModel(nn.Module):
-    """An .onnx or .pt2 file as a `Network`: takes tensors in main memory, which the runtime copies to its own device."""
+    """An .onnx or .pt2 file as a `Network`: takes tensors in main memory; the runtime copies them to its own device."""
 
     device = torch.device("cpu")
 

@@ -124,8 +124,8 @@ def explain_run(runtime: str) -> Iterator[None]:
 def open_session(path: Path, device: str | torch.device | None = None) -> Session:
     """onnxruntime on a device of torch's naming, "cpu" or "cuda"; None for a GPU if onnxruntime can use one.
 
-    A .pt2 file is run by torch, on the CPU. Raises OptionError for a device that onnxruntime cannot use, CheckpointError
-    for what is no exported file, MissingExtraError without onnxruntime.
+    A .pt2 file is run by torch, on the CPU. Raises OptionError for a device that cannot be used, CheckpointError for
+    what is no exported file, MissingExtraError without onnxruntime.
     """
     if path.suffix == PROGRAM:
         if device is not None and str(device) != "cpu":

@@ -63,7 +63,7 @@ class Predictor(ImagePasses):
         image_scale: ImageScale | None = None,
         compile_model: bool = False,
     ) -> Predictor:
-        """A folder saved by training, a hub id, or an exported .onnx or .pt2 file. device: None for a GPU if there is one.
+        """A folder saved by training, a hub id, or an exported file (.onnx, .pt2). device: None for a GPU if there is one.
 
         value_range, page, channels, image_scale: read and scale images so (see `ReadOptions`) instead of as saved with
         the model.
