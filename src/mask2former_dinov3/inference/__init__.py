@@ -1,8 +1,8 @@
 """A trained model in use: turn one image, or a folder of images, into `Instances`.
 
 Images come in as paths, addresses, bytes, PIL images, arrays or tensors, with a model folder, hub id or exported file
-and `InferenceSettings`. `Instances` at each image's own size go out, or files with them. An image passes each module once,
-in the order below.
+and `InferenceSettings`. `Instances` at each image's own size go out, or files with them. An image passes each module
+once, in the order below.
 
 Read in this order:
 

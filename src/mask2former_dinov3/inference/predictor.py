@@ -63,10 +63,10 @@ class Predictor(ImagePasses):
         image_scale: ImageScale | None = None,
         compile_model: bool = False,
     ) -> Predictor:
-        """A folder saved by training, a hub id, or an exported file (.onnx, .pt2). device: None for a GPU if there is one.
+        """A folder saved by training, a hub id, or an exported file (.onnx, .pt2).
 
-        value_range, page, channels, image_scale: read and scale images so (see `ReadOptions`) instead of as saved with
-        the model.
+        device: None for a GPU if there is one. value_range, page, channels, image_scale: read and scale images so (see
+        `ReadOptions`) instead of as saved with the model.
         extra_images: where the second file of each image is, for a model that was trained with such files.
         compile_model: compile the network at the first image, which takes a minute or more; the others are then faster.
         Raises CheckpointError when there is no such model or it is of another kind, OptionError for a device that
