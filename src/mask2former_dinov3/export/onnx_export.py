@@ -82,9 +82,7 @@ def export(
 ) -> Export:
     """Export a model folder (or hub id) to the file `output`, which is written only if it passes the check.
 
-    The name's ending chooses the format: .onnx, or .pt2 for a program of `torch.export` (fp32 only).
-
-    The record of the comparison (`parity_file`) goes beside it.
+    The record of the comparison (`parity_file`) goes beside it. output: .onnx, or .pt2 (`torch.export`, fp32 only).
     size: the canvas (height, width), by default the model's own; the file then takes batches of this size. dynamic: the
     file takes any height and width that are multiples of 32. with_postprocess: the graph also outputs scores, labels
     and masks at canvas size. images: the folder of images for the check, by default those of the bundled sample.
