@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import math
 import subprocess
@@ -24,6 +25,7 @@ from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_res
 from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3ImageProcessor
 from mask2former_dinov3.inference.predictor import cpu_has_bf16, load_network
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
+from mask2former_dinov3.sample_data import SAMPLE
 from support.coco import rle_of
 from support.paths import BENCHMARKS
 from support.processes import PipedPython, run_python
@@ -335,3 +337,21 @@ def test_stardist_metric__is_the_published_fraction_of_pairs_at_each_iou(script:
     assert sharp.mean == pytest.approx((3 / 4 + 6 * 2 / 5 + 2 * 1 / 6) / 9)
     assert all_kept.accuracy[0.5] == 3 / 5
     assert script("stardist_metric").choose_threshold(truth, found) == 0.65  # without the one of IoU 0.5
+
+
+def test_serve_stages__times_functions_that_there_are_without_those_they_call(script: Any) -> None:
+    stages = script("serve_stages")
+    for place in [place for places in stages.STAGES.values() for place in places]:
+        assert callable(stages.find_function(place)[2]), place
+    clock, now = stages.Clock(), iter(range(100))
+    clock.now = lambda: float(next(now))
+    inner = clock.around("model", lambda: "answer")
+    assert clock.around("masks", lambda: (inner(), inner()))() == ("answer", "answer")
+    assert clock.take() == {"model": 2.0, "masks": 3.0}
+    assert clock.take() == {}
+    with Image.open(io.BytesIO(stages.picture(SAMPLE / "valid", 300, 530))) as image:
+        assert (image.format, image.size) == ("JPEG", (530, 300))
+    row = {"size": "a", "answer": "plain", "version": "now", "instances": 3, "seconds": 2.0, "not the model": 0.25}
+    table = stages.markdown([row | dict.fromkeys(stages.STAGES, 0.5)])
+    assert table.splitlines()[2].startswith("| a | plain | now | 3 | 2000 | 500 |")
+    assert table.endswith("| 25 % |")

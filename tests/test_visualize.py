@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.instances import Instances
-from mask2former_dinov3.visualize import PALETTE, draw_instances, enlargement
+from mask2former_dinov3.visualize import FILL, PALETTE, draw_instances, enlargement
 
 
 def boxes(shape: tuple[int, int], *corners: tuple[int, int, int, int]) -> Instances:
@@ -45,6 +45,15 @@ def test_draw_instances__colours_the_instance_and_leaves_the_rest_and_its_input_
     changed[46:154, 56:204] = False
     assert not changed.any()
     assert np.abs(picture[100, 130].astype(int) - 128).max() < 100  # the object is still seen through the fill
+
+
+def test_draw_instances__blends_each_byte_of_the_fill_with_the_colour() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    picture = draw_instances(image, boxes((90, 120), (10, 20, 80, 100)), labels=False, colours="class")
+    inside = (slice(20, 70), slice(30, 90))  # away from the outline
+    np.testing.assert_array_equal(
+        picture[inside], (image[inside] * (1 - FILL) + PALETTE[0] * FILL + 0.5).astype(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])

@@ -27,7 +27,7 @@ from support.paths import DOCS
 
 pytestmark = pytest.mark.timeout(900)  # whichever test asks first makes the file
 TEXT = (DOCS / "export.md").read_text(encoding="utf-8")
-PROGRAM, OPENVINO = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+PROGRAM, OPENVINO, _ = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 SOURCE = SAMPLE / "valid" / "97126a9791f0c117.png"
 
 # Runs the program in its own arguments, in an environment that has nothing else.

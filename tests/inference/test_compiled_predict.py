@@ -73,14 +73,34 @@ def test_compile_network__predicts_with_one_graph_and_says_how_long_it_took(
 
 
 @pytest.mark.long
+def test_compile_network__fills_smaller_batches_up(graphs: list[int]) -> None:
+    eager, compiled = pair_of_models()
+    assert same_logits(eager, compiled, 1)
+    assert same_logits(eager, compiled, 4)  # no graph holds them
+    assert all(same_logits(eager, compiled, batch) for batch in (3, 1, 2))
+    assert len(graphs) == vars(compiled)["predict"].graphs == 2
+
+
+@pytest.mark.long
+def test_compile_network__cuts_all_outputs_of_a_filled_batch(graphs: list[int]) -> None:
+    eager, compiled = pair_of_models()
+    wanted = {"output_auxiliary_logits": True, "output_hidden_states": True, "output_attentions": True}
+    pixels = torch.randn(3, 3, SIDE, SIDE)
+    with torch.no_grad():
+        compiled(pixels, **wanted)
+        found, expected = (model(pixels[:2], return_dict=False, **wanted) for model in (compiled, eager))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert len(graphs) == 1
+
+
+@pytest.mark.long
 def test_compile_network__training_has_the_losses_and_gradients_of_eager(graphs: list[int]) -> None:
     eager, compiled = pair_of_models()
     for model in (eager, compiled):
         model.freeze_backbone()
         model.train()
-    pixels = torch.randn(2, 3, SIDE, SIDE)
-    for counts in ([3, 2], [1, 4], [0, 0]):
-        batch = labels(counts, SIDE, SIDE)
+    for counts in ([3, 2], [1, 4], [0, 0], [2]):
+        batch, pixels = labels(counts, SIDE, SIDE), torch.randn(len(counts), 3, SIDE, SIDE)
         losses = []
         for model in (eager, compiled):
             torch.manual_seed(0)

@@ -42,7 +42,7 @@ def add_model_options(parser: VerbParser, *, required: bool, limit: str = "the n
         "--model",
         metavar="M",
         required=required,
-        help="folder saved by training (such as best/), hub id, or .onnx file written by export",
+        help="folder saved by training (such as best/), hub id, or .onnx or .pt2 file written by export",
     )
     add_device(parser)
     parser.add_argument(

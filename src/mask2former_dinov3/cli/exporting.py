@@ -21,7 +21,7 @@ def add_export(parser: VerbParser) -> None:
         "--model", metavar="M", required=True, help="folder saved by training (such as best/), or hub id"
     )
     targets = parser.add_mutually_exclusive_group(required=True)
-    targets.add_argument("--output", type=Path, metavar="FILE.onnx", help="ONNX file to write")
+    targets.add_argument("--output", type=Path, metavar="FILE", help="file to write: .onnx, or .pt2 for torch.export")
     targets.add_argument(
         "--web",
         type=Path,
@@ -61,16 +61,15 @@ def add_export(parser: VerbParser) -> None:
 
 def add_check_export(parser: VerbParser) -> None:
     """Add the options of `check-export`."""
-    parser.add_argument("file", type=Path, metavar="FILE", help=".onnx file written by export")
+    parser.add_argument("file", type=Path, metavar="FILE", help=".onnx or .pt2 file written by export")
     parser.add_argument(
         "--model", metavar="M", required=True, help="the model that was exported: folder saved by training, or hub id"
     )
     parser.add_argument(
         "--runtime",
         metavar="R",
-        default="onnxruntime",
-        help="what runs the file: onnxruntime:PROVIDER (such as onnxruntime:CUDAExecutionProvider) or openvino:DEVICE; "
-        "without what follows the colon, on the CPU (default: %(default)s)",
+        help="what runs an .onnx file: onnxruntime:PROVIDER (such as onnxruntime:CUDAExecutionProvider) or "
+        "openvino:DEVICE; without what follows the colon, on the CPU (default: onnxruntime; a .pt2 file: torch)",
     )
     parser.add_argument(
         "--runtime-precision",

@@ -9,7 +9,10 @@ from .parser import VerbParser, not_negative, positive, real_number
 
 def add_serve(parser: VerbParser) -> None:
     parser.add_argument(
-        "--model", metavar="M", required=True, help="folder saved by training, hub id, or .onnx file written by export"
+        "--model",
+        metavar="M",
+        required=True,
+        help="folder saved by training, hub id, or .onnx or .pt2 file written by export",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine only)"

@@ -15,7 +15,7 @@ from ..extras import require
 from ..folder_lock import hold_folder
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..inference.onnx_model import OnnxModel
-from ..inference.onnx_session import open_runtime
+from ..inference.onnx_session import PROGRAM, open_runtime
 from ..inference.predictor import load_network
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from .ap_check import compare_ap
@@ -46,7 +46,7 @@ def check_export(
     file: Path,
     model: str | Path,
     *,
-    runtime: str = "onnxruntime",
+    runtime: str | None = None,
     full_precision: bool = True,
     images: Path | None = None,
     extra_images: str | None = None,
@@ -56,12 +56,16 @@ def check_export(
 ) -> CheckedExport:
     """Compare an exported file in a runtime with its model (folder or hub id) in torch on the CPU, as `export` does.
 
-    runtime, full_precision: as `open_runtime` takes them; with full_precision false the limits of an fp32 file are
+    runtime, full_precision: as `open_runtime` takes them; without a runtime, onnxruntime on the CPU, or torch for a
+    .pt2 file; with full_precision false the limits of an fp32 file are
     those of fp16. images, extra_images, annotations: as `export` takes them. The result is added to the record beside
     the file, also if both differ. Raises OptionError for a runtime that is not there, CheckpointError for what cannot
     be loaded and for a file that is of another model; see `CheckedExport.comparison` for differences.
     """
-    require("export", "check-export", "onnx")
+    is_program = file.suffix == PROGRAM
+    if not is_program:
+        require("export", "check-export", "onnx")
+    runtime = runtime or ("torch" if is_program else "onnxruntime")
     if annotations is not None:
         check_paths(annotations)
     parent = file.absolute().parent

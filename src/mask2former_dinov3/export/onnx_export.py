@@ -1,4 +1,4 @@
-"""Export a model folder as one ONNX file: torch traces it, onnxruntime runs it on real images for comparison."""
+"""Export a model folder as one ONNX or torch.export file: torch traces it, a runtime runs it on images to compare."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 from ..atomic_files import make_folder, publish
 from ..canvas import PADDING, check_canvas, padded_size
@@ -23,7 +23,9 @@ from ..folder_lock import hold_folder
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..inference.network import Network
 from ..inference.onnx_model import DETECTIONS, INPUTS, LOGITS, OnnxMetadata, OnnxModel, data_file
+from ..inference.onnx_session import PROGRAM
 from ..inference.predictor import load_network
+from ..inference.torch_program import save_program
 from ..model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from ..version import __version__
 from .ap_check import ApComparison, compare_ap
@@ -80,7 +82,7 @@ def export(
 ) -> Export:
     """Export a model folder (or hub id) to the file `output`, which is written only if it passes the check.
 
-    The record of the comparison (`parity_file`) goes beside it.
+    The record of the comparison (`parity_file`) goes beside it. output: .onnx, or .pt2 (`torch.export`, fp32 only).
     size: the canvas (height, width), by default the model's own; the file then takes batches of this size. dynamic: the
     file takes any height and width that are multiples of 32. with_postprocess: the graph also outputs scores, labels
     and masks at canvas size. images: the folder of images for the check, by default those of the bundled sample.
@@ -175,9 +177,12 @@ def check_request(
     output: Path, size: tuple[int, int] | None, dynamic: bool, precision: str, calibration_images: Path | None
 ) -> None:
     """Raise ConfigError for wrong options, MissingExtraError for missing packages, before anything takes time."""
-    require("export", "export", "onnx", "onnxruntime", "onnxscript")
-    if output.suffix != ".onnx":
-        raise OptionError("output", "a file name that ends in .onnx", output)
+    if output.suffix not in (".onnx", PROGRAM):
+        raise OptionError("output", f"a file name that ends in .onnx or {PROGRAM}", output)
+    if output.suffix == ".onnx":
+        require("export", "export", "onnx", "onnxruntime", "onnxscript")
+    elif precision in PRECISIONS[1:]:
+        raise OptionError("precision", f"fp32 for a {PROGRAM} file", precision, "export an .onnx file for it")
     if output.is_dir():
         raise OptionError("output", "the name of a file", f"the folder {output}")
     if precision not in PRECISIONS:
@@ -202,7 +207,7 @@ def trace(
     dynamic: bool,
     with_postprocess: bool,
 ) -> None:
-    """Write the graph in float32, with standard operators only.
+    """Write the graph in float32: a torch program, or by the ending of `path` ONNX with standard operators only.
 
     Raises OptionError if torch's exporter cannot write the network as ONNX; an error in the network itself is ours.
     """
@@ -217,9 +222,25 @@ def trace(
         sides = [Dim(name, min=min_units(config)) * PADDING for name in ("h", "w")]
         shapes["pixel_values"] |= {2: sides[0], 3: sides[1]}
         shapes["pixel_mask"] |= {1: sides[0], 2: sides[1]}
-    with torch.no_grad(), silence_exporter(), replace_positions(), search_at_slices_only():
+    outputs = (*LOGITS, *(DETECTIONS if count else ()))
+    with torch.no_grad(), silence_exporter(), replace_positions():
         graph = ExportGraph(network, count).eval()
         program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+        if path.suffix == PROGRAM:
+            save_program(program, path, metadata.to_properties(), outputs)
+        else:
+            write_onnx(program, shapes, path, metadata, outputs)
+
+
+def write_onnx(
+    program: ExportedProgram,
+    shapes: dict[str, dict[int, object]],
+    path: Path,
+    metadata: OnnxMetadata,
+    outputs: tuple[str, ...],
+) -> None:
+    """Write a traced program as ONNX; shapes: its open dimensions. Raises as `trace`."""
+    with search_at_slices_only():
         try:
             exported = torch.onnx.export(
                 program,
@@ -227,7 +248,7 @@ def trace(
                 dynamo=True,
                 dynamic_shapes=shapes,
                 input_names=INPUTS,
-                output_names=(*LOGITS, *(DETECTIONS if count else ())),
+                output_names=outputs,
                 opset_version=OPSET,
                 verbose=False,
             )

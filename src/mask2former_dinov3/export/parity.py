@@ -19,6 +19,7 @@ import transformers
 from ..atomic_files import write_text
 from ..errors import CheckpointError, mismatch
 from ..inference.onnx_model import OnnxModel, data_file
+from ..inference.onnx_session import PROGRAM
 from ..json_files import read_json_object
 from ..version import __version__
 from ..weights.files import sha256_of
@@ -93,9 +94,6 @@ def describe_file(path: Path, exported: OnnxModel) -> dict[str, object]:
 
     size: (height, width) of the images that it takes, null for a dynamic one.
     """
-    import onnx
-
-    graph: ModelProto = onnx.load(path, load_external_data=False)
     data = data_file(path)
     weights = {"data_sha256": sha256_of(data), "data_bytes": data.stat().st_size} if data.exists() else {}
     size = exported.session.input_shape[2:]
@@ -103,7 +101,7 @@ def describe_file(path: Path, exported: OnnxModel) -> dict[str, object]:
         "sha256": sha256_of(path),
         "bytes": path.stat().st_size,
         **weights,
-        "opset": {entry.domain or "ai.onnx": entry.version for entry in graph.opset_import},
+        "opset": None if path.suffix == PROGRAM else _opset(path),
         "precision": exported.metadata.precision,
         "dynamic": not exported.fixed,
         "size": list(size) if exported.fixed else None,
@@ -112,6 +110,14 @@ def describe_file(path: Path, exported: OnnxModel) -> dict[str, object]:
         "outputs": exported.session.outputs,
         "exported_with": exported.metadata.producer,
     }
+
+
+def _opset(path: Path) -> dict[str, int]:
+    """The versions of the operators of an .onnx file, by their domain."""
+    import onnx
+
+    graph: ModelProto = onnx.load(path, load_external_data=False)
+    return {entry.domain or "ai.onnx": entry.version for entry in graph.opset_import}
 
 
 def write_parity(path: Path, file: dict[str, object], comparison: FileComparison) -> Path:

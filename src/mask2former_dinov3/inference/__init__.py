@@ -1,8 +1,8 @@
 """A trained model in use: turn one image, or a folder of images, into `Instances`.
 
-Images come in as paths, addresses, bytes, PIL images, arrays or tensors, with a model folder, hub id or .onnx file and
-`InferenceSettings`. `Instances` at each image's own size go out, or files with them. An image passes each module once,
-in the order below.
+Images come in as paths, addresses, bytes, PIL images, arrays or tensors, with a model folder, hub id or exported file
+and `InferenceSettings`. `Instances` at each image's own size go out, or files with them. An image passes each module
+once, in the order below.
 
 Read in this order:
 
@@ -19,6 +19,7 @@ Read in this order:
     network            the interface of what predicts
     onnx_model         runs an exported .onnx file behind that interface
     onnx_session       onnxruntime and OpenVINO: the one that was asked for, or an error
+    torch_program      torch, which runs exported .pt2 files
     postprocess        logits to scored instances at the image's own size
     copies             instances as they are reported: calibrated scores, without copies
     views              mirrored and turned copies of an image, and their instances merged

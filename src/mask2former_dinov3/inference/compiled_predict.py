@@ -1,8 +1,11 @@
-"""Compile a network with `torch.compile`, once for all numbers of instances.
+"""Compile a network with `torch.compile`, once for all numbers of instances, and for all smaller batches.
 
 Pixels to predictions are one graph (ARCHITECTURE.md); labels, matching and losses stay outside of it. The compiled code
 takes the place of the network's method `predict` on this object alone, so weights, their names, copies and saved
 folders are as without it.
+
+Sizes of a graph are fixed, since the attention on a CPU has a loop over images. A batch with fewer images than a
+compiled one is filled up with its last image, whose results are cut off: those of an image do not depend on others.
 """
 
 from __future__ import annotations
@@ -11,9 +14,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model.modeling import Mask2FormerDinov3Output
@@ -38,6 +43,7 @@ class CompiledPredict:
         self._function: Callable[..., PredictedPair] | None = None
         self._has_failed = False
         self._uncompiled: set[tuple[object, ...]] = set()
+        self._batches: dict[tuple[object, ...], set[int]] = {}  # kind of call -> numbers of images with a graph
 
     def __reduce__(self) -> tuple[object, ...]:
         """A copy, or what is read from a pickle, compiles for its own network."""
@@ -45,13 +51,14 @@ class CompiledPredict:
 
     def __call__(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, *options: object) -> PredictedPair:
         """As `Mask2FormerDinov3ForInstanceSegmentation.predict`."""
-        kind = (pixel_values.shape, self.network.training, torch.is_grad_enabled())
+        mode = (pixel_mask is None, self.network.training, torch.is_grad_enabled(), str(options))
+        kind = (*pixel_values.shape[1:], *mode)
         if self._has_failed or self.is_paused or kind in self._uncompiled:
             return self._eager(pixel_values, pixel_mask, *options)
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         try:
-            return self._counted(pixel_values, pixel_mask, *options)
+            return self._filled_up(kind, pixel_values, pixel_mask, *options)
         except FailOnRecompileLimitHit:
             if not self._uncompiled:
                 logger.warning(
@@ -69,6 +76,17 @@ class CompiledPredict:
     def _eager(self, *arguments: object) -> PredictedPair:
         return type(self.network).predict(self.network, *arguments)  # type: ignore[arg-type]
 
+    def _filled_up(
+        self, kind: tuple[object, ...], pixel_values: Tensor, pixel_mask: Tensor | None, *options: object
+    ) -> PredictedPair:
+        """Call the compiled function with as many images as the smallest graph has that holds them all."""
+        known, images = self._batches.setdefault(kind, set()), len(pixel_values)
+        batch = min((one for one in known if one >= images), default=images)
+        mask = None if pixel_mask is None else _fill_up(pixel_mask, batch)
+        found = self._counted(_fill_up(pixel_values, batch), mask, *options)
+        known.add(batch)
+        return found if batch == images else _first_images(found, images)
+
     def _counted(self, pixel_values: Tensor, pixel_mask: Tensor | None, *options: object) -> PredictedPair:
         """Call the compiled function; a line of the log says how long it compiled."""
         from torch._dynamo.utils import counters
@@ -81,7 +99,7 @@ class CompiledPredict:
             own: dict[str, str | int | bool | Callable[..., object]] | None = None
             if BACKEND == "inductor":
                 own = {"fallback_random": True}
-            self._function = torch.compile(self._eager, fullgraph=True, backend=BACKEND, options=own)
+            self._function = torch.compile(self._eager, fullgraph=True, dynamic=False, backend=BACKEND, options=own)
         before, start = counters["stats"]["unique_graphs"], time.perf_counter()
         found = self._function(pixel_values, pixel_mask, *options)
         if added := counters["stats"]["unique_graphs"] - before:
@@ -119,6 +137,28 @@ def cache_folder() -> str:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return cache_dir() if config.fx_graph_cache else "no folder: TORCHINDUCTOR_FX_GRAPH_CACHE is 0"
+
+
+def _fill_up(tensor: Tensor, batch: int) -> Tensor:
+    """A tensor (B, ...) with its last image repeated until there are `batch` of them."""
+    missing = batch - len(tensor)
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
+
+
+def _first_images(found: PredictedPair, images: int) -> PredictedPair:
+    """What was found in the first images of a batch."""
+
+    def first(value: object) -> object:
+        return value[:images] if isinstance(value, Tensor) else value
+
+    predictions, output = found
+    some = {name: first(value) for name, value in predictions._asdict().items()}
+    for name in ("class_logits", "mask_embeddings", "prior_embeddings"):  # (T, B, ...)
+        if (value := getattr(predictions, name)) is not None:
+            some[name] = value[:, :images]
+    some["prior_features"] = predictions.prior_features  # of all images
+    cut: dict[str, Any] = tree_map(first, dict(output))
+    return QueryPredictions(**cast(dict[str, Any], some)), Mask2FormerDinov3Output(**cut)
 
 
 def _shape_text(tensor: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Run an exported .onnx file instead of a model folder: a runtime behind the interface `Network`.
+"""Run an exported file (.onnx, .pt2) instead of a model folder: a runtime behind the interface `Network`.
 
 The file's metadata (docs/export.md) describe classes, canvas and normalisation; nothing else is needed to use it.
 """
@@ -109,7 +109,7 @@ class OnnxConfig:
 
 
 class OnnxModel(nn.Module):
-    """An .onnx file as a `Network`: takes tensors in main memory, which the runtime copies to its own device."""
+    """An .onnx or .pt2 file as a `Network`: takes tensors in main memory; the runtime copies them to its own device."""
 
     device = torch.device("cpu")
 
@@ -127,7 +127,7 @@ class OnnxModel(nn.Module):
             self.metadata = OnnxMetadata.from_properties(self.session.properties)
         except (KeyError, ValueError) as error:
             got = f"a file without its metadata ({error})"
-            raise CheckpointError(f"{path}: {mismatch('an ONNX file of `mask2former-dinov3 export`', got)}") from error
+            raise CheckpointError(f"{path}: {mismatch('a file of `mask2former-dinov3 export`', got)}") from error
         if (version := self.metadata.format_version) != FORMAT_VERSION:
             advice = "export the model again, or install the version of this package that exported it"
             raise CheckpointError(f"{path}: {mismatch(f'metadata of version {FORMAT_VERSION}', version, advice)}")

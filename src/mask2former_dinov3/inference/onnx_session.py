@@ -1,4 +1,4 @@
-"""What runs an exported file: onnxruntime with one of its providers, or OpenVINO on one of its devices.
+"""What runs an exported file: onnxruntime with one of its providers, OpenVINO on one of its devices, or torch.
 
 A runtime that cannot do what was asked raises an error. onnxruntime by itself would use its CPU provider instead, and
 say so in a log at most.
@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Options with which a provider computes an fp32 file in fp32; by itself CUDA rounds factors of products to 10 bits.
 _FULL_PRECISION = {CUDA: {"use_tf32": "0"}}
-_ONNXRUNTIME, _OPENVINO = "onnxruntime", "openvino"
+_ONNXRUNTIME, _OPENVINO, _TORCH = "onnxruntime", "openvino", "torch"
+PROGRAM = ".pt2"  # the files that torch runs
 
 
 class Session(Protocol):
@@ -123,9 +124,13 @@ def explain_run(runtime: str) -> Iterator[None]:
 def open_session(path: Path, device: str | torch.device | None = None) -> Session:
     """onnxruntime on a device of torch's naming, "cpu" or "cuda"; None for a GPU if onnxruntime can use one.
 
-    Raises OptionError for a device that onnxruntime cannot use, CheckpointError for what is no ONNX file,
-    MissingExtraError without onnxruntime.
+    A .pt2 file is run by torch, on the CPU. Raises OptionError for a device that cannot be used, CheckpointError for
+    what is no exported file, MissingExtraError without onnxruntime.
     """
+    if path.suffix == PROGRAM:
+        if device is not None and str(device) != "cpu":
+            raise OptionError("device", "cpu for a .pt2 file", device)
+        return open_runtime(path, _TORCH)
     require("export", "an .onnx file", "onnxruntime")
     import onnxruntime
 
@@ -145,14 +150,21 @@ def open_session(path: Path, device: str | torch.device | None = None) -> Sessio
 def open_runtime(path: Path, runtime: str, *, full_precision: bool = True, profile: Path | None = None) -> Session:
     """A file in a runtime: "onnxruntime:PROVIDER" or "openvino:DEVICE"; without what follows the colon, on the CPU.
 
+    A .pt2 file has the runtime "torch", other files do not.
     full_precision: compute an fp32 file in fp32, where the runtime would otherwise use a lower precision and has an
     option for it. profile: a folder for temporary files, to count the operators of each provider. Raises OptionError
     for a runtime that is not there, or that onnxruntime replaces by another; CheckpointError for a file that it cannot
     read.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: {mismatch('an .onnx file', 'no such file')}")
+        raise CheckpointError(f"{path}: {mismatch('an exported file', 'no such file')}")
     name, _, place = runtime.partition(":")
+    if path.suffix == PROGRAM:
+        if runtime not in (_TORCH, f"{_TORCH}:CPU"):
+            raise OptionError("runtime", f"{_TORCH} for a {PROGRAM} file", runtime)
+        from .torch_program import TorchSession
+
+        return TorchSession(path)
     if name == _OPENVINO:
         require("openvino", "the runtime openvino", "onnx", "openvino")
     place = place or {_ONNXRUNTIME: CPU, _OPENVINO: "CPU"}.get(name, "")

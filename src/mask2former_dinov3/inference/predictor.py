@@ -33,6 +33,7 @@ from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from .load_images import ImageLike, load_image
 from .network import Network
 from .onnx_model import load_onnx
+from .onnx_session import PROGRAM
 from .settings import InferenceSettings, Threshold, Tta
 from .tiles.image_reader import open_image
 from .tiles.part_reader import ImageReader
@@ -62,10 +63,10 @@ class Predictor(ImagePasses):
         image_scale: ImageScale | None = None,
         compile_model: bool = False,
     ) -> Predictor:
-        """A folder saved by training, a hub id, or an exported .onnx file. device: None for a GPU if there is one.
+        """A folder saved by training, a hub id, or an exported file (.onnx, .pt2).
 
-        value_range, page, channels, image_scale: read and scale images so (see `ReadOptions`) instead of as saved with
-        the model.
+        device: None for a GPU if there is one. value_range, page, channels, image_scale: read and scale images so (see
+        `ReadOptions`) instead of as saved with the model.
         extra_images: where the second file of each image is, for a model that was trained with such files.
         compile_model: compile the network at the first image, which takes a minute or more; the others are then faster.
         Raises CheckpointError when there is no such model or it is of another kind, OptionError for a device that
@@ -165,16 +166,16 @@ def load_model(
     *,
     compile_model: bool = False,
 ) -> tuple[Network, Mask2FormerDinov3ImageProcessor]:
-    """A model with its image processor: an .onnx file (`load_onnx`), a model folder or a hub id (`load_network`).
+    """A model with its image processor: an exported file (`load_onnx`), a model folder or a hub id (`load_network`).
 
     reading: what replaces the saved way to read image files; a difference is logged in one line. compile_model: see
-    `compiled_predict`. Raises OptionError for an .onnx file that is to be compiled.
+    `compiled_predict`. Raises OptionError for an exported file that is to be compiled.
     """
     path = Path(model)
-    is_onnx = path.suffix == ".onnx" and not path.is_dir()
-    if is_onnx and compile_model:
-        raise OptionError("compile", "a model folder, which torch runs", f"the .onnx file {path}")
-    network, processor = load_onnx(path, device) if is_onnx else load_network(model, device)
+    is_exported = path.suffix in (".onnx", PROGRAM) and not path.is_dir()
+    if is_exported and compile_model:
+        raise OptionError("compile", "a model folder, which torch runs", f"the {path.suffix} file {path}")
+    network, processor = load_onnx(path, device) if is_exported else load_network(model, device)
     if isinstance(network, Mask2FormerDinov3ForInstanceSegmentation) and compile_model:
         compile_network(network)
     saved = processor.read_options

@@ -69,14 +69,15 @@ def resize_masks(
         size,
         level,
     )
-    touched = blocks.highest(mask_logits)[queries] > level - ROUNDING * abs(level)  # (n, K, L)
+    logits = mask_logits[queries]
+    touched = blocks.highest(logits) > level - ROUNDING * abs(level)  # (n, K, L)
     at_once = max(1, memory_bytes // blocks.bytes_each())
     # A group of masks has about `at_once` blocks, so the memory for their borders is bounded as well.
     group = touched.flatten(1).sum(1).cumsum(0) // at_once
     counts = group.unique_consecutive(return_counts=True)[1].tolist()
     found = [
-        blocks.masks(mask_logits, some, here, at_once)
-        for some, here in zip(queries.split(counts), touched.split(counts), strict=True)
+        blocks.masks(some, here, at_once)
+        for some, here in zip(logits.split(counts), touched.split(counts), strict=True)
     ]
     return Masks(
         [rle for masks in found for rle in masks.rles],
@@ -100,26 +101,26 @@ class Blocks(NamedTuple):
         return 4 * (2 * tall * wide + BLOCK * (tall + 2 * wide) + 2 * BLOCK**2) + 20 * BLOCK**2
 
     def highest(self, mask_logits: Tensor) -> Tensor:
-        """The highest logit that each block reads: mask_logits (Q, h, w) -> (Q, K, L)."""
+        """The highest logit that each block reads: mask_logits (n, h, w) -> (n, K, L)."""
         axes = [(self.down.reads.tolist(), 1), (self.along.reads.tolist(), 2)]
-        for reads, axis in sorted(axes, key=lambda one: len(one[0])):  # the longer one last: (Q, K, w) may be large
+        for reads, axis in sorted(axes, key=lambda one: len(one[0])):  # the longer one last: (n, K, w) may be large
             parts = [mask_logits.narrow(axis, at[0], at[-1] - at[0] + 1).amax(axis) for at in reads]
             mask_logits = torch.stack(parts, dim=axis)
         return mask_logits
 
-    def masks(self, mask_logits: Tensor, queries: Tensor, touched: Tensor, at_once: int) -> Masks:
-        """The masks of queries (n,), made in the blocks marked in touched (n, K, L), `at_once` blocks at one time."""
-        sums = np.zeros(len(queries))
+    def masks(self, mask_logits: Tensor, touched: Tensor, at_once: int) -> Masks:
+        """The masks of logits (n, h, w), made in the blocks marked in touched (n, K, L), `at_once` at one time."""
+        sums = np.zeros(len(mask_logits))
         borders = [np.zeros(0, dtype=np.int64)]
         for n, y, x in zip(*(index.split(at_once) for index in touched.nonzero(as_tuple=True)), strict=True):
             rows, columns = self.down.reads[y], self.along.reads[x]  # (B, S) each
-            logits = mask_logits[queries[n][:, None, None], rows[:, :, None], columns[:, None, :]].float() - self.level
+            logits = mask_logits[n[:, None, None], rows[:, :, None], columns[:, None, :]].float() - self.level
             logits = self.down.weight[y] @ logits @ self.along.weight[x].mT  # (B, BLOCK, BLOCK)
             inside = (logits > 0).cpu().numpy()
             # -inf outside the mask has a sigmoid of 0; on a CPU this is three times as fast as multiplying by the mask.
             certainty = F.threshold(logits, 0, -math.inf, inplace=True).add_(self.level).sigmoid_().sum((1, 2))
             mask, row, column = (index.cpu().numpy() for index in (n, y, x))
-            sums += np.bincount(mask, certainty.cpu().numpy(), minlength=len(queries))
+            sums += np.bincount(mask, certainty.cpu().numpy(), minlength=len(sums))
             borders.append(borders_of_blocks(inside, mask, row, column, self.size))
         return encode_borders(drop_pairs(np.concatenate(borders)), sums, self.size)
 

@@ -65,7 +65,9 @@ def serve(
     predictor = Predictor(*load_model(model, device, reading, compile_model=compile_model))
     refuse_extra_images(predictor.processor, "serve")
     if compile_model:
-        predict_blank(predictor, sorted({1, limits.batch_size}))  # no request waits for the compiler
+        # No request waits for the compiler, and no batch is filled up to more than twice its size.
+        sizes = [2**power for power in range(limits.batch_size.bit_length()) if 2**power < limits.batch_size]
+        predict_blank(predictor, [*sizes, limits.batch_size])
     listening = _listen(host, port)
     from .app import build_app
     from .middleware import ServerMetrics
