@@ -305,5 +305,7 @@ def test_merger__equals_the_one_in_python(
 def test_merger__says_how_near_the_best_was_where_no_tile_has_an_instance(page: Page) -> None:
     left_out = {"limit": 0, "full": 0, "copies": 0}
     rows = [[{"found": [], "left_out": {**left_out, "best_score": score}} for score in (0.03, 0.01)]]
-    found = page.evaluate(MERGE, [(64, 100), (64, 64), 0.2, 1.0, rows, ["disc", "bar"]])
-    assert (found["annotations"], found["left_out"]["best_score"]) == ([], 0.03)
+    for calibration in (UNCHANGED, ScoreCalibration(1.5, 1.0)):
+        found = page.evaluate(MERGE, [(64, 100), (64, 64), 0.2, 1.0, calibration, 0, rows, ["disc", "bar"]])
+        assert found["annotations"] == []
+        assert found["left_out"]["best_score"] == pytest.approx(float(calibration.apply(0.03)))

@@ -118,8 +118,10 @@ class BatchPredictor:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, PurePosixPath(image).name)
             file.write_bytes(content)
+            options = asdict(self.settings)
+            del options["score_calibration"]  # of the model, which the predictor has, too
             try:
-                return self.predictor(file, **asdict(self.settings))
+                return self.predictor(file, **options)
             except DatasetError as error:
                 raise DatasetError(str(error).replace(str(file), image)) from error
 
