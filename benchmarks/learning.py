@@ -169,7 +169,7 @@ def learn(
 
 
 def score(model: Any, processor: Any, data: CocoData, max_detections: int) -> Row:
-    results = predict_split(model, processor, data, batch_size=4, max_detections=max_detections)
+    results = predict_split(model, processor, data, batch_size=4, max_detections=max_detections, network_scores=True)
     ids = [record.id for record in data.images]
     metrics = evaluate_coco(data.annotations, results, image_ids=ids, max_detections=max_detections)
     return {name: metrics[name] for name in ("AP", "AP50", "AP75", "per_class")}

@@ -40,7 +40,7 @@ STAGES = {
     "model": ("model.modeling:Mask2FormerDinov3ForInstanceSegmentation.forward",),
     "masks": ("inference.image_passes:post_process",),
     "RLE": ("inference.resize_masks:borders_of_blocks", "inference.resize_masks:encode_borders"),
-    "copies": ("inference.postprocess:suppress_copies",),
+    "copies": ("inference.copies:suppress_copies",),
     "merge": ("inference.tiles.merging:Merger.add_row", "inference.tiles.merging:Merger.instances"),
     "JSON": ("serving.app:to_coco_file", "serving.app:JSONResponse.render"),
     "overlay": ("serving.queue:_draw_png",),

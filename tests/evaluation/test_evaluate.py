@@ -221,6 +221,9 @@ def test_evaluate_model__leaves_metrics_and_results_that_agree(
     assert metrics["detections"] == len(results) > 0
     assert {result["category_id"] for result in results} <= {3, 7}
     again = evaluate_model(None, file, None, tmp_path / "again", predictions=tmp_path / "out" / "predictions.json")
+    of_model, of_file = (one["operating_point"].pop("calibration") for one in (metrics, again))
+    assert (of_model["before"], of_file["before"]) == ([1.0, 0.0], None)  # which scores these are is known of a model
+    assert {**of_model, "before": None} == of_file
     assert {**again, "seconds": 0} == {**metrics, "seconds": 0}
     assert json.loads((tmp_path / "again" / "predictions.json").read_text()) == results
     evaluate_model(None, file, None, tmp_path / "out", predictions=tmp_path / "out" / "predictions.json")  # in place

@@ -438,7 +438,7 @@ def test_export__leaves_nothing_when_the_check_fails(
 @pytest.mark.parametrize(
     ("output", "flags", "message"),
     [
-        ("model.pt", {}, "output: expected a file name that ends in .onnx, got OUTPUT"),
+        ("model.pt", {}, "output: expected a file name that ends in .onnx or .pt2, got OUTPUT"),
         ("model.onnx", {"precision": "bf16"}, "precision: expected one of fp32, fp16, int8, got bf16"),
         (
             "model.onnx",

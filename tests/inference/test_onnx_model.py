@@ -79,7 +79,7 @@ def test_from_properties__takes_a_class_map_and_files_without_one() -> None:
 
 
 def test_load_model__refuses_files_that_are_not_ours(foreign: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"foreign.onnx: expected an ONNX file of `mask2former-dinov3 export`"):
+    with pytest.raises(CheckpointError, match=r"foreign.onnx: expected a file of `mask2former-dinov3 export`"):
         load_model(foreign, "cpu")
     with pytest.raises(CheckpointError, match=r"nowhere.onnx: expected an .onnx file, got no such file"):
         load_model(tmp_path / "nowhere.onnx", "cpu")
@@ -93,7 +93,7 @@ def test_load_model__refuses_files_that_are_not_ours(foreign: Path, tmp_path: Pa
     ("changed", "message"),
     [
         ({"format_version": "2"}, "expected metadata of version 1, got 2; export the model again"),
-        ({"classes": "disc"}, "expected an ONNX file of"),
+        ({"classes": "disc"}, "expected a file of"),
         ({"canvas": "[64]"}, "expected metadata that describe an image processor, got metadata that do not"),
         ({"std": "[0, 0, 0]"}, "expected metadata that describe an image processor, got metadata that do not"),
     ],

@@ -178,6 +178,9 @@ def test_predict_rows__reads_each_tile_once_in_batches() -> None:
         def __init__(self) -> None:
             self.processor = SimpleNamespace(prepare=lambda tile: tile)  # type: ignore[assignment]
 
+        def fill(self, settings: InferenceSettings) -> InferenceSettings:
+            return settings
+
         def predict_prepared(self, prepared: Sequence[Any], settings: Any) -> list[Instances]:
             batches.append([tile.shape for tile in prepared])
             return [Instances.from_masks(np.zeros((0, 64, 64), bool), [], []) for _ in prepared]

@@ -50,7 +50,7 @@ def reliability_of(score: Floats, right: Bools) -> tuple[float, list[Reliability
 
     Scores outside of 0..1, which are no probabilities, count in the first or last bin.
     """
-    place = np.clip((score * BINS).astype(np.int64), 0, BINS - 1)
+    place = np.clip(score * BINS, 0, BINS - 1).astype(np.int64)
     count = np.bincount(place, minlength=BINS)
     total, hits = np.bincount(place, score, BINS), np.bincount(place, right, BINS)
     filled = np.flatnonzero(count).tolist()
