@@ -15,7 +15,7 @@ from ..extras import require
 from ..folder_lock import hold_folder
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..inference.onnx_model import OnnxModel
-from ..inference.onnx_session import PROGRAM, open_runtime
+from ..inference.onnx_session import TORCH_PROGRAM, open_runtime
 from ..inference.predictor import load_network
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from .ap_check import compare_ap
@@ -62,7 +62,7 @@ def check_export(
     the file, also if both differ. Raises OptionError for a runtime that is not there, CheckpointError for what cannot
     be loaded and for a file that is of another model; see `CheckedExport.comparison` for differences.
     """
-    is_program = file.suffix == PROGRAM
+    is_program = file.suffix == TORCH_PROGRAM
     if not is_program:
         require("export", "check-export", "onnx")
     runtime = runtime or ("torch" if is_program else "onnxruntime")

@@ -23,7 +23,7 @@ from ..folder_lock import hold_folder
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..inference.network import Network
 from ..inference.onnx_model import DETECTIONS, INPUTS, LOGITS, OnnxMetadata, OnnxModel, data_file
-from ..inference.onnx_session import PROGRAM
+from ..inference.onnx_session import TORCH_PROGRAM
 from ..inference.predictor import load_network
 from ..inference.torch_program import save_program
 from ..model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
@@ -177,12 +177,12 @@ def check_request(
     output: Path, size: tuple[int, int] | None, dynamic: bool, precision: str, calibration_images: Path | None
 ) -> None:
     """Raise ConfigError for wrong options, MissingExtraError for missing packages, before anything takes time."""
-    if output.suffix not in (".onnx", PROGRAM):
-        raise OptionError("output", f"a file name that ends in .onnx or {PROGRAM}", output)
+    if output.suffix not in (".onnx", TORCH_PROGRAM):
+        raise OptionError("output", f"a file name that ends in .onnx or {TORCH_PROGRAM}", output)
     if output.suffix == ".onnx":
         require("export", "export", "onnx", "onnxruntime", "onnxscript")
     elif precision in PRECISIONS[1:]:
-        raise OptionError("precision", f"fp32 for a {PROGRAM} file", precision, "export an .onnx file for it")
+        raise OptionError("precision", f"fp32 for a {TORCH_PROGRAM} file", precision, "export an .onnx file for it")
     if output.is_dir():
         raise OptionError("output", "the name of a file", f"the folder {output}")
     if precision not in PRECISIONS:
@@ -226,7 +226,7 @@ def trace(
     with torch.no_grad(), silence_exporter(), replace_positions():
         graph = ExportGraph(network, count).eval()
         program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
-        if path.suffix == PROGRAM:
+        if path.suffix == TORCH_PROGRAM:
             save_program(program, path, metadata.to_properties(), outputs)
         else:
             write_onnx(program, shapes, path, metadata, outputs)

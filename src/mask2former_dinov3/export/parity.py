@@ -19,7 +19,7 @@ import transformers
 from ..atomic_files import write_text
 from ..errors import CheckpointError, mismatch
 from ..inference.onnx_model import OnnxModel, data_file
-from ..inference.onnx_session import PROGRAM
+from ..inference.onnx_session import TORCH_PROGRAM
 from ..json_files import read_json_object
 from ..version import __version__
 from ..weights.files import sha256_of
@@ -101,7 +101,7 @@ def describe_file(path: Path, exported: OnnxModel) -> dict[str, object]:
         "sha256": sha256_of(path),
         "bytes": path.stat().st_size,
         **weights,
-        "opset": None if path.suffix == PROGRAM else _opset(path),
+        "opset": None if path.suffix == TORCH_PROGRAM else _opset(path),
         "precision": exported.metadata.precision,
         "dynamic": not exported.fixed,
         "size": list(size) if exported.fixed else None,

@@ -30,7 +30,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Options with which a provider computes an fp32 file in fp32; by itself CUDA rounds factors of products to 10 bits.
 _FULL_PRECISION = {CUDA: {"use_tf32": "0"}}
 _ONNXRUNTIME, _OPENVINO, _TORCH = "onnxruntime", "openvino", "torch"
-PROGRAM = ".pt2"  # the files that torch runs
+TORCH_PROGRAM = ".pt2"  # the files that torch runs
 
 
 class Session(Protocol):
@@ -127,7 +127,7 @@ def open_session(path: Path, device: str | torch.device | None = None) -> Sessio
     A .pt2 file is run by torch, on the CPU. Raises OptionError for a device that cannot be used, CheckpointError for
     what is no exported file, MissingExtraError without onnxruntime.
     """
-    if path.suffix == PROGRAM:
+    if path.suffix == TORCH_PROGRAM:
         if device is not None and str(device) != "cpu":
             raise OptionError("device", "cpu for a .pt2 file", device)
         return open_runtime(path, _TORCH)
@@ -159,9 +159,9 @@ def open_runtime(path: Path, runtime: str, *, full_precision: bool = True, profi
     if not path.is_file():
         raise CheckpointError(f"{path}: {mismatch('an exported file', 'no such file')}")
     name, _, place = runtime.partition(":")
-    if path.suffix == PROGRAM:
+    if path.suffix == TORCH_PROGRAM:
         if runtime not in (_TORCH, f"{_TORCH}:CPU"):
-            raise OptionError("runtime", f"{_TORCH} for a {PROGRAM} file", runtime)
+            raise OptionError("runtime", f"{_TORCH} for a {TORCH_PROGRAM} file", runtime)
         from .torch_program import TorchSession
 
         return TorchSession(path)

@@ -33,7 +33,7 @@ from .image_processing import Mask2FormerDinov3ImageProcessor, Prepared
 from .load_images import ImageLike, load_image
 from .network import Network
 from .onnx_model import load_onnx
-from .onnx_session import PROGRAM
+from .onnx_session import TORCH_PROGRAM
 from .settings import InferenceSettings, Threshold, Tta
 from .tiles.image_reader import open_image
 from .tiles.part_reader import ImageReader
@@ -172,7 +172,7 @@ def load_model(
     `compiled_predict`. Raises OptionError for an exported file that is to be compiled.
     """
     path = Path(model)
-    is_exported = path.suffix in (".onnx", PROGRAM) and not path.is_dir()
+    is_exported = path.suffix in (".onnx", TORCH_PROGRAM) and not path.is_dir()
     if is_exported and compile_model:
         raise OptionError("compile", "a model folder, which torch runs", f"the {path.suffix} file {path}")
     network, processor = load_onnx(path, device) if is_exported else load_network(model, device)
