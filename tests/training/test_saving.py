@@ -253,6 +253,7 @@ def test_rehearse__finds_before_the_first_step_what_would_fail_later(
         assert "--shm-size 8g or --ipc=host" in message
     message = "metric_for_best_model: expected a metric that is defined on the validation data, got APl, of which"
     assert refused(metric_for_best_model="APl").startswith(message)
+    assert refused(max_hours=0.0001).startswith("max_hours: expected more than the ")  # no step before the evaluation
     with monkeypatch.context() as patch:
         patch.setattr(rehearsal, "save_model_folder", fail_to_write)
         assert "the disk is full" in refused()
