@@ -199,7 +199,7 @@ def test_set_threshold__stores_the_calibration_of_a_models_own_scores_once(
         config = json.loads((folder / "config.json").read_text())
         assert config["score_calibration"] == pytest.approx(ScoreCalibration(2.0, 0.5).then(found), abs=1e-5)
         assert config["score_threshold"]["bar"] == pytest.approx(float(found.apply(block["threshold"])))
-    assert "scores are calibrated from now on" in capsys.readouterr().out
+    assert "of calibrated scores; it was " in capsys.readouterr().out
     assert main(["set-threshold", "--model", str(folder), "--threshold", "0.3"]) == 0
     by_hand = json.loads((folder / "config.json").read_text())
     assert (by_hand["score_threshold"], by_hand["score_calibration"]) == (0.3, config["score_calibration"])

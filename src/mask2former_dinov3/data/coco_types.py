@@ -73,9 +73,9 @@ class CalibrationNumbers(TypedDict):
 
     error: the expected calibration error at the IoU of the operating point, of the scores as they are; mapped: of the
     scores after a map that was fitted on other images; both -1 without results. scale, shift: of the map. helps:
-    whether it is better on images that it was not fitted on, beyond noise. applied: whether the scores, and so the
-    thresholds, of this evaluation are those after the map. before: scale and shift that the model had; None: unknown,
-    of a file of results.
+    whether it is better on images that it was not fitted on, beyond noise; if not, `why`. applied: whether the scores,
+    and so the thresholds, of this evaluation are those after the map. before: scale and shift that the model had; None:
+    unknown, of a file of results.
     """
 
     scale: float
@@ -83,6 +83,7 @@ class CalibrationNumbers(TypedDict):
     error: float
     mapped: float
     helps: bool
+    why: str
     applied: bool
     before: list[float] | None
 

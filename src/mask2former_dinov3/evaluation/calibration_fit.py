@@ -35,22 +35,29 @@ def choose_calibration(overlaps: Overlaps, matches: ResultMatches) -> Calibratio
     right = matches.right[counted]
     images, image = np.unique(overlaps.result_image[counted], return_inverse=True)
     before = reliability_of(overlaps.score[counted], right)[0]
-    are_chances = bool(((overlaps.score >= 0) & (overlaps.score <= 1)).all())
-    if not are_chances or len(images) < FEWEST_IMAGES or min(right.sum(), (~right).sum()) < FEWEST_OF_EACH:
-        return CalibrationNumbers(
-            scale=1.0, shift=0.0, error=before, mapped=before, helps=False, applied=False, before=None
-        )
+    nothing = CalibrationNumbers(
+        scale=1.0, shift=0.0, error=before, mapped=before, helps=False, why="", applied=False, before=None
+    )
+    hits, misses = int(right.sum()), int((~right).sum())
+    if bool(((overlaps.score < 0) | (overlaps.score > 1)).any()):
+        return {**nothing, "why": "they are not in 0 to 1"}
+    if len(images) < FEWEST_IMAGES:
+        return {**nothing, "why": f"{len(images)} images are too few to calibrate them; {FEWEST_IMAGES} are the least"}
+    if min(hits, misses) < FEWEST_OF_EACH:
+        few = f"{hits} right and {misses} wrong results are too few to calibrate them; {FEWEST_OF_EACH} are the least"
+        return {**nothing, "why": few}
     mapped = _map_by_others(score, right, image, len(images))
     gain = np.bincount(image, _loss(score, right) - _loss(mapped, right), len(images))
     count = np.bincount(image, minlength=len(images))
     gains = np.concatenate([(drawn @ gain) / (drawn @ count) for drawn in draw_weights(len(images), RESAMPLES, 0)])
-    found = _fit(score, right)
+    found, helps = _fit(score, right), bool(np.quantile(gains, (1 - INTERVAL) / 2) > 0)
     return CalibrationNumbers(
         scale=round(found.scale, 6),
         shift=round(found.shift, 6),
         error=before,
         mapped=reliability_of(mapped, right)[0],
-        helps=bool(np.quantile(gains, (1 - INTERVAL) / 2) > 0),
+        helps=helps,
+        why="" if helps else "calibration does not make them better on other images, beyond noise",
         applied=False,
         before=None,
     )

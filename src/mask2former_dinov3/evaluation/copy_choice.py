@@ -12,7 +12,7 @@ from ..data.coco_types import CocoRle
 from ..inference.copies import parts_inside, without_copies
 from .coco_files import ScoredMask
 from .matches import Overlaps, match_overlaps
-from .operating_point import BestF1, Range, active_images, best_f1, best_point, gain_in_f1
+from .operating_point import FEWEST_IMAGES, BestF1, Range, active_images, best_f1, best_point, gain_in_f1
 from .score_curves import CURVE_IOUS, score_curve
 
 COPY_OVERLAPS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -20,7 +20,8 @@ COPY_OVERLAPS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True)
 class CopyChoice:
-    """The best of `COPY_OVERLAPS`. overlap: None where dropping copies does not raise the best F1 beyond noise.
+    """The best of `COPY_OVERLAPS`. overlap: None where dropping copies does not raise the best F1 beyond noise, and on
+    fewer than `FEWEST_IMAGES` images.
 
     dropped: results that it drops, of those at the threshold without it. gain: in F1, of the best overlap, kept or not;
     gains: where 95 % of the resamples of the images lie. overlaps: without the copies where there is an overlap.
@@ -57,7 +58,8 @@ def choose_copy_overlap(overlaps: Overlaps, results: Sequence[ScoredMask]) -> Co
         gain, gains = gain_in_f1(before, best_f1(without, match_overlaps(without, CURVE_IOUS[0]), images))
         if best.dropped == 0 or gains[0] > best.gains[0]:
             best = CopyChoice(overlap, dropped, gain, gains, without)
-    return best if best.gains[0] > 0 else replace(best, overlap=None, overlaps=overlaps)
+    is_kept = best.gains[0] > 0 and len(images) >= FEWEST_IMAGES
+    return best if is_kept else replace(best, overlap=None, overlaps=overlaps)
 
 
 _Pairs = list[tuple[int, int, float]]

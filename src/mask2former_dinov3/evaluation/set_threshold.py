@@ -53,7 +53,7 @@ def set_threshold(
     chosen = store_threshold(model, fields["score_threshold"], fields["score_threshold_source"], overall, **others)
     text = f"{model / 'config.json'}: score threshold {threshold_text(chosen, fields['score_threshold_source'])}"
     if overall != block["threshold"]:
-        text += f"; scores are calibrated from now on, which makes {overall:.4g} of {block['threshold']:.4g}"
+        text += f", of calibrated scores; it was {block['threshold']:.4g} before calibration"
     elif before is None and calibration_in(numbers) != UNCHANGED:
         text += "; the scores stay as they are: calibrated ones need an evaluation of the model, not of a file"
     return [*operating_lines(block), text]

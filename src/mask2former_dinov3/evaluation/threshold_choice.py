@@ -270,8 +270,10 @@ def operating_lines(block: OperatingBlock) -> list[str]:
 
 
 def _calibration_lines(numbers: CalibrationNumbers | None) -> list[str]:
-    if numbers is None or not numbers["helps"]:
+    if numbers is None:
         return []
+    if not numbers["helps"]:
+        return [f"  scores stay as they are: {numbers['why']}"] if numbers["why"] else []
     known = f"{numbers['mapped']:.3f} instead of {numbers['error']:.3f} (expected calibration error on other images)"
     if numbers["applied"]:
         return [f"  scores are calibrated, and so are the thresholds: {known}"]

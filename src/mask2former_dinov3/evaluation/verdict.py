@@ -102,7 +102,7 @@ def _threshold(numbers: ReportNumbers) -> VerdictSentence:
     if block["threshold"] is None:
         return VerdictSentence("No result finds an object, so no threshold can be chosen.", "threshold")
     point = block["points"][f"{block['iou']:.2f}"]
-    doubt = f" This choice is not stable: {block['why']}." if not block["stable"] else ""
+    doubt = f" This choice is {block['why']}." if not block["stable"] else ""
     copies = block["copies"]["overlap"]
     dropped = "" if copies is None else f" Copies are dropped (copy_overlap {copies:g})."
     text = (
