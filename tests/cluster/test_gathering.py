@@ -17,6 +17,7 @@ import pytest
 from mask2former_dinov3.cluster.gathering import Batches, BatchSummary, Gathering
 from mask2former_dinov3.cluster.shards import ShardFolder, tables_of
 from mask2former_dinov3.errors import CheckpointError, UserError
+from mask2former_dinov3.inference.score_calibration import ScoreCalibration
 from mask2former_dinov3.instances import Instances
 
 SETTINGS = {"threshold": 0.5, "model_sha256": "abc"}
@@ -137,6 +138,14 @@ def test_shard_folder__refuses_other_settings_and_other_folders(output: str) -> 
         match=r"expected an empty folder, or results of .*, got results without settings\.json; choose another",
     ):
         ShardFolder(output, SETTINGS)
+
+
+def test_shard_folder__goes_on_with_settings_that_json_stores_in_another_type(output: str) -> None:
+    several = {**SETTINGS, "threshold": (0.5, 0.4), "score_calibration": ScoreCalibration(1.5, -2.0)}
+    ShardFolder(output, several)
+    ShardFolder(output, several)
+    with pytest.raises(UserError, match=r"score_calibration: \[1.5, -2.0\] there, \[1.5, -1.0\] now$"):
+        ShardFolder(output, {**several, "score_calibration": ScoreCalibration(1.5, -1.0)})
 
 
 def test_shard_folder__drops_what_a_killed_run_left_half_written(output: str) -> None:

@@ -275,12 +275,10 @@ def _describe_results(
         del values["tta"]
     if settings.score_calibration in (None, UNCHANGED):
         del values["score_calibration"]
-    if isinstance(settings.threshold, tuple):
-        values["threshold"] = list(settings.threshold)  # as JSON reads it
     return {
         "model_sha256": digest.hexdigest(),
         **values,
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in reading.given.items()},
+        **reading.given,
         "categories": [{"id": id_, "name": name} for id_, name in predictor.categories],
     }
 

@@ -162,12 +162,13 @@ class ShardFolder:
             self.filesystem.rm_file(f"{self.root}/failures/{name}")
 
     def _check_settings(self, settings: Mapping[str, object]) -> None:
-        path = f"{self.root}/settings.json"
+        path, text = f"{self.root}/settings.json", json.dumps(settings, indent=2, ensure_ascii=False)
+        settings = json.loads(text)  # as the stored ones are read: a tuple is a list
         if not self.filesystem.exists(path):
             if any(self._names(kind) for kind in KINDS):
                 expected, got = "an empty folder, or results of this command", "results without settings.json"
                 raise UserError(f"{self.output}: {mismatch(expected, got, 'choose another output')}")
-            self._put("settings.json", json.dumps(settings, indent=2, ensure_ascii=False).encode())
+            self._put("settings.json", text.encode())
             return
         stored = parse_json_object(self.filesystem.cat_file(path), path, "settings of batch-predict (JSON)")
         different = [key for key in {**stored, **settings} if stored.get(key) != settings.get(key)]
