@@ -162,6 +162,11 @@ def test_from_pretrained__with_new_classes_makes_a_folder_that_loads(
     assert stored.category_ids == [3, 7]
     assert stored.score_threshold is None
     assert stored.class_map == {"disk": "disc"}
+    stored.score_calibration = [1.5, -2.0]
+    with caplog.at_level(logging.WARNING):
+        stored.id2label = names
+    assert stored.score_calibration is None
+    assert "score_calibration: left out, because the classes are now a, b, c" in caplog.text
     with pytest.raises(ValueError, match="category_ids: expected 3"):
         Mask2FormerDinov3Config(num_labels=3, category_ids=[1, 2])
 

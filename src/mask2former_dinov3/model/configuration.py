@@ -128,7 +128,8 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
         decoder_layers: as in Hugging Face's config: 10 means 9 layers and the initial prediction.
 
     New classes (`id2label` or `num_labels` set later, or given to `from_pretrained` with `ignore_mismatched_sizes`)
-    make the fields that belong to the old ones None: category_ids, class_map and score_threshold; a warning names them.
+    make the fields that belong to the old ones None: category_ids, class_map, score_threshold and score_calibration; a
+    warning names them.
     Raises ValueError, with field, value and remedy, for values that this architecture does not support.
     """
 
@@ -224,12 +225,11 @@ class Mask2FormerDinov3Config(PreTrainedConfig):
             "category_ids": is_count_new,
             "class_map": not {name for name in (self.class_map or {}).values() if name is not None} <= names,
             "score_threshold": is_count_new or (isinstance(threshold, dict) and set(threshold) != names),
+            "score_calibration": is_count_new,
         }
         forgotten = [name for name, is_old in old.items() if is_old and self.__dict__.get(name) is not None]
         for name in forgotten:
             super().__setattr__(name, None)
-        if is_count_new:
-            self.score_calibration = None
         if "score_threshold" in forgotten:
             self.score_threshold_source = None
         if forgotten:
