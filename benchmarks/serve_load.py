@@ -28,6 +28,7 @@ import psutil
 from load_client import MAX_BYTES, MAX_CONNECTIONS, MAX_PIXELS, MAX_QUEUE, TIMEOUT, Client, Seen
 from machine import describe_machine
 from mask2former_dinov3.sample_data import SAMPLE
+from server_process import start_server
 
 WINDOW = 5  # minutes, for latencies over time
 WARM_UP = 1 / 2  # fraction of the run whose memory is not compared: rare requests set its peak late
@@ -55,21 +56,8 @@ def server(model: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     flags["max-connections"] = MAX_CONNECTIONS
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "mask2former_dinov3", "serve", "--model", model, "--port", "0", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if found := re.search(r"http://\S+:(\d+)$", line.strip()):
-                break
-        else:
-            raise SystemExit("the server did not start")
-        threading.Thread(
-            target=lambda: [None for _ in process.stderr or ()], daemon=True
-        ).start()  # else a full pipe stops the server
-        yield process, int(found[1])
-    finally:
-        if process.poll() is None:
-            process.kill()
+    with start_server(command) as found:
+        yield found
 
 
 def watch_memory(process: subprocess.Popen[str], end: float, every: float) -> list[tuple[float, float]]:

@@ -14,9 +14,7 @@ import importlib
 import io
 import json
 import os
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -29,6 +27,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from server_process import start_server
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = "mask2former_dinov3"
@@ -115,19 +115,8 @@ def server(model: str, source: Path | None, report: Path) -> Iterator[int]:
     """The port of a server of this model. source: the folder `src` of another version of the package."""
     command = [sys.executable, __file__, "--report", str(report), "--model", model]
     environment = os.environ | ({"PYTHONPATH": str(source)} if source else {})
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if found := re.search(r"http://\S+:(\d+)$", line.strip()):
-                break
-        else:
-            raise SystemExit("the server did not start")
-        threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
-        yield int(found[1])
-    finally:
-        process.kill()
-        process.wait()
+    with start_server(command, environment) as (_, port):
+        yield port
 
 
 def ask(port: int, data: bytes, query: str) -> tuple[float, Any]:
