@@ -120,8 +120,10 @@ def test_operating_block__with_calibrated_scores_the_thresholds_are_theirs() -> 
     assert block["calibration"] == {**plain["calibration"], "applied": True}
     assert block["points"] == plain["points"]
     assert block["threshold"] == pytest.approx(float(calibration.apply(plain["threshold"] or 0)), abs=0.01)  # rounded
-    assert stored_threshold(block, "toy")["score_threshold"]["class 7"] == block["threshold"]  # type: ignore[index]
-    assert stored_threshold(block, "toy")["score_calibration"] == list(calibration)
+    stored = stored_threshold(block, "toy")
+    assert isinstance(stored["score_threshold"], dict)
+    assert stored["score_threshold"]["class 7"] == block["threshold"]
+    assert stored["score_calibration"] == list(calibration)
     assert "scores are calibrated, and so are the thresholds" in "\n".join(operating_lines(block))
     assert "calibrated scores would be better" in "\n".join(operating_lines(plain))
     results: Any = scene.results

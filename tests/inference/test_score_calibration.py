@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mask2former_dinov3.errors import OptionError
-from mask2former_dinov3.inference.predictor import Predictor
+from mask2former_dinov3.inference.predictor import Predictor, load_network
 from mask2former_dinov3.inference.score_calibration import UNCHANGED, ScoreCalibration
 from mask2former_dinov3.inference.settings import InferenceSettings, Tta
 from mask2former_dinov3.sample_data import SAMPLE
@@ -43,10 +43,11 @@ def test_network_threshold__is_the_threshold_of_scores_before_the_map() -> None:
 
 @pytest.mark.parametrize(("tile", "tta"), [(None, "none"), (96, "none"), (None, "horizontal"), (96, "horizontal")])
 def test_predictor__calibrated_scores_are_those_of_the_network_after_the_map(tile: int | None, tta: Tta) -> None:
-    predictor = Predictor.from_pretrained(SAMPLE / "model", "cpu")
+    network, processor = load_network(SAMPLE / "model", "cpu")
+    predictor = Predictor(network, processor)
     image = np.array(Image.open(IMAGE).convert("RGB"))[:128, :160]
     found = predictor(image, threshold=0.02, tile=tile, tta=tta)
-    predictor.model.config.score_calibration = list(MAP)  # type: ignore[misc]  # of torch models it can be set
+    network.config.score_calibration = list(MAP)
     least = float(MAP.apply(found.scores[len(found) // 2]).astype(np.float32))  # exactly the score of an instance
     mapped = predictor(image, threshold=least, tile=tile, tta=tta)
     assert len(mapped) == int((MAP.apply(found.scores).astype(np.float32) >= least).sum()) > 3

@@ -96,8 +96,8 @@ class OperatingBlock(TypedDict):
     is reached. stable: whether the choice can be trusted; if not, `why`. images: with a result or an object. points:
     IoU ("0.50", "0.75") -> counts at the threshold; default: the same at the threshold 0.5. intervals: precision,
     recall, f1 and threshold -> where 95 % of the resamples of the images lie. per_class: name -> the same of one class.
-    copies: of the results; if their overlap is a number, all counts are without them. calibration: of
-    the scores. curves: IoU -> counts over the threshold.
+    copies: of the results; if their overlap is a number, all counts are without them. calibration: of the
+    scores. curves: IoU -> counts over the threshold.
     """
 
     data: str

@@ -320,7 +320,7 @@ def _hold_out_valid(splits: dict[str, Split], valid_split: float) -> tuple[dict[
     number = min(max(round(valid_split * len(names)), 1), len(names) - 1)
     files = list(names.values())
     paths, _ = locate_images(names, train, FaultReport(str(train.annotations)))
-    joined = join_equal_files(sibling_keys(files), [*paths.values()])
+    joined = join_equal_files(sibling_keys(files), list(paths.values()))
     keys = dict(zip(names, joined, strict=True))
     valid_ids = choose_groups(keys, number)
     together = describe_groups(names, keys)

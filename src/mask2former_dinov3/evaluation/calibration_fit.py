@@ -5,8 +5,6 @@ D results, I images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit, xlog1py, xlogy
@@ -68,10 +66,10 @@ def calibration_in(numbers: CalibrationNumbers | None) -> ScoreCalibration:
     return ScoreCalibration(numbers["scale"], numbers["shift"]) if numbers and numbers["helps"] else UNCHANGED
 
 
-def calibrate_results(results: Sequence[CocoResult], numbers: CalibrationNumbers | None) -> list[CocoResult]:
+def calibrate_results(results: list[CocoResult], numbers: CalibrationNumbers | None) -> list[CocoResult]:
     """Results with the scores after the map that was applied in their evaluation; as they are where none was."""
     if numbers is None or not numbers["applied"]:
-        return list(results)
+        return results
     scores = calibration_in(numbers).apply([result["score"] for result in results]).astype(np.float32)
     return [CocoResult(**{**result, "score": score}) for result, score in zip(results, scores.tolist(), strict=True)]
 

@@ -17,7 +17,7 @@ from ..model_folder.contents import check_model_folder
 from ..model_folder.thresholds import store_threshold
 from .calibration_fit import calibration_in
 from .operating_point import Aim
-from .threshold_choice import choose_again, map_of_thresholds, operating_lines, stored_threshold
+from .threshold_choice import choose_again, operating_lines, stored_maps, stored_threshold
 
 
 def set_threshold(
@@ -49,7 +49,7 @@ def set_threshold(
     others: dict[str, object] = {"copy_overlap": fields["copy_overlap"]}
     if before is not None or (numbers is not None and numbers["applied"]):
         others["score_calibration"] = fields["score_calibration"]
-    overall = float(map_of_thresholds(block, before).apply(block["threshold"]))
+    overall = float(stored_maps(block, before)[0].apply(block["threshold"]))
     chosen = store_threshold(model, fields["score_threshold"], fields["score_threshold_source"], overall, **others)
     text = f"{model / 'config.json'}: score threshold {threshold_text(chosen, fields['score_threshold_source'])}"
     if overall != block["threshold"]:

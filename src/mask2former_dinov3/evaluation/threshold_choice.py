@@ -156,11 +156,16 @@ def without_curves(block: OperatingBlock) -> OperatingBlock:
     return OperatingBlock(**{**block, "per_class": classes, "curves": {}})
 
 
-def map_of_thresholds(block: OperatingBlock, before: ScoreCalibration | None) -> ScoreCalibration:
-    """The map from thresholds of an evaluation to those that a model stores. before: see `stored_threshold`."""
+def stored_maps(block: OperatingBlock, before: ScoreCalibration | None) -> tuple[ScoreCalibration, ScoreCalibration]:
+    """The map from thresholds of an evaluation to those that a model stores, and the calibration that it stores.
+
+    before: see `stored_threshold`.
+    """
     numbers = block.get("calibration")
-    is_applied = numbers is not None and numbers["applied"]
-    return UNCHANGED if is_applied or before is None else calibration_in(numbers)
+    found = calibration_in(numbers)
+    if numbers is not None and numbers["applied"]:
+        return UNCHANGED, found
+    return (UNCHANGED, UNCHANGED) if before is None else (found, before.then(found))
 
 
 def stored_threshold(block: OperatingBlock, data: str, before: ScoreCalibration | None = UNCHANGED) -> StoredThreshold:
@@ -171,9 +176,8 @@ def stored_threshold(block: OperatingBlock, data: str, before: ScoreCalibration 
     """
     if block["threshold"] is None:
         return NOT_STORED
-    later, numbers, classes = map_of_thresholds(block, before), block.get("calibration"), block["per_class"]
-    is_applied = numbers is not None and numbers["applied"]
-    calibration = calibration_in(numbers) if is_applied else (before or UNCHANGED).then(later)
+    later, calibration = stored_maps(block, before)
+    classes = block["per_class"]
     by_class = {name: float(later.apply(one["threshold"])) for name, one in classes.items()}
     overall = float(later.apply(block["threshold"]))
     return StoredThreshold(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LARGEST_COUNT = 2**31 - 1  # COCO's evaluation counts in 32 bits
 SMALLEST_TILE = 32  # pixels a side
 LARGEST_OVERLAP = 0.5  # fraction of a tile; at half, a pixel would lie in three tiles of one row
-_ROUNDING = 1 - 2.0**-20
+_ROUNDING = 1 - 2.0**-20  # more than float32 and the two maps of a score can lose
 DEFAULT_THRESHOLD = 0.5  # of a model without a threshold of its own
 
 Tta = Literal["none", "horizontal", "both", "all"]

@@ -196,9 +196,9 @@ class Run:
         """COCO metrics of a split at the images' original size, the results behind them, and what was scored.
 
         The processes share the images; all of them return the same. Scores of the validation split are calibrated again
-        if that helps, as `best/` will give them. records: only some of its images. Images that
-        cannot be read are not scored, which the notes say. Raises DatasetError when they are more than `max_bad_images`
-        allows, and KeyboardInterrupt, on all processes, when a stop is requested.
+        if that helps, as `best/` will give them. records: only some of its images. Images that cannot be read are not
+        scored, which the notes say. Raises DatasetError when they are more than `max_bad_images` allows, and
+        KeyboardInterrupt, on all processes, when a stop is requested.
         """
         data, accelerator = self.data[split], self.accelerator
         if records is not None:
