@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,20 @@ def test_suggest__follows_size_number_and_shape_of_the_data(toy_dataset: Path) -
     assert found["num_train_epochs"] == 567  # 3,400 images in all
     assert found["num_warmup_steps"] == 30
     assert found["checkpointing_steps"] == 85  # a tenth of 851
+
+
+@pytest.mark.parametrize(("cores", "told"), [(2, 2), (64, None)])
+def test_suggest_recipe__starts_no_more_workers_than_this_machine_has_cores(
+    cores: int, told: int | None, toy_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """few-images asks for four; a recipe for another machine (with a GPU's memory given) keeps them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    config, data = TrainConfig(output_dir="unused", dataset_name=str(toy_dataset)), report_of(toy_dataset).data["train"]
+    chosen = {one.option: one for one in suggest_recipe(data, config, name="few-images").choices}
+    assert (chosen["dataloader_num_workers"].value if "dataloader_num_workers" in chosen else None) == told
+    if told:
+        assert chosen["dataloader_num_workers"].reason == "4 in the recipe; 2 CPU cores here."
+    assert suggest_recipe(data, config, 80.0, name="few-images").options["dataloader_num_workers"] == 4
 
 
 @pytest.mark.parametrize(

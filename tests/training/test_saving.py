@@ -219,17 +219,24 @@ def test_save_checkpoint__leaves_a_usable_one_after_a_power_cut_at_any_moment(
 def test_find_checkpoint__takes_the_newest_whole_one_and_says_so(
     straight: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """What power cuts leave: files that are empty, cut, or have a hole of zeros, in the middle or everywhere."""
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
     assert find_checkpoint("latest", folder) == folder / "checkpoint-2"
-    for name in ("optimizer.pt", "rng.pt", "model.safetensors", "state.json"):
-        shutil.rmtree(folder)
-        shutil.copytree(straight, folder)
-        truncate(folder / "checkpoint-2" / name)
-        caplog.clear()
-        assert find_checkpoint("latest", folder) == folder / "checkpoint-1"
-        assert f"an older checkpoint is used: {folder / 'checkpoint-2'}" in caplog.text
-        assert name in caplog.text
+    for name in ("optimizer.pt", "rng.pt", "model.safetensors", "state.json", "config.json"):
+        file = folder / "checkpoint-2" / name
+        content = file.read_bytes()
+        middle = len(content) // 2
+        hole = content[: middle - 8] + bytes(16) + content[middle + 8 :]
+        for damaged in (b"", content[:100], content[:middle], bytes(len(content)), hole):
+            assert damaged != content
+            file.write_bytes(damaged)
+            caplog.clear()
+            assert find_checkpoint("latest", folder) == folder / "checkpoint-1"
+            assert f"an older checkpoint is used: {folder / 'checkpoint-2'}" in caplog.text
+            assert name in caplog.text
+        file.write_bytes(content)
+    assert find_checkpoint("latest", folder) == folder / "checkpoint-2"
 
 
 def test_rehearse__finds_before_the_first_step_what_would_fail_later(

@@ -23,7 +23,7 @@ from ..json_files import is_integer, is_number, read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import RunDescription
 from ..model_folder.folder import card_of, write_model_files
-from ..weights.files import first_reason, save_tensors, shapes_in
+from ..weights.files import CHECKSUM_SUFFIX, check_checksum, first_reason, save_tensors
 from ..weights.loading import load_network_config, load_pretrained
 from ..weights.lora import unmerged_state
 
@@ -163,17 +163,30 @@ def remove_old_checkpoints(output_dir: Path, keep: int | None) -> None:
 
 
 def find_damage(path: Path) -> str | None:
-    """Why a checkpoint cannot be resumed from, as far as the sizes and ends of its files tell; None if it is whole."""
+    """Why a checkpoint cannot be resumed from, or None. All its files are read: a power cut can leave holes."""
     missing = [name for name in CHECKPOINT_FILES if not (path / name).is_file()]
     if missing:
         return f"{path}: without {', '.join(missing)}"
+    weights = path / "model.safetensors"
+    checksum = weights.with_name(weights.name + CHECKSUM_SUFFIX)
     try:
         read_state(path)
-        shapes_in(path / "model.safetensors")
+        load_network_config(str(path))
+        if checksum.is_file():
+            check_checksum(weights, checksum)
     except UserError as error:
         return str(error).partition(";")[0]
-    cut = [name for name in ("optimizer.pt", "rng.pt") if not zipfile.is_zipfile(path / name)]
-    return f"{path}: {cut[0]} is cut" if cut else None
+    damaged = [name for name in ("optimizer.pt", "rng.pt") if not _is_whole_archive(path / name)]
+    return f"{path}: {damaged[0]} is damaged" if damaged else None
+
+
+def _is_whole_archive(file: Path) -> bool:
+    """Whether a file of `torch.save` has all its parts, with the check sums (CRC-32) that were written with them."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except Exception:  # damaged headers make zipfile raise errors of ten kinds: of text, of numbers, of ends
+        return False
 
 
 def find_checkpoint(resume_from: str, output_dir: Path) -> Path:
@@ -185,17 +198,19 @@ def find_checkpoint(resume_from: str, output_dir: Path) -> Path:
     if resume_from == "latest":
         steps = [(checkpoint_step(path), path) for path in output_dir.glob("checkpoint-*")]
         found = sorted((step, path) for step, path in steps if step is not None)
-        damage = {path: find_damage(path) for _, path in reversed(found)}
-        whole = next((path for path, reason in damage.items() if reason is None), None)
-        for path in damage if whole else ():
-            if path == whole:
-                break
-            logger.warning("not whole, so an older checkpoint is used: %s", damage[path])
+        damage: list[str] = []
+        for _, path in reversed(found):
+            reason = find_damage(path)
+            if reason is None:
+                for other in damage:
+                    logger.warning("not whole, so an older checkpoint is used: %s", other)
+                return path
+            damage.append(reason)
         complete = list_checkpoints(output_dir)
-        if whole is None and not complete:
+        if not complete:
             advice = "leave the option out to start a new run"
             raise OptionError(option, f"a checkpoint-* folder in {output_dir}", "none", advice)
-        return whole or complete[-1]  # reading a damaged one says what is wrong
+        return complete[-1]  # reading it says what is wrong
     path = Path(resume_from)
     missing = [name for name in CHECKPOINT_FILES if not (path / name).is_file()]
     if missing:

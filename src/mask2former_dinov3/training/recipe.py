@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,7 @@ def suggest_recipe(
     sizes = None if data is None else measure_objects(data, (1, 1), _LOOKED_AT_IMAGES)
     if data is None or sizes is None or not len(sizes.areas):
         raise DatasetError(f"suggest: {mismatch('a train split with objects to measure', 'none')}")
+    is_here = gpu_memory is None  # else the recipe is for another machine
     gpu_memory = memory_of_gpu() if gpu_memory is None else gpu_memory
     images = len(data.images)
     first = _choose_base(images, gpu_memory)
@@ -139,6 +141,8 @@ def suggest_recipe(
     choices += _choose_schedule(facts, canvas, {**base, **{one.option: one.value for one in choices}, **given})
     if gpu_memory is None and not facts.from_scratch:
         choices.append(Choice("mixed_precision", None, "no GPU here: as set by accelerate, else float32."))
+    if is_here:
+        choices += _choose_workers(base)
     chosen = {one.option for one in choices}
     fixed = {key: value for key, value in base.items() if key not in chosen}
     return Recipe(facts.name, tuple(choices), fixed | _paths_of(config))
@@ -313,6 +317,14 @@ def _choose_schedule(facts: _Facts, canvas: tuple[int, int], chosen: dict[str, o
     text = f"{warm_up}, at most a tenth of the {steps:,} steps."
     yield Choice("num_warmup_steps", min(warm_up, steps // 10), text)
     yield Choice("checkpointing_steps", max(steps // 10, 1), "ten evaluations in the run.")
+
+
+def _choose_workers(base: Mapping[str, object]) -> Iterator[Choice]:
+    """Fewer processes that read images where the machine has fewer cores: more of them only wait for each other."""
+    workers = base.get("dataloader_num_workers")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(workers, int) and workers > cores:
+        yield Choice("dataloader_num_workers", cores, f"{workers} in the recipe; {count_of(cores, 'CPU core')} here.")
 
 
 def _duration(minutes: float) -> str:
