@@ -120,6 +120,7 @@ def test_apply_recipe__uses_the_weights_that_were_named(
         config = apply(toy_dataset, backbone="weights/here")
     assert (config.recipe, config.backbone, config.freeze_backbone) == ("few-images", "weights/here", True)
     assert config.mixed_precision is None
+    assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 4  # 16 take minutes on a CPU
     assert "recipe: few-images (the weights weights/here were named)" in caplog.text
 
 
