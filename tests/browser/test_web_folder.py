@@ -15,11 +15,18 @@ import numpy as np
 import onnx
 import pytest
 from faster_coco_eval.core import mask as rle_codec
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from playwright.sync_api import Page, expect
 
 from mask2former_dinov3.browser.viewer_page import MIN_THRESHOLD, STATIC, start_threshold
-from mask2former_dinov3.browser.web_folder import WEB_FILES, check_reading, export_web, fill_web_folder
+from mask2former_dinov3.browser.web_folder import (
+    WEB_FILES,
+    check_reading,
+    expected_numbers,
+    export_web,
+    fill_web_folder,
+)
 from mask2former_dinov3.browser.web_runtime import RUNTIME_FILES, find_runtime
 from mask2former_dinov3.canvas import padded_size
 from mask2former_dinov3.errors import OptionError
@@ -31,7 +38,7 @@ from mask2former_dinov3.inference.onnx_model import OnnxModel
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import DEFAULTS
 from mask2former_dinov3.sample_data import SAMPLE
-from support.chromium import CHROMIUM, chromium, file_server
+from support.chromium import CHROMIUM, WITH_WEBGPU, chromium, file_server
 
 IMAGES = [SAMPLE / "valid" / name for name in ("853a4c67900c411a.png", "6fc83b33896f58a4.png", "66236902b874b7e4.png")]
 SLOW = 400_000  # milliseconds: of a machine that runs much else; 2 s otherwise
@@ -126,6 +133,59 @@ def tiled(
         page.close()
 
 
+def write_small_network(file: Path, sample_file: Path) -> None:
+    """A network of one convolution with the inputs, outputs and metadata of the bundled one."""
+    kernel = np.random.default_rng(0).normal(size=(250, 3, 4, 4)).astype(np.float32)
+    classes = np.random.default_rng(1).normal(size=(1, 250, 2)).astype(np.float32)
+    constants = [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(classes, "classes")]
+    nodes = [
+        helper.make_node("Conv", ["pixel_values", "kernel"], ["masks_queries_logits"], strides=[4, 4]),
+        helper.make_node("ReduceMean", ["masks_queries_logits"], ["mean"], keepdims=1),
+        helper.make_node("Squeeze", ["mean"], ["squeezed"]),
+        helper.make_node("Cast", ["pixel_mask"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMin", ["real"], ["least"], keepdims=0),
+        helper.make_node("Mul", ["squeezed", "least"], ["shift"]),
+        helper.make_node("Add", ["classes", "shift"], ["class_queries_logits"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 3, 256, 256]),
+        helper.make_tensor_value_info("pixel_mask", TensorProto.BOOL, ["batch", 256, 256]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("class_queries_logits", TensorProto.FLOAT, ["batch", 250, 2]),
+        helper.make_tensor_value_info("masks_queries_logits", TensorProto.FLOAT, ["batch", 250, 64, 64]),
+    ]
+    graph = helper.make_graph(nodes, "small", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model.metadata_props.extend(onnx.load(sample_file).metadata_props)
+    onnx.save(model, file)
+
+
+@in_browser
+def test_page__uses_webgpu_only_if_it_gives_the_known_numbers(sample_file: Path, tmp_path: Path) -> None:
+    """Chromium's WebGPU of software computes what onnxruntime does; with other numbers expected the page leaves it."""
+    folder = write_page(tmp_path / "page", sample_file).path.parent
+    write_small_network(folder / "model.onnx", sample_file)
+    described = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    known = expected_numbers(OnnxModel(folder / "model.onnx", "cpu"))
+    assert {name: len(numbers) for name, numbers in known.items()} == {
+        "class_queries_logits": 256,
+        "masks_queries_logits": 256,
+    }
+    exchanged = {**known, "masks_queries_logits": [-number for number in known["masks_queries_logits"]]}
+    with chromium(*WITH_WEBGPU) as browser, file_server(folder) as (address, _):
+        for check, told in (
+            (known, "in this browser with WebGPU."),
+            (exchanged, "WebAssembly, in one thread (WebGPU failed: it gives other numbers than onnxruntime on a CPU)"),
+        ):
+            (folder / "model.json").write_text(json.dumps({**described, "check": check}))
+            page = browser.new_page()
+            page.goto(f"{address}/index.html?device=webgpu")
+            expect(page.locator("#m2f-where")).to_contain_text("with Web", timeout=SLOW)
+            expect(page.locator("#m2f-where")).to_contain_text(told)
+            page.close()
+
+
 def predict(page: Page, image: Path) -> None:
     """Give an image to the page and wait for its end."""
     page.set_input_files(".m2f-other input" if page.locator(".m2f-other").is_visible() else ".m2f-drop input", image)
@@ -175,6 +235,7 @@ def test_fill_web_folder__writes_the_viewer_of_the_server_and_the_models_values(
     assert model["settings"]["threshold"] == start_threshold(network.config)
     scale = metadata.image_scale
     assert (model["factor"], model["settings"]["whole"]) == ((None, None) if scale == "fit" else (1.0, metadata.canvas))
+    assert model["check"] == expected_numbers(network)
     assert (folder / "CODE_LICENSE.txt").read_text(encoding="utf-8").startswith("MIT License")
 
 

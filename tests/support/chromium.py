@@ -13,14 +13,16 @@ from playwright.sync_api import Browser, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
+WITH_WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")  # computed on the CPU
 FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in QUIET)]
 
 
 @contextmanager
 def chromium(*flags: str) -> Iterator[Browser]:
-    """A running browser."""
+    """A running browser. flags: beside the usual ones; with WITH_WEBGPU pages have a GPU of software."""
+    usual = [flag for flag in FLAGS if flag != "--disable-gpu" or "--enable-unsafe-webgpu" not in flags]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*usual, *flags])
         yield browser
         browser.close()
 

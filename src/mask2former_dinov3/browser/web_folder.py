@@ -10,6 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from string import Template
 
+import numpy as np
+import torch
+
 from ..atomic_files import write_folder
 from ..canvas import padded_size
 from ..errors import OptionError
@@ -17,7 +20,7 @@ from ..export.onnx_export import Export
 from ..export.parity import parity_file
 from ..folder_lock import hold_folder
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
-from ..inference.onnx_model import OnnxConfig, OnnxMetadata, OnnxModel, data_file
+from ..inference.onnx_model import LOGITS, OnnxConfig, OnnxMetadata, OnnxModel, data_file
 from ..inference.score_calibration import UNCHANGED
 from ..inference.settings import DEFAULTS
 from ..inference.tiles.grid import Passes
@@ -42,6 +45,7 @@ WEB_FILES = ("page.js", "page.css", "viewer.js", "viewer.css", "worker.js", "pix
 MODEL_FILE = "model.onnx"
 MAX_PIXELS = 50_000_000  # of an image: as `serve`; the browser holds its pixels at four bytes each
 MAX_TILES = 1_000  # of an image: as `serve`
+CHECKED_NUMBERS = 256  # at most, of each output of the network
 
 
 def export_web(
@@ -92,9 +96,8 @@ def fill_web_folder(folder: Path, name: str) -> None:
     metadata, config = network.metadata, network.config
     megabytes = (folder / MODEL_FILE).stat().st_size / 1e6
     (folder / "index.html").write_text(_index(name, metadata, config, megabytes), encoding="utf-8")
-    (folder / "model.json").write_text(
-        json.dumps(describe_page_model(metadata, config), indent=1) + "\n", encoding="utf-8"
-    )
+    described = describe_page_model(metadata, config) | {"check": expected_numbers(network)}
+    (folder / "model.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     for file in WEB_FILES:
         shutil.copyfile(STATIC / file, folder / file)
     shutil.copyfile(SAMPLE_IMAGE, folder / "sample.png")
@@ -126,6 +129,23 @@ def describe_page_model(metadata: OnnxMetadata, config: OnnxConfig) -> dict[str,
         "max_tiles": MAX_TILES,
         "settings": viewer_settings(config, f"{accepted}; they stay on this machine", passes.whole),
     }
+
+
+def expected_numbers(network: OnnxModel) -> dict[str, list[float]]:
+    """Outputs of the network here, on the CPU, for an image of numbers that worker.js makes too (`checkImage`).
+
+    With them the page notices a GPU on which the network computes something else. Of each output CHECKED_NUMBERS,
+    evenly spread over it.
+    """
+    height, width = padded_size(*network.metadata.canvas)
+    pixels = (np.arange(3 * height * width, dtype=np.int64) * 7919 % 257) / 128 - 1
+    outputs = network.forward(torch.from_numpy(pixels.astype(np.float32).reshape(1, 3, height, width)))
+    found = {}
+    for name in LOGITS:
+        flat = outputs[name].flatten()
+        step = max(1, len(flat) // CHECKED_NUMBERS)
+        found[name] = [round(number, 4) for number in flat[::step][:CHECKED_NUMBERS].tolist()]
+    return found
 
 
 def _index(name: str, metadata: OnnxMetadata, config: OnnxConfig, megabytes: float) -> str:
