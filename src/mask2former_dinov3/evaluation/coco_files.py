@@ -34,7 +34,7 @@ from ..data.coco_json import (
 )
 from ..data.faults import FaultReport, Place, count_of, quote
 from ..data.formats.format_table import read_content
-from ..data.layout import Split
+from ..data.layout import Split, name_of_data
 from ..data.numbers import number, whole_number
 from ..data.placeholders import drop_placeholders, project_category, used_categories
 from ..data.read_rules import ReadRules, note_dropped
@@ -79,14 +79,15 @@ class ScoredMask(TypedDict):
 class GroundTruth:
     """Annotations ready to be scored against.
 
-    name: what messages call the file. images, categories: id in the file -> our number, counted from 1 in the order of
-    the ids. skipped: ids of images in the file that are left out, by `image_ids` or by `rules`. skipped_categories: ids
-    of unused categories under another's name. sizes: our image number -> (height, width). names: category names in the
-    order of our numbers. annotations: with our numbers. listed: the file's entries under `images` and `categories`.
-    notes: what the reader of the score should know.
+    name: what messages call the file; data: what cards and config.json call it. images, categories: id in the file ->
+    our number, counted from 1 in the order of the ids. skipped: ids of images in the file that are left out, by
+    `image_ids` or by `rules`. skipped_categories: ids of unused categories under another's name. sizes: our image
+    number -> (height, width). names: category names in the order of our numbers. annotations: with our numbers. listed:
+    the file's entries under `images` and `categories`. notes: what the reader of the score should know.
     """
 
     name: str
+    data: str
     images: dict[int, int]
     skipped: frozenset[int]
     skipped_categories: frozenset[int]
@@ -154,10 +155,12 @@ def read_ground_truth(
         note_dropped([image_id for image_id in entries if image_id in dropped], faults)
     kept = [row for row, one in enumerate(found) if one.where[0] not in dropped]
     scored = wanted - dropped
+    skipped = frozenset(images) - scored
     truth = GroundTruth(
         name=name,
+        data="part of " * bool(skipped) + _data_of(annotations),
         images={key: number for key, number in images.items() if key in scored},
-        skipped=frozenset(images) - scored,
+        skipped=skipped,
         sizes={images[key]: (height, width) for key, (_, height, width) in entries.items() if key in scored},
         categories=categories,
         skipped_categories=_ids_of(sections["categories"]) - categories.keys(),
@@ -182,6 +185,14 @@ def _name_of(annotations: Source | Mapping[str, object] | Split) -> str:
     if isinstance(annotations, Mapping):
         return "annotations"
     return str(annotations.annotations if isinstance(annotations, Split) else annotations)
+
+
+def _data_of(annotations: Source | Mapping[str, object] | Split) -> str:
+    """What cards and config.json call it."""
+    if isinstance(annotations, Mapping):
+        return "annotations"
+    subset = annotations.subset if isinstance(annotations, Split) else ""
+    return name_of_data(Path(_name_of(annotations)), subset)
 
 
 def _parse_masks(
