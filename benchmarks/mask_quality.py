@@ -1,10 +1,10 @@
 """What a better ranking of the results would bring: an oracle, a mask-quality head, IoU-aware class targets.
 
-`head` ranks the results of a trained model anew and prints AP, its difference to the model's own ranking with the
+`head` ranks the results of a trained model again and prints AP, its difference to the model's own ranking with the
 interval of a paired bootstrap, and the calibration error (ECE) before and after Platt scaling: by the true IoU of each
 mask (what perfect ranking would bring), and by the IoU that a small network predicts from what the frozen model knows
 of a query (Mask Scoring R-CNN, arXiv:1903.00241). That network and the scaling are fitted to images of `--fit`, which
-the model should not have been trained on. `tune` goes on with the training of a model, and with `--iou-aware` the
+the model should not have been trained on. `tune` continues the training of a model, and with `--iou-aware` the
 target of a matched query's class is the IoU of its mask (VarifocalNet, arXiv:2008.13367, section 3.2, for a softmax).
 
     mask_quality.py head runs/x/best --data nuclei --fit nuclei --fit-every 10 --views both --output quality.json
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from learning import RECIPE, keep, train_until
 from mask2former_dinov3.allocator import keep_freed_memory
 from mask2former_dinov3.config.train_config import load_config
-from mask2former_dinov3.data.array_types import Floats, Ints
+from mask2former_dinov3.data.array_types import Bools, Floats, Ints
 from mask2former_dinov3.data.coco import CocoData, read_coco
 from mask2former_dinov3.data.images import read_image
 from mask2former_dinov3.data.layout import find_splits
@@ -75,7 +75,7 @@ class Ranked(NamedTuple):
     left_out: int
 
     @property
-    def own_class(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def own_class(self) -> Bools:
         """Pairs of a result and an object of its class, without crowd regions."""
         o = self.overlaps
         same = o.result_category[o.pair_result] == o.object_category[o.pair_object]

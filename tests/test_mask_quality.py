@@ -85,9 +85,10 @@ def test_main__tunes_a_model_and_leaves_a_row_for_each_ranking(
     model_folder: Path, toy_dataset: Path, tmp_path: Path, quality: Any
 ) -> None:
     rows, tuned = tmp_path / "rows.json", tmp_path / "tuned"
-    small = ["image_height=64", "image_width=64", "num_queries=8", "per_device_train_batch_size=2"]
+    sizes = {"image_height": 64, "image_width": 64, "per_device_train_batch_size": 2, "dataloader_num_workers": 0}
+    (tmp_path / "recipe.json").write_text(json.dumps(sizes | {"backbone": "tiny", "freeze_backbone": False}))
     words = [str(model_folder), str(tuned), "--data", str(toy_dataset), "--images", "2", "--iou-aware"]
-    quality.main(["tune", *words, "--set", *small])
+    quality.main(["tune", *words, "--config", str(tmp_path / "recipe.json"), "--set", "num_warmup_steps=0"])
     quality.main(["head", str(tuned), "--data", str(toy_dataset), "--views", "horizontal", "--output", str(rows)])
     content = json.loads(rows.read_text())
     assert len(content["rows"]) == 9
