@@ -181,7 +181,7 @@ def test_train__overfits_the_toy_set_to_a_high_ap(toy_dataset: Path, tmp_path: P
         assert stored["score_threshold"] == block["threshold"]
         assert stored["score_threshold_source"]["metric"] == "best F1"
         assert stored["score_threshold_source"]["data"] == block["data"]
-        assert block["data"].endswith("/valid")
+        assert block["data"].endswith("/train")
         assert (
             f"Score threshold: {block['threshold']:g} (best F1" in (tmp_path / "run" / name / "README.md").read_text()
         )
