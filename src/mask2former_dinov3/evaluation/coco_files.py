@@ -119,8 +119,7 @@ def read_ground_truth(
     image_ids: only these images of it; None: those of the split, or all. rules: what crowd flags and incomplete images
     mean; None: as for the split, or as in COCO. Areas and boxes are the file's own where it has them (COCO bins by the
     annotated area), else the mask's. Annotations without a mask are left out, with a note; those whose mask covers no
-    pixel are objects that nothing can match, as in pycocotools. Raises DatasetError listing every annotation that
-    cannot be scored.
+    pixel are objects that nothing can match, as in pycocotools. Raises DatasetError listing all that cannot be scored.
     """
     if isinstance(annotations, Split):
         rules = rules or annotations.rules
@@ -155,12 +154,11 @@ def read_ground_truth(
         note_dropped([image_id for image_id in entries if image_id in dropped], faults)
     kept = [row for row, one in enumerate(found) if one.where[0] not in dropped]
     scored = wanted - dropped
-    skipped = frozenset(images) - scored
     truth = GroundTruth(
         name=name,
-        data="part of " * bool(skipped) + _data_of(annotations),
+        data=_data_of(annotations, whole=scored >= images.keys()),
         images={key: number for key, number in images.items() if key in scored},
-        skipped=skipped,
+        skipped=frozenset(images) - scored,
         sizes={images[key]: (height, width) for key, (_, height, width) in entries.items() if key in scored},
         categories=categories,
         skipped_categories=_ids_of(sections["categories"]) - categories.keys(),
@@ -187,12 +185,12 @@ def _name_of(annotations: Source | Mapping[str, object] | Split) -> str:
     return str(annotations.annotations if isinstance(annotations, Split) else annotations)
 
 
-def _data_of(annotations: Source | Mapping[str, object] | Split) -> str:
-    """What cards and config.json call it."""
-    if isinstance(annotations, Mapping):
-        return "annotations"
+def _data_of(annotations: Source | Mapping[str, object] | Split, *, whole: bool) -> str:
+    """What cards and config.json call it. whole: all images of it count."""
     subset = annotations.subset if isinstance(annotations, Split) else ""
-    return name_of_data(Path(_name_of(annotations)), subset)
+    named = not isinstance(annotations, Mapping)
+    name = name_of_data(Path(_name_of(annotations)), subset) if named else "annotations"
+    return name if whole else f"part of {name}"
 
 
 def _parse_masks(
