@@ -36,6 +36,7 @@ from mask2former_dinov3.data.sampler import TrainingOrder
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.evaluation.coco_files import GroundTruth, ScoredMask, read_ground_truth, read_results
 from mask2former_dinov3.evaluation.evaluate import predict_split
+from mask2former_dinov3.model.criterion.loss import Mask2FormerCriterion
 from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.training.batches import training_dataset
 from mask2former_dinov3.training.build_model import build_model, build_processor, resolve_auto
@@ -107,20 +108,20 @@ def batches(config: TrainConfig, processor: Any, train: CocoData) -> Iterator[di
     return iter(DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers))
 
 
-def learn(
+def train_until(
     side: str,
     config: TrainConfig,
     train: CocoData,
-    scored: CocoData,
     unit: str,
     marks: Sequence[float],
     device: str,
-    metric: str = "ap",
-) -> Iterator[Row]:
-    """Train until the last of `marks`, minutes or images as `unit` says; a row at each of them."""
-    chosen_on = train.images[::HELD_OUT_EVERY] if metric == "stardist" else None
+    criterion: type[Mask2FormerCriterion] = Mask2FormerCriterion,
+) -> Iterator[tuple[Row, Any, Any]]:
+    """Train until the last of `marks`, minutes or images as `unit` says: at each of them what was spent, the model to
+    be judged and its image processor. criterion: of our side."""
     torch.manual_seed(config.seed)
     ours = build_model(config, train)
+    ours.criterion = criterion(ours.config)
     processor = build_processor(config, ours)
     model: Any = ours
     if side == "baseline":
@@ -158,13 +159,8 @@ def learn(
         spent["cpu_seconds"] += time.process_time() - cpu_start
         spent["images"] += config.per_device_train_batch_size
         if spent[unit] >= marks[reached]:
-            judged = averaged.model if averaged else model
-            metrics = score(judged, processor, scored, config.max_detections)
-            if chosen_on is not None:
-                choice = dataclasses.replace(train, images=chosen_on)
-                metrics |= score_as_stardist(judged, processor, scored, choice)
+            yield {"mark": marks[reached], **spent}, averaged.model if averaged else model, processor
             model.train()
-            yield {"mark": marks[reached], **spent, **metrics}
             reached += 1
 
 
@@ -219,7 +215,11 @@ def main(argv: Sequence[str]) -> None:
                 given = {"output_dir": "unused", "dataset_name": str(root), "seed": seed, **options}
                 config, _ = load_config(args.config, given | (STOCK if side == "baseline" else {}))
                 config = resolve_auto(config, train)
-                for row in learn(side, config, train, scored, unit, marks, args.device, args.metric):
+                for spent, model, processor in train_until(side, config, train, unit, marks, args.device):
+                    row = spent | score(model, processor, scored, config.max_detections)
+                    if args.metric == "stardist":
+                        choice = dataclasses.replace(train, images=train.images[::HELD_OUT_EVERY])
+                        row |= score_as_stardist(model, processor, scored, choice)
                     told = {"data": name, "held_out": args.held_out, "side": side, "seed": seed, "set": options}
                     whole = {**told, "unit": unit, "budget": marks[-1], **row}
                     print(json.dumps(whole), flush=True)

@@ -7,6 +7,7 @@ crowd, an image without objects, images that are not square.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from mask2former_dinov3.inference.image_processing import Mask2FormerDinov3Image
 from mask2former_dinov3.model import Mask2FormerDinov3Config, Mask2FormerDinov3ForInstanceSegmentation
 from support.coco import rle_of
 from support.memory import give_back_memory
+from support.paths import BENCHMARKS
 from support.processes import call_in_fork
 
 # The commands keep freed memory for their next tensors; a test process that runs many of them would never shrink.
@@ -128,6 +130,13 @@ def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_split(root / "train", 6, seed=0)
     write_split(root / "valid", 4, seed=1)
     return root
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of the benchmarks folder, which is no package: script("baseline")."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
 
 
 @pytest.fixture

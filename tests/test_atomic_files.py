@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from mask2former_dinov3.atomic_files import move_folder, remove_folder, sweep, write_bytes, write_folder, write_text
+from mask2former_dinov3.atomic_files import (
+    check_writable,
+    move_folder,
+    remove_folder,
+    sweep,
+    write_bytes,
+    write_folder,
+    write_text,
+)
 from mask2former_dinov3.errors import CheckpointError
 from support.crashes import PowerCuts, end_at
 
@@ -116,3 +124,19 @@ def test_move_folder__makes_the_folder_of_the_new_name(tmp_path: Path) -> None:
     move_folder(tmp_path / "last", tmp_path / "aside" / "1" / "last")
     assert version(tmp_path / "aside" / "1" / "last") == "old"
     assert not (tmp_path / "last").exists()
+
+
+def test_check_writable__leaves_folders_as_they_were(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    check_writable(tmp_path / "a")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file/b: the folder cannot be made"):
+        check_writable(tmp_path / "file" / "b")
+
+
+def test_write_text__makes_the_folder(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "text", "new")
+    assert (tmp_path / "a" / "b" / "text").read_text() == "new"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import math
@@ -29,13 +28,6 @@ from mask2former_dinov3.sample_data import SAMPLE
 from support.coco import rle_of
 from support.paths import BENCHMARKS
 from support.processes import PipedPython, run_python
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a module of the benchmarks folder, which is no package: script("baseline")."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 def numbers_of(row: dict[str, Any]) -> list[float]:

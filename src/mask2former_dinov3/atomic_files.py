@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -48,7 +48,8 @@ def write_folder(path: Path) -> Iterator[Path]:
 def write_file(path: Path) -> Iterator[TextIO]:
     """Give a text file under a temporary name that replaces `path` when the block ends without an error.
 
-    The text is UTF-8. A name that is not, a lone surrogate in Python, is written as an escape that JSON has too.
+    Its folder is made if needed. The text is UTF-8. A name that is not, a lone surrogate in Python, is written as an
+    escape that JSON has too.
     Raises CheckpointError when it cannot be written; what stood at `path` is then unchanged.
     """
     with (
@@ -131,8 +132,9 @@ def make_folder(path: Path) -> None:
 def check_writable(folder: Path) -> None:
     """Make the folder and a file in it, so that an output folder that cannot be written is reported before the work.
 
-    Raises CheckpointError.
+    Folders that this makes are removed again: a command that is refused later leaves none. Raises CheckpointError.
     """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         make_folder(folder)
     except OSError as error:
@@ -141,6 +143,9 @@ def check_writable(folder: Path) -> None:
         ) from error
     write_text(folder / ".probe", "")
     (folder / ".probe").unlink()
+    with suppress(OSError):  # another process has written into it
+        for one in made:
+            one.rmdir()
 
 
 def flush(path: Path) -> None:
@@ -194,6 +199,7 @@ def _replace(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` that is renamed to it when the block ends without an error."""
     temporary = _beside(path, _WRITING)
     try:
+        make_folder(path.parent)
         temporary.unlink(missing_ok=True)  # if it is a link, opening it would write to the link's target
         yield temporary
         publish(temporary, path)

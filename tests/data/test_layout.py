@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mask2former_dinov3.data.layout import find_splits
+from mask2former_dinov3.data.layout import find_splits, name_of_data
 from mask2former_dinov3.errors import DatasetError, OptionError
 
 
@@ -231,3 +231,27 @@ def test_find_splits__an_id_beyond_64_bits_does_not_end_the_division(tmp_path: P
     splits, _ = find_splits(tmp_path, valid_split=0.4)
     held = [split.image_ids for split in splits.values()]
     assert sorted(one for ids in held if ids is not None for one in ids) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("path", "subset", "name"),
+    [
+        ("/data/nuclei/valid/_annotations.coco.json", "", "nuclei/valid"),
+        ("/data/fruits/annotations/instances_val.json", "", "fruits/instances_val"),
+        ("/data/set/train.json", "", "set/train"),
+        ("/data/yolo/set", "val", "yolo/set/val"),
+        ("a.json", "", "a"),
+    ],
+)
+def test_name_of_data__tells_the_splits_of_a_data_set_apart_and_no_more_of_its_path(
+    path: str, subset: str, name: str
+) -> None:
+    assert name_of_data(Path(path), subset) == name
+
+
+def test_name_of_data__is_the_same_for_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "nuclei" / "valid" / "_annotations.coco.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    monkeypatch.chdir(file.parent)
+    assert name_of_data(Path(file.name)) == name_of_data(file) == "nuclei/valid"

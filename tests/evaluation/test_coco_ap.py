@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 
 from mask2former_dinov3.errors import DatasetError, OptionError
 from mask2former_dinov3.evaluation import coco_ap
-from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
+from mask2former_dinov3.evaluation.coco_ap import cut_notes, evaluate_coco
 from support.coco_reference import Scene, blob, by_pycocotools, disturbed, moved, random_scene, rle
 from support.paths import PACKAGE
 
@@ -366,3 +366,12 @@ def test_evaluate_coco__of_many_classes_takes_memory_for_those_that_are_there() 
     assert {name: many["per_class"][name] for name in few["per_class"]} == few["per_class"]
     assert {many["per_class"][str(one["name"])] for one in more} == {-1.0}
     assert peak < 100e6
+
+
+def test_cut_notes__are_about_results_without_low_scores() -> None:
+    high = [{"score": 0.4 + place / 100} for place in range(20)]
+    (note,) = cut_notes(high)
+    assert note.startswith("no result has a score below 0.4: with a score threshold applied, AP is lower than that of")
+    assert cut_notes([*high, {"score": 0.05}]) == []
+    assert cut_notes(high[:19]) == []  # too few to tell
+    assert cut_notes([]) == []

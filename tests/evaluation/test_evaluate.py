@@ -226,6 +226,9 @@ def test_evaluate_model__leaves_metrics_and_results_that_agree(
     assert {**of_model, "before": None} == of_file
     assert {**again, "seconds": 0} == {**metrics, "seconds": 0}
     assert json.loads((tmp_path / "again" / "predictions.json").read_text()) == results
+    (tmp_path / "cut.json").write_text(json.dumps([{**one, "score": 0.5 + one["score"] / 2} for one in results]))
+    cut = evaluate_model(None, file, None, tmp_path / "of_cut", predictions=tmp_path / "cut.json")
+    assert any(note.startswith("no result has a score below 0.5") for note in cut["notes"])
     evaluate_model(None, file, None, tmp_path / "out", predictions=tmp_path / "out" / "predictions.json")  # in place
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "evaluation.json",

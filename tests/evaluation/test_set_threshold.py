@@ -69,11 +69,11 @@ def test_set_threshold__goes_into_config_card_and_whatever_uses_the_model(folder
     disc, bar = (block["per_class"][name]["threshold"] for name in ("disc", "bar"))
     assert bar == block["threshold"]
     assert config["score_threshold"] == {"disc": disc, "bar": bar}
-    assert config["score_threshold_source"]["data"].endswith("/toy")
+    assert config["score_threshold_source"]["data"].endswith("toy/truth")
     assert config["score_threshold_source"]["metric"] == "best F1"
     assert (folder / "model.safetensors").read_bytes() == weights
     (line,) = [one for one in (folder / "README.md").read_text().splitlines() if one.startswith("Score threshold: ")]
-    assert re.search(r"\(best F1, IoU 0.5, \S+/toy, 60 images, ", line)
+    assert re.search(r"\(best F1, IoU 0.5, \S*toy/truth, 60 images, ", line)
     predictor = Predictor.from_pretrained(folder, "cpu")
     assert predictor.fill(DEFAULTS).threshold == (disc, bar)
 
@@ -120,6 +120,11 @@ def test_set_threshold__says_what_it_cannot_use(folder: Path, evaluation: Path, 
         set_threshold(folder, threshold=1.5)
     with pytest.raises(CheckpointError, match="expected a model folder, got no folder"):
         set_threshold(tmp_path / "none", threshold=0.5)
+    advice = r"run `evaluate --model M --output DIR` and give its DIR, or a run folder$"
+    with pytest.raises(DatasetError, match=rf"evaluate, got a folder without metrics\.json; {advice}"):
+        set_threshold(folder, tmp_path)
+    with pytest.raises(DatasetError, match=rf"evaluate, got no such file or folder; {advice}"):
+        set_threshold(folder, tmp_path / "none")
     (tmp_path / "metrics.json").write_text('{"AP": 0.5}')
     with pytest.raises(DatasetError, match="expected metrics with an operating_point, got one without"):
         set_threshold(folder, tmp_path)

@@ -19,7 +19,6 @@ from mask2former_dinov3.evaluation.score_curves import score_curve
 from mask2former_dinov3.evaluation.threshold_choice import (
     NOT_STORED,
     choose_again,
-    name_of_data,
     operating_block,
     operating_lines,
     stored_threshold,
@@ -85,7 +84,7 @@ def test_operating_block__a_class_with_few_objects_takes_the_threshold_of_all() 
     assert (few["own"], few["threshold"]) == (False, block["threshold"])
     assert few["why"] == f"{few['objects']} objects, fewer than 20"
     assert (none["own"], none["threshold"], none["objects"]) == (False, block["threshold"], 0)
-    stored = stored_threshold(block, "toy, valid")
+    stored = stored_threshold(block)
     calibration = calibration_in(block["calibration"])
     assert block["calibration"]["helps"]
     assert not block["calibration"]["applied"]
@@ -95,16 +94,16 @@ def test_operating_block__a_class_with_few_objects_takes_the_threshold_of_all() 
         "class 90": float(calibration.apply(few["threshold"])),
     }
     assert stored["score_calibration"] == list(calibration)
-    unknown = stored_threshold(block, "toy, valid", None)  # nothing may follow a calibration that is not known
+    unknown = stored_threshold(block, None)  # nothing may follow a calibration that is not known
     assert unknown["score_calibration"] is None
     assert unknown["score_threshold"] == {name: one["threshold"] for name, one in block["per_class"].items()}
-    earlier = stored_threshold(block, "toy, valid", ScoreCalibration(2.0, 0.5))
+    earlier = stored_threshold(block, ScoreCalibration(2.0, 0.5))
     assert earlier["score_threshold"] == stored["score_threshold"]
     assert earlier["score_calibration"] == pytest.approx(ScoreCalibration(2.0, 0.5).then(calibration), abs=1e-6)
     assert stored["copy_overlap"] is None
     source = stored["score_threshold_source"]
     assert source is not None
-    assert {**source, "date": ""} == {"metric": "best F1", "iou": 0.5, "data": "toy, valid", "images": 20, "date": ""}
+    assert {**source, "date": ""} == {"metric": "best F1", "iou": 0.5, "data": "annotations", "images": 20, "date": ""}
     text = "\n".join(operating_lines(block))
     assert f"score threshold {block['threshold']:g}, best F1 at IoU 0.5: precision " in text
     assert f"by class: class 1 {many['threshold']:g}" in text
@@ -120,7 +119,7 @@ def test_operating_block__with_calibrated_scores_the_thresholds_are_theirs() -> 
     assert block["calibration"] == {**plain["calibration"], "applied": True}
     assert block["points"] == plain["points"]
     assert block["threshold"] == pytest.approx(float(calibration.apply(plain["threshold"] or 0)), abs=0.01)  # rounded
-    stored = stored_threshold(block, "toy")
+    stored = stored_threshold(block)
     assert isinstance(stored["score_threshold"], dict)
     assert stored["score_threshold"]["class 7"] == block["threshold"]
     assert stored["score_calibration"] == list(calibration)
@@ -138,7 +137,7 @@ def test_operating_block__without_a_right_result_there_is_no_threshold() -> None
     scene.results.clear()
     block = block_of(scene)
     assert block["threshold"] is None
-    assert stored_threshold(block, "toy") == NOT_STORED
+    assert stored_threshold(block) == NOT_STORED
     assert operating_lines(block) == ["operating point: none, no result finds an object"]
     assert choose_again(block, Aim(target_recall=0.5))["threshold"] is None
 
@@ -198,19 +197,6 @@ def test_evaluate_coco__counts_results_beyond_the_limit_of_coco_for_the_operatin
     short = without_curves(few["operating_point"])
     assert short["curves"] == short["per_class"]["class 1"]["curves"] == {}
     assert few["operating_point"]["curves"]
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("/data/nuclei/valid/_annotations.coco.json", "nuclei/valid"),
-        ("valid/a.json", "valid"),
-        ("/data/yolo/set", "yolo/set"),
-        ("a.json", "a.json"),
-    ],
-)
-def test_name_of_data__is_the_end_of_a_path(path: str, name: str) -> None:
-    assert name_of_data(path) == name
 
 
 def test_operating_block__a_threshold_holds_on_images_that_were_held_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -179,7 +180,8 @@ def test_train__overfits_the_toy_set_to_a_high_ap(toy_dataset: Path, tmp_path: P
         stored = json.loads((tmp_path / "run" / name / "config.json").read_text())
         assert stored["score_threshold"] == block["threshold"]
         assert stored["score_threshold_source"]["metric"] == "best F1"
-        assert stored["score_threshold_source"]["data"].endswith(", valid")
+        assert stored["score_threshold_source"]["data"] == block["data"]
+        assert block["data"].endswith("/train")
         assert (
             f"Score threshold: {block['threshold']:g} (best F1" in (tmp_path / "run" / name / "README.md").read_text()
         )
@@ -428,11 +430,15 @@ def test_train__refuses_a_folder_it_cannot_write(toy_dataset: Path, tmp_path: Pa
         train(make_config(toy_dataset, tmp_path / "file" / "run"))
 
 
-def test_train__refuses_to_overwrite_a_run(toy_dataset: Path, tmp_path: Path) -> None:
+def test_train__refuses_to_overwrite_a_run_before_it_says_anything(
+    toy_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run = tmp_path / "run"
     train(make_config(toy_dataset, run, max_train_steps=1))
-    with pytest.raises(OptionError) as caught:
+    caplog.clear()
+    with caplog.at_level(logging.INFO), pytest.raises(OptionError) as caught:
         train(make_config(toy_dataset, run))
+    assert caplog.messages == []
     assert str(caught.value) == (
         f"output_dir: expected a folder without a run, got {run} with an earlier run; "
         "resume it with --resume-from-checkpoint latest, or choose another --output-dir"

@@ -212,7 +212,9 @@ def test_load_backbone__refuses_another_kind_of_network(tmp_path: Path) -> None:
 
 def test_load_backbone__names_a_folder_without_weights(tmp_path: Path) -> None:
     small_vit().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"expected model\.safetensors or pytorch_model\.bin, got no file of weights$"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors or pytorch_model\.bin, got no file of weights; copy the file"
+    ):
         load_backbone(str(tmp_path))
 
 

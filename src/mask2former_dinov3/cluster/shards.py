@@ -205,7 +205,6 @@ class ShardFolder:
     def _put(self, name: str, data: bytes) -> None:
         path = f"{self.root}/{name}"
         if self.is_local:
-            Path(path).parent.mkdir(exist_ok=True)
             write_bytes(Path(path), data)
         else:
             self.filesystem.pipe_file(path, data)  # object stores write atomically

@@ -91,7 +91,7 @@ class CalibrationNumbers(TypedDict):
 class OperatingBlock(TypedDict):
     """The operating point of an evaluation.
 
-    data: name of the data: the last folders of its path. aim: what the threshold is chosen for. iou: at which a result
+    data: name of the data, see `name_of_data`. aim: what the threshold is chosen for. iou: at which a result
     finds an object. threshold: of all classes together; None if no result finds an object. reached: whether the target
     is reached. stable: whether the choice can be trusted; if not, `why`. images: with a result or an object. points:
     IoU ("0.50", "0.75") -> counts at the threshold; default: the same at the threshold 0.5. intervals: precision,

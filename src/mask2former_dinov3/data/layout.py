@@ -63,6 +63,24 @@ class Split:
     reading: Reading | None = field(default=None, compare=False, repr=False)
 
 
+def name_of_data(annotations: Path, subset: str = "") -> str:
+    """A short name of the data in an annotation file, the same for training and evaluation: "nuclei/valid".
+
+    The last two folders, or, where the file has a name of its own, the folder of the data set and that name
+    ("fruits/instances_val"). Cards of models are public, so they show no more of a path. subset: see `Split`.
+    """
+    path = annotations.absolute() if annotations.exists() else annotations
+    if not path.suffix:
+        parts = path.parts
+    elif path.name in (_ROBOFLOW_FILE, _FIFTYONE_FILE):
+        parts = path.parts[:-1]
+    else:
+        folders = [one for one in path.parts[:-1] if one != "annotations"]
+        parts = (*folders, path.stem)
+    shown = [one for one in parts if one != path.anchor][-2:]
+    return "/".join([*shown, *([subset] if subset else [])]) or path.name
+
+
 def find_splits(
     dataset: Path | str | None,
     *,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import cast
@@ -22,6 +22,7 @@ from ..data.coco_types import Metrics
 from ..data.layout import Split
 from ..data.read_rules import ReadRules
 from ..inference.settings import InferenceSettings
+from ..json_files import is_number
 from .coco_files import (
     GroundTruth,
     ScoredMask,
@@ -34,6 +35,7 @@ from .result_ids import NamedResults, read_both_forms, translate_results
 from .threshold_choice import operating_block
 from .truth_notes import duplicate_notes, misplaced_notes, overlap_notes
 
+_LOW_SCORE, _FEWEST_CUT = 0.1, 20  # least score, and number of results, from which a threshold was applied
 _NEAR_ZERO = 0.1  # AP50 below which results may belong to other images
 CATEGORIES_AT_ONCE = 256
 """COCO's evaluation takes 0.3 MB for each class at a time, as Python's floats."""
@@ -169,6 +171,18 @@ def ceiling_notes(truth: GroundTruth, limit: int, reason: str = "max_detections"
         f"{images} of {len(truth.images)} images hold more than {limit} instances of one class ({reason}={limit}; up "
         f"to {max(crowded)}): AP cannot be above {np.mean(precisions):.3f} nor AR above {np.mean(recalls):.3f}, "
         f"however good the masks"
+    ]
+
+
+def cut_notes(entries: Sequence[object]) -> list[str]:
+    """One sentence if no result of a file has a low score: a threshold was applied, and AP misses what it cut off."""
+    scores = [one["score"] for one in entries if isinstance(one, Mapping) and is_number(one.get("score"))]
+    least = min(scores, default=0.0)
+    if len(scores) < _FEWEST_CUT or least < _LOW_SCORE:
+        return []
+    return [
+        f"no result has a score below {least:.2g}: with a score threshold applied, AP is lower than that of the model; "
+        f"`evaluate --model`, or results of `predict --threshold 0`, give the AP of all results"
     ]
 
 

@@ -34,7 +34,7 @@ from ..data.coco_json import (
 )
 from ..data.faults import FaultReport, Place, count_of, quote
 from ..data.formats.format_table import read_content
-from ..data.layout import Split
+from ..data.layout import Split, name_of_data
 from ..data.numbers import number, whole_number
 from ..data.placeholders import drop_placeholders, project_category, used_categories
 from ..data.read_rules import ReadRules, note_dropped
@@ -79,14 +79,15 @@ class ScoredMask(TypedDict):
 class GroundTruth:
     """Annotations ready to be scored against.
 
-    name: what messages call the file. images, categories: id in the file -> our number, counted from 1 in the order of
-    the ids. skipped: ids of images in the file that are left out, by `image_ids` or by `rules`. skipped_categories: ids
-    of unused categories under another's name. sizes: our image number -> (height, width). names: category names in the
-    order of our numbers. annotations: with our numbers. listed: the file's entries under `images` and `categories`.
-    notes: what the reader of the score should know.
+    name: what messages call the file; data: what cards and config.json call it. images, categories: id in the file ->
+    our number, counted from 1 in the order of the ids. skipped: ids of images in the file that are left out, by
+    `image_ids` or by `rules`. skipped_categories: ids of unused categories under another's name. sizes: our image
+    number -> (height, width). names: category names in the order of our numbers. annotations: with our numbers. listed:
+    the file's entries under `images` and `categories`. notes: what the reader of the score should know.
     """
 
     name: str
+    data: str
     images: dict[int, int]
     skipped: frozenset[int]
     skipped_categories: frozenset[int]
@@ -118,8 +119,7 @@ def read_ground_truth(
     image_ids: only these images of it; None: those of the split, or all. rules: what crowd flags and incomplete images
     mean; None: as for the split, or as in COCO. Areas and boxes are the file's own where it has them (COCO bins by the
     annotated area), else the mask's. Annotations without a mask are left out, with a note; those whose mask covers no
-    pixel are objects that nothing can match, as in pycocotools. Raises DatasetError listing every annotation that
-    cannot be scored.
+    pixel are objects that nothing can match, as in pycocotools. Raises DatasetError listing all that cannot be scored.
     """
     if isinstance(annotations, Split):
         rules = rules or annotations.rules
@@ -156,6 +156,7 @@ def read_ground_truth(
     scored = wanted - dropped
     truth = GroundTruth(
         name=name,
+        data=_data_of(annotations, whole=scored >= images.keys()),
         images={key: number for key, number in images.items() if key in scored},
         skipped=frozenset(images) - scored,
         sizes={images[key]: (height, width) for key, (_, height, width) in entries.items() if key in scored},
@@ -182,6 +183,14 @@ def _name_of(annotations: Source | Mapping[str, object] | Split) -> str:
     if isinstance(annotations, Mapping):
         return "annotations"
     return str(annotations.annotations if isinstance(annotations, Split) else annotations)
+
+
+def _data_of(annotations: Source | Mapping[str, object] | Split, *, whole: bool) -> str:
+    """What cards and config.json call it. whole: all images of it count."""
+    subset = annotations.subset if isinstance(annotations, Split) else ""
+    named = not isinstance(annotations, Mapping)
+    name = name_of_data(Path(_name_of(annotations)), subset) if named else "annotations"
+    return name if whole else f"part of {name}"
 
 
 def _parse_masks(

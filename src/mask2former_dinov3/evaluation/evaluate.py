@@ -40,11 +40,11 @@ from ..inference.settings import InferenceSettings, Tta
 from ..inference.tiles.part_reader import ImageReader
 from ..progress_bar import ProgressBar
 from ..read_options import AS_SAVED, ReadChanges, ReadOptions
-from .coco_ap import ceiling_notes, score_predictions, score_results
+from .coco_ap import ceiling_notes, cut_notes, score_predictions, score_results
 from .coco_files import GroundTruth, read_ground_truth, read_results
 from .operating_point import BEST_F1, Aim
 from .result_ids import read_both_forms, write_names
-from .stored_evaluation import write_evaluation
+from .stored_evaluation import EVALUATION_FILE, write_evaluation
 
 
 def match_categories(id2label: Mapping[int, str], data: CocoData) -> list[int | None]:
@@ -294,6 +294,8 @@ def _score_file(split: Split, predictions: Path, output: Path, max_detections: i
     truth = read_ground_truth(split)
     found = read_both_forms(predictions)
     metrics = score_predictions(truth, found, max_detections, aim)
+    if not (predictions.parent / EVALUATION_FILE).exists():  # `evaluate` cuts nothing off
+        metrics["notes"] += cut_notes(found.entries)
     metrics["seconds"] = round(time.perf_counter() - start, 3)
     if not (output / "predictions.json").exists() or not predictions.samefile(output / "predictions.json"):
         write_text(output / "predictions.json", json.dumps(found.entries) + "\n")

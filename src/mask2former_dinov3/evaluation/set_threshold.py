@@ -17,6 +17,7 @@ from ..model_folder.contents import check_model_folder
 from ..model_folder.thresholds import store_threshold
 from .calibration_fit import calibration_in
 from .operating_point import Aim
+from .scored_model import METRICS_FILE
 from .threshold_choice import choose_again, operating_lines, stored_maps, stored_threshold
 
 
@@ -43,7 +44,7 @@ def set_threshold(
     block = block if aim is None else choose_again(block, aim)
     numbers = block.get("calibration")
     before = None if numbers is None or numbers["before"] is None else ScoreCalibration(*numbers["before"])
-    fields = stored_threshold(block, block["data"], before)
+    fields = stored_threshold(block, before)
     if fields["score_threshold"] is None or block["threshold"] is None or fields["score_threshold_source"] is None:
         raise DatasetError(f"{evaluation}: {mismatch('an evaluation with a threshold', 'none', block['why'])}")
     others: dict[str, object] = {"copy_overlap": fields["copy_overlap"]}
@@ -60,7 +61,11 @@ def set_threshold(
 
 
 def _read_block(evaluation: Path) -> OperatingBlock:
-    path = evaluation / "metrics.json" if evaluation.is_dir() else evaluation
+    path = evaluation if evaluation.is_file() else evaluation / METRICS_FILE
+    if not path.is_file():
+        got = f"a folder without {METRICS_FILE}" if evaluation.is_dir() else "no such file or folder"
+        advice = "run `evaluate --model M --output DIR` and give its DIR, or a run folder"
+        raise DatasetError(f"{evaluation}: {mismatch('the output folder of evaluate', got, advice)}")
     metrics = read_json_object(path)
     block = metrics.get("operating_point")
     if not isinstance(block, Mapping) or OperatingBlock.__required_keys__ - set(block):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -69,7 +68,7 @@ def operating_block(
     used = DEFAULT_THRESHOLD if threshold is None else threshold
     several = len(truth.names) > 1
     return OperatingBlock(
-        data=name_of_data(truth.name),
+        data=truth.data,
         aim=aim.text,
         iou=CURVE_IOUS[0],
         threshold=threshold,
@@ -97,13 +96,6 @@ def operating_block(
 
 def _not_stable(choice: ThresholdChoice) -> str:
     return f"not stable: {choice.unstable}" if choice.unstable else ""
-
-
-def name_of_data(path: str) -> str:
-    """The last two folders of a path of annotations, such as "nuclei/valid"; model cards are public."""
-    parts = Path(path).parts
-    folders = parts[:-1] if Path(path).suffix and len(parts) > 1 else parts
-    return "/".join(one for one in folders[-2:] if one != "/") or Path(path).name
 
 
 def _class_point(matched: _Matched, number: int, aim: Aim, overall: float) -> ClassPoint:
@@ -168,8 +160,8 @@ def stored_maps(block: OperatingBlock, before: ScoreCalibration | None) -> tuple
     return (UNCHANGED, UNCHANGED) if before is None else (found, before.then(found))
 
 
-def stored_threshold(block: OperatingBlock, data: str, before: ScoreCalibration | None = UNCHANGED) -> StoredThreshold:
-    """What a model stores: one threshold, or one for each class where a class has its own. data: its name.
+def stored_threshold(block: OperatingBlock, before: ScoreCalibration | None = UNCHANGED) -> StoredThreshold:
+    """What a model stores: one threshold, or one for each class where a class has its own.
 
     before: the calibration of the scores that were evaluated; None: unknown, so that none can follow it. Thresholds
     are those of calibrated scores where calibration helps.
@@ -185,7 +177,7 @@ def stored_threshold(block: OperatingBlock, data: str, before: ScoreCalibration 
         score_threshold_source={
             "metric": block["aim"],
             "iou": block["iou"],
-            "data": data,
+            "data": block["data"],
             "images": block["images"],
             "date": date.today().isoformat(),
         },

@@ -139,15 +139,18 @@ def _groups(numbers: ReportNumbers) -> list[Html]:
         ("AP over crowding", found.by_crowding, "{} per image", "Images by the number of their objects."),
         ("AP over the size of images", found.by_image_size, "{} px", "Side of a square with the image's area."),
     )
+    brackets = "In brackets: how many objects."
     return [
-        value_bars(title, [_group(one, words) for one in groups], text) for title, groups, words, text in sets if groups
+        value_bars(title, [_group(one, words) for one in groups], f"{text} {brackets}")
+        for title, groups, words, text in sets
+        if groups
     ]
 
 
 def _group(one: ApGroup, words: str) -> tuple[str, float, str]:
     low, high = f"{one.low:.0f}", f"{one.high:.0f}"
     name = words.format(low if low == high else f"{low} to {high}")
-    return f"{name} ({one.objects:,} objects)", one.AP, f" (AP50 {one.AP50:.3f})" if one.AP50 >= 0 else ""
+    return f"{name} ({one.objects:,})", one.AP, f" (AP50 {one.AP50:.3f})" if one.AP50 >= 0 else ""
 
 
 def errors_section(findings: Findings) -> Html:

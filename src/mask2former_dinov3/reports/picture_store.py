@@ -7,7 +7,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from ..atomic_files import check_writable
+from ..atomic_files import check_writable, make_folder
 from ..data.fitting import PixelArray
 from .html_page import Html
 from .pictures import encode_jpeg
@@ -38,6 +38,7 @@ class PictureStore:
         inside = sum(len(picture) for picture in self._pictures) * 4 // 3 + len(page) <= largest
         if not inside:
             check_writable(beside)
+            make_folder(beside)
         parts = page.split(f'"{self._mark}')
         done = [parts[0]]
         for part in parts[1:]:

@@ -256,7 +256,7 @@ class Run:
             metrics, results, scored = self.evaluate("valid", stop)
             point = without_curves(metrics["operating_point"])  # a checkpoint and a card need no curves
             self.state.last_metrics = {**metrics, "operating_point": point, "step": self.state.step}
-            stored = stored_threshold(point, f"{self.description.dataset}, valid")
+            stored = stored_threshold(point)
             self.scored_model.config.update(stored)
             log.log_evaluation(self.state.step, self.epoch, "valid", metrics)
             value = self.score.value

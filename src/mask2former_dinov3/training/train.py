@@ -73,6 +73,7 @@ def train(config: TrainConfig) -> Metrics:
     disable_progress_bar()  # transformers shows one for every file that it writes
     accelerator = start_accelerator(config)
     with end_processes_at_exit(accelerator, config.process_group_timeout), lock_run(accelerator, config):
+        run_on_main(accelerator, lambda: prepare_folder(config))
         checkpoint: Path | None = None
         if config.resume_from_checkpoint is not None:  # before the data and the model, which take minutes
             checkpoint = find_from_all(config)
@@ -80,7 +81,6 @@ def train(config: TrainConfig) -> Metrics:
         load = partial(load_data, config, checkpoint)
         with share_data(accelerator, Path(config.output_dir), load) as data:
             config = resolve_auto(apply_recipe(config, data["train"], accelerator), data["train"])
-            run_on_main(accelerator, lambda: prepare_folder(config))
             repo = run_on_main(accelerator, lambda: prepare_hub_repository(config))
             run, wrapped = start_run(config, accelerator, data, checkpoint, started)
             with StopRequest() as stop:

@@ -198,8 +198,9 @@ def find_weights(source: str, token: str | None = None) -> list[Path]:
             return [_find_shard(source, file, name, suffix, token) for name in _shard_names(file)]
     expected = "model.safetensors or pytorch_model.bin"
     adapters = find_file(source, "adapter_config.json", token) is not None
-    advice = "merge the adapters into their model first" if adapters else ""
-    got = "adapters alone (adapter_config.json)" if adapters else "no file of weights"
+    got, advice = "no file of weights", "copy the file into the folder, or use another model"
+    if adapters:
+        got, advice = "adapters alone (adapter_config.json)", "merge the adapters into their model first"
     raise CheckpointError(f"{source}: {mismatch(expected, got, advice)}")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask2former_dinov3.errors import OptionError
+from mask2former_dinov3.errors import CheckpointError, OptionError
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.folder_lock import hold_folder
 from mask2former_dinov3.inference.files import predict_files as module
@@ -24,6 +24,7 @@ from mask2former_dinov3.inference.files.progress import FinishedImage, Progress,
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
 from mask2former_dinov3.instances import Instances
+from mask2former_dinov3.sample_data import SAMPLE
 from mask2former_dinov3.visualize import draw_instances
 from support.crashes import PowerCuts
 from support.processes import run_python
@@ -180,6 +181,9 @@ def test_predict_files__says_what_it_cannot_do(predictor: Predictor, tmp_path: P
         predict_files(predictor, [tmp_path], tmp_path / "out", save=("video",))
     with pytest.raises(OptionError, match=f"save: expected some of {names}, got nothing"):
         predict_files(predictor, [tmp_path], tmp_path / "out", save=())
+    with pytest.raises(CheckpointError, match="none: expected a model folder"):
+        predict_files(tmp_path / "none", [SAMPLE / "valid"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []  # no output folder
 
 
 def test_predict_files__leaves_hidden_names_alone_and_counts_what_it_passes_over(
