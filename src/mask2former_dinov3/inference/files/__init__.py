@@ -10,5 +10,6 @@ Read in this order:
     progress        remembers finished images on disk, so that a stopped run continues
     writers         writes the output files of one image
     polygons        traces masks, and writes GeoJSON and YOLO labels
-    result_files    writes the results of all images: COCO data set, COCO results, tables
+    label_studio_tasks  makes tasks with pre-annotations of results
+    result_files    writes the results of all images: COCO data set, COCO results, tables, tasks
 """
