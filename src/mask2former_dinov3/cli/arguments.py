@@ -170,7 +170,9 @@ def add_evaluate(parser: VerbParser) -> None:
 
 
 def add_predict(parser: VerbParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, or pattern in quotes")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="image, folder, pattern in quotes, or address (https://…)"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     add_threshold(parser)
     parser.add_argument(

@@ -137,7 +137,13 @@ def edited(content: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
         ("datumaro-coco", "images/default", [(1, "small"), (2, "large")], [11, 12], 1.0),
         ("labelme", ".", [(1, "large"), (2, "small")], [1, 2], 1.0),  # neither has labelme's
         ("fiftyone", "data", [(3, "small"), (7, "large")], [1, 2], 0.7),  # polygons near the centres of pixels
-        ("supervision", "images", [(1, "small"), (2, "large")], [1, 2], 0.4),  # polygons through them: half a pixel lost
+        (
+            "supervision",
+            "images",
+            [(1, "small"), (2, "large")],
+            [1, 2],
+            0.4,
+        ),  # polygons through them: half a pixel lost
     ],
 )
 def test_read_split__predictions_come_back_from_programs(

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.formats import find_split, masks_of, read_split, write_image
 
 from mask2former_dinov3.data.check import check_data
 from mask2former_dinov3.data.formats.brushes import encode_brush
 from mask2former_dinov3.data.rle import Window
 from mask2former_dinov3.errors import DatasetError
+from support.formats import find_split, masks_of, read_split, write_image
 
 SIZE = {"original_width": 32, "original_height": 24, "image_rotation": 0}
 
@@ -111,9 +111,15 @@ def test_read_split__finds_images_by_their_address(tmp_path: Path) -> None:
     [
         ({"image_rotation": 90}, "task 1: image_rotation: expected an image as it is stored"),
         ({"original_width": 31}, "1.png: .*31"),
-        ({"value": {"rle": [1, 2], "brushlabels": ["cell"]}}, 'task 1, region "cell-brushlabels": rle: expected a list'),
+        (
+            {"value": {"rle": [1, 2], "brushlabels": ["cell"]}},
+            'task 1, region "cell-brushlabels": rle: expected a list',
+        ),
         ({"value": {"rle": "a", "brushlabels": ["cell"]}}, "rle: expected a list of bytes"),
-        ({"type": "polygonlabels", "value": {"points": [[1]], "polygonlabels": ["cell"]}}, "points: expected a list of"),
+        (
+            {"type": "polygonlabels", "value": {"points": [[1]], "polygonlabels": ["cell"]}},
+            "points: expected a list of",
+        ),
         ({"type": "polygonlabels", "value": {"points": [[1, 1]], "polygonlabels": ["cell"]}}, "at least 3 points"),
     ],
 )
@@ -126,5 +132,7 @@ def test_read_split__says_what_is_wrong(tmp_path: Path, changed: dict[str, Any],
 def test_read_split__says_which_image_is_missing(tmp_path: Path) -> None:
     root = write(tmp_path, task(1, [brush("cell")]))
     (root / "images" / "1.png").rename(root / "images" / "other.png")
-    with pytest.raises(DatasetError, match=r'task 1: expected the image of the task below .*, got none called "photos/1'):
+    with pytest.raises(
+        DatasetError, match=r'task 1: expected the image of the task below .*, got none called "photos/1'
+    ):
         read_split(root)

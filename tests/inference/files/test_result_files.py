@@ -1,4 +1,4 @@
-"""The files that hold the results of a run: a COCO data set, COCO's list, tables, tasks; each is what other programs read."""
+"""The files that hold the results of a run: a COCO data set, COCO's list, tables, tasks; other programs read each."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...errors import DatasetError, mismatch
 from ...json_files import describe, read_json
-from ..faults import FaultReport, count_of, quote
+from ..faults import FaultReport, quote
 from ..file_kinds import IMAGE_SUFFIXES
 from ..numbers import number, whole_number
 from ..segmentation import Polygon
@@ -291,7 +291,7 @@ def _rectangle(value: Mapping[str, object], height: int, width: int) -> Polygon:
     """The corners (4, 2) in percent; a rectangle turns about its first corner."""
     left, top, across, down = (_real(value.get(key), key) for key in ("x", "y", "width", "height"))
     corners = np.array([(0, 0), (across, 0), (across, down), (0, down)])
-    return _turn(corners, value, height, width) + (left, top)
+    return _turn(corners, value, height, width) + np.array((left, top))
 
 
 def _ellipse(value: Mapping[str, object], height: int, width: int) -> Polygon:
@@ -299,7 +299,7 @@ def _ellipse(value: Mapping[str, object], height: int, width: int) -> Polygon:
     x, y, across, down = (_real(value.get(key), key) for key in ("x", "y", "radiusX", "radiusY"))
     angles = 2 * math.pi / _ELLIPSE_CORNERS * np.arange(_ELLIPSE_CORNERS)
     corners = np.stack((across * np.cos(angles), down * np.sin(angles)), axis=1)
-    return _turn(corners, value, height, width) + (x, y)
+    return _turn(corners, value, height, width) + np.array((x, y))
 
 
 def _turn(corners: Polygon, value: Mapping[str, object], height: int, width: int) -> Polygon:

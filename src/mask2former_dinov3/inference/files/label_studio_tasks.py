@@ -1,7 +1,7 @@
 """Results as tasks of Label Studio: pre-annotations that open as brushes, or as polygons where one outline is a mask.
 
-A task's data has, beside the image, `image_id` and `categories` (name -> id): Label Studio's export gives them back, and
-`data.formats.label_studio_json` reads them. Its own COCO export takes the ids of categories from the configuration.
+A task's data has, beside the image, `image_id` and `categories` (name -> id): Label Studio's export gives them back,
+and `data.formats.label_studio_json` reads them. Its own COCO export takes the ids of categories from the configuration.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def _region(stored: Mapping[str, Any], height: int, width: int, name: str) -> di
     polygons = stored.get("polygons", ())
     vertices = list(zip(polygons[0][::2], polygons[0][1::2], strict=True)) if len(polygons) == 1 else []
     if vertices and vertices.count(vertices[0]) == 1:  # lines to holes begin at the first vertex
-        shape: dict[str, object] = {"points": [[100 * x / width, 100 * y / height] for x, y in vertices], "closed": True}
+        shape: dict[str, object] = {
+            "points": [[100 * x / width, 100 * y / height] for x, y in vertices],
+            "closed": True,
+        }
         kind = "polygon"
     else:
         window = runs_window(run_lengths(stored["segmentation"]["counts"].encode()), height)

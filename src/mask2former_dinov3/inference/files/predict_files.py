@@ -32,6 +32,7 @@ from ..settings import DEFAULTS, InferenceSettings, describe_threshold
 from ..tiles.image_reader import image_size, open_image
 from ..tiles.merging import merge_rows
 from ..tiles.part_reader import ImageReader
+from .addresses import fetch_addresses
 from .find_images import escape_unprintable, find_images
 from .progress import FinishedImage, Progress, fingerprint, key_of, restore_left_out, store_left_out
 from .result_files import PredictedImage, to_store, write_results
@@ -101,7 +102,9 @@ def predict_files(
     compile_model: bool = False,
     progress: bool = False,
 ) -> PredictionSummary:
-    """Predict on files, folders (searched recursively) and glob patterns; write what `save` names into `output`.
+    """Predict on files, folders (searched recursively), glob patterns and addresses; write what `save` names.
+
+    Results go into `output`; what an address gives goes into `output`/downloads first (see `addresses`).
 
     overlays: `overlays/NAME` with the instances drawn in, JPEG for a JPEG, otherwise PNG. masks: `masks/NAME/`, one
     1-bit PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping masks stay complete. coco,
@@ -121,6 +124,8 @@ def predict_files(
     check_colours(colours)
     check_writable(output)
     summary = PredictionSummary(output)
+    stopped = (output / PROGRESS_FILE).exists()
+    inputs = fetch_addresses(inputs, output, summary.failed, keep=stopped)
     files = find_images(inputs, output, summary.failed, summary.passed_over)
     if not files:
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)
