@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from faster_coco_eval.core import mask as rle_codec
 
 from mask2former_dinov3.data.check import check_data
+from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import find_splits
-from support.formats import masks_of, read_split, write_image
+from mask2former_dinov3.data.read_rules import ReadRules
+from support.formats import find_split, masks_of, read_split, write_image
 from support.paths import ROOT
 
 ASSETS = ROOT / "tests" / "assets" / "formats"
@@ -152,7 +155,9 @@ def test_read_split__predictions_come_back_from_programs(
     source = ASSETS / "edited"
     shutil.copytree(source / program, tmp_path, dirs_exist_ok=True)
     shutil.copytree(source / "images", tmp_path / images, dirs_exist_ok=True)
-    data = read_split(tmp_path)
+    every = ReadRules(crowd="instances")  # Datumaro marks all masks as crowds
+    data = read_coco(replace(find_split(tmp_path), rules=every))
+    assert not any(one.iscrowd for image in data.images for one in image.annotations)
     assert [(one.id, one.name) for one in data.categories] == classes
     assert sorted(image.id for image in data.images) == image_ids
     expected = edited(json.loads((source / "predictions.json").read_text(encoding="utf-8")))
