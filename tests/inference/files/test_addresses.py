@@ -44,7 +44,7 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 def test_predict_files__takes_addresses_beside_files(address: str, model_folder: Path, tmp_path: Path) -> None:
     predictor, output = Predictor.from_pretrained(model_folder, "cpu"), tmp_path / "out"
-    inputs = [f"{address}/a%20b.png?token=secret", f"{address}/missing.png", tmp_path / "served"]
+    inputs: list[str | Path] = [f"{address}/a%20b.png?token=secret", f"{address}/missing.png", tmp_path / "served"]
     summary = predict_files(predictor, inputs, output, settings=InferenceSettings(0.0, 3), save=("coco",))
     (kept,) = (output / "downloads").iterdir()
     assert kept.name.startswith("a-b-")

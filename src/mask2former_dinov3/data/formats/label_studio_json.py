@@ -291,7 +291,7 @@ def _rectangle(value: Mapping[str, object], height: int, width: int) -> Polygon:
     """The corners (4, 2) in percent; a rectangle turns about its first corner."""
     left, top, across, down = (_real(value.get(key), key) for key in ("x", "y", "width", "height"))
     corners = np.array([(0, 0), (across, 0), (across, down), (0, down)])
-    return _turn(corners, value, height, width) + np.array((left, top))
+    return _turn(corners, (left, top), value, height, width)
 
 
 def _ellipse(value: Mapping[str, object], height: int, width: int) -> Polygon:
@@ -299,12 +299,17 @@ def _ellipse(value: Mapping[str, object], height: int, width: int) -> Polygon:
     x, y, across, down = (_real(value.get(key), key) for key in ("x", "y", "radiusX", "radiusY"))
     angles = 2 * math.pi / _ELLIPSE_CORNERS * np.arange(_ELLIPSE_CORNERS)
     corners = np.stack((across * np.cos(angles), down * np.sin(angles)), axis=1)
-    return _turn(corners, value, height, width) + np.array((x, y))
+    return _turn(corners, (x, y), value, height, width)
 
 
-def _turn(corners: Polygon, value: Mapping[str, object], height: int, width: int) -> Polygon:
-    """Corners in percent, turned by `rotation` degrees clockwise about (0, 0), in pixels, not in percent."""
+def _turn(
+    corners: Polygon, place: tuple[float, float], value: Mapping[str, object], height: int, width: int
+) -> Polygon:
+    """Corners around (0, 0), turned by `rotation` degrees clockwise and moved to a place; all in percent.
+
+    The turn is one of the picture, whose sides differ, so it is made in pixels.
+    """
     angle = math.radians(_real(value.get("rotation") or 0, "rotation"))
     x, y = (corners * (width, height)).T
     turned = np.stack((x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)), axis=1)
-    return np.asarray(turned / (width, height), dtype=np.float64)
+    return np.asarray(turned / (width, height) + place, dtype=np.float64)
