@@ -79,6 +79,16 @@ def test_read_split__keeps_the_ids_that_predict_wrote(tmp_path: Path) -> None:
     assert not check_data({"train": find_split(root)}).errors
 
 
+def test_find_splits__takes_no_other_list_and_no_broken_link(tmp_path: Path) -> None:
+    root = write(tmp_path, task(1, [brush("cell")]))
+    (root / "results.json").write_text('[{"image_id": 1, "segmentation": {}}]')
+    (root / "gone.json").symlink_to(root / "nowhere")
+    assert find_split(root).annotations == root / "export.json"
+    (root / "second.json").write_bytes((root / "export.json").read_text().encode("utf-16"))
+    with pytest.raises(DatasetError, match=r"expected one export of Label Studio, got export\.json, second\.json"):
+        find_split(root)
+
+
 def test_read_split__counts_what_is_left_out(tmp_path: Path) -> None:
     point = region("cell", "keypointlabels", {"x": 5, "y": 5})
     parallel = [brush("cell"), {**brush("cell"), "type": "brush"}, {**brush("x"), "id": "alone", "type": "brush"}]

@@ -28,7 +28,7 @@ from .folders import look_into, split_folders
 from .mask_codes import DrawnShape, join_shapes
 from .source_content import ContentBuilder, Format, Part, polygon_fault
 
-_PROBE = 2**16  # bytes at the beginning of a file, in which its kind stands
+_FIRST, _PROBE = 64, 2**16  # bytes at the beginning of a file: those before a bracket, those in which its kind stands
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of a file that was uploaded
 _ELLIPSE_CORNERS = 72
 
@@ -71,11 +71,14 @@ def _part(file: Path) -> Part:
 
 
 def _is_label_studio(path: Path) -> bool:
-    if path.suffix.lower() != ".json":
+    if path.suffix.lower() != ".json" or not path.is_file():
         return False
     with path.open("rb") as file:
-        head = file.read(_PROBE).replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n")  # also in UTF-16
-    return head.startswith(b"[") and b'"annotations"' in head and b'"shapes"' not in head
+        head = file.read(_FIRST)
+        if not head.lstrip(b"\0\xef\xbb\xbf\xff\xfe \t\r\n").startswith(b"["):  # a list, also in UTF-16
+            return False
+        head += file.read(_PROBE)
+    return b'"annotations"' in head.replace(b"\0", b"")
 
 
 def _files_below(folder: Path) -> dict[str, list[str]]:
@@ -104,9 +107,9 @@ class _Reading:
             stated = data.get("categories") if isinstance(data, Mapping) else None
             for name, value in stated.items() if isinstance(stated, Mapping) else ():
                 category = whole_number(value)
-                taken = {one for other, one in self.builder.categories.items() if other != name}
-                if category is not None and category not in taken:
-                    self.builder.categories.setdefault(str(name), category)
+                known = self.builder.categories
+                if name not in known and category is not None and category not in known.values():
+                    known[str(name)] = category
         self.builder.first_id = max(self.builder.categories.values(), default=0) + 1
         used = {label for task in tasks for one in _regions(task) if (label := _label(one)) is not None}
         for label in sorted(used):
