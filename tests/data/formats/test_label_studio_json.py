@@ -108,7 +108,7 @@ def test_read_split__counts_what_is_left_out(tmp_path: Path) -> None:
 
 def test_read_split__finds_images_by_their_address(tmp_path: Path) -> None:
     images = tmp_path / "images"
-    for name in ("a/1.png", "b/1.png", "2 b.png"):
+    for name in ("1.png", "a/1.png", "b/1.png", "2 b.png"):
         write_image(images / name)
     addresses = ["/data/local-files/?d=x%2Fimages/b/1.png", "/data/upload/3/0f1e2d3c-2%20b.png", "s3://bucket/a/1.png"]
     tasks = [task(number, [brush("cell")], image=address) for number, address in enumerate(addresses)]

@@ -132,11 +132,11 @@ class _Reading:
         if added is None:
             return
         image_id, height, width = added
-        labelled = {one.get("id") for one in regions if _label(one) is not None}
+        labelled = {str(one.get("id")) for one in regions if _label(one) is not None}
         for one in regions:
             label = _label(one)
             if label is None:
-                self.left_out["regions without a class"] += one.get("id") not in labelled and _has_shape(one)
+                self.left_out["regions without a class"] += str(one.get("id")) not in labelled and _has_shape(one)
                 continue
             self._add_region(one, label, image_id, height, width, f"{place}, region {quote(one.get('id'))}")
 
@@ -195,9 +195,9 @@ class _Reading:
             path = PurePosixPath(address)
             for name in (path.name, _UPLOAD.sub("", path.name)):
                 found = self.files.get(name, [])
-                closest = [one for one in found if f"/{address}".endswith(f"/{one}")] or found
-                if len(closest) == 1:
-                    return closest[0]
+                ends = [one for one in found if f"/{address}".endswith(f"/{one}")]
+                if ends or len(found) == 1:
+                    return max(ends or found, key=len)
         return None
 
     def content(self) -> Mapping[str, object]:
