@@ -127,7 +127,7 @@ def test_read_split__finds_images_by_their_address(tmp_path: Path) -> None:
         ),
         ({"value": {"rle": "a", "brushlabels": ["cell"]}}, "rle: expected a list of bytes"),
         (
-            {"type": "polygonlabels", "value": {"points": [[1]], "polygonlabels": ["cell"]}},
+            {"id": [1], "type": "polygonlabels", "value": {"points": [[1]], "polygonlabels": ["cell"]}},
             "points: expected a list of",
         ),
         ({"type": "polygonlabels", "value": {"points": [[1, 1]], "polygonlabels": ["cell"]}}, "at least 3 points"),
