@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import re
@@ -59,6 +60,20 @@ def test_serve__predicts_in_batches_what_the_predictor_finds(server: Server) -> 
     images, batches = server.metric("images_total"), server.metric("batch_size_count")
     assert images == len(FILES)
     assert batches < images
+
+
+def test_serve__answers_head_as_get_without_a_body(server: Server) -> None:
+    for path in ("/", "/sample.png", "/theme.css", "/healthz"):
+        answers = []
+        for method in ("HEAD", "GET"):
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+            connection.request(method, path)
+            answer = connection.getresponse()
+            answers.append((answer.status, answer.headers["content-type"], answer.read()))
+            connection.close()
+        (status, kind, body), whole = answers
+        assert (status, kind, body) == (200, whole[1], b"")
+        assert whole[2]
 
 
 def test_serve__takes_an_exported_model_and_finishes_its_requests_when_told_to_end(sample_file: Path) -> None:

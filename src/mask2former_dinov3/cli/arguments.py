@@ -9,7 +9,7 @@ from .data_options import add_read_options
 from .parser import VerbParser, positive, real_number
 from .threshold_options import add_aims, add_threshold, add_tta
 
-SAVEABLE = ("overlays", "masks", "coco", "coco-results", "csv", "geojson", "yolo")
+SAVEABLE = ("overlays", "masks", "coco", "coco-results", "csv", "label-studio", "geojson", "yolo")
 DEVICE = "cpu, cuda, or one GPU such as cuda:1 (default: a GPU if there is one)"
 
 
@@ -170,7 +170,9 @@ def add_evaluate(parser: VerbParser) -> None:
 
 
 def add_predict(parser: VerbParser) -> None:
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, or pattern in quotes")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="image, folder, pattern in quotes, or address (https://…)"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     add_threshold(parser)
     parser.add_argument(
@@ -183,7 +185,7 @@ def add_predict(parser: VerbParser) -> None:
         "--segmentation",
         metavar="KIND",
         default="rle",
-        help="masks of the output coco: rle, or polygons for programs that read no RLE (default: %(default)s)",
+        help="masks of the outputs coco and label-studio: rle (brushes), or polygons (default: %(default)s)",
     )
     parser.add_argument(
         "--colours", metavar="RULE", default="auto", help="of overlays: class, instance or auto (default: %(default)s)"

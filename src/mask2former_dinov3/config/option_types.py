@@ -105,5 +105,5 @@ RepeatFactor = Annotated[
 ValueRange = Annotated[str, BeforeValidator(join_limits), _check_reading("value_range")]
 Scale = Annotated[float | str, AfterValidator(_as_scale)]
 LayerNames = Annotated[str, BeforeValidator(join_names)]
-DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "datasets"]
+DatasetFormat = Literal["auto", "coco", "yolo", "label-maps", "labelme", "voc", "cvat", "label-studio", "datasets"]
 RecipeName = Literal["auto", "published", "few-images", "frozen", "full", "from-scratch"]  # files of `recipes/`

@@ -344,7 +344,7 @@ def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, Spli
     for name, split in splits.items():
         if reports[name].data is None or any(fault.kind in ENTRY_FAULTS for fault in reports[name].of("error")):
             continue  # its annotations, or some images in them, are unreadable: their files would be unlisted
-        if split.format not in ("coco", "cvat"):
+        if split.format not in ("coco", "cvat", "label-studio"):
             continue  # other formats list the files themselves
         passed_over = PassedOver()
         folder = os.path.abspath(split.images)

@@ -301,6 +301,8 @@ def _find_single_file(root: Path) -> dict[str, Split]:
 
 def _is_coco(file: Path) -> bool:
     """Whether a JSON file begins or ends as a COCO annotation file does: with lists under two of its keys."""
+    if not file.is_file():  # a link to nowhere
+        return False
     with file.open("rb") as opened:
         head = opened.read(_LONGEST_HEAD)
         opened.seek(max(0, file.stat().st_size - _LONGEST_HEAD))

@@ -73,8 +73,8 @@ def to_image(image: object, options: ReadOptions, channels: int, *, bgr: bool, t
         return _from_array(image, options, channels, bgr=bgr)
     if bgr:
         raise OptionError("bgr", "arrays or tensors, whose order of colours is not stored", type(image).__name__)
-    if isinstance(image, str) and image.lower().startswith(("http://", "https://")):
-        return _decode(_fetch(image, timeout), _public_part(image), options, channels)
+    if is_address(image):
+        return _decode(fetch_address(str(image), timeout), _public_part(str(image)), options, channels)
     if isinstance(image, str | PathLike | Image.Image):
         return image
     if isinstance(image, bytes | bytearray | memoryview):
@@ -144,7 +144,12 @@ def _decode(data: bytes, name: str, options: ReadOptions, channels: int) -> NDAr
     return pixels
 
 
-def _fetch(address: str, timeout: float) -> bytes:
+def is_address(image: object) -> bool:
+    """Whether this is text that begins with http:// or https://."""
+    return isinstance(image, str) and image.lower().startswith(("http://", "https://"))
+
+
+def fetch_address(address: str, timeout: float) -> bytes:
     """The bytes at an address. Raises DatasetError after `timeout` seconds, and for more than MOST_BYTES."""
     end = time.monotonic() + timeout
     request = urllib.request.Request(address, headers={"User-Agent": "mask2former-dinov3"})
@@ -162,6 +167,10 @@ def _fetch(address: str, timeout: float) -> bytes:
                     raise TimeoutError
     except TimeoutError:
         raise DatasetError(f"{name}: {mismatch(f'an image within {timeout:g} seconds', 'none')}") from None
+    except DatasetError:
+        raise
+    except urllib.error.HTTPError as error:  # the answer of a server, with its number
+        raise DatasetError(f"{name}: {mismatch('an address that gives an image', str(error))}") from error
     except (OSError, ValueError) as error:  # among them those of urllib and http
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, TimeoutError):

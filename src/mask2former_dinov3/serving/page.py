@@ -52,7 +52,10 @@ class PageOrApi:
             and scope["method"] in ("GET", "HEAD")
             and (scope["path"] in _PATHS or scope["path"].startswith(_FILES))
         )
-        await (self.page if is_page else self.app)(scope, receive, send)
+        if is_page:  # Gradio knows no HEAD for its files; the server itself sends no body for one
+            await self.page({**scope, "method": "GET"}, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 def build_page(

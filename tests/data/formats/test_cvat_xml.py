@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mask2former_dinov3.data.check import check_data
 from mask2former_dinov3.data.coco import parse_coco
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.errors import DatasetError
@@ -63,6 +64,18 @@ def test_read_cvat__polygons_boxes_ellipses_and_masks(tmp_path: Path) -> None:
     whole = np.zeros((24, 32), dtype=bool)
     whole[2:5, 3:7] = np.array([[0, 1, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0]], dtype=bool)  # runs along the rows
     np.testing.assert_array_equal(found[4], whole)
+
+
+def test_read_cvat__a_box_around_the_shapes_of_its_group_is_no_part(tmp_path: Path) -> None:
+    """As Datumaro writes COCO's masks: each with its box, in one group."""
+    group = 'group_id="3"'
+    box = f'<box label="hole" xtl="4" ytl="2" xbr="7" ybr="5" {group} />'
+    other = f'<box label="crack" xtl="0" ytl="0" xbr="7" ybr="5" {group} />'
+    write(tmp_path, mask("1,2,4,3,2", rest=group), box, other, polygon(rest=group))
+    found = masks_of(read_split(tmp_path))["a.png"]
+    assert [(name, int(one.sum())) for name, one in found] == [("hole", 5), ("crack", 16 * 12 + 35)]
+    notes = check_data({"train": find_split(tmp_path)}).text()
+    assert "boxes around the other shapes of their group are left out: 1" in notes
 
 
 def test_read_cvat__a_group_of_one_label_is_one_object(tmp_path: Path) -> None:

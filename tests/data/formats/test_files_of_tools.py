@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from faster_coco_eval.core import mask as rle_codec
 
 from mask2former_dinov3.data.check import check_data
+from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import find_splits
-from support.formats import masks_of, read_split, write_image
+from mask2former_dinov3.data.read_rules import ReadRules
+from support.formats import find_split, masks_of, read_split, write_image
 from support.paths import ROOT
 
 ASSETS = ROOT / "tests" / "assets" / "formats"
@@ -109,3 +113,62 @@ def test_find_splits__coco_files_of_programs_go_in_unchanged(
     assert len(annotations) == objects
     rectangles = sum(one.area for one in annotations if one.label == 0)
     assert rectangles == pytest.approx(2 * 99 + 2 * 27 * (folder == "sahi"), rel=0.2)
+
+
+def edited(content: dict[str, Any]) -> dict[str, list[tuple[str, Any]]]:
+    """The objects of the predictions after the edit: in 1.png the first is deleted, the second of the other class, and
+    a square is new."""
+    names = {one["id"]: one["name"] for one in content["categories"]}
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for image in content["images"]:
+        own = [one for one in content["annotations"] if one["image_id"] == image["id"]]
+        objects = [(names[one["category_id"]], rle_codec.decode(one["segmentation"]).astype(bool)) for one in own]
+        if image["file_name"] == "1.png":
+            square = np.zeros((image["height"], image["width"]), dtype=bool)
+            square[30:40, 2:12] = True
+            second = "small" if objects[1][0] == "large" else "large"
+            objects = [(second, objects[1][1]), *objects[2:], ("small", square)]
+        found[image["file_name"]] = objects
+    return found
+
+
+@pytest.mark.parametrize(
+    ("program", "images", "classes", "image_ids", "overlap"),
+    [
+        ("label-studio", "images", [(3, "small"), (7, "large")], [11, 12], 1.0),
+        ("datumaro-cvat", "images", [(1, "small"), (2, "large")], [1, 2], 1.0),  # CVAT's file has no such ids
+        ("datumaro-coco", "images/default", [(1, "small"), (2, "large")], [11, 12], 1.0),
+        ("labelme", ".", [(1, "large"), (2, "small")], [1, 2], 1.0),  # neither has labelme's
+        ("fiftyone", "data", [(3, "small"), (7, "large")], [1, 2], 0.7),  # polygons near the centres of pixels
+        (
+            "supervision",
+            "images",
+            [(1, "small"), (2, "large")],
+            [1, 2],
+            0.4,
+        ),  # polygons through them: half a pixel lost
+    ],
+)
+def test_read_split__predictions_come_back_from_programs(
+    tmp_path: Path, program: str, images: str, classes: list[tuple[int, str]], image_ids: list[int], overlap: float
+) -> None:
+    source = ASSETS / "edited"
+    shutil.copytree(source / program, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(source / "images", tmp_path / images, dirs_exist_ok=True)
+    every = ReadRules(crowd="instances")  # Datumaro marks all masks as crowds
+    data = read_coco(replace(find_split(tmp_path), rules=every))
+    assert not any(one.iscrowd for image in data.images for one in image.annotations)
+    assert [(one.id, one.name) for one in data.categories] == classes
+    assert sorted(image.id for image in data.images) == image_ids
+    expected = edited(json.loads((source / "predictions.json").read_text(encoding="utf-8")))
+    found = masks_of(data)
+    assert sorted(found) == sorted(expected)
+    for name, objects in expected.items():
+        left = list(found[name])
+        for label, mask in objects:
+            overlaps = [(mask & other).sum() / (mask | other).sum() for _, other in left]
+            best = int(np.argmax(overlaps))
+            assert left[best][0] == label
+            assert overlaps[best] >= overlap
+            del left[best]
+        assert not left

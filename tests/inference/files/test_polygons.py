@@ -134,15 +134,15 @@ def test_yolo_yaml__quotes_names() -> None:
 def test_check_outputs__says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rasterio", None)
     monkeypatch.setitem(sys.modules, "rasterio.features", None)
-    check_outputs(["overlays", "coco", "masks", "yolo", "csv", "coco-results"])
+    check_outputs(["overlays", "coco", "masks", "yolo", "csv", "coco-results", "label-studio"])
     with pytest.raises(MissingExtraError, match=r"the output geojson needs rasterio, .* 'mask2former-dinov3\[large\]'"):
         check_outputs(["geojson"])
-    with pytest.raises(MissingExtraError, match="polygons in the output coco needs rasterio"):
+    with pytest.raises(MissingExtraError, match="polygons in the output coco or label-studio needs"):
         check_outputs(["coco"], "polygons")
 
 
 def test_check_outputs__polygons_belong_to_coco() -> None:
-    with pytest.raises(OptionError, match="segmentation: expected the output coco, whose masks become polygons"):
+    with pytest.raises(OptionError, match="segmentation: expected the output coco or label-studio, whose masks become"):
         check_outputs(["coco-results"], "polygons")
     with pytest.raises(OptionError, match="segmentation: expected rle or polygons, got bitmaps"):
         check_outputs(["coco"], "bitmaps")

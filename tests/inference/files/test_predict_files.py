@@ -176,7 +176,7 @@ def test_predict_files__says_what_it_cannot_do(predictor: Predictor, tmp_path: P
         r"got a folder without.*\n  \"\": expected images, got no such file",
     ):
         predict_files(predictor, ["nowhere/*.png", tmp_path, ""], tmp_path / "out")
-    names = "overlays, masks, coco, coco-results, csv, geojson, yolo"
+    names = "overlays, masks, coco, coco-results, csv, label-studio, geojson, yolo"
     with pytest.raises(OptionError, match=f"save: expected some of {names}, got video"):
         predict_files(predictor, [tmp_path], tmp_path / "out", save=("video",))
     with pytest.raises(OptionError, match=f"save: expected some of {names}, got nothing"):

@@ -1,9 +1,10 @@
-"""The files that hold the results of a run: a COCO data set, COCO's list, tables; each is what other programs read."""
+"""The files that hold the results of a run: a COCO data set, COCO's list, tables, tasks; other programs read each."""
 
 from __future__ import annotations
 
 import csv
 import json
+import xml.etree.ElementTree as ElementTree
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from faster_coco_eval.core import mask as rle_codec
 from pycocotools.coco import COCO
 
+from mask2former_dinov3.data.formats.brushes import decode_brush
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.inference.files.result_files import PredictedImage, to_store, write_results
 from mask2former_dinov3.instances import Instances
@@ -36,6 +38,40 @@ def write(output: Path, save: tuple[str, ...], segmentation: str = "rle") -> Non
         entry: dict[str, object] = {"id": number, "file_name": f"{number}.png", "height": 40, "width": 60}
         images.append(PredictedImage(entry, partial(iter, stored)))
     write_results(output, images, CATEGORIES, save)
+
+
+@pytest.mark.parametrize("segmentation", ["rle", "polygons"])
+def test_write_results__label_studio_opens_brushes_and_polygons(tmp_path: Path, segmentation: str) -> None:
+    if segmentation == "polygons":
+        pytest.importorskip("rasterio")
+    write(tmp_path, ("label-studio",), segmentation)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["label_studio.json", "label_studio.xml"]
+    tasks = json.loads((tmp_path / "label_studio.json").read_text())
+    assert [task["data"] for task in tasks] == [
+        {"image": f"/data/local-files/?d={number}.png", "image_id": number, "categories": {"disc": 3, "=bar": 7}}
+        for number in (2, 5)
+    ]
+    regions = tasks[0]["predictions"][0]["result"]
+    assert tasks[1]["predictions"][0]["result"] == []
+    assert [(one["id"], one["score"]) for one in regions] == [("1", 0.9), ("2", 0.8), ("3", 0.25)]
+    kinds = ["brushlabels"] * 3 if segmentation == "rle" else ["polygonlabels", "brushlabels", "polygonlabels"]
+    assert [one["type"] for one in regions] == kinds  # the second has a hole
+    assert [one["value"][kind] for one, kind in zip(regions, kinds, strict=True)] == [["disc"], ["=bar"], ["=bar"]]
+    for one, mask in zip(regions, disc_and_bars()[0].masks, strict=True):
+        assert (one["original_height"], one["original_width"]) == (40, 60)
+        if one["type"] == "brushlabels":
+            np.testing.assert_array_equal(decode_brush(one["value"]["rle"], 40, 60), mask)
+    if segmentation == "polygons":
+        corners = np.array(regions[0]["value"]["points"]) * (60, 40) / 100
+        assert {tuple(corner) for corner in corners.round(9).tolist()} == {(10, 5), (30, 5), (30, 15), (10, 15)}
+    controls = ElementTree.parse(tmp_path / "label_studio.xml").getroot()
+    assert [(one.tag, one.get("name"), one.get("toName")) for one in controls] == [
+        ("Image", "image", None),
+        ("BrushLabels", "brush", "image"),
+        ("PolygonLabels", "polygon", "image"),
+    ]
+    assert [(one.get("value"), one.get("category")) for one in controls[2]] == [("disc", "3"), ("=bar", "7")]
+    assert [one.get("value") for one in controls[1]] == ["disc", "=bar"]
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -13,6 +13,8 @@ Read in this order:
     labelme_json    read labelme's JSON files
     voc_palettes    read Pascal VOC's palette images
     cvat_xml        read CVAT's XML files
+    brushes         write and read Label Studio's run-length code
+    label_studio_json  read Label Studio's export in its own JSON
     hub_datasets    read data sets of Hugging Face's `datasets`
     class_map       keep, drop, merge and rename classes
     format_table    list the formats, and read a split of any

@@ -1,7 +1,7 @@
 """Read CVAT's own files, "CVAT for images 1.1": polygons, boxes, ellipses and masks in one XML file.
 
-Shapes of one image with one `group_id` (not 0) and one label are parts of one object. Shapes that mark no area (points,
-polylines, skeletons, tags) are left out, with their count.
+Shapes of one image with one `group_id` (not 0) and one label are parts of one object; a box that only goes around the
+others is no part. Shapes that mark no area (points, polylines, skeletons, tags) are left out, with their count.
 Tracks ("CVAT for video 1.1") are refused: their frames lie in a video.
 """
 
@@ -25,6 +25,7 @@ from .source_content import ContentBuilder, Format, Part, polygon_fault
 
 _SHAPES = ("polygon", "box", "mask", "ellipse")
 _WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
+_OWN_BOXES = "boxes around the other shapes of their group"
 _ELLIPSE_CORNERS = 72
 _PROBE = 400  # bytes at the beginning of a file, in which its kind stands
 
@@ -64,9 +65,11 @@ def read_cvat(part: Part, report: FaultReport) -> Mapping[str, object]:
     if not images:
         raise DatasetError(f"{part.annotations}: {mismatch('elements image', 'none')}")
     defined = bool(builder.categories)
-    counts = dict.fromkeys(_WITHOUT_AREA, 0)
+    counts = dict.fromkeys((*_WITHOUT_AREA, _OWN_BOXES), 0)
     for image in images:
         _add_image(image, part, lines, defined, builder, counts)
+    if own := counts.pop(_OWN_BOXES):
+        builder.add("note", "boxes of shapes", "", f"{_OWN_BOXES} are left out: {own}")
     left_out = {name: count for name, count in counts.items() if count}
     if left_out:
         names = ", ".join(f"{count} {name}" for name, count in left_out.items())
@@ -153,7 +156,7 @@ def _add_image(
     image_id = builder.add_sized_image(part.images / name, part.images, (height, width), place)
     if image_id is None:
         return
-    objects: dict[tuple[int, object], list[DrawnShape]] = {}
+    objects: dict[tuple[int, object], list[tuple[str, DrawnShape]]] = {}
     places: dict[tuple[int, object], tuple[str, ElementTree.Element]] = {}
     for position, element in enumerate(image):
         where = lines.place(element)
@@ -173,15 +176,39 @@ def _add_image(
         if category is not None:
             group = whole_number(element.get("group_id"))
             key: tuple[int, object] = (category, group or ("single", position))
-            objects.setdefault(key, []).append(shape)
+            objects.setdefault(key, []).append((element.tag, shape))
             places.setdefault(key, (where, element))
-    for key, shapes in objects.items():
+    for key, found in objects.items():
         where, element = places[key]
+        shapes = _without_own_boxes(found)
+        counts[_OWN_BOXES] += len(found) - len(shapes)
         segmentation = join_shapes(shapes, height, width)
         if segmentation is None:
             builder.add("warning", "empty mask", where, "left out: covers no pixel of the image")
         else:
             builder.add_annotation(image_id, key[0], where, segmentation=segmentation, **_attributes(element))
+
+
+def _without_own_boxes(found: Sequence[tuple[str, DrawnShape]]) -> list[DrawnShape]:
+    """The shapes of an object without boxes that only go around the others, as Datumaro writes one for every mask."""
+    drawn = [shape for tag, shape in found if tag != "box"]
+    if not drawn or len(drawn) == len(found):
+        return [shape for _, shape in found]
+    limits = np.array([_limits(shape) for shape in drawn])
+    around = np.concatenate((limits[:, :2].min(0), limits[:, 2:].max(0)))
+    return [shape for tag, shape in found if tag != "box" or (np.abs(_limits(shape) - around) > 1).any()]
+
+
+def _limits(shape: DrawnShape) -> Polygon:
+    """(4,) the smallest x and y, the largest x and y of a shape, in pixels."""
+    if shape.polygon is not None:
+        return np.concatenate((shape.polygon.min(0), shape.polygon.max(0)))
+    assert shape.mask is not None
+    rows, columns = np.nonzero(shape.mask)
+    if not rows.size:
+        return np.full(4, np.nan)
+    first = np.array([columns.min() + shape.left, rows.min() + shape.top], dtype=np.float64)
+    return np.concatenate((first, (columns.max() + shape.left + 1, rows.max() + shape.top + 1)))
 
 
 def _attributes(element: ElementTree.Element) -> dict[str, object]:

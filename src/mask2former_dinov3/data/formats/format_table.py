@@ -13,6 +13,7 @@ from .class_map import map_classes
 from .cvat_xml import CVAT
 from .hub_datasets import DATASETS, find_hub_dataset
 from .label_maps import LABEL_MAPS
+from .label_studio_json import LABEL_STUDIO
 from .labelme_json import LABELME
 from .source_content import Format, Part
 from .voc_palettes import VOC
@@ -21,7 +22,7 @@ from .yolo_labels import YOLO
 if TYPE_CHECKING:
     from ..layout import Split
 
-FORMATS: tuple[Format, ...] = (YOLO, LABEL_MAPS, LABELME, VOC, CVAT, DATASETS)
+FORMATS: tuple[Format, ...] = (YOLO, LABEL_MAPS, LABELME, VOC, CVAT, LABEL_STUDIO, DATASETS)
 """All formats but COCO's own, whose layouts `layout` finds."""
 
 FORMAT_NAMES = ("auto", "coco", *(one.name for one in FORMATS))

@@ -88,8 +88,8 @@ def mask_of_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> npt.ND
     return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T
 
 
-def code_of_window(window: Window, height: int, width: int) -> MaskCode:
-    """The run-length code, in an image of height x width, of a part of it; its cost does not depend on the image."""
+def runs_of_window(window: Window, height: int, width: int) -> npt.NDArray[np.int64]:
+    """The runs (R,) down the columns of an image of height x width, of a part of it, background first."""
     rows, columns = window.pixels.shape
     padded = np.zeros((columns, rows + 2), dtype=np.int8)  # no run goes on in the next column
     padded[:, 1:-1] = window.pixels.T != 0
@@ -98,6 +98,11 @@ def code_of_window(window: Window, height: int, width: int) -> MaskCode:
     inner = np.flatnonzero(places[1:-1:2] == places[2::2])  # a run to the last row goes on in the first
     places = np.delete(places, np.concatenate((2 * inner + 1, 2 * inner + 2)))
     runs = np.diff(places, prepend=0, append=height * width)
-    runs = runs[:-1] if runs[-1] == 0 else runs
+    return runs[:-1] if runs[-1] == 0 else runs
+
+
+def code_of_window(window: Window, height: int, width: int) -> MaskCode:
+    """The run-length code, in an image of height x width, of a part of it; its cost does not depend on the image."""
+    runs = runs_of_window(window, height, width)
     counts = compress(runs, np.array([runs.size]))[0].decode("ascii")
     return MaskCode(size=[height, width], counts=counts)

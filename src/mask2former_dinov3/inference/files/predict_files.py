@@ -32,6 +32,7 @@ from ..settings import DEFAULTS, InferenceSettings, describe_threshold
 from ..tiles.image_reader import image_size, open_image
 from ..tiles.merging import merge_rows
 from ..tiles.part_reader import ImageReader
+from .addresses import fetch_addresses
 from .find_images import escape_unprintable, find_images
 from .progress import FinishedImage, Progress, fingerprint, key_of, restore_left_out, store_left_out
 from .result_files import PredictedImage, to_store, write_results
@@ -101,16 +102,15 @@ def predict_files(
     compile_model: bool = False,
     progress: bool = False,
 ) -> PredictionSummary:
-    """Predict on files, folders (searched recursively) and glob patterns; write what `save` names into `output`.
+    """Predict on files, folders (with subfolders), patterns and addresses; write what `save` names into `output`.
 
     overlays: `overlays/NAME` with the instances drawn in, JPEG for a JPEG, otherwise PNG. masks: `masks/NAME/`, one
     1-bit PNG per instance (`003_fig_0.91.png`: rank, class, score), so that overlapping masks stay complete. coco,
-    coco-results, csv: see `result_files`; an image has its name below the folder (`file_name`), its `path`, and its
-    name in the output where that is another. segmentation: of coco, "rle" or "polygons", in which lines join holes to
-    the outline, for programs that read no RLE. geojson, yolo: see `polygons`. colours: of the overlays, see
-    `draw_instances`. settings: with `tile`, larger files are read in parts (`tiles.image_reader`). reading: how image
-    files are read, where that is not as saved with the model (which is then no `Predictor`, as for compile_model).
-    progress: show bars.
+    coco-results, csv, label-studio: see `result_files`; an image has its name below the folder (`file_name`), its
+    `path`, and its name in the output where that is another. segmentation: "rle", or "polygons" for programs that read
+    no RLE. geojson, yolo: see `polygons`. colours: of the overlays, see `draw_instances`. settings: with `tile`, larger
+    files are read in parts (`tiles.image_reader`). reading: how image files are read, where that is not as saved with
+    the model (which is then no `Predictor`, as for compile_model). progress: show bars.
 
     An input that cannot be read, or whose outputs cannot be written, is added to `failed`, and the others are still
     predicted. A stopped run leaves its finished images in a hidden file, and the same call continues from there.
@@ -121,6 +121,7 @@ def predict_files(
     check_colours(colours)
     check_writable(output)
     summary = PredictionSummary(output)
+    inputs = fetch_addresses(inputs, output, summary.failed, keep=(output / PROGRESS_FILE).exists())
     files = find_images(inputs, output, summary.failed, summary.passed_over)
     if not files:
         reasons = "".join(f"\n  {escape_unprintable(reason)}" for _, reason in summary.failed)

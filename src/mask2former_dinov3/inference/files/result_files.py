@@ -1,8 +1,9 @@
-"""Write the results of all images of a run: a COCO data set, COCO's list of results, and tables.
+"""Write the results of all images of a run: a COCO data set, COCO's list of results, tables, Label Studio's tasks.
 
 coco          predictions.json, a COCO data set: images, categories, and annotations with id, bbox, area and score
 coco-results  coco_results.json, the bare list that scorers read, and images.json, which says what its ids mean
 csv           counts.csv, a row for every image and class, and instances.csv, a row for every instance
+label-studio  label_studio.json, tasks with pre-annotations, and label_studio.xml, the configuration of their project
 
 Results are written image by image, so that memory does not grow with their number.
 """
@@ -13,6 +14,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -21,16 +23,19 @@ import numpy as np
 from ...atomic_files import write_file, write_text
 from ...data.faults import plain_cell
 from ...instances import Instances
+from .label_studio_tasks import label_studio_config, label_studio_task
 from .polygons import coco_polygons
 
-WHOLE_RUN = ("coco", "coco-results", "csv")
+WHOLE_RUN = ("coco", "coco-results", "csv", "label-studio")
 SEGMENTATIONS = ("rle", "polygons")
-DATA_SET, RESULTS, IMAGES, COUNTS, INSTANCES = (
+DATA_SET, RESULTS, IMAGES, COUNTS, INSTANCES, TASKS, LABELS = (
     "predictions.json",
     "coco_results.json",
     "images.json",
     "counts.csv",
     "instances.csv",
+    "label_studio.json",
+    "label_studio.xml",
 )
 _AT_ONCE = 1000  # instances that are stored and read together: a large image may have hundreds of thousands
 _MEASURES = ("area_total", "area_mean", "area_median", "diameter_mean", "diameter_median", "score_mean", "score_min")
@@ -77,15 +82,29 @@ def write_results(
         write_text(output / IMAGES, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
     if "csv" in save:
         _write_tables(output, images, dict(categories))
+    if "label-studio" in save:
+        with write_file(output / TASKS) as file:
+            _write_list(file, (label_studio_task(*one, categories) for one in _by_image(images)))
+            file.write("\n")
+        write_text(output / LABELS, label_studio_config(categories))
 
 
 def _numbered(images: Iterable[PredictedImage]) -> Iterator[dict[str, Any]]:
     """The annotations of all images, numbered from 1. An image may have another number than when it was stored."""
-    number = 0
-    for image in images:
+    return (one for _, annotations in _by_image(images) for one in annotations)
+
+
+def _by_image(
+    images: Iterable[PredictedImage],
+) -> Iterator[tuple[Mapping[str, object], Iterator[dict[str, Any]]]]:
+    """The entry of every image, with its annotations as `_numbered` gives them, which are taken before the next."""
+    numbers = count(1)
+
+    def number(image: PredictedImage) -> Iterator[dict[str, Any]]:
         for stored in image.annotations():
-            number += 1
-            yield stored | {"id": number, "image_id": image.entry["id"]}
+            yield stored | {"id": next(numbers), "image_id": image.entry["id"]}
+
+    return ((image.entry, number(image)) for image in images)
 
 
 def _as_annotation(stored: Mapping[str, Any]) -> dict[str, object]:

@@ -44,9 +44,10 @@ def check_outputs(save: Collection[str], segmentation: str = "rle") -> None:
     if segmentation not in SEGMENTATIONS:
         raise OptionError("segmentation", " or ".join(SEGMENTATIONS), segmentation)
     if segmentation == "polygons":
-        if "coco" not in save:
-            raise OptionError("segmentation", "the output coco, whose masks become polygons", ", ".join(save))
-        require("large", "polygons in the output coco", "rasterio")
+        if not {"coco", "label-studio"} & set(save):
+            expected = "the output coco or label-studio, whose masks become polygons"
+            raise OptionError("segmentation", expected, ", ".join(save))
+        require("large", "polygons in the output coco or label-studio", "rasterio")
     if "geojson" in save:
         require("large", "the output geojson", "rasterio")
 

@@ -1,0 +1,148 @@
+"""Label Studio's export in its own JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mask2former_dinov3.data.check import check_data
+from mask2former_dinov3.data.formats.brushes import encode_brush
+from mask2former_dinov3.data.rle import Window
+from mask2former_dinov3.errors import DatasetError
+from support.formats import find_split, masks_of, read_split, write_image
+
+SIZE = {"original_width": 32, "original_height": 24, "image_rotation": 0}
+
+
+def region(name: str, kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"id": f"{name}-{kind}", "type": kind, "value": {**value, kind: [name]}, **SIZE}
+
+
+def brush(name: str, **rest: Any) -> dict[str, Any]:
+    """A square of 4 x 4 pixels with a hole of one."""
+    pixels = np.ones((4, 4), dtype=np.uint8)
+    pixels[1, 1] = 0
+    code = encode_brush(Window(pixels, 3, 5), 24, 32)
+    return region(name, "brushlabels", {"format": "rle", "rle": code}) | rest
+
+
+def task(number: int, result: list[dict[str, Any]] | None, **data: Any) -> dict[str, Any]:
+    data = {"image": f"/data/local-files/?d=photos/{number}.png"} | data
+    return {"id": number, "data": data, "annotations": [] if result is None else [{"id": 1, "result": result}]}
+
+
+def write(root: Path, *tasks: dict[str, Any]) -> Path:
+    for one in tasks:
+        write_image(root / "images" / f"{one['id']}.png", seed=one["id"])
+    (root / "export.json").write_text(json.dumps(tasks), encoding="utf-8")
+    return root
+
+
+def test_read_split__brushes_polygons_rectangles_and_ellipses(tmp_path: Path) -> None:
+    polygon = region("cell", "polygonlabels", {"points": [[25, 25], [50, 25], [50, 75], [25, 75]]})
+    turned = region("disc", "rectanglelabels", {"x": 50, "y": 25, "width": 25, "height": 25, "rotation": 90})
+    ellipse = region("disc", "ellipselabels", {"x": 50, "y": 50, "radiusX": 25, "radiusY": 25, "rotation": 0})
+    root = write(tmp_path, task(1, [brush("cell"), polygon, turned]), task(2, [ellipse]), task(3, []))
+    data = read_split(root)
+    assert [(one.id, one.name) for one in data.categories] == [(1, "cell"), (2, "disc")]
+    found = masks_of(data)
+    assert {name: [label for label, _ in masks] for name, masks in found.items()} == {
+        "1.png": ["cell", "cell", "disc"],
+        "2.png": ["disc"],
+        "3.png": [],
+    }
+    square = np.zeros((24, 32), dtype=bool)
+    square[3:7, 5:9], square[4, 6] = True, False
+    np.testing.assert_array_equal(found["1.png"][0][1], square)
+    box = np.zeros((24, 32), dtype=bool)
+    box[6:18, 8:16] = True
+    np.testing.assert_array_equal(found["1.png"][1][1], box)
+    right = np.zeros((24, 32), dtype=bool)  # 8 x 6 pixels from (16, 6), turned clockwise about that corner
+    right[6:14, 10:16] = True
+    np.testing.assert_array_equal(found["1.png"][2][1], right)
+    disc = found["2.png"][0][1]
+    assert abs(int(disc.sum()) - np.pi * 8 * 6) < 4
+
+
+def test_read_split__keeps_the_ids_that_predict_wrote(tmp_path: Path) -> None:
+    ids = {"categories": {"large": 7, "small": 3}}
+    root = write(
+        tmp_path, task(1, [brush("small"), brush("new")], image_id=11, **ids), task(2, [brush("large")], image_id=40)
+    )
+    data = read_split(root)
+    assert [(one.id, one.name) for one in data.categories] == [(3, "small"), (7, "large"), (10, "new")]
+    assert [image.id for image in data.images] == [11, 40]
+    assert not check_data({"train": find_split(root)}).errors
+
+
+def test_find_splits__takes_no_other_list_and_no_broken_link(tmp_path: Path) -> None:
+    root = write(tmp_path, task(1, [brush("cell")]))
+    (root / "results.json").write_text('[{"image_id": 1, "segmentation": {}}]')
+    (root / "gone.json").symlink_to(root / "nowhere")
+    assert find_split(root).annotations == root / "export.json"
+    (root / "second.json").write_bytes((root / "export.json").read_text().encode("utf-16"))
+    with pytest.raises(DatasetError, match=r"expected one export of Label Studio, got export\.json, second\.json"):
+        find_split(root)
+
+
+def test_read_split__counts_what_is_left_out(tmp_path: Path) -> None:
+    point = region("cell", "keypointlabels", {"x": 5, "y": 5})
+    parallel = [brush("cell"), {**brush("cell"), "type": "brush"}, {**brush("x"), "id": "alone", "type": "brush"}]
+    double = task(2, [brush("cell")])
+    double["annotations"] = [{"result": []}, {"result": [brush("cell")]}, {"result": [], "was_cancelled": True}]
+    root = write(tmp_path, task(1, [point, *parallel]), double, task(3, None))
+    assert {name: len(masks) for name, masks in masks_of(read_split(root)).items()} == {"1.png": 1, "2.png": 1}
+    notes = str(check_data({"train": find_split(root)}).text())
+    for told in (
+        "1 tasks without an annotation; left out",
+        "1 regions without an area; left out",
+        "1 regions without a class; left out",
+        "1 further annotations of a task, of which the last is read",
+    ):
+        assert told in notes
+
+
+def test_read_split__finds_images_by_their_address(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for name in ("1.png", "a/1.png", "b/1.png", "2 b.png"):
+        write_image(images / name)
+    addresses = ["/data/local-files/?d=x%2Fimages/b/1.png", "/data/upload/3/0f1e2d3c-2%20b.png", "s3://bucket/a/1.png"]
+    tasks = [task(number, [brush("cell")], image=address) for number, address in enumerate(addresses)]
+    (tmp_path / "export.json").write_text(json.dumps(tasks), encoding="utf-8")
+    assert [image.file_name for image in read_split(tmp_path).images] == ["b/1.png", "2 b.png", "a/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"image_rotation": 90}, "task 1: image_rotation: expected an image as it is stored"),
+        ({"original_width": 31}, "1.png: .*31"),
+        (
+            {"value": {"rle": [1, 2], "brushlabels": ["cell"]}},
+            'task 1, region "cell-brushlabels": rle: expected a list',
+        ),
+        ({"value": {"rle": "a", "brushlabels": ["cell"]}}, "rle: expected a list of bytes"),
+        (
+            {"id": [1], "type": "polygonlabels", "value": {"points": [[1]], "polygonlabels": ["cell"]}},
+            "points: expected a list of",
+        ),
+        ({"type": "polygonlabels", "value": {"points": [[1, 1]], "polygonlabels": ["cell"]}}, "at least 3 points"),
+    ],
+)
+def test_read_split__says_what_is_wrong(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+    root = write(tmp_path, task(1, [brush("cell", **changed)]))
+    with pytest.raises(DatasetError, match=told):
+        read_split(root)
+
+
+def test_read_split__says_which_image_is_missing(tmp_path: Path) -> None:
+    root = write(tmp_path, task(1, [brush("cell")]))
+    (root / "images" / "1.png").rename(root / "images" / "other.png")
+    with pytest.raises(
+        DatasetError, match=r'task 1: expected the image of the task below .*, got none called "photos/1'
+    ):
+        read_split(root)
