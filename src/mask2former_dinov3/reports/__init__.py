@@ -9,6 +9,7 @@ Read in this order:
     html_page            elements, figures, tables and the frame of a page; every text is escaped
     svg_charts           histograms and bars as inline SVG, each with its numbers as a table
     pictures             crops and overlays as data URIs
+    picture_sheets       training samples, and what a model finds in a few images, each on one sheet
     fault_views          the picture of a fault: around its object, with mask and box
     data_sections        the parts of the page on a data set
     data_report          the page that `check-data --report` writes

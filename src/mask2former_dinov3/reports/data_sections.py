@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from ..data.array_types import Floats
@@ -21,10 +20,10 @@ from ..data.sampler import EpochPlan
 from ..data.transforms import Augmentation
 from ..errors import DatasetError
 from ..read_options import AS_STORED, ReadOptions
-from ..visualize import rgb_view
 from .fault_views import FaultViews
 from .html_page import Html, badge, element, figure, grid, join, no_figure, paragraph, section
-from .pictures import MOST_MASKS, SIDE_OF_PICTURE, data_uri, draw_all, draw_masks, view_of
+from .picture_sheets import draw_sample
+from .pictures import SIDE_OF_PICTURE, data_uri, draw_all, view_of
 from .svg_charts import bar_chart, charts, histogram
 
 PICTURES_OF_A_KIND = 6
@@ -171,20 +170,11 @@ def _changes_on(change: Augmentation) -> str:
 
 def _sample_figure(sample: Sample, name: str, dataset: CocoInstanceDataset) -> Html:
     """One sample, denormalised, with its targets."""
-    values = sample["pixel_values"].numpy().transpose(1, 2, 0)  # (H, W, C)
-    plain = (values * np.array(dataset.image_std) + np.array(dataset.image_mean)) * 255
-    pixels = rgb_view(np.clip(np.round(plain), 0, 255).astype(np.uint8))
-    pixels[~sample["pixel_mask"].numpy()] = 128
-    masks = sample["mask_labels"].numpy()  # (N, H, W)
-    areas = [int(np.count_nonzero(mask)) for mask in masks]
-    scale = min(SIDE_OF_PICTURE / max(pixels.shape[:2]), 1.0)
-    size = round(pixels.shape[1] * scale), round(pixels.shape[0] * scale)
-    pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-    shrunk = [cv2.resize(mask, size, interpolation=cv2.INTER_AREA) for mask in masks[:MOST_MASKS]]
+    picture = draw_sample(sample, dataset, SIDE_OF_PICTURE)
+    areas = [int(np.count_nonzero(mask)) for mask in sample["mask_labels"].numpy()]
     text = count_of(len(areas), "target")
     if areas:
         text += f", the smallest of {count_of(min(areas), 'pixel')}"
-    picture = draw_masks(pixels, np.array(shrunk, np.bool_).reshape(-1, *size[::-1]))
     caption = join([name, text], "<br>")
     return figure(data_uri(picture), f"training sample of {name}: {text}", caption, picture.shape[:2])
 

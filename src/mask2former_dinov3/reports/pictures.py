@@ -90,22 +90,37 @@ def masks_in_view(view: View, segmentations: Sequence[Segmentation]) -> list[Win
     return [window for window in found if window is not None and window.pixels.any()][:MOST_MASKS]
 
 
-def draw_all(view: View, segmentations: Sequence[Segmentation]) -> PixelArray:
-    """The picture with every mask in a colour of its own."""
-    windows = masks_in_view(view, segmentations)
-    masks = np.zeros((len(windows), *view.pixels.shape[:2]), np.bool_)
-    for mask, window in zip(masks, windows, strict=True):
+def draw_all(
+    view: View,
+    segmentations: Sequence[Segmentation],
+    labels: Sequence[int] | None = None,
+    categories: tuple[tuple[int, str], ...] | None = None,
+) -> PixelArray:
+    """The picture with every mask in a colour of its own, or, with `labels` of several `categories`, of its class."""
+    numbers = [0] * len(segmentations) if labels is None else labels
+    pairs = list(zip(segmentations, numbers, strict=True))
+    drawn = [
+        (window, label)
+        for label in sorted(set(numbers))
+        for window in masks_in_view(view, [one for one, own in pairs if own == label])
+    ][:MOST_MASKS]
+    masks = np.zeros((len(drawn), *view.pixels.shape[:2]), np.bool_)
+    for mask, (window, _) in zip(masks, drawn, strict=True):
         mask[window.place] = window.pixels
-    return draw_masks(view.pixels, masks)
+    return draw_masks(view.pixels, masks, [label for _, label in drawn], categories)
 
 
-def draw_masks(pixels: PixelArray, masks: NDArray[np.bool_]) -> PixelArray:
-    """Pixels (h, w, 3) with masks (N, h, w), each in a colour of its own."""
+def draw_masks(
+    pixels: PixelArray,
+    masks: NDArray[np.bool_],
+    labels: Sequence[int] | None = None,
+    categories: tuple[tuple[int, str], ...] | None = None,
+) -> PixelArray:
+    """Pixels (h, w, 3) with masks (N, h, w), each in a colour of its own, or of its class as in `draw_all`."""
     count, height, width = masks.shape
-    rles = encode_masks(masks)
-    return draw_instances(
-        pixels, Instances(height, width, rles, np.zeros(count, np.int64), np.ones(count, np.float32)), labels=False
-    )
+    numbers = np.zeros(count, np.int64) if labels is None else np.array(labels, np.int64)
+    found = Instances(height, width, encode_masks(masks), numbers, np.ones(count, np.float32), categories)
+    return draw_instances(pixels, found, labels=False)
 
 
 def draw_focus(view: View, focus: Sequence[Segmentation], others: Sequence[Segmentation]) -> PixelArray:

@@ -11,6 +11,7 @@ Read in this order:
     time_budget    how many steps fit into the hours of `max_hours`
     run_description  what the model cards say about the run
     run_report     the results of the best model, and the report of the run
+    run_pictures   training samples, and the same validation images after each evaluation
     launch         devices, processes and precision, and what is refused
     find_data      the splits that the options name
     drawn_split    the split that a run draws, in its folder

@@ -42,6 +42,7 @@ class MetricsLog:
         self.started = self.window_started = time.perf_counter()
         self.window_images = 0
         self.newest: dict[str, str] = {}
+        self.newest_step = first_step
         if accelerator.is_main_process:
             self._move_lines_after(first_step, evaluates)
         self.bar = tqdm(
@@ -127,11 +128,23 @@ class MetricsLog:
         self._show(step, {name if split == "valid" else f"{split} {name}": text for name, text in shown.items()})
 
     def log_picture(self, step: int, name: str, picture: PixelArray) -> None:
-        """Send a picture (h, w, 3) to TensorBoard, if the run uses it; other trackers get numbers only."""
+        """Send a picture (h, w, 3) to TensorBoard, W&B, trackio or MLflow; other trackers get numbers only."""
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.tracker.add_image(name, picture, step, dataformats="HWC")
                 tracker.tracker.flush()
+                continue
+            step = max(step, self.newest_step)  # W&B drops what comes with an earlier step
+            if tracker.name == "wandb":
+                tracker.log_images({name: [picture]}, step=step)
+            elif tracker.name == "trackio":
+                import trackio  # the tracker that the user has chosen is installed
+
+                tracker.log({name: trackio.Image(picture)}, step=step)
+            elif tracker.name == "mlflow":
+                import mlflow
+
+                mlflow.log_image(picture, key=name.replace(" ", "_"), step=step)
 
     def _show(self, step: int, texts: dict[str, str]) -> None:
         """Update the bar, or log a line with the time that is left at the mean speed so far."""
@@ -158,6 +171,7 @@ class MetricsLog:
         if isinstance(per_class := values.get("per_class"), Mapping):  # -1: the data have no object of the class
             numbers |= {f"{prefix}per_class/{name}": value for name, value in per_class.items() if value >= 0}
         self.accelerator.log(numbers, step=step)
+        self.newest_step = step
 
 
 def memory_gb() -> float:

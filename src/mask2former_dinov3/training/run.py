@@ -26,6 +26,7 @@ from ..evaluation.coco_ap import evaluate_coco
 from ..evaluation.evaluate import predict_split
 from ..evaluation.threshold_choice import stored_threshold, without_curves
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
+from ..inference.settings import DEFAULT_THRESHOLD
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
 from ..model_folder.card import Overlay, RunDescription
 from ..model_folder.card_picture import choose_image, draw_card_picture
@@ -46,6 +47,7 @@ from .ema import AveragedWeights
 from .metrics_log import MetricsLog
 from .optimizer import warmup_steps
 from .run_folder import Score, score_entries, set_aside_best
+from .run_pictures import show_progress
 from .run_report import report_run, store_results
 from .signals import StopRequest
 from .time_budget import TimeBudget, move_schedule
@@ -259,6 +261,7 @@ class Run:
             stored = stored_threshold(point)
             self.scored_model.config.update(stored)
             log.log_evaluation(self.state.step, self.epoch, "valid", metrics)
+            run_on_main(self.accelerator, lambda: self._show_progress(log, results, metrics))
             value = self.score.value
             if value is None:
                 logger.warning("%s is undefined, so best/ stays as it is", self.config.metric_for_best_model)
@@ -277,6 +280,15 @@ class Run:
         run_on_main(self.accelerator, self.update_checkpoint)
         log.restart_clock()
         self.budget.start_step()
+
+    def _show_progress(self, log: MetricsLog, results: Sequence[CocoResult], metrics: Metrics) -> None:
+        """Draw what an evaluation has found in a few images, for the run folder and the tracker."""
+        chosen = metrics["operating_point"]["threshold"]
+        threshold = DEFAULT_THRESHOLD if chosen is None else chosen
+        step, options = self.state.step, self.processor.read_options
+        sheet = show_progress(self.output_dir, step, self.data["valid"], results, threshold, options)
+        if sheet is not None:
+            log.log_picture(step, "validation images", sheet)
 
     def _count_evaluation(self, value: float | None) -> None:
         """Count evaluations without a better metric. value: of this one, which may be done again after a kill."""

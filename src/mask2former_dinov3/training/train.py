@@ -30,7 +30,7 @@ from ..inference.compiled_predict import compile_network
 from ..model_folder.hub import prepare_repository, push_finished
 from .apply_recipe import apply_recipe, judge_length
 from .batch_size import images_per_step, keep_stored_batch
-from .batches import explain_dead_worker, read_batches, read_window
+from .batches import explain_dead_worker, read_batches, read_window, training_dataset
 from .build_model import build_model, build_processor, resolve_auto
 from .checkpoint import OptimizationState, RngState, RunState, best_folder, find_checkpoint
 from .distributed import end_processes_at_exit, is_lost_peer, run_on_main, sum_over_processes
@@ -55,6 +55,7 @@ from .resume import (
 from .run import Run
 from .run_description import describe_run
 from .run_folder import Score, best_so_far, digest_of, prepare_folder, set_aside_newer
+from .run_pictures import show_samples
 from .shared_data import share_data
 from .signals import StopRequest
 from .time_budget import TimeBudget
@@ -137,6 +138,7 @@ def loop(run: Run, wrapped: nn.Module, stop: StopRequest) -> None:
     with log, read_batches(run) as batches:
         try:
             run.plan_end()  # the hours before a resume may be all that there are
+            run_on_main(run.accelerator, lambda: show_first_samples(run, log))
             if run.is_behind:
                 logger.info("step %d is saved, what follows it was not finished: doing it now", state.step)
                 run.save_checkpoint(rng_state)
@@ -167,6 +169,16 @@ def loop(run: Run, wrapped: nn.Module, stop: StopRequest) -> None:
             if told is None:
                 raise
             raise told from None if isinstance(error, KeyboardInterrupt) else error
+
+
+def show_first_samples(run: Run, log: MetricsLog) -> None:
+    """Draw what the network will see, for the run folder and the tracker, at the start of a run."""
+    if run.state.step:
+        return
+    data = run.data["train"]
+    sheet = show_samples(run.output_dir, data, training_dataset(run.config, run.processor, data), run.order.plan)
+    if sheet is not None:
+        log.log_picture(0, "training samples", sheet)
 
 
 def do_step(run: Run, wrapped: nn.Module, batches: Iterator[Batch]) -> torch.Tensor:
