@@ -303,3 +303,55 @@ def test_image_table__of_records_and_its_counts(tmp_path: Path) -> None:
     assert list(zip(places.tolist(), part.columns.ids[rows].tolist(), strict=True)) == expected
     assert part.instance_counts().tolist() == [sum(not one.iscrowd for one in image.annotations) for image in part]
     assert make_table([], data.categories).instance_counts().tolist() == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"segmentation": [[1, 1, True, 1, 9, 9, 1, 9]]},
+        {"segmentation": [[1, 1, 9, False, 9, 9, 1, 9]]},
+        {"segmentation": [[1, 1, 9, "1", 9, 9, 1, 9]]},
+        {"segmentation": [[1, 1, 9, None, 9, 9, 1, 9]]},
+        {"segmentation": [[1, 1, 9, [1], 9, 9, 1, 9]]},
+        {"segmentation": [[1, 1, 9, 1, 9, 9, 1, 9, 1]]},
+        {"segmentation": [[1, 1, 9, 9], [1, 1, 9, 1, 9, 9, 1, 9]]},
+        {"segmentation": [[1, 1, 9, 1, 9, 9, 1, 9], None]},
+        {"segmentation": []},
+        {"segmentation": {"size": [20, 20], "counts": "x"}},
+        {"bbox": [1, 1, True, 8]},
+        {"bbox": [1, 1, 8]},
+        {"bbox": None},
+        {"area": False},
+        {"area": float("nan")},
+        {"iscrowd": False},
+        {"iscrowd": 1},
+        {"iscrowd": []},
+        {"id": "3"},
+        {"id": 7},
+        {"id": 1},
+        {"id": True},
+        {"image_id": 2},
+        {"image_id": [1]},
+        {"category_id": 9},
+        {"category_id": 1.0},
+    ],
+    ids=str,
+)
+def test_parse_plain__one_unusual_annotation_among_others(odd: dict[str, object]) -> None:
+    def entry(number: int) -> dict[str, object]:
+        square = [0, 0.0, 9, 1, 9.5, 9, 1.0, 9]
+        usual = {"id": number, "image_id": 1, "category_id": 2, "area": 64, "bbox": [1, 1, 8, 8.5]}
+        return {**usual, "segmentation": [square, square[::-1]] if number % 2 else [square]}
+
+    entries: list[object] = [entry(1), entry(2), {**entry(3), **odd}, entry(4)]
+    sizes = np.array([[20, 20]], np.int32)
+    plain, others = parse_plain(entries, 10, {1: 0}, sizes, {2}, {7})
+    assert others == [2]
+    assert plain.ids.tolist() == [1, 2, 4]
+    assert plain.positions.tolist() == [10, 11, 13]
+    assert plain.part_counts.tolist() == [2, 1, 1]
+    assert plain.vertices.shape == (16, 2)
+    for value in (2**64, 10**400):  # too large for an array: the whole piece is left to the other parser
+        large = {**entry(5), "segmentation": [[value] * 6]} if value > 2**64 else {**entry(5), "id": value}
+        plain, others = parse_plain([*entries, large], 10, {1: 0}, sizes, {2}, {7})
+        assert (len(plain.ids), others) == (0, [0, 1, 2, 3, 4])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -320,13 +320,16 @@ def _measures(
 
 def parse_size(entry: Mapping[str, object]) -> tuple[int, int]:
     """(height, width) of an image in pixels. Raises DatasetError, also for sizes that no image has."""
-    sides = number(entry.get("height")), number(entry.get("width"))
+    stated = entry.get("height"), entry.get("width")
+    if all(type(side) is int and 0 < side <= LARGEST_IMAGE_SIDE for side in stated):  # the usual case, fast
+        return cast(tuple[int, int], stated)
+    sides = number(stated[0]), number(stated[1])
     if None not in sides and max(side or 0 for side in sides) > LARGEST_IMAGE_SIDE:
         expected, got = f"at most {LARGEST_IMAGE_SIDE:,} pixels", " and ".join(f"{side:.15g}" for side in sides)
         raise DatasetError(f"height and width: {mismatch(expected, got)}")
-    height, width = identifier(entry.get("height")), identifier(entry.get("width"))
+    height, width = identifier(stated[0]), identifier(stated[1])
     if height is None or width is None or min(height, width) < 1:
-        got = f"{quote(entry.get('height'))} and {quote(entry.get('width'))}"
+        got = f"{quote(stated[0])} and {quote(stated[1])}"
         raise DatasetError(f"height and width: {mismatch('whole numbers of pixels above 0', got)}")
     return height, width
 

@@ -50,6 +50,8 @@ class PassedOver:
 
 def is_hidden(name: str) -> bool:
     """Whether a path below a folder (with "/") is hidden, or in a hidden folder: `._a.png`, `.cache/`, `@eaDir/`."""
+    if "/" not in name:  # most names
+        return name[:1] == "." or name.lower() in _KEPT_BY_SYSTEMS
     return any(part[0] == "." or part.lower() in _KEPT_BY_SYSTEMS for part in name.split("/") if part)
 
 

@@ -15,13 +15,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
+import orjson
 from pydantic_core import from_json
 
-PIECE = 2**20  # bytes; a piece of this size takes about 10 MB as Python objects
+PIECE = 2**18  # bytes; a piece of this size takes about 2.5 MB as Python objects, which fits a processor's cache
 LARGE = 32 * 2**20  # bytes from which reading in pieces is worth it
 
 _BETWEEN = re.compile(rb"\}\s*,\s*\{")  # two entries, if not inside one
 _NO_SPACE = re.compile(rb"[^ \t\n\r]")
+_DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_MANY_DIGITS = b"0" * 19  # the shortest integers beyond 64 bits have as many
 
 
 class NotStreamableError(ValueError):
@@ -44,6 +47,19 @@ def without_collector() -> Iterator[None]:
 def is_large(path: Path) -> bool:
     """Whether a file is worth reading in pieces."""
     return path.is_file() and path.stat().st_size >= LARGE
+
+
+def parse_piece(text: bytes) -> object:
+    """A JSON text as `json.loads` reads it. Raises ValueError or RecursionError for some that `json.loads` reads.
+
+    orjson takes a third of the time of `json.loads`. What it refuses or would read otherwise (NaN, numbers beyond any
+    float, integers beyond 64 bits) is left to a reader that takes two thirds. What both refuse, such as halves of
+    surrogate pairs, is read value by value.
+    """
+    if _MANY_DIGITS not in text.translate(_DIGITS_AS_ZEROS):
+        with suppress(orjson.JSONDecodeError):
+            return orjson.loads(text)
+    return from_json(text)
 
 
 def stream_lists(path: Path, lists: Container[str], piece: int = PIECE) -> Iterator[tuple[str, list[object]]]:
@@ -82,9 +98,9 @@ class _Reader:
         self._bytes = b""
         self._at = 0
 
-    def _fill(self) -> None:
-        """Read on. Raises NotStreamableError at the end of the file."""
-        more = self._read(self._piece)
+    def _fill(self, wanted: int = 0) -> None:
+        """Read on, a piece or as many bytes as are wanted. Raises NotStreamableError at the end of the file."""
+        more = self._read(max(self._piece, wanted))
         if not more:
             raise NotStreamableError("the file ends early")
         self._bytes = self._bytes[self._at :] + more
@@ -128,7 +144,7 @@ class _Reader:
             except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, deep nesting
                 raise NotStreamableError(str(error)) from error
             if self._at + size >= len(self._bytes):
-                self._fill()
+                self._fill(size)  # not piece by piece: every one would be decoded with all before it
             size *= 8
 
     def take_list(self) -> Iterator[list[object]]:
@@ -153,7 +169,7 @@ class _Reader:
         end, tries = self._last_boundary(len(self._bytes)), 0
         while end > 0:
             with suppress(ValueError, RecursionError):
-                entries = from_json(b"[" + self._bytes[self._at : end] + b"]")
+                entries = parse_piece(b"[" + self._bytes[self._at : end] + b"]")
                 self._at = end
                 return cast(list[object], entries)
             # The boundary is inside an object, or behind the end of the list, which may be far before it.

@@ -179,7 +179,7 @@ class _Search:
 
     def resolve(self, path: str) -> str:
         """The file behind a found path, links followed."""
-        folder, name = os.path.split(path)
+        folder, _, name = path.rpartition(os.sep)
         if folder not in self._real:
             self._real[folder] = os.path.realpath(folder)
         listing = self._listings.get(folder)

@@ -25,7 +25,7 @@ def whole_number(value: object) -> int | None:
 
 def identifier(value: object) -> int | None:
     """Return an id as an int; None if it is no whole number, or one of more than 64 bits."""
-    found = whole_number(value)
+    found = value if type(value) is int else whole_number(value)
     return found if found is not None and -(2**63) <= found < 2**63 else None
 
 

@@ -211,9 +211,13 @@ def boxes_and_areas(points: Floats, lengths: Ints, number: Ints) -> tuple[Floats
     """
     x, y = np.ascontiguousarray(points[:, 0]), np.ascontiguousarray(points[:, 1])
     first = np.cumsum(lengths) - lengths  # (P,)
-    following = np.arange(1, len(points) + 1)
-    following[first + lengths - 1] = first
-    doubled = np.abs(np.add.reduceat(x * y[following] - x[following] * y, first))
+
+    def following(values: Floats) -> Floats:
+        found = np.roll(values, -1)
+        found[first + lengths - 1] = values[first]
+        return found
+
+    doubled = np.abs(np.add.reduceat(x * following(y) - following(x) * y, first))
     first_part = np.cumsum(number) - number
     starts = first[first_part]
     edges = [reduce.reduceat(side, starts) for reduce in (np.minimum, np.maximum) for side in (x, y)]
