@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from PIL import Image
 
 from mask2former_dinov3.evaluation.coco_ap import evaluate_coco
 from mask2former_dinov3.training.metrics_log import MetricsLog
@@ -67,6 +70,44 @@ def test_metrics_log__has_the_numbers_at_the_threshold_and_no_curves(
     assert (line["precision"], line["recall"], line["f1"]) == (point["precision"], point["recall"], point["f1"])
     assert "operating_point" not in line
     assert f"AP {metrics['AP']:.3f}, F1 {point['f1']:.3f} at {block['threshold']:.2f}, ETA" in caplog.messages[-1]
+
+
+class FakeTracker:
+    """As accelerate's trackers of W&B and of others; remembers what it gets."""
+
+    def __init__(self, name: str, fault: Exception | None = None) -> None:
+        self.name, self.fault, self.got = name, fault, list[tuple[str, tuple[int, ...], int]]()
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Numbers, which are not looked at here."""
+
+    def log_images(self, values: dict[str, list[np.ndarray[Any, Any]]], step: int) -> None:
+        if self.fault:
+            raise self.fault
+        self.got += [(name, pictures[0].shape, step) for name, pictures in values.items()]
+
+    def log_artifact(self, path: str, folder: str) -> None:
+        with Image.open(path) as picture:
+            self.got.append((f"{folder}/{Path(path).name}", (*picture.size[::-1], 3), 0))
+
+
+def test_log_picture__reaches_the_trackers_that_take_pictures(
+    accelerator: Accelerator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """W&B drops earlier steps, MLflow refuses some letters, and a tracker that fails does not end the run."""
+    trackers = [FakeTracker("wandb"), FakeTracker("mlflow"), FakeTracker("aim"), FakeTracker("wandb", OSError("gone"))]
+    accelerator.trackers = trackers
+    picture = np.zeros((4, 6, 3), np.uint8)
+    with MetricsLog(accelerator, tmp_path, first_step=0, num_steps=40) as log:
+        log.log_picture(0, "training samples", picture)
+        log.log_training(9, 1.0, {"loss": 2.5, "lr": 1e-4})
+        log.log_picture(5, "worst images/1 a(1).jpg", picture)
+    assert trackers[0].got == [("training samples", (4, 6, 3), 0), ("worst images/1 a(1).jpg", (4, 6, 3), 9)]
+    names = ["pictures/training_samples_0000000.jpg", "pictures/worst_images_1_a_1_.jpg_0000009.jpg"]
+    assert trackers[1].got == [(name, (4, 6, 3), 0) for name in names]
+    assert trackers[2].got == []
+    assert caplog.text.count("wandb took no picture of ") == 2
+    assert "training samples: gone" in caplog.text
 
 
 def read_all(reader: int) -> str:

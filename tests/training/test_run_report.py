@@ -55,9 +55,11 @@ def check_tracked(run: Path, report: dict[str, Any]) -> None:
         assert value in [pytest.approx(one.value) for one in scalars]
     tags = events.Tags()["images"]
     names = [f"{number:03}.png" for number in range(4)]  # of the validation images
-    assert {tag.split("/")[0] for tag in tags} == {"worst images"}  # after two steps none is good
-    assert all(any(name in tag for name in names) for tag in tags)
-    for tag in tags:
+    sheets = {"training samples": [0], "validation images": [1, 2]}
+    assert {tag.split("/")[0] for tag in tags} == {"worst images", *sheets}  # after two steps none is good
+    assert {tag: [one.step for one in events.Images(tag)] for tag in sheets} == sheets
+    for tag in set(tags) - sheets.keys():
+        assert any(name in tag for name in names)
         (one,) = events.Images(tag)
         picture = Image.open(io.BytesIO(one.encoded_image_string))
         assert max(picture.size) == 512

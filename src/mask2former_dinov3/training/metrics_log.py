@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +16,13 @@ from types import TracebackType
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
 from ..atomic_files import flush, write_text
 from ..data.coco_types import Metrics
 from ..data.fitting import PixelArray
+from ..reports.pictures import encode_jpeg
 
 logger = logging.getLogger(__name__)
 ABANDONED = "metrics.abandoned.jsonl"
@@ -128,23 +132,15 @@ class MetricsLog:
         self._show(step, {name if split == "valid" else f"{split} {name}": text for name, text in shown.items()})
 
     def log_picture(self, step: int, name: str, picture: PixelArray) -> None:
-        """Send a picture (h, w, 3) to TensorBoard, W&B, trackio or MLflow; other trackers get numbers only."""
+        """Send a picture (h, w, 3) to TensorBoard, W&B, trackio or MLflow; other trackers get numbers only.
+
+        A tracker that does not take it is a warning: pictures are for looking on.
+        """
         for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.tracker.add_image(name, picture, step, dataformats="HWC")
-                tracker.tracker.flush()
-                continue
-            step = max(step, self.newest_step)  # W&B drops what comes with an earlier step
-            if tracker.name == "wandb":
-                tracker.log_images({name: [picture]}, step=step)
-            elif tracker.name == "trackio":
-                import trackio  # the tracker that the user has chosen is installed
-
-                tracker.log({name: trackio.Image(picture)}, step=step)
-            elif tracker.name == "mlflow":
-                import mlflow
-
-                mlflow.log_image(picture, key=name.replace(" ", "_"), step=step)
+            try:
+                _send_picture(tracker, step, name, picture, self.newest_step)
+            except Exception as error:  # each tracker has its own
+                logger.warning("%s took no picture of %s: %s", tracker.name, name, error)
 
     def _show(self, step: int, texts: dict[str, str]) -> None:
         """Update the bar, or log a line with the time that is left at the mean speed so far."""
@@ -172,6 +168,27 @@ class MetricsLog:
             numbers |= {f"{prefix}per_class/{name}": value for name, value in per_class.items() if value >= 0}
         self.accelerator.log(numbers, step=step)
         self.newest_step = step
+
+
+def _send_picture(tracker: GeneralTracker, step: int, name: str, picture: PixelArray, newest_step: int) -> None:
+    """newest_step: of what the tracker has by now; all but TensorBoard want no earlier one."""
+    if tracker.name == "tensorboard":
+        tracker.tracker.add_image(name, picture, step, dataformats="HWC")
+        tracker.tracker.flush()
+        return
+    step = max(step, newest_step)
+    if tracker.name == "wandb":
+        tracker.log_images({name: [picture]}, step=step)
+    elif tracker.name == "trackio":
+        import trackio  # chosen by the user, so installed
+
+        tracker.log({name: trackio.Image(picture)}, step=step)
+    elif tracker.name == "mlflow":
+        with tempfile.TemporaryDirectory() as folder:
+            stem = re.sub(r"[^A-Za-z0-9._-]", "_", name)  # what names of its artifacts may hold
+            file = Path(folder) / f"{stem}_{step:07}.jpg"
+            file.write_bytes(encode_jpeg(picture))
+            tracker.log_artifact(str(file), "pictures")
 
 
 def memory_gb() -> float:

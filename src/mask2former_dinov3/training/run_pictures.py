@@ -24,7 +24,7 @@ from ..reports.picture_sheets import CELL_SIDE, draw_pair, draw_sample, make_she
 from ..reports.pictures import encode_jpeg
 
 logger = logging.getLogger(__name__)
-FOLDER = "pictures"  # of a run folder
+PICTURES = "pictures"  # of a run folder
 SAMPLES = "training_samples.jpg"
 SHOWN = 8  # images on a sheet
 
@@ -43,7 +43,7 @@ def show_samples(output_dir: Path, data: CocoData, dataset: CocoInstanceDataset,
             continue
         words = f"{len(sample['mask_labels'])} targets, {data.images[key[1]].file_name}"
         pictures.append((draw_sample(sample, dataset, CELL_SIDE), words))
-    return _write(output_dir / FOLDER / SAMPLES, pictures, 4)
+    return _write(output_dir / PICTURES / SAMPLES, pictures, 4)
 
 
 def show_progress(
@@ -71,7 +71,7 @@ def show_progress(
         found = by_image[record.id]
         words = f"{len(truth)} annotated, {len(found)} found, {record.file_name}"
         pictures.append((draw_pair(image, truth, found, categories), words))
-    return _write(output_dir / FOLDER / f"valid_step_{step:07d}.jpg", pictures, 2)
+    return _write(output_dir / PICTURES / f"valid_step_{step:07d}.jpg", pictures, 2)
 
 
 def choose_shown(data: CocoData) -> list[ImageRecord]:
