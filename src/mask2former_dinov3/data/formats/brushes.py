@@ -1,8 +1,9 @@
 """Masks as brushes of Label Studio: its own run-length code, a list of bytes, which keeps holes and separate parts.
 
 The code is that of the npm package rle-pack, as `label_studio_converter.brush` writes and reads it: a stream of bits
-with the number of values (32 bits), their size less one (5), four sizes of lengths less one (4 each); then, up to that number,
-a bit (1: one value repeated, 0: values one by one), which size the length has (2), the length less one, the values.
+with the number of values (32 bits), their size less one (5), four sizes of lengths less one (4 each); then, up to that
+number, a bit (1: one value repeated, 0: values one by one), which size the length has (2), the length less one, and the
+values.
 The values are the bytes of an image (H, W, 4), row by row; the fourth, alpha, is the mask.
 """
 
