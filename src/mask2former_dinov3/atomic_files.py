@@ -7,6 +7,7 @@ then is the old version removed. So neither a kill nor a power cut leaves a file
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -63,6 +64,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file; see `write_file`."""
     with write_file(path) as file:
         file.write(text)
+
+
+def write_json(path: Path, content: object) -> None:
+    """As `write_text`, for a value as JSON that people can read. Raises CheckpointError."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

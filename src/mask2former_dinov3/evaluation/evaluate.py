@@ -17,7 +17,7 @@ from typing import cast
 
 from torch import nn
 
-from ..atomic_files import check_writable, write_text
+from ..atomic_files import check_writable, write_json, write_text
 from ..data.check import UNLISTED, check_data
 from ..data.coco import CocoData, ImageRecord
 from ..data.coco_json import class_name
@@ -191,7 +191,7 @@ def evaluate_model(
         else:
             load = partial(load_model, str(model), device, reading, compile_model=compile_model)
             metrics = _score_model(str(model), load, split, output, limits, aim, progress)
-        write_text(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+        write_json(output / "metrics.json", metrics)
     return metrics
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..atomic_files import check_writable, write_text
+from ..atomic_files import check_writable, write_json, write_text
 from ..data.faults import plain_cell
 from ..data.fitting import fit_image
 from ..data.image_folders import PassedOver
@@ -339,4 +338,4 @@ def _write(output: Path, ranking: ImageRanking, settings: RankingSettings, model
         "ranking": rows,
         "failed": [{"input": name, "reason": reason} for name, reason in ranking.failed],
     }
-    write_text(output / RANKING_JSON, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_json(output / RANKING_JSON, content)

@@ -7,13 +7,12 @@ ids.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..atomic_files import write_text
+from ..atomic_files import write_json
 from ..data.faults import count_of, quote
 from ..data.numbers import whole_number
 from ..errors import DatasetError, mismatch
@@ -217,7 +216,7 @@ def write_names(folder: Path, content: Mapping[str, object]) -> None:
         if isinstance(one, Mapping)
     ]
     named = {"images": images, "categories": _list_of(content, "categories")}
-    write_text(folder / IMAGES_FILE, json.dumps(named, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / IMAGES_FILE, named)
 
 
 def _list_of(content: Mapping[str, object], section: str) -> list[object]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from ..atomic_files import write_text
+from ..atomic_files import write_json
 from ..data.layout import Split
 from ..data.numbers import identifier
 from ..data.read_rules import CROWD_RULES, INCOMPLETE_RULES, ReadRules
@@ -84,7 +84,7 @@ def write_evaluation(folder: Path, split: Split, truth: GroundTruth, max_detecti
         "max_detections": max_detections,
         "scored": _absolute(Path(scored)),
     }
-    write_text(folder / EVALUATION_FILE, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / EVALUATION_FILE, content)
 
 
 def _absolute(path: Path) -> str:

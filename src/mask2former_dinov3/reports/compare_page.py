@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..atomic_files import check_writable, write_text
+from ..atomic_files import check_writable, write_json
 from ..data.faults import count_of
 from ..data.fitting import PixelArray
 from ..evaluation.comparison import INTERVAL_NAME, ComparedResults, Comparison, PairComparison, describe_difference
@@ -44,7 +44,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     stored = comparison.base.source.stored
     options = AS_STORED if stored is None else describe_model(stored.scored)[1]
     check_writable(folder)
-    write_text(folder / COMPARE_JSON, json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / COMPARE_JSON, comparison.to_json())
     names = [one.source.name for one in comparison.all]
     parts = [_numbers(comparison), _curves(comparison)]
     source = ImageSource(paths_of_images(comparison.truth, comparison.split), comparison.truth.sizes, options)

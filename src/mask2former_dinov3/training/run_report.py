@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..atomic_files import write_text
+from ..atomic_files import write_json, write_text
 from ..data.coco_types import CocoResult, Metrics
 from ..data.layout import Split
 from ..errors import UserError
@@ -32,7 +32,7 @@ def store_results(output_dir: Path, split: Split, results: Sequence[CocoResult],
     truth = read_ground_truth(split)
     write_text(output_dir / "predictions.json", json.dumps(results) + "\n")
     write_names(output_dir, truth.listed)
-    write_text(output_dir / METRICS_FILE, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+    write_json(output_dir / METRICS_FILE, metrics)
     write_evaluation(output_dir, split, truth, metrics["max_detections"], output_dir / "best")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..atomic_files import write_text
+from ..atomic_files import write_json, write_text
 from ..data.faults import plain_cell
 from ..errors import CheckpointError, OptionError, mismatch
 from ..json_files import describe, read_json_object
@@ -135,7 +135,7 @@ class TrialRecords:
             "search": self.search.content,
             "trials": [_renamed(one, metric) for one in sorted(ranked, key=lambda one: int(one.trial[6:]))],
         }
-        write_text(self.output / TRIALS_JSON, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.output / TRIALS_JSON, content)
         names = list(self.search.content)
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")

@@ -7,7 +7,6 @@ another version of Ray.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..atomic_files import make_folder, write_text
+from ..atomic_files import make_folder, write_json
 from ..cluster.connection import connect_ray, live_nodes
 from ..errors import OptionError
 from ..extras import require
@@ -83,7 +82,7 @@ def tune(
         for number in left:
             make_folder(records.folder(number))
             recipe = planned.recipe(number, records.folder(number))
-            write_text(records.folder(number) / RECIPE_FILE, json.dumps(recipe, indent=2, ensure_ascii=False) + "\n")
+            write_json(records.folder(number) / RECIPE_FILE, recipe)
         records.write()
         if left:
             try:

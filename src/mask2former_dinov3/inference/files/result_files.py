@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from ...atomic_files import write_file, write_text
+from ...atomic_files import write_file, write_json, write_text
 from ...data.faults import plain_cell
 from ...instances import Instances
 from .label_studio_tasks import label_studio_config, label_studio_task
@@ -79,7 +79,7 @@ def write_results(
         with write_file(output / RESULTS) as file:
             _write_list(file, map(_as_result, _numbered(images)))
             file.write("\n")
-        write_text(output / IMAGES, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+        write_json(output / IMAGES, described)
     if "csv" in save:
         _write_tables(output, images, dict(categories))
     if "label-studio" in save:
