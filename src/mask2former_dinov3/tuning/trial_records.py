@@ -146,8 +146,7 @@ class TrialRecords:
             table.writerow([plain_cell(cell) for cell in (one.trial, *values, *score, one.state, one.cause)])
         write_text(self.output / TRIALS_CSV, text.getvalue())
         if (best := self._best_of(ranked)) is not None:
-            recipe = json.dumps(self._best_recipe(best), indent=2, ensure_ascii=False)
-            write_text(self.output / BEST_CONFIG, recipe + "\n")
+            write_json(self.output / BEST_CONFIG, self._best_recipe(best))
 
     def _best_recipe(self, best: TrialRecord) -> dict[str, object]:
         """The recipe of a trial for a run of its own."""
