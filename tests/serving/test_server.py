@@ -63,7 +63,7 @@ def test_serve__predicts_in_batches_what_the_predictor_finds(server: Server) -> 
 
 
 def test_serve__answers_head_as_get_without_a_body(server: Server) -> None:
-    for path in ("/", "/sample.png", "/theme.css", "/healthz"):
+    for path in ("/", "/sample.png", "/theme.css", "/healthz", "/docs", "/openapi.json"):
         answers = []
         for method in ("HEAD", "GET"):
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)

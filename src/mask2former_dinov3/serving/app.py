@@ -104,7 +104,6 @@ def _build_routes(
         notes = limit_lines(found.left_out, settings.max_detections or 0, tiles=tiles)
         return JSONResponse(to_coco_file(found, file_name, queue.predictor.categories, settings, pictures, notes))
 
-    @router.head("/healthz", include_in_schema=False)
     @router.get(
         "/healthz", response_model=Health, responses={503: {"model": Health, "description": "Shutting down, or stuck."}}
     )

@@ -47,15 +47,14 @@ class PageOrApi:
         self.page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # neither side knows HEAD everywhere; the server sends no body for one
         is_page = (
             scope["type"] == "http"
-            and scope["method"] in ("GET", "HEAD")
+            and scope["method"] == "GET"
             and (scope["path"] in _PATHS or scope["path"].startswith(_FILES))
         )
-        if is_page:  # Gradio knows no HEAD for its files; the server itself sends no body for one
-            await self.page({**scope, "method": "GET"}, receive, send)
-        else:
-            await self.app(scope, receive, send)
+        await (self.page if is_page else self.app)(scope, receive, send)
 
 
 def build_page(
