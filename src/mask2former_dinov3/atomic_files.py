@@ -204,7 +204,8 @@ def _replace(path: Path) -> Iterator[Path]:
         yield temporary
         publish(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder is a file, or went away
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise _could_not_write(path, error) from error
         raise
