@@ -193,7 +193,7 @@ def _first_of_each(ids: Ints) -> npt.NDArray[np.bool_]:
 def _follow_an_odd_one(
     ids: Ints, places: Ints, entries: Sequence[object], others: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
-    """Which ids, (N,), at these places are also those of an earlier entry among the others: the later is the duplicate."""
+    """Which ids, (N,), at these places are those of an earlier one of the others: the later is the duplicate."""
     first: dict[int | None, int] = {}
     for place in np.flatnonzero(others).tolist():
         if isinstance(entry := entries[place], dict):
