@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -123,10 +123,22 @@ def sweep(folder: Path) -> list[Path]:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, durably. Raises OSError."""
-    missing = [one for one in (path, *path.parents) if not one.exists()]
+    missing = missing_folders(path)
     path.mkdir(parents=True, exist_ok=True)
     for one in missing:
         flush(one.parent)
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """A folder and those above it that do not exist, the deepest first."""
+    return [one for one in (path, *path.parents) if not one.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the deepest first, up to one that holds something or is gone."""
+    with suppress(OSError):
+        for one in folders:
+            one.rmdir()
 
 
 def check_writable(folder: Path) -> None:
@@ -134,7 +146,7 @@ def check_writable(folder: Path) -> None:
 
     Folders that this makes are removed again: a command that is refused later leaves none. Raises CheckpointError.
     """
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    made = missing_folders(folder)
     try:
         make_folder(folder)
     except OSError as error:
@@ -143,9 +155,7 @@ def check_writable(folder: Path) -> None:
         ) from error
     write_text(folder / ".probe", "")
     (folder / ".probe").unlink()
-    with suppress(OSError):  # another process has written into it
-        for one in made:
-            one.rmdir()
+    remove_empty(made)
 
 
 def flush(path: Path) -> None:
