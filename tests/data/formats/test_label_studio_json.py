@@ -69,7 +69,7 @@ def test_read_split__brushes_polygons_rectangles_and_ellipses(tmp_path: Path) ->
 
 
 def test_read_split__keeps_the_ids_that_predict_wrote(tmp_path: Path) -> None:
-    ids = {"categories": {"large": 7, "small": 3}}
+    ids = {"categories": {"large ": 7, "small": 3}}
     root = write(
         tmp_path, task(1, [brush("small"), brush("new")], image_id=11, **ids), task(2, [brush("large")], image_id=40)
     )

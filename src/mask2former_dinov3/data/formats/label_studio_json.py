@@ -109,8 +109,9 @@ class _Reading:
             for name, value in stated.items() if isinstance(stated, Mapping) else ():
                 category = whole_number(value)
                 known = self.builder.categories
+                name = name.strip()  # as labels of regions are read
                 if name not in known and category is not None and category not in known.values():
-                    known[str(name)] = category
+                    known[name] = category
                 self.left_out["ids of classes that contradict those of an earlier task"] += known.get(name) != category
         self.builder.first_id = max(self.builder.categories.values(), default=0) + 1
         used = {label for task in tasks for one in _regions(task) if (label := _label(one)) is not None}
