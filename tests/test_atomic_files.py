@@ -140,3 +140,5 @@ def test_check_writable__leaves_folders_as_they_were(tmp_path: Path) -> None:
 def test_write_text__makes_the_folder(tmp_path: Path) -> None:
     write_text(tmp_path / "a" / "b" / "text", "new")
     assert (tmp_path / "a" / "b" / "text").read_text() == "new"
+    with pytest.raises(CheckpointError, match=r"text/b: could not be written \((file exists|not a directory)\)"):
+        write_text(tmp_path / "a" / "b" / "text" / "b", "new")

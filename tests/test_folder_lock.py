@@ -65,6 +65,9 @@ def test_hold_folder__is_refused_within_one_process_and_leaves_no_new_folder(tmp
         with hold_folder(tmp_path / "out", "output", "export", ".a.onnx.in-use.json"):
             pass  # another lock of the same folder
     assert not (tmp_path / "out").exists()
+    with hold_folder(tmp_path / "new" / "deep" / "out", "output", "predict"):
+        (tmp_path / "new" / "other").mkdir()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["other"]
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="cannot be made or written"), hold_folder(tmp_path / "file", "o", "x"):
         pass

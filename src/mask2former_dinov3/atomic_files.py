@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
@@ -129,10 +129,22 @@ def sweep(folder: Path) -> list[Path]:
 
 def make_folder(path: Path) -> None:
     """Make a folder and those above it, durably. Raises OSError."""
-    missing = [one for one in (path, *path.parents) if not one.exists()]
+    missing = missing_folders(path)
     path.mkdir(parents=True, exist_ok=True)
     for one in missing:
         flush(one.parent)
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """A folder and those above it that do not exist, the deepest first."""
+    return [one for one in (path, *path.parents) if not one.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, the deepest first, up to one that holds something or is gone."""
+    with suppress(OSError):
+        for one in folders:
+            one.rmdir()
 
 
 def check_writable(folder: Path) -> None:
@@ -140,7 +152,7 @@ def check_writable(folder: Path) -> None:
 
     Folders that this makes are removed again: a command that is refused later leaves none. Raises CheckpointError.
     """
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    made = missing_folders(folder)
     try:
         make_folder(folder)
     except OSError as error:
@@ -149,9 +161,7 @@ def check_writable(folder: Path) -> None:
         ) from error
     write_text(folder / ".probe", "")
     (folder / ".probe").unlink()
-    with suppress(OSError):  # another process has written into it
-        for one in made:
-            one.rmdir()
+    remove_empty(made)
 
 
 def flush(path: Path) -> None:
@@ -210,7 +220,8 @@ def _replace(path: Path) -> Iterator[Path]:
         yield temporary
         publish(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder is a file, or went away
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise _could_not_write(path, error) from error
         raise

@@ -16,12 +16,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-from .atomic_files import make_folder
+from .atomic_files import make_folder, missing_folders, remove_empty
 from .errors import CheckpointError, OptionError, system_reason
 from .json_files import is_integer, is_number
 
@@ -51,7 +51,7 @@ def hold_folder(folder: Path, option: str, verb: str, file: str = LOCK_FILE) -> 
         if str(path) in _held:
             raise _refusal(option, folder, "a command of this process")
         _held.add(str(path))
-    is_new = not folder.exists()
+    made = missing_folders(folder)
     try:
         descriptor = _acquire(path, option, folder, verb)
     except BaseException:
@@ -63,9 +63,7 @@ def hold_folder(folder: Path, option: str, verb: str, file: str = LOCK_FILE) -> 
         path.unlink(missing_ok=True)  # before the lock goes: the next holder makes a file of its own
         os.close(descriptor)
         _held.discard(str(path))
-        if is_new:  # refused before anything was written
-            with suppress(OSError):
-                folder.rmdir()
+        remove_empty(made)  # of a command that was refused before anything was written
 
 
 def _acquire(path: Path, option: str, folder: Path, verb: str) -> int:

@@ -355,3 +355,12 @@ def test_parse_plain__one_unusual_annotation_among_others(odd: dict[str, object]
         large = {**entry(5), "segmentation": [[value] * 6]} if value > 2**64 else {**entry(5), "id": value}
         plain, others = parse_plain([*entries, large], 10, {1: 0}, sizes, {2}, {7})
         assert (len(plain.ids), others) == (0, [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("same", [2, 2.0, "2"])
+def test_parse_plain__the_later_of_two_with_one_id_is_the_duplicate(same: object) -> None:
+    """Also where the earlier one is none of the plain: the other parser reports the later."""
+    usual = {"image_id": 1, "category_id": 2, "area": 64, "bbox": [1, 1, 8, 8], "segmentation": [[1, 1, 9, 1, 9, 9]]}
+    entries = [{**usual, "id": 1}, {**usual, "id": same, "bbox": None}, {**usual, "id": 2}, {**usual, "id": 1}]
+    plain, others = parse_plain(entries, 0, {1: 0}, np.array([[20, 20]], np.int32), {2}, set())
+    assert (plain.ids.tolist(), others) == ([1], [1, 2, 3])

@@ -136,6 +136,11 @@ def test_set_threshold__says_what_it_cannot_use(folder: Path, evaluation: Path, 
     (tmp_path / "metrics.json").write_text(json.dumps({"operating_point": block}))
     with pytest.raises(CheckpointError, match="expected classes of the model, got star"):
         set_threshold(folder, tmp_path)
+    for wrong, got in (("x", '"x"'), (-5, "-5"), (float("nan"), "NaN"), (True, "true")):
+        block["threshold"] = wrong
+        (tmp_path / "metrics.json").write_text(json.dumps({"operating_point": block}))
+        with pytest.raises(DatasetError, match=f"operating_point: threshold: expected a number from 0 to 1, got {got}"):
+            set_threshold(folder, tmp_path)
     block["threshold"], block["why"] = None, "no result finds an object"
     (tmp_path / "metrics.json").write_text(json.dumps({"operating_point": block}))
     with pytest.raises(DatasetError, match="expected an evaluation with a threshold, got none; no result finds"):

@@ -223,7 +223,8 @@ def test_find_checkpoint__takes_the_newest_whole_one_and_says_so(
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
     assert find_checkpoint("latest", folder) == folder / "checkpoint-2"
-    for name in ("optimizer.pt", "rng.pt", "model.safetensors", "state.json", "config.json"):
+    files = ("optimizer.pt", "rng.pt", "model.safetensors", "state.json", "config.json", "preprocessor_config.json")
+    for name in files:
         file = folder / "checkpoint-2" / name
         content = file.read_bytes()
         middle = len(content) // 2
@@ -235,6 +236,11 @@ def test_find_checkpoint__takes_the_newest_whole_one_and_says_so(
             assert find_checkpoint("latest", folder) == folder / "checkpoint-1"
             assert f"an older checkpoint is used: {folder / 'checkpoint-2'}" in caplog.text
             assert name in caplog.text
+        file.unlink()
+        assert find_checkpoint("latest", folder) == folder / "checkpoint-1"
+        file.mkdir()
+        assert find_checkpoint("latest", folder) == folder / "checkpoint-1"
+        file.rmdir()
         file.write_bytes(content)
     assert find_checkpoint("latest", folder) == folder / "checkpoint-2"
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .array_types import Floats, Ints
+from .numbers import identifier
 from .segmentation import FARTHEST_VERTEX, SHORT_WAY, boxes_and_areas
 
 
@@ -76,6 +77,10 @@ def parse_plain(
     if len(plain.ids):
         plain = plain.keep(_surely_cover_a_pixel(plain, sizes[plain.image_rows]) & _first_of_each(plain.ids))
         others[plain.positions - start] = False
+        late = _follow_an_odd_one(plain.ids, plain.positions - start, entries, others)
+        if late.any():
+            others[plain.positions[late] - start] = True
+            plain = plain.keep(~late)
     return plain, np.flatnonzero(others).tolist()
 
 
@@ -183,6 +188,19 @@ def _first_of_each(ids: Ints) -> npt.NDArray[np.bool_]:
     found = np.zeros(len(ids), np.bool_)
     found[np.unique(ids, return_index=True)[1]] = True
     return found
+
+
+def _follow_an_odd_one(
+    ids: Ints, places: Ints, entries: Sequence[object], others: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Which ids, (N,), at these places are those of an earlier one of the others: the later is the duplicate."""
+    first: dict[int | None, int] = {}
+    for place in np.flatnonzero(others).tolist():
+        if isinstance(entry := entries[place], dict):
+            first.setdefault(identifier(entry.get("id")), place)
+    if first.keys().isdisjoint(ids.tolist()):
+        return np.zeros(len(ids), np.bool_)
+    return np.array([first.get(one, place) < place for one, place in zip(ids.tolist(), places.tolist(), strict=True)])
 
 
 def _surely_cover_a_pixel(plain: PlainAnnotations, sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import cast
 
 from ..data.coco_types import OperatingBlock
+from ..data.faults import quote
 from ..errors import ConfigError, DatasetError, mismatch
 from ..inference.score_calibration import UNCHANGED, ScoreCalibration
 from ..inference.settings import InferenceSettings
-from ..json_files import read_json_object
+from ..json_files import is_number, read_json_object
 from ..model.configuration import threshold_text
 from ..model_folder.contents import check_model_folder
 from ..model_folder.thresholds import store_threshold
@@ -72,4 +73,8 @@ def _read_block(evaluation: Path) -> OperatingBlock:
         advice = "run `evaluate` of this version again"
         got = "one without" if block is None else "a part of one"
         raise DatasetError(f"{path}: {mismatch('metrics with an operating_point', got, advice)}")
+    threshold = block["threshold"]
+    if threshold is not None and not (is_number(threshold) and 0 <= threshold <= 1):
+        reason = mismatch("a number from 0 to 1", quote(threshold))
+        raise DatasetError(f"{path}: operating_point: threshold: {reason}")
     return cast("OperatingBlock", block)

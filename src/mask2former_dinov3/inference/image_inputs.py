@@ -14,13 +14,15 @@ Nothing is guessed: where a shape or a range of values has two meanings, the err
 
 from __future__ import annotations
 
+import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
+from http.client import HTTPException, IncompleteRead
 from os import PathLike
 from typing import IO, Any, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import torch
@@ -152,11 +154,11 @@ def is_address(image: object) -> bool:
 def fetch_address(address: str, timeout: float) -> bytes:
     """The bytes at an address. Raises DatasetError after `timeout` seconds, and for more than MOST_BYTES."""
     end = time.monotonic() + timeout
-    request = urllib.request.Request(address, headers={"User-Agent": "mask2former-dinov3"})
     parts: list[bytes] = []
     size = 0
     name = _public_part(address)
     try:
+        request = urllib.request.Request(_quoted(address), headers={"User-Agent": "mask2former-dinov3"})
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             while part := answer.read1(_CHUNK):
                 size += len(part)
@@ -165,24 +167,42 @@ def fetch_address(address: str, timeout: float) -> bytes:
                     raise DatasetError(f"{name}: {mismatch(f'at most {MOST_BYTES // 2**20} MiB', 'more')}")
                 if time.monotonic() > end:
                     raise TimeoutError
+            if getattr(answer, "length", None):  # bytes that the server has promised beside these
+                raise IncompleteRead(b"")
     except TimeoutError:
         raise DatasetError(f"{name}: {mismatch(f'an image within {timeout:g} seconds', 'none')}") from None
     except DatasetError:
         raise
     except urllib.error.HTTPError as error:  # the answer of a server, with its number
-        raise DatasetError(f"{name}: {mismatch('an address that gives an image', str(error))}") from error
-    except (OSError, ValueError) as error:  # among them those of urllib and http
+        raise DatasetError(f"{name}: {mismatch('an address that gives an image', _one_line(error))}") from error
+    except IncompleteRead as error:
+        raise DatasetError(f"{name}: {mismatch('a whole file', 'one that is cut short')}") from error
+    except (OSError, ValueError, HTTPException) as error:  # of urllib, of the address, of an answer that is not HTTP
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, TimeoutError):
             raise DatasetError(f"{name}: {mismatch(f'an image within {timeout:g} seconds', 'none')}") from None
-        raise DatasetError(f"{name}: {mismatch('an address that gives an image', str(reason))}") from error
+        raise DatasetError(f"{name}: {mismatch('an address that gives an image', _one_line(reason))}") from error
     return b"".join(parts)
 
 
-def _public_part(address: str) -> str:
-    """An address for messages: without user, password and query, which may hold secrets."""
+def _one_line(reason: object) -> str:
+    return " ".join(str(reason).split()).removeprefix("got ")
+
+
+def _quoted(address: str) -> str:
+    """An address with escapes for spaces and letters beyond ASCII. Raises ValueError for one that is malformed."""
     parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:200]
+    if "@" in parts.netloc:
+        raise ValueError("a user or a password in it, which is not sent; fetch the file with another program")
+    path, query = (quote(part, safe="%/:=&?~+!$,;'@()*[]") for part in (parts.path, parts.query))
+    return parts._replace(path=path, query=query, fragment="").geturl()
+
+
+def _public_part(address: str) -> str:
+    """An address, malformed or not, for messages: without user, password and query, which may hold secrets."""
+    scheme, _, rest = re.split(r"[?#]", address, maxsplit=1)[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"[:200]
 
 
 def check_timeout(timeout: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..atomic_files import remove_folder, write_folder, write_text
 from ..data.coco_types import Metrics
-from ..errors import CheckpointError, OptionError, UserError, mismatch
+from ..errors import CheckpointError, OptionError, UserError, mismatch, system_reason
 from ..inference.image_processing import Mask2FormerDinov3ImageProcessor
 from ..json_files import is_integer, is_number, read_json_object
 from ..model import Mask2FormerDinov3ForInstanceSegmentation
@@ -151,7 +152,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
         (step, path)
         for path in output_dir.glob("checkpoint-*")
         if (step := checkpoint_step(path)) is not None
-        if all((path / name).is_file() for name in CHECKPOINT_FILES)
+        if not _missing_files(path)
     ]
     return [path for _, path in sorted(found)]
 
@@ -162,9 +163,14 @@ def remove_old_checkpoints(output_dir: Path, keep: int | None) -> None:
         remove_folder(path)
 
 
+def _missing_files(path: Path) -> list[str]:
+    """The files that a checkpoint lacks: all, in a folder that this user may not read."""
+    return [name for name in CHECKPOINT_FILES if not os.path.isfile(path / name)]  # Path.is_file raises
+
+
 def find_damage(path: Path) -> str | None:
     """Why a checkpoint cannot be resumed from, or None. All its files are read: a power cut can leave holes."""
-    missing = [name for name in CHECKPOINT_FILES if not (path / name).is_file()]
+    missing = _missing_files(path)
     if missing:
         return f"{path}: without {', '.join(missing)}"
     weights = path / "model.safetensors"
@@ -172,10 +178,13 @@ def find_damage(path: Path) -> str | None:
     try:
         read_state(path)
         load_network_config(str(path))
+        read_json_object(path / "preprocessor_config.json")
         if checksum.is_file():
             check_checksum(weights, checksum)
     except UserError as error:
         return str(error).partition(";")[0]
+    except OSError as error:  # a file that this user may not read
+        return f"{path}: {system_reason(error)}"
     damaged = [name for name in ("optimizer.pt", "rng.pt") if not _is_whole_archive(path / name)]
     return f"{path}: {damaged[0]} is damaged" if damaged else None
 
@@ -212,7 +221,7 @@ def find_checkpoint(resume_from: str, output_dir: Path) -> Path:
             raise OptionError(option, f"a checkpoint-* folder in {output_dir}", "none", advice)
         return complete[-1]  # reading it says what is wrong
     path = Path(resume_from)
-    missing = [name for name in CHECKPOINT_FILES if not (path / name).is_file()]
+    missing = _missing_files(path)
     if missing:
         got = f"{path} without {', '.join(missing)}"
         raise OptionError(option, 'a checkpoint-* folder of a run, or "latest"', got)

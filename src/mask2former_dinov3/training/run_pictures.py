@@ -32,7 +32,7 @@ SHOWN = 8  # images on a sheet
 def show_samples(output_dir: Path, data: CocoData, dataset: CocoInstanceDataset, plan: EpochPlan) -> PixelArray | None:
     """Write the sheet of the first training samples, as the network gets them, with their targets; returns it.
 
-    None, with a warning, if no sample can be read or the sheet cannot be written: the training itself will tell.
+    None if no sample can be read, which the training itself will tell, or, with a warning, if it cannot be written.
     """
     pictures = []
     for position in range(SHOWN):

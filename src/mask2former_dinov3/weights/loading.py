@@ -254,7 +254,9 @@ def find_file(source: str, name: str, token: str | None = None) -> Path | None:
 def read_source_json(source: str, name: str, token: str | None = None) -> dict[str, object]:
     """The JSON object in a file of a folder or hub id. Raises CheckpointError or HubError when it cannot be read."""
     with explain_failures(source):
-        file = Path(cached_file(source, name, token=token))
+        found = cached_file(source, name, token=token)
+    # transformers gives None, where it raises an error for other names, if a folder has no config.json.
+    file = Path(source, name) if found is None else Path(found)
     return dict(read_json_object(file, raises=CheckpointError))
 
 

@@ -75,8 +75,12 @@ def test_brushes__equal_the_converter_on_random_masks() -> None:
     [
         (CODES["ring"][1][:20], "rle: expected a whole code, got one that is cut short"),
         ([0, 0, 0, 1, *CODES["ring"][1][4:]], "rle: expected 4 values for each of 6 x 9 pixels, got 1 values"),
-        ([*CODES["ring"][1], 256], "rle: expected a list of bytes, numbers from 0 to 255, got other content"),
-        ([], "rle: expected a list of bytes, numbers from 0 to 255, got other content"),
+        (
+            [*CODES["ring"][1], 256],
+            "rle: expected a list of at least 8 bytes, numbers from 0 to 255, got other content",
+        ),
+        ([*CODES["ring"][1], 10**30], "rle: expected a list of at least 8 bytes, numbers from 0 to 255"),
+        ([], "rle: expected a list of at least 8 bytes, numbers from 0 to 255, got other content"),
     ],
 )
 def test_decode_brush__says_what_is_wrong(code: list[int], told: str) -> None:

@@ -76,6 +76,10 @@ def test_read_cvat__a_box_around_the_shapes_of_its_group_is_no_part(tmp_path: Pa
     assert [(name, int(one.sum())) for name, one in found] == [("hole", 5), ("crack", 16 * 12 + 35)]
     notes = check_data({"train": find_split(tmp_path)}).text()
     assert "boxes around the other shapes of their group are left out: 1" in notes
+    write(tmp_path, mask("1,2,4,3,2", rest=group), mask("12", rest=group), box.replace('xtl="4"', 'xtl="0"'))
+    assert [int(one.sum()) for _, one in masks_of(read_split(tmp_path))["a.png"]] == [
+        7 * 3
+    ]  # one of its masks is empty
 
 
 def test_read_cvat__a_group_of_one_label_is_one_object(tmp_path: Path) -> None:

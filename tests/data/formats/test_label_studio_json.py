@@ -69,7 +69,7 @@ def test_read_split__brushes_polygons_rectangles_and_ellipses(tmp_path: Path) ->
 
 
 def test_read_split__keeps_the_ids_that_predict_wrote(tmp_path: Path) -> None:
-    ids = {"categories": {"large": 7, "small": 3}}
+    ids = {"categories": {"large ": 7, "small": 3}}
     root = write(
         tmp_path, task(1, [brush("small"), brush("new")], image_id=11, **ids), task(2, [brush("large")], image_id=40)
     )
@@ -94,13 +94,23 @@ def test_read_split__counts_what_is_left_out(tmp_path: Path) -> None:
     parallel = [brush("cell"), {**brush("cell"), "type": "brush"}, {**brush("x"), "id": "alone", "type": "brush"}]
     double = task(2, [brush("cell")])
     double["annotations"] = [{"result": []}, {"result": [brush("cell")]}, {"result": [], "was_cancelled": True}]
-    root = write(tmp_path, task(1, [point, *parallel]), double, task(3, None))
-    assert {name: len(masks) for name, masks in masks_of(read_split(root)).items()} == {"1.png": 1, "2.png": 1}
+    choice = {**brush("cell"), "type": "choices", "value": {"x": 5, "y": 5, "choices": ["good"]}}
+    shapeless = region("cell", "bitmasklabels", {"imageDataURL": "data:image/png;base64,"})
+    two = brush("cell")
+    two["value"]["brushlabels"] = ["cell", "round"]
+    first = task(1, [point, *parallel, choice, shapeless, two], image_id=5, categories={"cell": 4})
+    root = write(tmp_path, first, double | {"data": double["data"] | {"categories": {"cell": 5}}}, task(3, None))
+    data = read_split(root)
+    assert [(one.id, one.name) for one in data.categories] == [(4, "cell")]
+    assert {name: len(masks) for name, masks in masks_of(data).items()} == {"1.png": 2, "2.png": 1}
     notes = str(check_data({"train": find_split(root)}).text())
     for told in (
         "1 tasks without an annotation; left out",
-        "1 regions without an area; left out",
+        "2 regions without an area; left out",
         "1 regions without a class; left out",
+        "1 further classes of regions, of which the first is read",
+        "1 ids of classes that contradict those of an earlier task; left out",
+        "image_id: expected one of its own for each task, got others; images are numbered in their order",
         "1 further annotations of a task, of which the last is read",
     ):
         assert told in notes
@@ -108,12 +118,34 @@ def test_read_split__counts_what_is_left_out(tmp_path: Path) -> None:
 
 def test_read_split__finds_images_by_their_address(tmp_path: Path) -> None:
     images = tmp_path / "images"
-    for name in ("1.png", "a/1.png", "b/1.png", "2 b.png"):
+    for name in ("1.png", "a/1.png", "b/1.png", "2 b.png", "c.png", "d.png", "e.png"):
         write_image(images / name)
-    addresses = ["/data/local-files/?d=x%2Fimages/b/1.png", "/data/upload/3/0f1e2d3c-2%20b.png", "s3://bucket/a/1.png"]
+    addresses = [
+        "/data/local-files/?d=x%2Fimages/b/1.png",
+        "/data/upload/3/0f1e2d3c-2%20b.png",
+        "s3://bucket/a/1.png",
+        r"/data/local-files/?d=images%5Cc.png",
+        "https://bucket/d.png?d=5",
+        "http://[bucket/e.png",
+    ]
     tasks = [task(number, [brush("cell")], image=address) for number, address in enumerate(addresses)]
     (tmp_path / "export.json").write_text(json.dumps(tasks), encoding="utf-8")
-    assert [image.file_name for image in read_split(tmp_path).images] == ["b/1.png", "2 b.png", "a/1.png"]
+    assert [image.file_name for image in read_split(tmp_path).images] == [
+        "b/1.png",
+        "2 b.png",
+        "a/1.png",
+        "c.png",
+        "d.png",
+        "e.png",
+    ]
+    (images / "1.png").unlink()
+    for address, told in (
+        ("c/1.png", r'called "c/1\.png", but \["a/1\.png", "b/1\.png"\]'),
+        ("x", "no path of an image"),
+    ):
+        (tmp_path / "export.json").write_text(json.dumps([task(1, [brush("cell")], image=address)]), encoding="utf-8")
+        with pytest.raises(DatasetError, match=told):
+            read_split(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -131,10 +163,32 @@ def test_read_split__finds_images_by_their_address(tmp_path: Path) -> None:
             "points: expected a list of",
         ),
         ({"type": "polygonlabels", "value": {"points": [[1, 1]], "polygonlabels": ["cell"]}}, "at least 3 points"),
+        (
+            {
+                "type": "rectanglelabels",
+                "value": {"x": 1, "y": 1, "width": 9, "height": 9, "rotation": 1e400, "rectanglelabels": ["cell"]},
+            },
+            "rotation: expected numbers below 1,000,000,000, got Infinity",
+        ),
     ],
 )
 def test_read_split__says_what_is_wrong(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
     root = write(tmp_path, task(1, [brush("cell", **changed)]))
+    with pytest.raises(DatasetError, match=told):
+        read_split(root)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"data": "1.png"}, "task 1: data: expected an object, got a string"),
+        ({"annotations": {"result": []}}, "task 1: annotations: expected a list of objects, got an object"),
+        ({"annotations": [{"result": "none"}]}, "task 1: result: expected a list of objects, got a string"),
+        ({"annotations": [{"result": [7]}]}, "task 1: result: expected a list of objects, got a number in it"),
+    ],
+)
+def test_read_split__says_which_values_of_a_task_are_wrong(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
+    root = write(tmp_path, task(1, [brush("cell")]) | changed, task(2, [brush("cell")]))
     with pytest.raises(DatasetError, match=told):
         read_split(root)
 

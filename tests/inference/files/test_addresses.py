@@ -19,9 +19,24 @@ from mask2former_dinov3.inference.files.predict_files import predict_files
 from mask2former_dinov3.inference.predictor import Predictor
 from mask2former_dinov3.inference.settings import InferenceSettings
 
+ANSWERS = {
+    "/short.png": b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\nabc",
+    "/chunk.png": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nab",
+    "/chat.png": b"hello,\r\nworld\r\n",
+    "/many.png": b"HTTP/1.0 200 OK\r\n" + b"A: b\r\n" * 200 + b"\r\n",
+    "/moved.png": b"HTTP/1.0 302 Found\r\nLocation: file:///etc/hostname\r\n\r\n",
+    "/port.png": b"HTTP/1.0 302 Found\r\nLocation: http://127.0.0.1:x/\r\n\r\n",
+}
+
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files of a folder, without a log."""
+    """Files of a folder, without a log, and the answers of odd servers."""
+
+    def do_GET(self) -> None:
+        if self.path in ANSWERS:
+            self.wfile.write(ANSWERS[self.path])
+        else:
+            super().do_GET()
 
     def log_message(self, *_: object) -> None:
         pass
@@ -44,7 +59,8 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 def test_predict_files__takes_addresses_beside_files(address: str, model_folder: Path, tmp_path: Path) -> None:
     predictor, output = Predictor.from_pretrained(model_folder, "cpu"), tmp_path / "out"
-    inputs: list[str | Path] = [f"{address}/a%20b.png?token=secret", f"{address}/missing.png", tmp_path / "served"]
+    given = f"{address}/a b.png?token=secret"  # a space as people type it; the same address twice is one image
+    inputs: list[str | Path] = [given, given, f"{address}/missing.png", tmp_path / "served"]
     summary = predict_files(predictor, inputs, output, settings=InferenceSettings(0.0, 3), save=("coco",))
     (kept,) = (output / "downloads").iterdir()
     assert kept.name.startswith("a-b-")
@@ -79,3 +95,37 @@ def test_fetch_addresses__refuses_what_is_too_large(
     assert fetch_addresses([f"{address}/a%20b.png", "b.png"], tmp_path, failed, keep=False) == ["b.png"]
     assert failed[0][1].startswith(f"{address}/a%20b.png: expected at most 0 MiB, got more")
     assert not (tmp_path / "downloads").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("{}/short.png", "a whole file, got one that is cut short"),
+        ("{}/chunk.png", "a whole file, got one that is cut short"),
+        ("{}/chat.png", "an address that gives an image, got hello,"),
+        ("{}/many.png", "an address that gives an image, got more than 100 headers"),
+        ("{}/moved.png", "got HTTP Error 302: Found - Redirection to url 'file:///etc/hostname' is not allowed"),
+        ("{}/port.png", "an address that gives an image, got nonnumeric port: 'x'"),
+        ("http://user:secret@[bad/a.png?secret", "an address that gives an image, got Invalid IPv6 URL"),
+        ("http://user:secret@host/a.png", "got a user or a password in it, which is not sent"),
+        ("http://\udc80/a.png", "an address that gives an image, got"),
+    ],
+)
+def test_fetch_addresses__says_what_is_wrong(address: str, tmp_path: Path, given: str, told: str) -> None:
+    failed: list[tuple[str, str]] = []
+    assert fetch_addresses([given.format(address), "b.png"], tmp_path / "out", failed, keep=False) == ["b.png"]
+    assert told in failed[0][1]
+    assert "secret" not in failed[0][1]
+    assert len(failed[0][1].splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_fetch_addresses__names_that_file_systems_take(address: str, tmp_path: Path) -> None:
+    folder = tmp_path / "served" / "deep"
+    folder.mkdir()
+    name = "\U00020000" * 60  # a letter of four bytes
+    (folder / f"{name}.png").write_bytes(b"a")
+    failed: list[tuple[str, str]] = []
+    found = fetch_addresses([f"{address}/deep/{name}.png", f"{address}/deep/"], tmp_path / "out", failed, keep=False)
+    assert [Path(path).is_file() for path in found] == [True, True]
+    assert not failed

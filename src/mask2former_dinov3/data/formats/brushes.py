@@ -47,10 +47,9 @@ def encode_brush(window: Window, height: int, width: int) -> list[int]:
 
 def decode_brush(code: Sequence[int], height: int, width: int) -> npt.NDArray[np.bool_]:
     """The mask (height, width), the pixels whose alpha is not 0. Raises DatasetError for a code that is not of it."""
-    data = np.array(code, dtype=np.int64)
-    if data.ndim != 1 or data.size < 8 or data.min() < 0 or data.max() > 255:
-        raise DatasetError(f"rle: {mismatch('a list of bytes, numbers from 0 to 255', 'other content')}")
-    bits = _Bits(data.astype(np.uint8))
+    if len(code) < 8 or min(code) < 0 or max(code) > 255:
+        raise DatasetError(f"rle: {mismatch('a list of at least 8 bytes, numbers from 0 to 255', 'other content')}")
+    bits = _Bits(np.array(code, dtype=np.uint8))
     count, word = bits.read(32), bits.read(5) + 1
     sizes = [bits.read(4) + 1 for _ in range(4)]
     if count != _CHANNELS * height * width:

@@ -194,19 +194,19 @@ def _without_own_boxes(found: Sequence[tuple[str, DrawnShape]]) -> list[DrawnSha
     drawn = [shape for tag, shape in found if tag != "box"]
     if not drawn or len(drawn) == len(found):
         return [shape for _, shape in found]
-    limits = np.array([_limits(shape) for shape in drawn])
+    limits = np.array([_limits(shape) for shape in drawn if shape.mask is None or shape.mask.any()])
+    if not limits.size:  # nothing that a box could go around
+        return [shape for _, shape in found]
     around = np.concatenate((limits[:, :2].min(0), limits[:, 2:].max(0)))
     return [shape for tag, shape in found if tag != "box" or (np.abs(_limits(shape) - around) > 1).any()]
 
 
 def _limits(shape: DrawnShape) -> Polygon:
-    """(4,) the smallest x and y, the largest x and y of a shape, in pixels."""
+    """(4,) the smallest x and y, the largest x and y of a shape that covers a pixel, in pixels."""
     if shape.polygon is not None:
         return np.concatenate((shape.polygon.min(0), shape.polygon.max(0)))
     assert shape.mask is not None
     rows, columns = np.nonzero(shape.mask)
-    if not rows.size:
-        return np.full(4, np.nan)
     first = np.array([columns.min() + shape.left, rows.min() + shape.top], dtype=np.float64)
     return np.concatenate((first, (columns.max() + shape.left + 1, rows.max() + shape.top + 1)))
 

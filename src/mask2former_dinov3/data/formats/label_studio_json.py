@@ -31,6 +31,7 @@ from .source_content import ContentBuilder, Format, Part, polygon_fault
 _FIRST, _PROBE = 64, 2**16  # bytes at the beginning of a file: those before a bracket, those in which its kind stands
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of a file that was uploaded
 _ELLIPSE_CORNERS = 72
+_FARTHEST = 10**9  # percent or degrees
 
 
 def find_label_studio(root: Path) -> dict[str, Part]:
@@ -108,8 +109,10 @@ class _Reading:
             for name, value in stated.items() if isinstance(stated, Mapping) else ():
                 category = whole_number(value)
                 known = self.builder.categories
+                name = name.strip()  # as labels of regions are read
                 if name not in known and category is not None and category not in known.values():
-                    known[str(name)] = category
+                    known[name] = category
+                self.left_out["ids of classes that contradict those of an earlier task"] += known.get(name) != category
         self.builder.first_id = max(self.builder.categories.values(), default=0) + 1
         used = {label for task in tasks for one in _regions(task) if (label := _label(one)) is not None}
         for label in sorted(used):
@@ -117,10 +120,10 @@ class _Reading:
 
     def add_task(self, task: object, place: str) -> None:
         """Add the image of a task and its objects."""
-        if not isinstance(task, Mapping) or not isinstance(task.get("data"), Mapping):
-            reason = mismatch("an object with data", describe(task))
+        if reason := _fault_of(task):
             self.builder.add("error", "malformed task", place, reason)
             return
+        assert isinstance(task, Mapping)
         done = _done(task)
         if not done:
             self.left_out["tasks without an annotation"] += 1
@@ -136,8 +139,10 @@ class _Reading:
         for one in regions:
             label = _label(one)
             if label is None:
-                self.left_out["regions without a class"] += str(one.get("id")) not in labelled and _has_shape(one)
+                wanting = "regions without a class" if _has_shape(one) else "regions without an area"
+                self.left_out[wanting] += (_has_shape(one) or _is_labelled(one)) and str(one.get("id")) not in labelled
                 continue
+            self.left_out["further classes of regions, of which the first is read"] += len(_labels(one)) - 1
             self._add_region(one, label, image_id, height, width, f"{place}, region {quote(one.get('id'))}")
 
     def _add_region(
@@ -163,9 +168,8 @@ class _Reading:
         """(id, height, width): the size that the regions state, else that of the file."""
         name = self._file_of(data)
         if name is None:
-            given = next(_addresses(data), None)
             expected = f"the image of the task below {self.part.images}"
-            self.builder.add("error", "missing image", place, mismatch(expected, f"none called {quote(given)}"))
+            self.builder.add("error", "missing image", place, mismatch(expected, self._why_no_file(data)))
             return None
         path = self.part.images / name
         sizes = {(whole_number(one.get("original_height")), whole_number(one.get("original_width"))) for one in regions}
@@ -200,19 +204,45 @@ class _Reading:
                     return max(ends or found, key=len)
         return None
 
+    def _why_no_file(self, data: Mapping[str, object]) -> str:
+        given = next(_addresses(data), None)
+        if given is None:
+            return "no path of an image in data"
+        same = self.files.get(PurePosixPath(given).name, [])
+        return f"none called {quote(given)}" + f", but {quote(sorted(same))}" * bool(same)
+
     def content(self) -> Mapping[str, object]:
         """The content with the ids of images that the tasks state, if all do and each has its own."""
         for reason, count in self.left_out.items():
             if count:
                 self.builder.add("note", reason, "", f"{count} {reason}" + "; left out" * ("is read" not in reason))
-        content = self.builder.content()
         stated = {place: one for place, one in enumerate(self.image_ids, start=1) if one is not None and one >= 0}
-        if len(set(stated.values())) == len(self.image_ids) > 0:
+        kept = len(set(stated.values())) == len(self.image_ids) > 0
+        if stated and not kept:
+            reason = mismatch("one of its own for each task", "others", "images are numbered in their order")
+            self.builder.add("note", "ids of images", "", f"image_id: {reason}")
+        content = self.builder.content()
+        if kept:
             for image in self.builder.images:
                 image["id"] = stated[whole_number(image["id"]) or 0]
             for one in self.builder.annotations:
                 one["image_id"] = stated[whole_number(one["image_id"]) or 0]
         return content
+
+
+def _fault_of(task: object) -> str:
+    """What is wrong with the kinds of the values in a task; empty where nothing is."""
+    if not isinstance(task, Mapping):
+        return mismatch("an object with data", describe(task))
+    if not isinstance(task.get("data"), Mapping):
+        return f"data: {mismatch('an object', describe(task.get('data')))}"
+    done = _done(task)
+    for key, found in (("annotations", task.get("annotations")), ("result", done[-1].get("result") if done else None)):
+        wrong = [one for one in found if not isinstance(one, Mapping)] if isinstance(found, list) else []
+        if wrong or not isinstance(found, list | None):
+            got = f"{describe(wrong[0])} in it" if wrong else describe(found)
+            return f"{key}: {mismatch('a list of objects', got)}"
+    return ""
 
 
 def _done(task: Mapping[str, object]) -> list[Mapping[str, object]]:
@@ -236,9 +266,19 @@ def _value(region: Mapping[str, object]) -> Mapping[str, object]:
 
 def _label(region: Mapping[str, object]) -> str | None:
     """The class of a region: the first of its labels."""
-    labels = _value(region).get(str(region.get("type")))
-    first = labels[0] if isinstance(labels, list) and labels else None
+    labels = _labels(region)
+    first = labels[0] if labels else None
     return first.strip() if isinstance(first, str) and first.strip() and _has_shape(region) else None
+
+
+def _labels(region: Mapping[str, object]) -> list[object]:
+    found = _value(region).get(str(region.get("type"))) if _is_labelled(region) else None
+    return found if isinstance(found, list) else []
+
+
+def _is_labelled(region: Mapping[str, object]) -> bool:
+    """Whether this is what a control with labels gives; a choice or a text about a region repeats its shape."""
+    return str(region.get("type")).endswith("labels")
 
 
 def _has_shape(region: Mapping[str, object]) -> bool:
@@ -247,14 +287,19 @@ def _has_shape(region: Mapping[str, object]) -> bool:
 
 def _addresses(data: Mapping[str, object]) -> Iterator[str]:
     """The paths in a task's data, the one called image first."""
-    for value in sorted(data.items(), key=lambda item: item[0] != "image"):
-        text = value[1]
-        if isinstance(text, str):
-            parts = urlsplit(text)
-            local = parse_qs(parts.query).get("d")
-            path = local[0] if local else unquote(parts.path)
+    for _, text in sorted(data.items(), key=lambda item: item[0] != "image"):
+        for path in _paths(text) if isinstance(text, str) else ():
             if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES:
-                yield path
+                yield path.replace("\\", "/")  # Label Studio on Windows
+
+
+def _paths(text: str) -> list[str]:
+    """What an address may mean: of files in folders that Label Studio serves, the path is in the query."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # brackets without an IPv6 address
+        return [text]
+    return [*parse_qs(parts.query).get("d", []), unquote(parts.path)]
 
 
 def _shape(region: Mapping[str, object], height: int, width: int) -> DrawnShape | None:
@@ -262,9 +307,11 @@ def _shape(region: Mapping[str, object], height: int, width: int) -> DrawnShape 
     value = _value(region)
     if "rle" in value:
         code = value["rle"]
-        if not isinstance(code, list) or any(whole_number(one) is None for one in code):
+        numbers = [whole_number(one) for one in code] if isinstance(code, list) else []
+        values = [one for one in numbers if one is not None]
+        if not isinstance(code, list) or len(values) < len(code):
             raise DatasetError(f"rle: {mismatch('a list of bytes', describe(code))}")
-        return DrawnShape(None, decode_brush(code, height, width))
+        return DrawnShape(None, decode_brush(values, height, width))
     if "points" in value:
         points = value["points"]
         pairs = [one for one in points if isinstance(one, list) and len(one) == 2] if isinstance(points, list) else []
@@ -285,8 +332,8 @@ def _shape(region: Mapping[str, object], height: int, width: int) -> DrawnShape 
 
 def _real(value: object, key: str) -> float:
     found = number(value)
-    if found is None:
-        raise DatasetError(f"{key}: {mismatch('numbers', quote(value))}")
+    if found is None or not abs(found) < _FARTHEST:  # NaN, too
+        raise DatasetError(f"{key}: {mismatch(f'numbers below {_FARTHEST:,}', quote(value))}")
     return found
 
 

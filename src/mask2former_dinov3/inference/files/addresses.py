@@ -6,7 +6,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ...atomic_files import make_folder, write_bytes
 from ...errors import DatasetError
@@ -14,7 +14,7 @@ from ..image_inputs import fetch_address, is_address
 
 FOLDER = "downloads"
 _SECONDS = 60.0  # for one image, which may be large
-_LONGEST = 100  # characters of a name
+_LONGEST = 50  # characters of a name, of up to four bytes; file systems take 255 bytes
 
 
 def fetch_addresses(
@@ -32,7 +32,7 @@ def fetch_addresses(
             continue
         path = output / FOLDER / _name_of(str(given))
         try:
-            if not (keep and path.exists()):
+            if not (path in files or (keep and path.exists())):
                 data = fetch_address(str(given), _SECONDS)
                 make_folder(path.parent)
                 write_bytes(path, data)
@@ -44,7 +44,7 @@ def fetch_addresses(
 
 def _name_of(address: str) -> str:
     """The name of the file at an address, and a checksum of the whole, since several may have the same name."""
-    path = Path(unquote(urlsplit(address).path))
+    path = Path(unquote(re.split(r"[?#]", address.partition("://")[2], maxsplit=1)[0].partition("/")[2]))
     stem = re.sub(r"[^\w.-]+", "-", path.stem)[:_LONGEST].lstrip(".-") or "image"
     suffix = path.suffix if re.fullmatch(r"\.\w{1,8}", path.suffix) else ""
-    return f"{stem}-{zlib.crc32(address.encode()):08x}{suffix}"
+    return f"{stem}-{zlib.crc32(address.encode('utf-8', 'surrogatepass')):08x}{suffix}"
