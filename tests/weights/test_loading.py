@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -162,6 +163,15 @@ def test_load_model__says_that_its_weights_are_cut(model_folder: Path, tmp_path:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_load_model__does_not_wait_for_a_named_pipe(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json: expected a file, got a named pipe or a device"):
+        load_model(folder)
+
+
 def test_save_tensors__a_full_disk_is_an_error_of_the_operating_system() -> None:
     """torch itself raises a RuntimeError, which counts as a fault of this package."""
     with pytest.raises(OSError, match=r"^full: "):

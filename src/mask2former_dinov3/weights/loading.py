@@ -257,6 +257,8 @@ def read_source_json(source: str, name: str, token: str | None = None) -> dict[s
         found = cached_file(source, name, token=token)
     # transformers gives None, where it raises an error for other names, if a folder has no config.json.
     file = Path(source, name) if found is None else Path(found)
+    if file.exists() and not (file.is_file() or file.is_dir()):
+        raise CheckpointError(f"{file}: {mismatch('a file', 'a named pipe or a device, which may never end')}")
     return dict(read_json_object(file, raises=CheckpointError))
 
 
