@@ -20,6 +20,7 @@ from mask2former_dinov3.inference.predictor import load_model
 from mask2former_dinov3.model import Mask2FormerDinov3ForInstanceSegmentation
 from mask2former_dinov3.weights.backbones import load_backbone
 from mask2former_dinov3.weights.files import save_tensors
+from mask2former_dinov3.weights.loading import load_network_config
 from support.models import small_vit
 
 
@@ -163,13 +164,13 @@ def test_load_model__says_that_its_weights_are_cut(model_folder: Path, tmp_path:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_load_model__does_not_wait_for_a_named_pipe(model_folder: Path, tmp_path: Path) -> None:
+def test_load_network_config__does_not_wait_for_a_named_pipe(model_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
     with pytest.raises(CheckpointError, match=r"config\.json: expected a file, got a named pipe or a device"):
-        load_model(folder)
+        load_network_config(str(folder))
 
 
 def test_save_tensors__a_full_disk_is_an_error_of_the_operating_system() -> None:
