@@ -53,9 +53,12 @@ def test_train__leaves_its_pictures_in_the_run_folder(toy_dataset: Path, tmp_pat
     assert sizes[0] == sizes[1]  # the same images
 
 
-def test_show_samples__draws_the_first_samples_of_the_run(toy_dataset: Path, tmp_path: Path) -> None:
-    data = data_of(toy_dataset, "train")
-    config = make_config(toy_dataset, tmp_path / "run", image_height=64, image_width=96)
+def test_show_samples__draws_the_first_samples_of_the_run(
+    make_toy_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_toy_dataset()
+    data = data_of(root, "train")
+    config = make_config(root, tmp_path / "run", image_height=64, image_width=96)
     dataset = training_dataset(config, Mask2FormerDinov3ImageProcessor({"height": 64, "width": 96}), data)
     sheet = show_samples(tmp_path, data, dataset, EpochPlan(len(dataset)))
     assert sheet is not None
