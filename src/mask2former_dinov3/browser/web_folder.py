@@ -134,8 +134,8 @@ def describe_page_model(metadata: OnnxMetadata, config: OnnxConfig) -> dict[str,
 def expected_numbers(network: OnnxModel) -> dict[str, list[float]]:
     """Outputs of the network here, on the CPU, for an image of numbers that worker.js makes too (`checkImage`).
 
-    With them the page notices a GPU on which the network computes something else. Of each output CHECKED_NUMBERS,
-    evenly spread over it.
+    With them the page notices a GPU on which the network computes something else. Of each output CHECKED_NUMBERS
+    at equal distances, or all.
     """
     height, width = padded_size(*network.metadata.canvas)
     pixels = (np.arange(3 * height * width, dtype=np.int64) * 7919 % 257) / 128 - 1

@@ -198,11 +198,20 @@ def _quoted(address: str) -> str:
     return parts._replace(path=path, query=query, fragment="").geturl()
 
 
-def _public_part(address: str) -> str:
-    """An address, malformed or not, for messages: without user, password and query, which may hold secrets."""
+def split_address(address: str) -> tuple[str, str, str]:
+    """Scheme, host and path (with its "/") of an address, malformed or not.
+
+    User, password and query are left out: they may hold secrets.
+    """
     scheme, _, rest = re.split(r"[?#]", address, maxsplit=1)[0].partition("://")
     host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"[:200]
+    return scheme, host.rpartition("@")[2], slash + path
+
+
+def _public_part(address: str) -> str:
+    """An address for messages."""
+    scheme, host, path = split_address(address)
+    return f"{scheme}://{host}{path}"[:200]
 
 
 def check_timeout(timeout: float) -> None:

@@ -24,7 +24,7 @@ from ..file_kinds import IMAGE_SUFFIXES
 from ..numbers import number, whole_number
 from ..segmentation import Polygon
 from .brushes import decode_brush
-from .folders import look_into, split_folders
+from .folders import image_files, look_into, split_folders
 from .mask_codes import DrawnShape, join_shapes
 from .source_content import ContentBuilder, Format, Part, polygon_fault
 
@@ -85,9 +85,8 @@ def _is_label_studio(path: Path) -> bool:
 def _files_below(folder: Path) -> dict[str, list[str]]:
     """Name of an image -> where it lies below the folder."""
     found: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            found.setdefault(path.name, []).append(path.relative_to(folder).as_posix())
+    for path in image_files(folder):
+        found.setdefault(path.name, []).append(path.relative_to(folder).as_posix())
     return found
 
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from ...atomic_files import make_folder, write_bytes
 from ...errors import DatasetError
-from ..image_inputs import fetch_address, is_address
+from ..image_inputs import fetch_address, is_address, split_address
 
 FOLDER = "downloads"
 _SECONDS = 60.0  # for one image, which may be large
@@ -44,7 +44,7 @@ def fetch_addresses(
 
 def _name_of(address: str) -> str:
     """The name of the file at an address, and a checksum of the whole, since several may have the same name."""
-    path = Path(unquote(re.split(r"[?#]", address.partition("://")[2], maxsplit=1)[0].partition("/")[2]))
+    path = Path(unquote(split_address(address)[2]))
     stem = re.sub(r"[^\w.-]+", "-", path.stem)[:_LONGEST].lstrip(".-") or "image"
     suffix = path.suffix if re.fullmatch(r"\.\w{1,8}", path.suffix) else ""
     return f"{stem}-{zlib.crc32(address.encode('utf-8', 'surrogatepass')):08x}{suffix}"
