@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from mask2former_dinov3.evaluation.bootstrap import (
+    ApInterval,
     bootstrap_intervals,
     draw_resamples,
     interval_of,
@@ -64,10 +66,18 @@ def test_bootstrap_intervals__undefined_without_objects() -> None:
     assert found.metrics["AP"].value == found.metrics["AP"].low == -1
 
 
-def test_interval_of__is_the_percentiles_of_defined_resamples() -> None:
-    values = np.array([0.5, *np.linspace(0, 1, 1001), -1, -1])
-    found = interval_of(values)
-    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.025, 0.975))
+@pytest.mark.parametrize(
+    ("images", "edge"),
+    [(1_000_000, 0.025), (30, stats.norm.cdf(-2.045230 * (30 / 29) ** 0.5)), (6, stats.norm.cdf(-2.570582 * 1.2**0.5))],
+)
+def test_interval_of__quantiles_of_defined_resamples_lie_further_out_for_few_images(images: int, edge: float) -> None:
+    values = np.array([0.5, *np.linspace(0, 1, 1001), -1, -1])  # Student's 97.5 % of 29 and of 5: 2.045230, 2.570582
+    found = interval_of(values, images)
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, edge, 1 - edge), abs=1e-6)
+
+
+def test_interval_of__one_image_gives_all_that_was_drawn() -> None:
+    assert interval_of(np.array([0.5, 0.5, 0.5]), 1) == ApInterval(0.5, 0.5, 0.5)
 
 
 def test_draw_resamples__draws_as_many_images_as_there_are() -> None:

@@ -93,12 +93,14 @@ def test_compare_results__has_ap_as_evaluate_and_a_verdict(tmp_path: Path, scene
         assert pair.differences.overall["AP"].after == pytest.approx(metrics["AP"])
         values = dict(zip(comparison.truth.names, pair.differences.per_class, strict=True))
         assert {name: one.after for name, one in values.items()} == pytest.approx(metrics["per_class"])
-    assert comparison.pairs[1].verdict == "no difference"
+    assert comparison.pairs[1].verdict == "too few images"
     assert comparison.pairs[1].changes == []
     text = "\n".join(summary_lines(comparison))
     assert "a (1)" in text
     assert "b - a (1): 2 of 3 images changed at score 0.5: 0 for the better, 2 for the worse" in text
-    assert "intervals from 3 images are too narrow" in text
+    assert "b - a (1): AP -" in text
+    assert text.count("too few images to tell") == 2 * 3  # AP, AP50, AP75 of two pairs
+    assert "note: 3 images are too few to tell a difference from noise; 6 are the least" in text
     content = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
     assert content["differences"][1]["overall"]["AP"]["b"] == pytest.approx(metrics["AP"], abs=1e-6)
     assert [one["file_name"] for one in content["differences"][0]["changed_images"]] == ["3.png", "2.png"]
@@ -107,7 +109,7 @@ def test_compare_results__has_ap_as_evaluate_and_a_verdict(tmp_path: Path, scene
 def test_compare_results__refuses_other_ground_truths(tmp_path: Path, scene: Scene) -> None:
     before = evaluation(tmp_path / "x", scene, "a")
     again = evaluation(tmp_path / "copy", scene, "a")  # the same content at another place
-    assert compare_results([before, again], FEW).pairs[0].verdict == "no difference"
+    assert compare_results([before, again], FEW).pairs[0].changes == []
     scene.annotate(1, 3, square(40, 40))
     other = evaluation(tmp_path / "y", scene, "b")
     with pytest.raises(DatasetError, match=r"expected the same ground truth for all.*differ in content; evaluate"):
@@ -168,6 +170,39 @@ def test_find_inputs__takes_runs_by_their_evaluation(tmp_path: Path, scene: Scen
     shutil.copytree(tmp_path / "one" / "evaluation", tmp_path / "one" / "test")
     with pytest.raises(DatasetError, match="one evaluation in the run folder, got evaluation, test; name one"):
         find_inputs([tmp_path / "one", tmp_path / "two"])
+
+
+@pytest.mark.parametrize(
+    ("other", "verdict"),
+    [({"seed": 1}, "no difference"), ({"seed": 0}, "worse"), ({"seed": 1, "learning_rate": 2e-4}, "worse")],
+)
+def test_compare_results__another_seed_alone_must_change_more(
+    tmp_path: Path, other: dict[str, float], verdict: str
+) -> None:
+    """Every image loses the same little: beyond the noise of the images, within that of another seed."""
+    drawn = Scene(categories=(3,))
+    for number in range(1, 9):
+        drawn.image(number, 60, 80)
+        for left in range(2, 80, 13):
+            drawn.annotate(number, 3, square(10, left))
+            drawn.detect(number, 3, square(10, left), 0.9)
+    cut = square(10, 2)
+    cut[10] = False  # one row of twelve: IoU 0.917, wrong at 0.95 alone
+    results = [
+        {**one, "segmentation": rle(cut), "score": 0.5} if row % 6 == 0 else one
+        for row, one in enumerate(drawn.results)
+    ]
+    for name, own, recipe in (("one", drawn.results, {"seed": 0}), ("two", results, other)):
+        run = tmp_path / name
+        shutil.copytree(evaluation(tmp_path / "scene", drawn, name, own), run / "evaluation")
+        write(run / "train_config.json", {"learning_rate": 1e-4, "output_dir": name} | recipe)
+        (run / "metrics.jsonl").touch()
+    comparison = compare_results([tmp_path / "one", tmp_path / "two"], FEW)
+    found = comparison.pairs[0].differences.overall["AP"]
+    assert -0.03 < found.low <= found.high < 0
+    assert comparison.pairs[0].verdict == verdict
+    told = any("two and one differ in the seed alone" in line for line in summary_lines(comparison))
+    assert told == (verdict == "no difference")
 
 
 def test_find_inputs__explains_other_paths(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from mask2former_dinov3.errors import ConfigError, OptionError
+from mask2former_dinov3.evaluation.bootstrap import LEVEL
 from mask2former_dinov3.evaluation.coco_files import read_ground_truth, read_results
 from mask2former_dinov3.evaluation.matches import Overlaps, ResultMatches, match_overlaps, overlaps_of
 from mask2former_dinov3.evaluation.operating_point import (
     BEST_F1,
-    INTERVAL,
     Aim,
     choose_point,
     short_number_between,
@@ -161,7 +161,7 @@ def test_choose_point__intervals_hold_as_often_as_they_say() -> None:
         held.append(low <= whole.at(choice.point.threshold).f1 <= high)
         assert 0.01 < high - low < 0.2
     # Three standard deviations of a share of 150; the choice on the same images costs some of the 95 %.
-    assert abs(np.mean(held) - INTERVAL) < 3 * math.sqrt(INTERVAL * (1 - INTERVAL) / 150) + 0.02
+    assert abs(np.mean(held) - LEVEL) < 3 * math.sqrt(LEVEL * (1 - LEVEL) / 150) + 0.02
 
 
 def test_choose_point__few_images_are_not_stable_and_many_are() -> None:

@@ -77,10 +77,31 @@ def test_compare__test_fails_when_worse_and_passes_otherwise(
     assert main(["compare", good, bad, *words]) == 1
     assert "test failed: bad worse than good beyond noise" in capsys.readouterr().out
     assert main(["compare", bad, good, *words]) == 0
+    assert "test passed: none is worse than bad beyond noise" in capsys.readouterr().out
     assert main(["compare", good, good, *words]) == 0
     assert "no difference beyond noise" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["compare", good, good, "--images", good, *words])
+
+
+def test_compare__test_is_undecided_on_very_few_images(
+    make_toy_dataset: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = make_toy_dataset(train=1, valid=5) / "valid" / "_annotations.coco.json"
+    truth = json.loads(file.read_text())
+    whole = [one for one in truth["annotations"] if one["segmentation"] and not one["iscrowd"]]
+    keys = ("image_id", "category_id", "segmentation")
+    for name, share in (("good", 1), ("bad", 4)):
+        own = [{key: one[key] for key in keys} | {"score": 0.9} for one in whole[::share]]
+        (tmp_path / f"{name}.json").write_text(json.dumps(own))
+    words = ["--annotations", str(file), "--output", str(tmp_path / "out"), "--test"]
+    assert main(["compare", str(tmp_path / "good.json"), str(tmp_path / "bad.json"), *words]) == 0
+    said = capsys.readouterr().out
+    assert "too few images to tell" in said
+    assert said.endswith("test undecided: too few images to tell; it counts as passed\n")
+    page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+    assert "too few images" in page
+    assert "5 images are too few to tell a difference from noise; 6 are the least" in page
 
 
 def test_compare__shows_the_reason_where_an_image_is_gone(

@@ -55,7 +55,9 @@ def add_compare(parser: VerbParser) -> None:
         "--seed", type=not_negative, metavar="N", default=0, help="seed of the draws (default: %(default)s)"
     )
     parser.add_argument(
-        "--test", action="store_true", help="exit with 1 if the AP of any is worse than that of A beyond noise"
+        "--test",
+        action="store_true",
+        help="exit with 1 if the AP of any is worse than that of A beyond noise; undecided with very few images",
     )
     parser.set_defaults(dataset=None)
 
@@ -65,7 +67,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
     if arguments.annotations is None and arguments.images is not None:
         arguments.parser.error("--images: expected --annotations beside it")
     from ..atomic_files import check_writable
-    from ..evaluation.comparison import ComparisonSettings, compare_results, summary_lines
+    from ..evaluation.comparison import TOO_FEW, ComparisonSettings, compare_results, summary_lines
     from ..reports.compare_page import write_comparison
 
     settings = ComparisonSettings(
@@ -80,10 +82,17 @@ def run_compare(arguments: argparse.Namespace) -> int:
     page = write_comparison(comparison, arguments.output)
     say("\n".join(summary_lines(comparison)))
     say(f"\n{page}\n{page.with_suffix('.json')}")
-    worse = [pair.after.source.name for pair in comparison.pairs if pair.differences.overall["AP"].worse]
-    if arguments.test and worse:
+    if not arguments.test:
+        return 0
+    verdicts = {pair.after.source.name: pair.verdict for pair in comparison.pairs}
+    if TOO_FEW in verdicts.values():
+        say("test undecided: too few images to tell; it counts as passed")
+        return 0
+    worse = [name for name, verdict in verdicts.items() if verdict == "worse"]
+    if worse:
         say(f"test failed: {', '.join(worse)} worse than {comparison.base.source.name} beyond noise")
         return 1
+    say(f"test passed: none is worse than {comparison.base.source.name} beyond noise")
     return 0
 
 

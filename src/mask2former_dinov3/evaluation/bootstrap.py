@@ -1,7 +1,8 @@
 """Confidence intervals of AP: the data set resampled image by image, from the matches of each image.
 
-Matches do not depend on other images, so AP of a resample is exact: no number is approximated. The interval is that of
-the percentiles of the resamples (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13).
+Matches do not depend on other images, so AP of a resample is exact: no number is approximated. The interval lies
+between two quantiles of the resamples (Efron and Tibshirani, An Introduction to the Bootstrap, chapter 13), further out
+for few images (Hesterberg, arXiv:1411.5279, "expanded percentile interval").
 
 I images, B resamples, K classes.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr, stdtrit
 
 from ..data.array_types import Floats, Ints
 from .average_precision import SIZES, mean_over_classes, precision_table, rank_all
@@ -26,7 +28,7 @@ _AREAS = {"APs": "small", "APm": "medium", "APl": "large"}
 
 @dataclass(frozen=True)
 class ApInterval:
-    """A metric of the data set itself, and the bounds that `LEVEL` of the resamples lie between; -1: undefined."""
+    """A metric of the data set itself, and the bounds of its `LEVEL` interval; -1: undefined."""
 
     value: float
     low: float
@@ -82,18 +84,31 @@ def bootstrap_intervals(overlaps: Overlaps, images: Ints, names: list[str], seed
     drawn = np.concatenate([once, draw_resamples(len(images), resamples, seed)])
     values, per_class = weighted_metrics(overlaps, images, len(names), drawn)
     return BootstrapIntervals(
-        metrics={name: interval_of(column) for name, column in values.items()},
-        per_class={name: interval_of(per_class[:, place]) for place, name in enumerate(names)},
+        metrics={name: interval_of(column, len(images)) for name, column in values.items()},
+        per_class={name: interval_of(per_class[:, place], len(images)) for place, name in enumerate(names)},
         resamples=resamples,
         seed=seed,
     )
 
 
-def interval_of(values: Floats) -> ApInterval:
+def interval_of(values: Floats, num_images: int) -> ApInterval:
     """The interval of a metric: its value first, then those of the resamples, (1 + B,). Resamples in which it is
     undefined do not count."""
     defined = values[1:][values[1:] > -1]
     if values[0] == -1 or not len(defined):
         return ApInterval(float(values[0]), -1.0, -1.0)
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return ApInterval(float(values[0]), float(low), float(high))
+    return ApInterval(float(values[0]), *resampled_bounds(defined, num_images))
+
+
+def resampled_bounds(values: Floats, num_images: int) -> tuple[float, float]:
+    """The bounds of the `LEVEL` interval of a number, from its values (B,) in resamples of so many images.
+
+    The middle 95 % of the resamples are too narrow for few images: their spread is that of a variance divided by I, not
+    I - 1, and their tails are those of the normal, not Student's distribution. The quantiles lie further out by both.
+    """
+    if num_images < 2:
+        return float(values.min()), float(values.max())
+    student = stdtrit(num_images - 1, (1 + LEVEL) / 2)
+    edge = float(ndtr(-student * np.sqrt(num_images / (num_images - 1))))
+    low, high = np.quantile(values, [edge, 1 - edge])
+    return float(low), float(high)

@@ -12,9 +12,10 @@ from scipy.special import expit, logit, xlog1py, xlogy
 from ..data.array_types import Bools, Floats, Ints
 from ..data.coco_types import CalibrationNumbers, CocoResult
 from ..inference.score_calibration import UNCHANGED, ScoreCalibration
+from .bootstrap import LEVEL
 from .calibration import reliability_of
 from .matches import Overlaps, ResultMatches
-from .operating_point import FEWEST_IMAGES, INTERVAL, RESAMPLES, draw_weights
+from .operating_point import FEWEST_IMAGES, RESAMPLES, draw_weights
 
 FOLDS = 5  # parts of the images; each is judged by the map that the others give
 FEWEST_OF_EACH = 20  # right results, and wrong ones, below which nothing is fitted
@@ -48,7 +49,7 @@ def choose_calibration(overlaps: Overlaps, matches: ResultMatches) -> Calibratio
     gain = np.bincount(image, _loss(score, right) - _loss(mapped, right), len(images))
     count = np.bincount(image, minlength=len(images))
     gains = np.concatenate([(drawn @ gain) / (drawn @ count) for drawn in draw_weights(len(images), RESAMPLES, 0)])
-    found, helps = _fit(score, right), bool(np.quantile(gains, (1 - INTERVAL) / 2) > 0)
+    found, helps = _fit(score, right), bool(np.quantile(gains, (1 - LEVEL) / 2) > 0)
     return CalibrationNumbers(
         scale=round(found.scale, 6),
         shift=round(found.shift, 6),

@@ -18,12 +18,24 @@ from .coco_files import GroundTruth, ScoredMask
 from .compared_inputs import ComparedInput, common_limit, common_truth, find_inputs, recipe_changes
 from .image_changes import ImageChange, changes_by_image, match_above
 from .matches import Overlaps, match_overlaps, overlaps_of
-from .paired_bootstrap import FEWEST_DRAWS, Difference, PairedDifferences, paired_bootstrap, precision_at_recalls
+from .paired_bootstrap import (
+    FEWEST_DRAWS,
+    FEWEST_IMAGES,
+    SEED_NOISE,
+    Difference,
+    PairedDifferences,
+    paired_bootstrap,
+    precision_at_recalls,
+)
 from .score_curves import CURVE_IOUS, ScoreCurve, score_curve
 from .stored_evaluation import names_of_images
 
-ENOUGH_IMAGES = 30  # below it, percentile intervals are too narrow
+TOO_FEW = "too few images"
 INTERVAL_NAME = f"{LEVEL * 100:g} % interval"
+_RESEEDED = (
+    "{after} and {before} differ in the seed alone, so a difference counts only if its interval lies more than "
+    f"{SEED_NOISE:g} beyond 0, which another seed may bring"
+)
 
 
 @dataclass(frozen=True)
@@ -68,16 +80,22 @@ class ComparedResults:
 
 @dataclass(frozen=True)
 class PairComparison:
-    """B against the first set of results, A. changes: the images on which something changed, largest first."""
+    """B against the first set of results, A. changes: the images on which something changed, largest first.
+
+    notes: what the reader should know of this pair.
+    """
 
     after: ComparedResults
     differences: PairedDifferences
     changes: list[ImageChange]
+    notes: list[str]
 
     @property
     def verdict(self) -> str:
-        """One word on AP: better, worse, or no difference."""
+        """AP in a word or two: better, worse, no difference, or too few images."""
         overall = self.differences.overall["AP"]
+        if math.isinf(overall.noise):
+            return TOO_FEW
         return "better" if overall.better else "worse" if overall.worse else "no difference"
 
 
@@ -101,6 +119,11 @@ class Comparison:
     def all(self) -> list[ComparedResults]:
         """Every set of results, base first."""
         return [self.base, *(pair.after for pair in self.pairs)]
+
+    @property
+    def all_notes(self) -> list[str]:
+        """The notes on the comparison, and on each of its pairs."""
+        return [*self.notes, *(note for pair in self.pairs for note in pair.notes)]
 
     def to_json(self) -> dict[str, object]:
         """The content of compare.json: every number of the page. Undefined numbers are null."""
@@ -129,7 +152,7 @@ class Comparison:
             ],
             "differences": [_pair_to_json(pair, self.truth.names, names) for pair in self.pairs],
             "recipes": [{"option": key, "values": list(values)} for key, values in self.recipes],
-            "notes": self.notes,
+            "notes": self.all_notes,
         }
 
 
@@ -149,23 +172,27 @@ def compare_results(
     sides = [_read_side(one, truth, limit, settings.iou) for one in inputs]
     stated = [match_above(overlaps, side.results, settings.threshold, settings.iou) for side, overlaps in sides]
     numbers = np.array(sorted(truth.sizes), dtype=np.int64)
-    pairs = [
-        PairComparison(
-            side,
-            paired_bootstrap(
-                sides[0][1], overlaps, numbers, len(truth.names), samples=settings.samples, seed=settings.seed
-            ),
-            changes_by_image(truth, stated[0], found),
+    own_recipes = [one.recipe() for one in inputs]
+    pairs = []
+    for (side, overlaps), found, recipe in zip(sides[1:], stated[1:], own_recipes[1:], strict=True):
+        reseeded = {option for option, _ in recipe_changes([own_recipes[0], recipe])} == {"seed"}
+        differences = paired_bootstrap(
+            sides[0][1],
+            overlaps,
+            numbers,
+            len(truth.names),
+            samples=settings.samples,
+            seed=settings.seed,
+            noise=SEED_NOISE if reseeded else 0.0,
         )
-        for (side, overlaps), found in zip(sides[1:], stated[1:], strict=True)
-    ]
+        about = [_RESEEDED.format(after=side.source.name, before=inputs[0].name)] if reseeded else []
+        pairs.append(PairComparison(side, differences, changes_by_image(truth, stated[0], found), about))
     notes = [*dict.fromkeys(truth.notes), *ceiling_notes(truth, limit)]
-    if len(truth.sizes) < ENOUGH_IMAGES:
+    if len(truth.sizes) < FEWEST_IMAGES:
         notes.append(
-            f"intervals from {len(truth.sizes)} images are too narrow; trust them from {ENOUGH_IMAGES} images on"
+            f"{len(truth.sizes)} images are too few to tell a difference from noise; {FEWEST_IMAGES} are the least"
         )
-    recipes = recipe_changes([one.recipe() for one in inputs])
-    return Comparison(split, truth, settings, limit, sides[0][0], pairs, recipes, notes)
+    return Comparison(split, truth, settings, limit, sides[0][0], pairs, recipe_changes(own_recipes), notes)
 
 
 def _read_side(source: ComparedInput, truth: GroundTruth, limit: int, iou: float) -> tuple[ComparedResults, Overlaps]:
@@ -203,14 +230,15 @@ def summary_lines(comparison: Comparison) -> list[str]:
             f"{comparison.settings.threshold:g}: {for_better} for the better, {for_worse} for the worse"
         )
     own = [f"{one.source.name}: {note}" for one in comparison.all for note in one.notes]
-    return [*lines, *(f"note: {note}" for note in (*comparison.notes, *own))]
+    return [*lines, *(f"note: {note}" for note in (*comparison.all_notes, *own))]
 
 
 def describe_difference(one: Difference) -> str:
     """A difference with its interval in words: "+0.0300 (95 % interval +0.0100 to +0.0500): better"."""
     if math.isnan(one.difference):
         return "undefined: no object in the ground truth"
-    word = "better" if one.better else "worse" if one.worse else "no difference beyond noise"
+    none = "too few images to tell" if math.isinf(one.noise) else "no difference beyond noise"
+    word = "better" if one.better else "worse" if one.worse else none
     return f"{one.difference:+.4f} ({INTERVAL_NAME} {one.low:+.4f} to {one.high:+.4f}): {word}"
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from ..data.array_types import Floats, Ints
 from ..errors import ConfigError, OptionError
+from .bootstrap import LEVEL, resampled_bounds
 from .matches import Overlaps, ResultMatches
 from .score_curves import ScoreCurve, ScorePoint, counted_objects, counted_results, defined_ratio, score_curve
 
 RESAMPLES = 1000
-INTERVAL = 0.95  # the share of resamples in an interval
 _CANDIDATES = 100  # thresholds among which a resample chooses
 FEWEST_OBJECTS = 20  # of a class that gets a threshold of its own
 FEWEST_IMAGES = 10  # with a result or an object, below which no choice counts as stable
@@ -167,7 +167,7 @@ def choose_point(
     """The threshold with the best value of the aim, of equal ones the highest; None where no result finds an object.
 
     category: a category number; None: all classes together. The uncertainty is that of images drawn with replacement
-    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3: percentile intervals), with `seed`.
+    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13, `resampled_bounds`), with `seed`.
     """
     curve = score_curve(overlaps, matches, category)
     point = best_point(curve, aim)
@@ -178,16 +178,15 @@ def choose_point(
     chosen, at_point = _resample(counts, aim, resamples, seed)
     values, place = np.unique(chosen, return_inverse=True)  # at most as many as there are candidates
     losses = aim.losses(curve, point, values)[place]
-    edge = (1 - INTERVAL) / 2
-    loss = float(np.quantile(losses, INTERVAL))
+    loss = float(np.quantile(losses, LEVEL))
     return ThresholdChoice(
         point,
         aim.reached(point),
         len(images),
-        _range(chosen, edge),
-        _range(at_point[:, 0], edge),
-        _range(at_point[:, 1], edge),
-        _range(at_point[:, 2], edge),
+        _range(chosen, len(images)),
+        _range(at_point[:, 0], len(images)),
+        _range(at_point[:, 1], len(images)),
+        _range(at_point[:, 2], len(images)),
         loss,
         _why_unstable(len(images), loss, aim.measure),
     )
@@ -201,13 +200,10 @@ def _why_unstable(images: int, loss: float, measure: str) -> str:
     return ""
 
 
-def _range(values: Floats, edge: float) -> Range:
-    """The middle of the defined values; (-1, -1) if there are none."""
+def _range(values: Floats, num_images: int) -> Range:
+    """The interval of the defined values of resamples; (-1, -1) if there are none."""
     defined = values[values >= 0]
-    if not len(defined):
-        return -1.0, -1.0
-    low, high = np.quantile(defined, [edge, 1 - edge])
-    return float(low), float(high)
+    return resampled_bounds(defined, num_images) if len(defined) else (-1.0, -1.0)
 
 
 def short_number_between(low: float, high: float) -> float:
@@ -246,10 +242,11 @@ def spread_places(curve: ScoreCurve) -> Ints:
 
 
 class BestF1(NamedTuple):
-    """The best F1 of some results, and that of each resample of their images (B,)."""
+    """The best F1 of some results, and that of each resample of their images (B,). images: how many are drawn from."""
 
     f1: float
     resampled: Floats
+    images: int
 
 
 def best_f1(overlaps: Overlaps, matches: ResultMatches, images: Ints) -> BestF1 | None:
@@ -262,16 +259,14 @@ def best_f1(overlaps: Overlaps, matches: ResultMatches, images: Ints) -> BestF1 
     if point is None:
         return None
     counts = _count_by_image(overlaps, matches, None, point.threshold, curve, images)
-    return BestF1(point.f1, _best_f1_of_resamples(counts, RESAMPLES, 0))
+    return BestF1(point.f1, _best_f1_of_resamples(counts, RESAMPLES, 0), len(images))
 
 
 def gain_in_f1(before: BestF1 | None, after: BestF1 | None) -> tuple[float, Range]:
-    """How much higher the best F1 is with other results of the same images, and where 95 % of the resamples lie."""
+    """How much higher the best F1 is with other results of the same images, and the interval of that."""
     if before is None or after is None:
         return 0.0, (0.0, 0.0)
-    edge = (1 - INTERVAL) / 2
-    low, high = np.quantile(after.resampled - before.resampled, [edge, 1 - edge])
-    return after.f1 - before.f1, (float(low), float(high))
+    return after.f1 - before.f1, resampled_bounds(after.resampled - before.resampled, after.images)
 
 
 def _best_f1_of_resamples(counts: _ImageCounts, resamples: int, seed: int) -> Floats:

@@ -3,13 +3,15 @@
 The images of a test set are a sample of those that the model will meet. Drawing as many of them again with replacement,
 thousands of times, shows how much of a difference comes from the choice of images (Efron and Tibshirani, An
 Introduction to the Bootstrap, 1993, chapters 6 and 13). Both sets of results are scored on the same draws, so what is
-easy or hard for both cancels out. What another seed of the training would change is not in these intervals.
+easy or hard for both cancels out. What another seed of the training would change is not in these intervals, so a
+difference between two trainings of one recipe must exceed `SEED_NOISE` as well.
 
 I images, K classes, S draws.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,10 +20,12 @@ import numpy as np
 from ..data.array_types import Floats, Ints
 from ..errors import OptionError
 from .average_precision import RECALLS, make_monotonic, rank_results
-from .bootstrap import LEVEL, draw_resamples, number_of_resamples, weighted_metrics
+from .bootstrap import draw_resamples, number_of_resamples, resampled_bounds, weighted_metrics
 from .matches import Overlaps, match_overlaps
 
 FEWEST_DRAWS = 100
+FEWEST_IMAGES = 6  # five that all change in one direction are still a chance of 1 in 16, more than 5 %
+SEED_NOISE = 0.03  # of AP between trainings of one recipe on a few hundred images, docs/log.md
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Difference:
     after: float
     low: float
     high: float
+    noise: float = 0.0
 
     @property
     def difference(self) -> float:
@@ -44,13 +49,13 @@ class Difference:
 
     @property
     def worse(self) -> bool:
-        """B is worse than A beyond the noise of the images."""
-        return self.high < 0
+        """B is worse than A beyond noise."""
+        return self.high < -self.noise
 
     @property
     def better(self) -> bool:
-        """B is better than A beyond the noise of the images."""
-        return self.low > 0
+        """B is better than A beyond noise."""
+        return self.low > self.noise
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,21 @@ class PairedDifferences:
 
 
 def paired_bootstrap(
-    before: Overlaps, after: Overlaps, images: Ints, num_classes: int, *, samples: int | None = None, seed: int = 0
+    before: Overlaps,
+    after: Overlaps,
+    images: Ints,
+    num_classes: int,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    noise: float = 0.0,
 ) -> PairedDifferences:
-    """Percentile intervals of AP(after) - AP(before) over `samples` draws of the images, the same for both.
+    """Intervals of AP(after) - AP(before) from `samples` draws of the images, the same for both.
 
     samples: None for as many as the report draws: 1,000, fewer where that would take long (`number_of_resamples`).
-    images (I,): numbers of the images, ascending. The same seed gives the same intervals. In a draw without an object
-    of a class, the class is left out of the mean of both. Raises OptionError for fewer than `FEWEST_DRAWS` samples.
+    images (I,): numbers of the images, ascending. noise: as in `Difference`, infinite below `FEWEST_IMAGES`. The same
+    seed gives the same intervals. In a draw without an object of a class, the class is left out of the mean of both.
+    Raises OptionError for fewer than `FEWEST_DRAWS` samples.
     """
     if samples is None:
         samples = number_of_resamples(max(len(before.score), len(after.score)))
@@ -81,14 +94,19 @@ def paired_bootstrap(
     drawn = np.concatenate([np.ones((1, len(images)), np.int32), draw_resamples(len(images), samples, seed)])
     first, first_classes = weighted_metrics(before, images, num_classes, drawn, with_sizes=False)
     second, second_classes = weighted_metrics(after, images, num_classes, drawn, with_sizes=False)
+    noise = noise if len(images) >= FEWEST_IMAGES else math.inf
+
+    def difference(own: Floats, other: Floats) -> Difference:
+        return _difference(own, other, len(images), noise)
+
     return PairedDifferences(
-        {name: _difference(values, second[name]) for name, values in first.items()},
-        tuple(_difference(first_classes[:, place], second_classes[:, place]) for place in range(num_classes)),
+        {name: difference(values, second[name]) for name, values in first.items()},
+        tuple(difference(first_classes[:, place], second_classes[:, place]) for place in range(num_classes)),
         samples,
     )
 
 
-def _difference(before: Floats, after: Floats) -> Difference:
+def _difference(before: Floats, after: Floats, num_images: int, noise: float) -> Difference:
     """The difference of a number, and its interval. before, after (1 + S,): of the data set, then of the draws.
 
     Draws in which the number is undefined (-1, for both) do not count.
@@ -97,8 +115,7 @@ def _difference(before: Floats, after: Floats) -> Difference:
     if not defined[0] or not defined[1:].any():
         return Difference(*[float("nan")] * 4)
     drawn = (after - before)[1:][defined[1:]]
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Difference(float(before[0]), float(after[0]), float(low), float(high))
+    return Difference(float(before[0]), float(after[0]), *resampled_bounds(drawn, num_images), noise)
 
 
 def precision_at_recalls(overlaps: Overlaps, images: Ints, num_classes: int, iou: float) -> Floats:

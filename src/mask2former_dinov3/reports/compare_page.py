@@ -15,7 +15,14 @@ import numpy as np
 from ..atomic_files import check_writable, write_json
 from ..data.faults import count_of
 from ..data.fitting import PixelArray
-from ..evaluation.comparison import INTERVAL_NAME, ComparedResults, Comparison, PairComparison, describe_difference
+from ..evaluation.comparison import (
+    INTERVAL_NAME,
+    TOO_FEW,
+    ComparedResults,
+    Comparison,
+    PairComparison,
+    describe_difference,
+)
 from ..evaluation.image_changes import ImageChange, SideOfImage
 from ..evaluation.paired_bootstrap import Difference
 from ..evaluation.scored_model import describe_model
@@ -32,7 +39,7 @@ MOST_PICTURES = 24  # images with pictures, of each comparison
 FOUND, WRONG, MISSED, ANNOTATED = (30, 160, 255), (255, 125, 20), (255, 60, 190), (255, 220, 0)
 _SIDE = 420  # pixels of a picture
 _CLASSES_DRAWN = 40
-_BADGES = {"better": "good", "worse": "error", "no difference": "note"}
+_BADGES = {"better": "good", "worse": "error", "no difference": "note", TOO_FEW: "note"}
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
@@ -86,7 +93,7 @@ def _numbers(comparison: Comparison) -> Html:
         per_class = list(zip(comparison.truth.names, pair.differences.per_class, strict=True))
         if len(per_class) > 1:
             parts += _classes(per_class, head, f"{after} against {before}")
-    notes = [element("li", note) for note in comparison.notes]
+    notes = [element("li", note) for note in comparison.all_notes]
     return section("Differences", *parts, element("ul", *notes) if notes else Html(""))
 
 
@@ -99,7 +106,7 @@ def _classes(per_class: Sequence[tuple[str, Difference]], head: list[str], title
         if not math.isnan(one.difference) and not math.isnan(one.low)
     ]
     decided = sum(one.better or one.worse for _, one in per_class)
-    summary = f"{decided} of {count_of(len(per_class), 'class', 'classes')} differ beyond the noise of the images."
+    summary = f"{decided} of {count_of(len(per_class), 'class', 'classes')} differ beyond noise."
     if len(drawn) > _CLASSES_DRAWN:
         summary += f" The {_CLASSES_DRAWN} largest differences are drawn; the table has all."
     chart = interval_chart(f"AP per class: {title}", drawn[:_CLASSES_DRAWN], summary)

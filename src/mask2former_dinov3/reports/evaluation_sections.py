@@ -84,8 +84,8 @@ def scores_section(findings: Findings) -> Html:
     note = (
         f"{count_of(numbers.metrics['images'], 'image')}, {count_of(numbers.objects, 'object')}, "
         f"{count_of(numbers.crowd_regions, 'crowd region')}, {count_of(numbers.metrics['detections'], 'result')}; "
-        f"at most {numbers.metrics['max_detections']} results per image and class. Intervals hold 95 % of "
-        f"{own.resamples:,} resamples of the images (seed {own.seed}); of fewer than 30 images they are too narrow."
+        f"at most {numbers.metrics['max_detections']} results per image and class. 95 % intervals are "
+        f"from {own.resamples:,} resamples of the images (seed {own.seed})."
     )
     limits = sorted({one.threshold for one in numbers.classes})
     limit = f"{limits[0]:g}" if len(limits) == 1 else "that of each class in the table,"
