@@ -30,6 +30,7 @@ from machine import describe_machine
 from mask2former_dinov3.allocator import keep_freed_memory
 from mask2former_dinov3.config.train_config import TrainConfig, load_config
 from mask2former_dinov3.data.coco import CocoData, read_coco
+from mask2former_dinov3.data.coco_types import CocoResult
 from mask2former_dinov3.data.dataset import collate
 from mask2former_dinov3.data.layout import find_splits
 from mask2former_dinov3.data.sampler import TrainingOrder
@@ -164,23 +165,29 @@ def train_until(
             reached += 1
 
 
-def score(model: Any, processor: Any, data: CocoData, max_detections: int) -> Row:
-    results = predict_split(model, processor, data, batch_size=4, max_detections=max_detections, network_scores=True)
+def predict(model: Any, processor: Any, data: CocoData) -> list[CocoResult]:
+    """At most as many results per image as the model has queries."""
+    limit = model.config.num_queries
+    return predict_split(model, processor, data, batch_size=4, max_detections=limit, network_scores=True)
+
+
+def score(results: list[CocoResult], data: CocoData, max_detections: int) -> Row:
     ids = [record.id for record in data.images]
     metrics = evaluate_coco(data.annotations, results, image_ids=ids, max_detections=max_detections)
     return {name: metrics[name] for name in ("AP", "AP50", "AP75", "per_class")}
 
 
-def score_as_stardist(model: Any, processor: Any, scored: CocoData, choice: CocoData) -> Row:
-    """StarDist's metric of `scored`, at the score threshold that is best on `choice`."""
+def score_as_stardist(
+    results: list[CocoResult], scored: CocoData, chosen_on: list[CocoResult], choice: CocoData
+) -> Row:
+    """StarDist's metric of results on `scored`, at the score threshold that is best for those on `choice`."""
 
-    def read(data: CocoData) -> tuple[GroundTruth, list[ScoredMask]]:
+    def read(found: list[CocoResult], data: CocoData) -> tuple[GroundTruth, list[ScoredMask]]:
         truth = read_ground_truth(data.annotations, [record.id for record in data.images])
-        found = predict_split(model, processor, data, batch_size=4, max_detections=model.config.num_queries)
         return truth, read_results(found, truth)
 
-    threshold = choose_threshold(*read(choice))
-    [best] = score_stardist(*read(scored), thresholds=[threshold])
+    threshold = choose_threshold(*read(chosen_on, choice))
+    [best] = score_stardist(*read(results, scored), thresholds=[threshold])
     return {"threshold": best.threshold, "stardist50": best.accuracy[0.5], "stardist": best.mean}
 
 
@@ -216,10 +223,12 @@ def main(argv: Sequence[str]) -> None:
                 config, _ = load_config(args.config, given | (STOCK if side == "baseline" else {}))
                 config = resolve_auto(config, train)
                 for spent, model, processor in train_until(side, config, train, unit, marks, args.device):
-                    row = spent | score(model, processor, scored, config.max_detections)
+                    results = predict(model, processor, scored)
+                    row = spent | score(results, scored, config.max_detections)
                     if args.metric == "stardist":
                         choice = dataclasses.replace(train, images=train.images[::HELD_OUT_EVERY])
-                        row |= score_as_stardist(model, processor, scored, choice)
+                        chosen_on = predict(model, processor, choice)
+                        row |= score_as_stardist(results, scored, chosen_on, choice)
                     told = {"data": name, "held_out": args.held_out, "side": side, "seed": seed, "set": options}
                     whole = {**told, "unit": unit, "budget": marks[-1], **row}
                     print(json.dumps(whole), flush=True)
