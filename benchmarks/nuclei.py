@@ -4,6 +4,9 @@ Half of the images are StarDist's training subset of BBBC038 (fluorescence), the
 it leaves out. The score threshold of StarDist's metric is chosen on a sixth of the fluorescence images of `train`.
 
     nuclei.py runs/x/best --data nuclei --output nuclei.json
+
+With --write, it makes a data set of the fluorescence images of `train` instead, on which recipes are compared: every
+sixth image is for validation.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,16 +89,39 @@ def score_groups(model: Any, processor: Any, valid: CocoData, choice: CocoData) 
     return rows
 
 
+def write_fluorescence(train: CocoData, output: Path) -> None:
+    """A data set of these images: every sixth, by name, in `valid`, the others in `train`."""
+    coco = json.loads(Path(train.annotations).read_text(encoding="utf-8"))
+    paths = {record.id: Path(record.path) for record in train.images}
+    named = sorted((one for one in coco["images"] if one["id"] in paths), key=lambda one: str(one["file_name"]))
+    chosen = {one["id"] for one in named[::THRESHOLD_EVERY]}
+    for split in ("train", "valid"):
+        images = [one for one in named if (one["id"] in chosen) == (split == "valid")]
+        ids = {one["id"] for one in images}
+        annotations = [one for one in coco["annotations"] if one["image_id"] in ids]
+        (output / split).mkdir(parents=True)
+        for one in images:
+            shutil.copy(paths[one["id"]], output / split / one["file_name"])
+        whole = coco | {"images": images, "annotations": annotations}
+        (output / split / "_annotations.coco.json").write_text(json.dumps(whole), encoding="utf-8")
+
+
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--data", type=Path, required=True, help="the folder `nuclei`")
     parser.add_argument("--output", type=Path, help="write the rows to this JSON file")
+    parser.add_argument("--write", type=Path, help="folder for the fluorescence images of `train`, divided in two")
     args = parser.parse_args(argv)
-    keep_freed_memory()
-    model, processor = load_network(args.model, "cpu")
+    if (args.model is None) == (args.write is None):
+        parser.error("expected a model, or --write")
     found, _ = find_splits(args.data)
     train = split_by_kind(read_coco(found["train"]))["fluorescence"]
+    if args.write:
+        write_fluorescence(train, args.write)
+        return
+    keep_freed_memory()
+    model, processor = load_network(args.model, "cpu")
     choice = dataclasses.replace(train, images=train.images[::THRESHOLD_EVERY])
     rows = score_groups(model, processor, read_coco(found["valid"]), choice)
     for row in rows:

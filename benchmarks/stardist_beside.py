@@ -2,14 +2,15 @@
 
 Runs in an environment of its own, without this project (stardist, BSD-3-Clause, and TensorFlow are no part of it):
 
+    python nuclei.py --data nuclei --write fluorescence        # in the project's environment
     pip install stardist==0.9.2 tensorflow-cpu faster-coco-eval
-    python stardist_beside.py nuclei stardist_run --minutes 10
-    python nuclei.py stardist_run/predictions.json --data nuclei --choice stardist_run/choice.json   # in the project's
+    python stardist_beside.py fluorescence stardist_run --budget 10
 
 The network is that of StarDist's example for this data (`examples/2D/2_training.ipynb`: 32 rays, grid 2x2, patches of
 256x256, batches of 4, its flips, quarter turns and changes of brightness); the learning rate falls to 0 over the
 budget, as in `learning.py`. Every sixth training image chooses both thresholds; the weights are those of the last step.
-The clock runs in training alone. Results are objects with a probability from --lowest on, so that AP has a curve.
+The clock runs in training alone. `predictions.json`, for `evaluate --predictions`, has objects with a
+probability from --lowest on, so that AP has a curve.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def train_stardist(images: list[Any], labels: list[Any], output: Path, args: arg
     import keras
     from stardist.models import Config2D, StarDist2D
 
-    class Budget(keras.callbacks.Callback):  # type: ignore[misc]
+    class Budget(keras.callbacks.Callback):
         """The rate falls to 0 over the budget; then training stops."""
 
         def on_train_begin(self, logs: Any = None) -> None:
@@ -76,17 +77,14 @@ def train_stardist(images: list[Any], labels: list[Any], output: Path, args: arg
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.crops += args.batch_size
-            minutes = (time.perf_counter() - self.start) / 60
-            spent = self.crops / args.crops if args.crops else minutes / args.minutes
-            self.model.optimizer.learning_rate = args.learning_rate * max(1 - spent, 0.0)
-            if spent >= 1:
-                self.model.stop_training = True
-                # `stop_training` ends an epoch, not a batch: the rate is 0 until then.
-                self.spent = {
-                    "minutes": minutes,
-                    "cpu_seconds": time.process_time() - self.cpu,
-                    "crops": self.crops,
-                }
+            self.spent = {
+                "minutes": (time.perf_counter() - self.start) / 60,
+                "cpu_seconds": time.process_time() - self.cpu,
+                "crops": self.crops,
+            }
+            share = self.spent[args.unit] / args.budget
+            self.model.optimizer.learning_rate = args.learning_rate * max(1 - share, 0.0)
+            self.model.stop_training = share >= 1  # at the end of the epoch of ten steps; the rate is 0 until then
 
     config = Config2D(
         n_rays=32,
@@ -132,8 +130,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with train/ and valid/, each with _annotations.coco.json")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--crops", type=int, help="budget in crops instead of minutes")
+    parser.add_argument("--budget", type=float, default=10.0)
+    parser.add_argument("--unit", choices=["minutes", "cpu_seconds", "crops"], default="minutes", help="of --budget")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--learning-rate", type=float, default=3e-4)
@@ -148,7 +146,7 @@ def main() -> None:
     np.random.seed(args.seed)
     tf.keras.utils.set_random_seed(args.seed)
     args.output.mkdir(parents=True, exist_ok=True)
-    records, images, labels = read_split(args.data / "train")
+    _, images, labels = read_split(args.data / "train")
     model, spent = train_stardist(images, labels, args.output, args)
     chosen = slice(None, None, CHOICE_EVERY)
     model.optimize_thresholds(images[chosen], labels[chosen])
@@ -161,7 +159,6 @@ def main() -> None:
     print(json.dumps(row))
     (args.output / "row.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     write_results(model, valid_records, valid_images, args.lowest, args.output / "predictions.json")
-    write_results(model, records[chosen], images[chosen], args.lowest, args.output / "choice.json")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from .image_changes import ImageChange, changes_by_image, match_above
 from .matches import Overlaps, match_overlaps, overlaps_of
 from .paired_bootstrap import (
     FEWEST_DRAWS,
-    FEWEST_IMAGES,
+    FEWEST_COMPARED,
     SEED_NOISE,
     Difference,
     PairedDifferences,
@@ -188,9 +188,9 @@ def compare_results(
         about = [_RESEEDED.format(after=side.source.name, before=inputs[0].name)] if reseeded else []
         pairs.append(PairComparison(side, differences, changes_by_image(truth, stated[0], found), about))
     notes = [*dict.fromkeys(truth.notes), *ceiling_notes(truth, limit)]
-    if len(truth.sizes) < FEWEST_IMAGES:
+    if len(truth.sizes) < FEWEST_COMPARED:
         notes.append(
-            f"{len(truth.sizes)} images are too few to tell a difference from noise; {FEWEST_IMAGES} are the least"
+            f"{len(truth.sizes)} images are too few to tell a difference from noise; {FEWEST_COMPARED} are the least"
         )
     return Comparison(split, truth, settings, limit, sides[0][0], pairs, recipe_changes(own_recipes), notes)
 

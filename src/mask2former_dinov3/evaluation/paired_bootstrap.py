@@ -24,7 +24,7 @@ from .bootstrap import draw_resamples, number_of_resamples, resampled_bounds, we
 from .matches import Overlaps, match_overlaps
 
 FEWEST_DRAWS = 100
-FEWEST_IMAGES = 6  # five that all change in one direction are still a chance of 1 in 16, more than 5 %
+FEWEST_COMPARED = 6  # five that all change in one direction are still a chance of 1 in 16, more than 5 %
 SEED_NOISE = 0.03  # of AP between trainings of one recipe on a few hundred images, docs/log.md
 
 
@@ -83,7 +83,7 @@ def paired_bootstrap(
     """Intervals of AP(after) - AP(before) from `samples` draws of the images, the same for both.
 
     samples: None for as many as the report draws: 1,000, fewer where that would take long (`number_of_resamples`).
-    images (I,): numbers of the images, ascending. noise: as in `Difference`, infinite below `FEWEST_IMAGES`. The same
+    images (I,): numbers of the images, ascending. noise: as in `Difference`, infinite below `FEWEST_COMPARED`. The same
     seed gives the same intervals. In a draw without an object of a class, the class is left out of the mean of both.
     Raises OptionError for fewer than `FEWEST_DRAWS` samples.
     """
@@ -94,7 +94,7 @@ def paired_bootstrap(
     drawn = np.concatenate([np.ones((1, len(images)), np.int32), draw_resamples(len(images), samples, seed)])
     first, first_classes = weighted_metrics(before, images, num_classes, drawn, with_sizes=False)
     second, second_classes = weighted_metrics(after, images, num_classes, drawn, with_sizes=False)
-    noise = noise if len(images) >= FEWEST_IMAGES else math.inf
+    noise = noise if len(images) >= FEWEST_COMPARED else math.inf
 
     def difference(own: Floats, other: Floats) -> Difference:
         return _difference(own, other, len(images), noise)
