@@ -19,8 +19,8 @@ from .compared_inputs import ComparedInput, common_limit, common_truth, find_inp
 from .image_changes import ImageChange, changes_by_image, match_above
 from .matches import Overlaps, match_overlaps, overlaps_of
 from .paired_bootstrap import (
-    FEWEST_DRAWS,
     FEWEST_COMPARED,
+    FEWEST_DRAWS,
     SEED_NOISE,
     Difference,
     PairedDifferences,
