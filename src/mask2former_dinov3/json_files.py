@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from types import NoneType
+from typing import Any, NotRequired, TypeGuard, get_args, get_origin, get_type_hints, is_typeddict
 
 from .errors import UserError, mismatch
 
@@ -133,6 +136,50 @@ def is_integer(value: object) -> TypeGuard[int]:
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a JSON value is a number; true and false are not."""
     return isinstance(value, float) or is_integer(value)
+
+
+_SCALARS: tuple[tuple[object, str, Any], ...] = (
+    (str, "a text", lambda value: isinstance(value, str)),
+    (bool, "true or false", lambda value: isinstance(value, bool)),
+    (int, "a whole number", is_integer),
+    (float, "a number", lambda value: is_number(value) and math.isfinite(value)),
+)
+
+
+def find_type_fault(value: object, kind: Any, place: str = "") -> tuple[str, str, object] | None:
+    """Where a JSON value first differs from a type: the place, what is expected there, and what is there.
+
+    kind: str, bool, int, float (finite), list[...], dict[str, ...], one of these or None, or a TypedDict of them. The
+    place is made of keys and, in lists, numbers from 1, such as "per_class: bar: threshold"; it begins with `place`.
+    """
+    options = get_args(kind)
+    if NoneType in options:
+        (kind,) = (one for one in options if one is not NoneType)
+        fault = None if value is None else find_type_fault(value, kind, place)
+        return (place, f"{fault[1]}, or null", value) if fault and fault[0] == place else fault
+    if (origin := get_origin(kind)) is list:
+        if not isinstance(value, list):
+            return place, "a list", value
+        parts = [(f"{number}", one, options[0]) for number, one in enumerate(value, 1)]
+    elif origin is dict or is_typeddict(kind):
+        if not isinstance(value, Mapping):
+            return place, "an object", value
+        hints = dict.fromkeys(value, options[1]) if origin is dict else get_type_hints(kind, include_extras=True)
+        optional = {key for key, one in hints.items() if get_origin(one) is NotRequired or not _is_total(kind)}
+        if missing := [key for key in hints if key not in value and key not in optional]:
+            return place, f"an object with {missing[0]}", value
+        plain = {key: get_args(one)[0] if get_origin(one) is NotRequired else one for key, one in hints.items()}
+        parts = [(str(key), value[key], one) for key, one in plain.items() if key in value]
+    else:
+        expected, is_right = next((words, test) for one, words, test in _SCALARS if one is kind)
+        return None if is_right(value) else (place, expected, value)
+    faults = (find_type_fault(one, wanted, f"{place}: {key}" if place else key) for key, one, wanted in parts)
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _is_total(kind: Any) -> bool:
+    """Whether the keys of a TypedDict are required; true for other types."""
+    return bool(getattr(kind, "__total__", True))
 
 
 def describe(value: object) -> str:

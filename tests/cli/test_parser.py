@@ -104,7 +104,7 @@ def test_parse_words__leaves_values_alone() -> None:
         ("evaluate --annotations a --output o --images i", "expected --model and --images, or --predictions"),
         (
             "evaluate --annotations a --output o --predictions p --images i",
-            "--predictions: cannot be combined with --images; give one or the other",
+            "--predictions: cannot be combined with --images; add --report, whose pictures need them",
         ),
         ("--vers", "VERB: required"),
         ("check-data", "expected the PATH of a data set, or --train-annotations and --train-images"),

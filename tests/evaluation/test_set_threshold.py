@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from mask2former_dinov3.cli import main
 from mask2former_dinov3.errors import CheckpointError, ConfigError, DatasetError, OptionError
+from mask2former_dinov3.evaluation.operating_point import Aim
 from mask2former_dinov3.evaluation.set_threshold import set_threshold
 from mask2former_dinov3.export.file_metadata import build_metadata
 from mask2former_dinov3.inference.onnx_model import OnnxMetadata
@@ -112,6 +114,39 @@ def test_set_threshold__by_hand_leaves_the_rest(folder: Path, evaluation: Path) 
     assert "Score threshold: 0.7 (given by hand, " in (folder / "README.md").read_text()
 
 
+# What somebody may write into metrics.json by hand: the place, the value, and the message.
+EDITS: list[tuple[str, object, str]] = [
+    ("threshold", "x", 'threshold: expected a number, or null, got "x"'),
+    ("threshold", -5, "threshold: expected a number from 0 to 1, got -5"),
+    ("threshold", float("nan"), "threshold: expected a number, or null, got NaN"),
+    ("threshold", True, "threshold: expected a number, or null, got true"),
+    ("points", [], r"points: expected an object, got \[\]"),
+    ("points", {}, r"points: expected the IoUs 0.50 and 0.75, got \[\]"),
+    ("points/0.50", None, "points: 0.50: expected an object, got null"),
+    ("default/0.50", {}, "default: 0.50: expected an object with right, got {}"),
+    ("per_class", 3, "per_class: expected an object, got 3"),
+    ("per_class/bar", [], r"per_class: bar: expected an object, got \[\]"),
+    ("per_class/bar/threshold", "0.5", 'per_class: bar: threshold: expected a number, got "0.5"'),
+    ("per_class/bar/threshold", 2, "per_class: bar: threshold: expected a number from 0 to 1, got 2"),
+    ("per_class/bar/curves", {"x": {"thresholds": [], "right": [], "wrong": []}}, r"bar: curves: .*, got \[.x.\]"),
+    ("why", None, "why: expected a text, got null"),
+    ("objects", 2.5, "objects: expected a whole number, got 2.5"),
+    ("intervals/recall", [0.1], r"intervals: recall: expected two numbers, got \[0.1\]"),
+    ("copies/overlap", 7, "copies: overlap: expected a number from 0 to 1, got 7"),
+    ("copies/gain_interval", [], r"copies: gain_interval: expected two numbers, got \[\]"),
+    ("calibration/scale", 0, "calibration: scale: expected a number above 0, got 0"),
+    ("calibration/before", [1], r"calibration: before: expected two numbers, got \[1\]"),
+    ("calibration/before", [-1, 0], "calibration: before: 1: expected a number above 0, got -1"),
+    ("curves/0.50/right", [1], r"curves: 0.50: expected lists of one length, got .*"),
+    ("curves/0.50/wrong/2", "many", 'curves: 0.50: wrong: 3: expected a whole number, got "many"'),
+    (
+        "curves/0.50",
+        {"thresholds": [0, 1], "right": [1, 2], "wrong": [0, 0]},
+        "curves: 0.50: thresholds: .*, got .*",
+    ),
+]
+
+
 def test_set_threshold__says_what_it_cannot_use(folder: Path, evaluation: Path, tmp_path: Path) -> None:
     config = (folder / "config.json").read_bytes()
     with pytest.raises(ConfigError, match="expected an evaluation or a threshold, got both or none"):
@@ -129,18 +164,26 @@ def test_set_threshold__says_what_it_cannot_use(folder: Path, evaluation: Path, 
     with pytest.raises(DatasetError, match="expected metrics with an operating_point, got one without"):
         set_threshold(folder, tmp_path)
     (tmp_path / "metrics.json").write_text('{"operating_point": {"threshold": 0.5}}')
-    with pytest.raises(DatasetError, match="got a part of one; run `evaluate` of this version again"):
+    missing = "expected an object with data, got {.threshold.: 0.5}; run `evaluate` of this version again$"
+    with pytest.raises(DatasetError, match=f"operating_point: {missing}"):
         set_threshold(folder, tmp_path)
     block = evaluated(evaluation)
     block["per_class"]["star"] = block["per_class"]["bar"]
     (tmp_path / "metrics.json").write_text(json.dumps({"operating_point": block}))
     with pytest.raises(CheckpointError, match="expected classes of the model, got star"):
         set_threshold(folder, tmp_path)
-    for wrong, got in (("x", '"x"'), (-5, "-5"), (float("nan"), "NaN"), (True, "true")):
-        block["threshold"] = wrong
-        (tmp_path / "metrics.json").write_text(json.dumps({"operating_point": block}))
-        with pytest.raises(DatasetError, match=f"operating_point: threshold: expected a number from 0 to 1, got {got}"):
-            set_threshold(folder, tmp_path)
+    for place, wrong, message in EDITS:
+        edited = json.loads(json.dumps(block))
+        *keys, last = place.split("/")
+        functools.reduce(lambda part, key: part[key], keys, edited)[int(last) if last.isdigit() else last] = wrong
+        (tmp_path / "metrics.json").write_text(json.dumps({"operating_point": edited}))
+        with pytest.raises(DatasetError, match=f"json: operating_point: (.*: )?{message}; run `evaluate` of"):
+            set_threshold(folder, tmp_path, aim=Aim(target_recall=0.5))
+    del block["calibration"]  # as in evaluations of earlier versions
+    del block["per_class"]["star"]
+    (tmp_path / "metrics.json").write_text(json.dumps({"operating_point": block}))
+    assert set_threshold(folder, tmp_path)
+    config = (folder / "config.json").read_bytes()
     block["threshold"], block["why"] = None, "no result finds an object"
     (tmp_path / "metrics.json").write_text(json.dumps({"operating_point": block}))
     with pytest.raises(DatasetError, match="expected an evaluation with a threshold, got none; no result finds"):

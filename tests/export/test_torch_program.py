@@ -23,7 +23,8 @@ from mask2former_dinov3.sample_data import SAMPLE
 from support.models import padded_mask, small_model
 from support.paths import DOCS
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+# One worker of pytest-xdist: the file is exported once.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.xdist_group("program")]
 IMAGE = SAMPLE / "valid" / "97126a9791f0c117.png"
 
 

@@ -186,6 +186,8 @@ def test_to_image__reads_addresses_within_limits(address: str, monkeypatch: pyte
         pixels_of(f"{address}/missing.png")
     with pytest.raises(DatasetError, match="page: "):
         pixels_of(f"{address}/page")
+    with pytest.raises(DatasetError, match=r"image: expected an image file .*, got a web page; download the image it"):
+        pixels_of(b"<html>no image</html>")
     with pytest.raises(DatasetError, match=r"slow: expected an image within 0\.2 seconds, got none"):
         to_image(f"{address}/slow", AS_STORED, 3, bgr=False, timeout=0.2)
     Files.stopped.set()

@@ -67,6 +67,11 @@ def test_compare__writes_a_page_with_pictures_of_what_changed(
     assert min(colours.values()) > 50, colours
     assert not re.search(r"(?<!data:)https?://(?!www.w3.org)", text)
     assert "no train_config.json is known for good, bad" in text
+    assert str(tmp_path) not in text  # people send the page to others
+    assert "On 8 images of toy/valid.</p>" in text
+    stored = json.loads((two[0] / "evaluation.json").read_text(encoding="utf-8"))
+    assert f"Ground truth: toy/valid, SHA-256 of its content {stored['digest'][:12]}." in text
+    assert content["ground_truth"] == stored["annotations"]
 
 
 def test_compare__test_fails_when_worse_and_passes_otherwise(

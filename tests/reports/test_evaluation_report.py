@@ -136,7 +136,7 @@ def test_report_folder__refuses_what_is_no_evaluation(report: Report, tmp_path: 
         report_folder(tmp_path)
     shutil.copytree(report.folder, tmp_path / "copy")
     (tmp_path / "copy" / "metrics.json").write_text('{"AP": "high"}')
-    with pytest.raises(DatasetError, match=r"metrics.json: AP: expected a number, got .*; run evaluate again"):
+    with pytest.raises(DatasetError, match=r"json: AP: expected a number, got .high.; run `evaluate` of"):
         report_folder(tmp_path / "copy")
 
 

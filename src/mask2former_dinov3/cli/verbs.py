@@ -196,7 +196,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     if arguments.report and of_model == ["images"]:
         of_model = []  # for the pictures
     if arguments.predictions is not None and of_model:
-        arguments.parser.error(f"--predictions: cannot be combined with --{of_model[0]}; give one or the other")
+        advice = "add --report, whose pictures need them" if of_model == ["images"] else "give one or the other"
+        arguments.parser.error(f"--predictions: cannot be combined with --{of_model[0]}; {advice}")
     if arguments.predictions is not None and arguments.tta != "none":
         arguments.parser.error("--predictions: cannot be combined with --tta, which is for a --model")
     given = [name for name in ("annotations", "dataset") if getattr(arguments, name) is not None]

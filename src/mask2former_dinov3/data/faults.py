@@ -157,8 +157,8 @@ def _list_places(places: Sequence[Place]) -> str:
 
 
 def count_of(number: int, noun: str, plural: str = "") -> str:
-    """The number with its noun, such as "1 error" or "2 errors". plural: where it is not the noun with an s."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+    """The number with its noun, such as "1 error" or "2,000 errors". plural: where it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def quote(value: object) -> str:

@@ -43,9 +43,10 @@ def has_image_head(head: bytes) -> bool:
     return bool(head) and any(accept is not None and accept(head) is True for accept in tests)
 
 
-def describe_head(path: Path | str) -> tuple[str, str]:
-    """What a file is that is no image, and what to do: the two last arguments of `mismatch`."""
-    head = _read_head(Path(path))
+def describe_head(path: Path | str, data: bytes | None = None) -> tuple[str, str]:
+    """What a file is that is no image, and what to do: the two last arguments of `mismatch`. data: its bytes, if
+    they are known."""
+    head = _read_head(Path(path)) if data is None else data[:HEAD]
     if not head.strip(b"\0"):
         return ("an empty file" if not head else "zero bytes"), "copy it again from its source"
     head = head.lstrip()

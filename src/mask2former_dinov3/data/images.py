@@ -117,7 +117,7 @@ def read_image(path: Path | str, options: ReadOptions = AS_STORED) -> npt.NDArra
 
 def decode_image(data: bytes, name: Path | str, options: ReadOptions = AS_STORED) -> npt.NDArray[np.uint8]:
     """As `read_image`, from the bytes of a file, without a second file; `name` is what an error calls it."""
-    with name_errors(name):
+    with name_errors(name, data):
         return _to_array(*_decode(io.BytesIO(data), options), options)
 
 
@@ -139,7 +139,7 @@ def read_header(path: Path | str, options: ReadOptions = AS_STORED) -> ImageHead
 
 def decode_header(data: bytes, name: Path | str, options: ReadOptions = AS_STORED) -> ImageHeader:
     """As `read_header`, from the bytes of a file, without a second file; `name` is what an error calls it."""
-    with name_errors(name):
+    with name_errors(name, data):
         return _header_of(io.BytesIO(data), options)
 
 
@@ -227,8 +227,9 @@ def check_channel_count(where: str, expected: int, got: int) -> None:
 
 
 @contextmanager
-def name_errors(name: Path | str) -> Iterator[None]:
-    """Turn whatever a decoder raises into a DatasetError that names the file and what to do."""
+def name_errors(name: Path | str, data: bytes | None = None) -> Iterator[None]:
+    """Turn whatever a decoder raises into a DatasetError that names the file and what to do. data: its bytes, where
+    `name` is not the path of a file."""
     expected = "a readable image file"
     try:
         yield
@@ -242,7 +243,7 @@ def name_errors(name: Path | str) -> Iterator[None]:
         raise DatasetError(f"{name}: {mismatch(expected, 'permission denied')}") from error
     except UnidentifiedImageError as error:
         kinds = "an image file (JPEG, PNG, WebP, BMP, TIFF, or another format of Pillow)"
-        raise DatasetError(f"{name}: {mismatch(kinds, *describe_head(name))}") from error
+        raise DatasetError(f"{name}: {mismatch(kinds, *describe_head(name, data))}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         got = f"one of over {limit:,} pixels (refused as a possible bomb)"

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import cast
 
 from ..data.coco_types import OperatingBlock
-from ..data.faults import quote
 from ..errors import ConfigError, DatasetError, mismatch
 from ..inference.score_calibration import UNCHANGED, ScoreCalibration
 from ..inference.settings import InferenceSettings
-from ..json_files import is_number, read_json_object
 from ..model.configuration import threshold_text
 from ..model_folder.contents import check_model_folder
 from ..model_folder.thresholds import store_threshold
 from .calibration_fit import calibration_in
 from .operating_point import Aim
-from .scored_model import METRICS_FILE
+from .scored_model import METRICS_FILE, read_operating_block
 from .threshold_choice import choose_again, operating_lines, stored_maps, stored_threshold
 
 
@@ -67,14 +63,4 @@ def _read_block(evaluation: Path) -> OperatingBlock:
         got = f"a folder without {METRICS_FILE}" if evaluation.is_dir() else "no such file or folder"
         advice = "run `evaluate --model M --output DIR` and give its DIR, or a run folder"
         raise DatasetError(f"{evaluation}: {mismatch('the output folder of evaluate', got, advice)}")
-    metrics = read_json_object(path)
-    block = metrics.get("operating_point")
-    if not isinstance(block, Mapping) or OperatingBlock.__required_keys__ - set(block):
-        advice = "run `evaluate` of this version again"
-        got = "one without" if block is None else "a part of one"
-        raise DatasetError(f"{path}: {mismatch('metrics with an operating_point', got, advice)}")
-    threshold = block["threshold"]
-    if threshold is not None and not (is_number(threshold) and 0 <= threshold <= 1):
-        reason = mismatch("a number from 0 to 1", quote(threshold))
-        raise DatasetError(f"{path}: operating_point: threshold: {reason}")
-    return cast("OperatingBlock", block)
+    return read_operating_block(path)

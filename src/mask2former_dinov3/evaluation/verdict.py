@@ -135,11 +135,11 @@ def _describe_ceiling(findings: Findings, num_queries: int | None) -> list[Verdi
     if recall >= _REACHED:
         return []
     if limit == num_queries:
-        what, advice = f"The model has {limit} queries", "Train with more (num_queries)"
+        what, advice = f"The model has {limit:,} queries", "Train with more (num_queries)"
         advice += ", and score with more (--max-detections)." if most == limit else "."
     else:
         what, advice = (
-            f"At most {limit} results per image and class count for AP",
+            f"At most {limit:,} results per image and class count for AP",
             "Score with more (--max-detections).",
         )
     text = f"{what}, so its recall cannot be above {recall:.3f}: some images hold more objects. {advice}"
@@ -189,7 +189,7 @@ def _small_misses(findings: Findings) -> str:
     if small < 2 * len(missed) * bounds[0].objects / max(findings.numbers.objects, 1):
         return ""
     return (
-        f" {small} of them are among the smallest {bounds[0].objects} objects (side up to {bounds[0].high:.0f} "
+        f" {small:,} of them are among the smallest {bounds[0].objects:,} objects (side up to {bounds[0].high:.0f} "
         "pixels): a larger canvas may help."
     )
 
@@ -200,11 +200,11 @@ def _describe_doubts(findings: Findings) -> list[VerdictSentence]:
     if len(strong) < _FEW:
         return []
     names = findings.truth.names
-    kinds = ", ".join(f"{count} {kind}" for kind, count in count_kinds(strong).items() if count)
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in count_kinds(strong).items() if count)
     pairs = Counter((one.category, one.suggested) for one in strong if one.kind == "other class")
     most = ""
     if pairs:
         (labelled, said), count = pairs.most_common(1)[0]
-        most = f' Most often "{names[labelled - 1]}" is labelled where the model finds "{names[said - 1]}": {count}.'
-    text = f"{len(strong)} labels of {count_of(findings.numbers.objects, 'object')} are in doubt ({kinds}).{most}"
+        most = f' Most often "{names[labelled - 1]}" is labelled where the model finds "{names[said - 1]}": {count:,}.'
+    text = f"{len(strong):,} labels of {count_of(findings.numbers.objects, 'object')} are in doubt ({kinds}).{most}"
     return [VerdictSentence(f"{text} Look at them first: wrong labels cost training and this score.", "doubts")]

@@ -21,6 +21,8 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from http.client import HTTPException, IncompleteRead
 from os import PathLike
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import IO, Any, TypeAlias
 from urllib.parse import quote, urlsplit
 
@@ -76,7 +78,7 @@ def to_image(image: object, options: ReadOptions, channels: int, *, bgr: bool, t
     if bgr:
         raise OptionError("bgr", "arrays or tensors, whose order of colours is not stored", type(image).__name__)
     if is_address(image):
-        return _decode(fetch_address(str(image), timeout), _public_part(str(image)), options, channels)
+        return _decode(fetch_address(str(image), timeout), public_part(str(image)), options, channels)
     if isinstance(image, str | PathLike | Image.Image):
         return image
     if isinstance(image, bytes | bytearray | memoryview):
@@ -152,11 +154,37 @@ def is_address(image: object) -> bool:
 
 
 def fetch_address(address: str, timeout: float) -> bytes:
-    """The bytes at an address. Raises DatasetError after `timeout` seconds, and for more than MOST_BYTES."""
+    """The bytes at an address. Raises DatasetError after `timeout` seconds, and for more than MOST_BYTES.
+
+    The time is that of the whole request. The limits of sockets hold for each of its parts alone, and none holds for
+    the look-up of a name, so another thread asks, which is left behind when the time is over.
+    """
+    answers: SimpleQueue[bytes | Exception] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_fetch(address, timeout))
+        except Exception as error:
+            answers.put(error)
+
+    Thread(target=ask, name="fetch", daemon=True).start()
+    try:
+        found = answers.get(timeout=timeout)
+    except Empty:
+        raise _too_slow(address, timeout) from None
+    if isinstance(found, bytes):
+        return found
+    try:
+        raise found
+    finally:
+        del found  # which holds this frame: sockets of the request are freed now
+
+
+def _fetch(address: str, timeout: float) -> bytes:
     end = time.monotonic() + timeout
     parts: list[bytes] = []
     size = 0
-    name = _public_part(address)
+    name = public_part(address)
     try:
         request = urllib.request.Request(_quoted(address), headers={"User-Agent": "mask2former-dinov3"})
         with urllib.request.urlopen(request, timeout=timeout) as answer:
@@ -170,19 +198,24 @@ def fetch_address(address: str, timeout: float) -> bytes:
             if getattr(answer, "length", None):  # bytes that the server has promised beside these
                 raise IncompleteRead(b"")
     except TimeoutError:
-        raise DatasetError(f"{name}: {mismatch(f'an image within {timeout:g} seconds', 'none')}") from None
+        raise _too_slow(address, timeout) from None
     except DatasetError:
         raise
     except urllib.error.HTTPError as error:  # the answer of a server, with its number
+        error.close()
         raise DatasetError(f"{name}: {mismatch('an address that gives an image', _one_line(error))}") from error
     except IncompleteRead as error:
         raise DatasetError(f"{name}: {mismatch('a whole file', 'one that is cut short')}") from error
     except (OSError, ValueError, HTTPException) as error:  # of urllib, of the address, of an answer that is not HTTP
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, TimeoutError):
-            raise DatasetError(f"{name}: {mismatch(f'an image within {timeout:g} seconds', 'none')}") from None
+            raise _too_slow(address, timeout) from None
         raise DatasetError(f"{name}: {mismatch('an address that gives an image', _one_line(reason))}") from error
     return b"".join(parts)
+
+
+def _too_slow(address: str, timeout: float) -> DatasetError:
+    return DatasetError(f"{public_part(address)}: {mismatch(f'an image within {timeout:g} seconds', 'none')}")
 
 
 def _one_line(reason: object) -> str:
@@ -208,8 +241,8 @@ def split_address(address: str) -> tuple[str, str, str]:
     return scheme, host.rpartition("@")[2], slash + path
 
 
-def _public_part(address: str) -> str:
-    """An address for messages."""
+def public_part(address: str) -> str:
+    """An address for messages, without what may be secret."""
     scheme, host, path = split_address(address)
     return f"{scheme}://{host}{path}"[:200]
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .html_page import Html, element, folded, join, paragraph, table
+from .html_page import Html, element, folded, paragraph, table
+from .svg_charts import WIDTH, drawing
 
-_WIDTH, _HEIGHT = 360, 220
+_HEIGHT = 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 10, 36
 _ROW = 24  # height of one interval
 _MOST_ROWS = 200  # of the table below a chart
@@ -48,7 +49,7 @@ def overlaid_curves(
     finite = [Curve(one.name, [point for point in one.points if all(map(math.isfinite, point))]) for one in curves]
     every = [point for one in finite for point in one.points]
     (x0, x1), (y0, y1) = ((0.0, 1.0), (0.0, 1.0)) if unit_square else _ranges(every)
-    floor, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    floor, right = _HEIGHT - _BOTTOM, WIDTH - _RIGHT
 
     def place(x: float, y: float) -> str:
         across = _LEFT + (x - x0) / (x1 - x0) * (right - _LEFT)
@@ -74,11 +75,9 @@ def overlaid_curves(
         )
         shapes.append(element("g", name, line))
     shapes.append(element("text", axes[0], x=(_LEFT + right) / 2, y=_HEIGHT - 6, text_anchor="middle", class_="soft"))
-    drawing = element(
-        "svg", join(shapes), viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=f"{title}. {summary}"
-    )
+    picture = drawing(shapes, _HEIGHT, title, summary)
     numbers = [folded("the numbers", *(_table_of(one, axes) for one in finite if one.points))]
-    return element("div", element("h3", title), _legend(finite), drawing, paragraph(summary), *numbers, class_="chart")
+    return element("div", element("h3", title), _legend(finite), picture, paragraph(summary), *numbers, class_="chart")
 
 
 def _ranges(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -124,7 +123,7 @@ def _table_of(curve: Curve, axes: tuple[str, str]) -> Html:
 def interval_chart(title: str, rows: Sequence[Interval], summary: str) -> Html:
     """Values with their intervals around a line at 0; filled where the interval does not hold 0."""
     reach = max((abs(side) for one in rows for side in (one.low, one.high, one.value)), default=0.0) or 1.0
-    middle = _WIDTH / 2
+    middle = WIDTH / 2
 
     def place(value: float) -> float:
         return middle + value / reach * (middle - 8)
@@ -136,7 +135,7 @@ def interval_chart(title: str, rows: Sequence[Interval], summary: str) -> Html:
         colour = "var(--good)" if one.low > 0 else "var(--error)" if one.high < 0 else "var(--soft)"
         name = one.name if len(one.name) <= 34 else f"{one.name[:33]}…"
         label = element("text", name, x=0, y=y - 6)
-        number = element("text", f"{one.value:+.3f}", x=_WIDTH, y=y - 6, text_anchor="end")
+        number = element("text", f"{one.value:+.3f}", x=WIDTH, y=y - 6, text_anchor="end")
         bar = element(
             "line",
             x1=f"{place(one.low):.1f}",
@@ -156,9 +155,7 @@ def interval_chart(title: str, rows: Sequence[Interval], summary: str) -> Html:
         about = element("title", f"{one.name}: {one.value:+.4f}, {one.low:+.4f} to {one.high:+.4f}")
         shapes.append(element("g", about, label, number, bar, dot))
     for value, anchor in ((-reach, "start"), (0.0, "middle"), (reach, "end")):
-        x = {"start": 0.0, "middle": middle, "end": float(_WIDTH)}[anchor]
+        x = {"start": 0.0, "middle": middle, "end": float(WIDTH)}[anchor]
         shapes.append(element("text", f"{value:+.3g}", x=x, y=height - 4, text_anchor=anchor, class_="soft"))
-    drawing = element(
-        "svg", join(shapes), viewBox=f"0 0 {_WIDTH} {height}", role="img", aria_label=f"{title}. {summary}"
-    )
-    return element("div", element("h3", title), drawing, paragraph(summary), class_="chart")
+    picture = drawing(shapes, height, title, summary)
+    return element("div", element("h3", title), picture, paragraph(summary), class_="chart")

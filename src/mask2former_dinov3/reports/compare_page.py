@@ -26,10 +26,10 @@ from ..evaluation.comparison import (
 from ..evaluation.image_changes import ImageChange, SideOfImage
 from ..evaluation.paired_bootstrap import Difference
 from ..evaluation.scored_model import describe_model
-from ..evaluation.stored_evaluation import names_of_images
+from ..evaluation.stored_evaluation import digest_of_truth, names_of_images
 from ..read_options import AS_STORED
 from .compare_charts import Curve, Interval, interval_chart, overlaid_curves
-from .html_page import Html, badge, element, figure, join, page, paragraph, section, table, write_page
+from .html_page import Html, badge, element, end_of_path, figure, join, page, paragraph, section, table, write_page
 from .image_source import ImageSource, paths_of_images
 from .pictures import View, data_uri, draw_layer, surround, view_of
 from .svg_charts import charts
@@ -70,7 +70,7 @@ def _verdicts(comparison: Comparison) -> Html:
         text = f" {pair.after.source.name} against {comparison.base.source.name}: AP {describe_difference(one)}."
         lines.append(paragraph(badge(pair.verdict, _BADGES[pair.verdict]), text))
     images = count_of(len(comparison.truth.sizes), "image")
-    return join([*lines, paragraph(f"On {images} of {comparison.split.annotations}.")])
+    return join([*lines, paragraph(f"On {images} of {comparison.truth.data}.")])
 
 
 def _numbers(comparison: Comparison) -> Html:
@@ -262,6 +262,11 @@ def _recipes(comparison: Comparison) -> Html:
 def _sources(comparison: Comparison) -> Html:
     """Where everything is from."""
     rows = [
-        [one.source.name, str(one.source.predictions), len(one.results), "; ".join(one.notes)] for one in comparison.all
+        [one.source.name, end_of_path(one.source.predictions), len(one.results), "; ".join(one.notes)]
+        for one in comparison.all
     ]
-    return section("Sources", table(["name", "results", "number", "notes"], rows))
+    truth, digest = comparison.truth.data, digest_of_truth(comparison.truth)
+    about = paragraph(
+        f"Ground truth: {truth}, SHA-256 of its content {digest[:12]}. Whole paths are in {COMPARE_JSON}."
+    )
+    return section("Sources", about, table(["name", "results", "number", "notes"], rows))

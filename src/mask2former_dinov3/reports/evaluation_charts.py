@@ -9,9 +9,10 @@ import numpy as np
 from ..data.array_types import Ints
 from ..evaluation.report_numbers import ReportCurve, ReportNumbers
 from .compare_charts import Curve, overlaid_curves
-from .html_page import Html, element, folded, join, paragraph, table
+from .html_page import Html, element, folded, paragraph, table
+from .svg_charts import WIDTH, drawing
 
-_WIDTH, _ROW = 360, 24
+_ROW = 24
 MOST_CLASSES = 20  # of a confusion matrix that is drawn
 MOST_CURVES = 5  # in one frame
 
@@ -29,15 +30,13 @@ def value_bars(
         short = name if len(name) <= 30 else f"{name[:29]}…"
         shown = f"{value:.3f}{more}" if value >= 0 else "undefined"
         label = element("text", short, x=0, y=top + 12)
-        number = element("text", shown, x=_WIDTH, y=top + 12, text_anchor="end")
-        long = _WIDTH * min(max(value, 0.0) / (largest or 1.0), 1.0)
+        number = element("text", shown, x=WIDTH, y=top + 12, text_anchor="end")
+        long = WIDTH * min(max(value, 0.0) / (largest or 1.0), 1.0)
         bar = element("rect", x=0, y=top + 16, height=5, width=f"{long:.1f}")
         shapes.append(element("g", element("title", f"{name}: {shown}"), label, number, bar))
     height = max(len(bars), 1) * _ROW
-    drawing = element(
-        "svg", join(shapes), viewBox=f"0 0 {_WIDTH} {height}", role="img", aria_label=f"{title}. {summary}"
-    )
-    content = element("h3", title), drawing, paragraph(summary)
+    picture = drawing(shapes, height, title, summary)
+    content = element("h3", title), picture, paragraph(summary)
     return element("div", *content, class_="chart", **({"id": anchor} if anchor else {}))
 
 

@@ -24,7 +24,7 @@ from .data_report import PAGE
 from .evaluation_charts import CHART_STYLE
 from .evaluation_pictures import EvaluationPictures, ShowPicture
 from .evaluation_sections import errors_section, run_section, scores_section, verdict_section
-from .html_page import page, write_page
+from .html_page import end_of_path, page, write_page
 from .image_source import ImageSource, paths_of_images
 from .layered_pictures import LAYER_STYLE
 from .picture_store import PictureStore
@@ -91,8 +91,7 @@ def write_evaluation_report(
 
 def _lead(findings: Findings, run: RunRecord | None) -> str:
     what = "The best model of a training run, scored" if run is not None else "Scored"
-    place = "/".join(Path(findings.truth.name).parts[-3:])  # of a path of this computer the end is enough
-    return f"{what} on {place}. mask2former-dinov3 {__version__}."
+    return f"{what} on {end_of_path(findings.truth.name)}. mask2former-dinov3 {__version__}."
 
 
 def report_run_alone(folder: Path, run: RunRecord) -> Path:

@@ -56,6 +56,11 @@ def section(title: str, *children: str | Html, anchor: str = "") -> Html:
     return element("section", element("h2", title), *children, **({"id": anchor} if anchor else {}))
 
 
+def end_of_path(path: Path | str) -> str:
+    """The last three parts of a path: of one of this computer they are enough."""
+    return "/".join(Path(path).parts[-3:])
+
+
 def figure(uri: str, alt: str, caption: str | Html, size: tuple[int, ...]) -> Html:
     """A picture with its caption. uri: its data; alt: what it shows, in words; size: (height, width) in pixels."""
     picture = element("img", src=uri, alt=alt, height=size[0], width=size[1], loading="lazy", decoding="async")

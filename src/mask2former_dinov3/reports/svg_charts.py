@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .html_page import Html, element, folded, join, paragraph, table
 
-_WIDTH, _HEIGHT = 360, 190
+WIDTH, _HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 8, 8, 18, 34
 _ROW = 22  # height of one horizontal bar
 
@@ -29,9 +29,9 @@ def histogram(
     stands there.
     """
     most = max(counts, default=0) or 1
-    step = (_WIDTH - _LEFT - _RIGHT) / max(len(counts), 1)
+    step = (WIDTH - _LEFT - _RIGHT) / max(len(counts), 1)
     floor = _HEIGHT - _BOTTOM
-    shapes = [element("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=floor, y2=floor)]
+    shapes = [element("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=floor, y2=floor)]
     for place, count in enumerate(counts):
         tall = (floor - _TOP) * count / most
         name = element("title", f"{edges[place]} to {edges[place + 1]} {unit}: {count:,}")
@@ -44,14 +44,14 @@ def histogram(
             anchor = "start" if place == 0 else "end" if place == len(edges) - 1 else "middle"
             x = f"{_LEFT + place * step:.1f}"
             shapes.append(element("text", label, x=x, y=floor + 14, text_anchor=anchor))
-    shapes.append(element("text", unit, x=_WIDTH / 2, y=_HEIGHT - 4, text_anchor="middle", class_="soft"))
+    shapes.append(element("text", unit, x=WIDTH / 2, y=_HEIGHT - 4, text_anchor="middle", class_="soft"))
     shapes.append(element("text", f"most: {most:,}", x=_LEFT, y=11, class_="soft"))
     if mark is not None:
-        place_of_mark = f"{min(max(_LEFT + mark[0] * step, _LEFT), _WIDTH - _RIGHT):.1f}"
+        place_of_mark = f"{min(max(_LEFT + mark[0] * step, _LEFT), WIDTH - _RIGHT):.1f}"
         shapes.append(element("line", x1=place_of_mark, x2=place_of_mark, y1=_TOP - 4, y2=floor, class_="mark"))
-        shapes.append(element("text", mark[1], x=_WIDTH - _RIGHT, y=11, text_anchor="end", class_="marked"))
+        shapes.append(element("text", mark[1], x=WIDTH - _RIGHT, y=11, text_anchor="end", class_="marked"))
     rows = [(f"{edges[place]} to {edges[place + 1]}", count) for place, count in enumerate(counts)]
-    return _chart(title, _svg(shapes, _HEIGHT, f"{title}. {summary}"), summary, table([unit, "number"], rows))
+    return _chart(title, drawing(shapes, _HEIGHT, title, summary), summary, table([unit, "number"], rows))
 
 
 def bar_chart(title: str, bars: Sequence[tuple[str, int]], noun: str, summary: str, shown: int = 25) -> Html:
@@ -63,15 +63,15 @@ def bar_chart(title: str, bars: Sequence[tuple[str, int]], noun: str, summary: s
         top = row * _ROW
         short = name if len(name) <= 34 else f"{name[:33]}…"
         label = element("text", short, x=0, y=top + 11)
-        number = element("text", f"{count:,}", x=_WIDTH, y=top + 11, text_anchor="end")
-        long = max(_WIDTH * count / most, 1.5 * (count > 0))
+        number = element("text", f"{count:,}", x=WIDTH, y=top + 11, text_anchor="end")
+        long = max(WIDTH * count / most, 1.5 * (count > 0))
         bar = element("rect", x=0, y=top + 14, height=5, width=f"{long:.1f}")
         shapes.append(element("g", element("title", f"{name}: {count:,}"), label, number, bar))
     if len(bars) > shown:
         rest = f"and {len(bars) - shown:,} more in the table"
         shapes.append(element("text", rest, x=0, y=len(drawn) * _ROW + 12, class_="soft"))
     height = (len(drawn) + (len(bars) > shown)) * _ROW or _ROW
-    return _chart(title, _svg(shapes, height, f"{title}. {summary}"), summary, table([noun, "number"], bars))
+    return _chart(title, drawing(shapes, height, title, summary), summary, table([noun, "number"], bars))
 
 
 def charts(parts: Sequence[Html]) -> Html:
@@ -79,10 +79,12 @@ def charts(parts: Sequence[Html]) -> Html:
     return element("div", *parts, class_="charts")
 
 
-def _svg(shapes: Sequence[Html], height: float, label: str) -> Html:
-    return element("svg", join(shapes), viewBox=f"0 0 {_WIDTH} {height:g}", role="img", aria_label=label)
+def drawing(shapes: Sequence[Html], height: float, title: str, summary: str) -> Html:
+    """Shapes as one picture, `WIDTH` wide, with its name and what it says for those who cannot see it."""
+    label = f"{title}. {summary}"
+    return element("svg", join(shapes), viewBox=f"0 0 {WIDTH} {height:g}", role="img", aria_label=label)
 
 
-def _chart(title: str, drawing: Html, summary: str, numbers: Html) -> Html:
-    content = element("h3", title), drawing, paragraph(summary), folded("the numbers", numbers)
+def _chart(title: str, picture: Html, summary: str, numbers: Html) -> Html:
+    content = element("h3", title), picture, paragraph(summary), folded("the numbers", numbers)
     return element("div", *content, class_="chart")

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from mask2former_dinov3.data.check import check_data
+from mask2former_dinov3.data.faults import FaultReport
 from mask2former_dinov3.data.formats.brushes import encode_brush
+from mask2former_dinov3.data.formats.label_studio_json import read_label_studio
+from mask2former_dinov3.data.formats.source_content import Part
 from mask2former_dinov3.data.rle import Window
 from mask2former_dinov3.errors import DatasetError
 from support.formats import find_split, masks_of, read_split, write_image
@@ -36,6 +39,7 @@ def task(number: int, result: list[dict[str, Any]] | None, **data: Any) -> dict[
 
 
 def write(root: Path, *tasks: dict[str, Any]) -> Path:
+    root.mkdir(exist_ok=True)
     for one in tasks:
         write_image(root / "images" / f"{one['id']}.png", seed=one["id"])
     (root / "export.json").write_text(json.dumps(tasks), encoding="utf-8")
@@ -116,9 +120,27 @@ def test_read_split__counts_what_is_left_out(tmp_path: Path) -> None:
         assert told in notes
 
 
+@pytest.mark.parametrize(
+    ("tasks", "told"),
+    [
+        ([task(1, None), task(2, None)], r"none in 2 tasks \(2 tasks without an annotation\)"),
+        ([task(1, []), task(2, None)], r"none in 2 tasks \(1 tasks without an annotation\)"),
+        ([task(1, [{**brush("x"), "type": "brush"}])], r"none in 1 task \(1 regions without a class\)"),
+        ([task(1, [])], "none in 1 task"),
+        ([], "none in 0 tasks"),
+    ],
+)
+def test_read_label_studio__says_what_was_left_out_where_nothing_is_annotated(
+    tmp_path: Path, tasks: list[dict[str, Any]], told: str
+) -> None:
+    part = Part(write(tmp_path, *tasks) / "export.json", tmp_path / "images")
+    with pytest.raises(DatasetError, match=rf"export\.json: expected a region with a class, got {told}$"):
+        read_label_studio(part, FaultReport("export.json"))
+
+
 def test_read_split__finds_images_by_their_address(tmp_path: Path) -> None:
     images = tmp_path / "images"
-    for name in ("1.png", "a/1.png", "b/1.png", "2 b.png", "c.png", "d.png", "e.png"):
+    for name in ("1.png", "a/1.png", "b/1.png", "2 b.png", "c.png", "d.png", "e.png", "f.png", "g.png", "h.png"):
         write_image(images / name)
     addresses = [
         "/data/local-files/?d=x%2Fimages/b/1.png",
@@ -127,6 +149,9 @@ def test_read_split__finds_images_by_their_address(tmp_path: Path) -> None:
         r"/data/local-files/?d=images%5Cc.png",
         "https://bucket/d.png?d=5",
         "http://[bucket/e.png",
+        "https://host/files/0f1e2d3c-f/",
+        "https://host/get?token=x&key=photos%2Fg.png",
+        "https://host/get?id=h",
     ]
     tasks = [task(number, [brush("cell")], image=address) for number, address in enumerate(addresses)]
     (tmp_path / "export.json").write_text(json.dumps(tasks), encoding="utf-8")
@@ -137,11 +162,16 @@ def test_read_split__finds_images_by_their_address(tmp_path: Path) -> None:
         "c.png",
         "d.png",
         "e.png",
+        "f.png",
+        "g.png",
+        "h.png",
     ]
     (images / "1.png").unlink()
     for address, told in (
         ("c/1.png", r'called "c/1\.png", but \["a/1\.png", "b/1\.png"\]'),
         ("x", "no path of an image"),
+        ("https://host/?token=", r'without the name of an image, "https://host/\?token="; give the file of each'),
+        ("https://host/get?id=7", r'without the name of an image, "https://host/get\?id=7"'),
     ):
         (tmp_path / "export.json").write_text(json.dumps([task(1, [brush("cell")], image=address)]), encoding="utf-8")
         with pytest.raises(DatasetError, match=told):

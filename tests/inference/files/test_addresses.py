@@ -14,6 +14,7 @@ from PIL import Image
 
 from mask2former_dinov3.errors import OptionError
 from mask2former_dinov3.inference import image_inputs
+from mask2former_dinov3.inference.files import addresses
 from mask2former_dinov3.inference.files.addresses import fetch_addresses
 from mask2former_dinov3.inference.files.predict_files import predict_files
 from mask2former_dinov3.inference.predictor import Predictor
@@ -32,9 +33,15 @@ ANSWERS = {
 class Handler(SimpleHTTPRequestHandler):
     """Files of a folder, without a log, and the answers of odd servers."""
 
+    stopped = threading.Event()  # for the server that sends its head byte by byte
+
     def do_GET(self) -> None:
         if self.path in ANSWERS:
             self.wfile.write(ANSWERS[self.path])
+        elif self.path.startswith("/drips.png"):
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nA: ")
+            while not self.stopped.wait(0.01):
+                self.wfile.write(b"b")
         else:
             super().do_GET()
 
@@ -48,6 +55,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "a b.png")
+    Handler.stopped.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -120,11 +128,43 @@ def test_fetch_addresses__says_what_is_wrong(address: str, tmp_path: Path, given
     assert not (tmp_path / "out").exists()
 
 
+def test_fetch_addresses__gives_up_on_a_server_that_sends_a_byte_at_a_time(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addresses, "_SECONDS", 0.3)
+    failed: list[tuple[str, str]] = []
+    try:
+        assert fetch_addresses([f"{address}/drips.png?token=secret"], tmp_path / "out", failed, keep=False) == []
+    finally:
+        Handler.stopped.set()
+    assert failed[0][1] == f"{address}/drips.png: expected an image within 0.3 seconds, got none"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<!DOCTYPE html><title>Log in</title>", "got a web page; download the image itself"),
+        (b"", "got an empty file"),
+        (b"\x89PNG\r\n\x1a\nabc", "got another kind of file"),
+    ],
+)
+def test_fetch_addresses__keeps_no_file_that_is_no_image(
+    address: str, tmp_path: Path, content: bytes, told: str
+) -> None:
+    (tmp_path / "served" / "page.png").write_bytes(content)
+    failed: list[tuple[str, str]] = []
+    assert fetch_addresses([f"{address}/page.png"], tmp_path / "out", failed, keep=False) == []
+    assert failed[0][1].startswith(f"{address}/page.png: expected a")
+    assert told in failed[0][1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_fetch_addresses__names_that_file_systems_take(address: str, tmp_path: Path) -> None:
     folder = tmp_path / "served" / "deep"
     folder.mkdir()
     name = "\U00020000" * 60  # a letter of four bytes
-    (folder / f"{name}.png").write_bytes(b"a")
+    for file in (f"{name}.png", "index.html"):  # the second is what the server gives for the folder
+        Image.new("RGB", (2, 2)).save(folder / file, "PNG")
     failed: list[tuple[str, str]] = []
     found = fetch_addresses([f"{address}/deep/{name}.png", f"{address}/deep/"], tmp_path / "out", failed, keep=False)
     assert [Path(path).is_file() for path in found] == [True, True]

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...errors import DatasetError, mismatch
 from ...json_files import describe, read_json
-from ..faults import FaultReport, quote
+from ..faults import FaultReport, count_of, quote
 from ..file_kinds import IMAGE_SUFFIXES
 from ..numbers import number, whole_number
 from ..segmentation import Polygon
@@ -92,13 +92,20 @@ def _files_below(folder: Path) -> dict[str, list[str]]:
 
 @dataclass
 class _Reading:
-    """One export while it is read. files: of the image folder, by name."""
+    """One export while it is read. files, stems: the files of the image folder by name, and by name without ending."""
 
     part: Part
     builder: ContentBuilder
     files: Mapping[str, list[str]]
+    stems: Mapping[str, list[str]] = field(init=False)
     image_ids: list[int | None] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    tasks: int = 0
+
+    def __post_init__(self) -> None:
+        self.stems = {}
+        for name, places in self.files.items():
+            self.stems.setdefault(PurePosixPath(name).stem, []).extend(places)
 
     def define_categories(self, tasks: Sequence[object]) -> None:
         """The classes whose ids the tasks state, then those of the regions, by name."""
@@ -119,6 +126,7 @@ class _Reading:
 
     def add_task(self, task: object, place: str) -> None:
         """Add the image of a task and its objects."""
+        self.tasks += 1
         if reason := _fault_of(task):
             self.builder.add("error", "malformed task", place, reason)
             return
@@ -196,25 +204,35 @@ class _Reading:
         """The file below the image folder that the data's address ends with."""
         for address in _addresses(data):
             path = PurePosixPath(address)
+            known = self.files if path.suffix.lower() in IMAGE_SUFFIXES else self.stems
             for name in (path.name, _UPLOAD.sub("", path.name)):
-                found = self.files.get(name, [])
+                found = known.get(name, [])
                 ends = [one for one in found if f"/{address}".endswith(f"/{one}")]
                 if ends or len(found) == 1:
                     return max(ends or found, key=len)
         return None
 
     def _why_no_file(self, data: Mapping[str, object]) -> str:
-        given = next(_addresses(data), None)
-        if given is None:
-            return "no path of an image in data"
+        given = next(_addresses(data), "")
+        if PurePosixPath(given).suffix.lower() not in IMAGE_SUFFIXES:
+            if (address := next(filter(_is_web, data.values()), None)) is None:
+                return "no path of an image in data"
+            advice = "give the file of each image the name at the end of its address, or put its path into data"
+            return f"an address without the name of an image, {quote(address)}; {advice}"
         same = self.files.get(PurePosixPath(given).name, [])
         return f"none called {quote(given)}" + f", but {quote(sorted(same))}" * bool(same)
 
     def content(self) -> Mapping[str, object]:
-        """The content with the ids of images that the tasks state, if all do and each has its own."""
-        for reason, count in self.left_out.items():
-            if count:
-                self.builder.add("note", reason, "", f"{count} {reason}" + "; left out" * ("is read" not in reason))
+        """The content with the ids of images that the tasks state, if all do and each has its own.
+
+        Raises DatasetError where nothing is annotated.
+        """
+        counts = {reason: f"{count:,} {reason}" for reason, count in self.left_out.items() if count}
+        for reason, text in counts.items():
+            self.builder.add("note", reason, "", text + "; left out" * ("is read" not in reason))
+        if not (self.builder.images and self.builder.categories) and not self.builder.has_errors:
+            got = f"none in {count_of(self.tasks, 'task')}" + f" ({', '.join(counts.values())})" * bool(counts)
+            raise DatasetError(f"{self.part.annotations}: {mismatch('a region with a class', got)}")
         stated = {place: one for place, one in enumerate(self.image_ids, start=1) if one is not None and one >= 0}
         kept = len(set(stated.values())) == len(self.image_ids) > 0
         if stated and not kept:
@@ -285,20 +303,26 @@ def _has_shape(region: Mapping[str, object]) -> bool:
 
 
 def _addresses(data: Mapping[str, object]) -> Iterator[str]:
-    """The paths in a task's data, the one called image first."""
+    """The paths in a task's data, the one called image first, and of each what has the ending of an image."""
     for _, text in sorted(data.items(), key=lambda item: item[0] != "image"):
-        for path in _paths(text) if isinstance(text, str) else ():
-            if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES:
-                yield path.replace("\\", "/")  # Label Studio on Windows
+        paths = [path.replace("\\", "/") for path in _paths(text)] if isinstance(text, str) else []  # of Windows, too
+        named = [path for path in paths if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES]
+        yield from named or ([] if not _is_web(text) else [path for path in paths if PurePosixPath(path).name])
+
+
+def _is_web(value: object) -> bool:
+    return isinstance(value, str) and value.lower().startswith(("http://", "https://"))
 
 
 def _paths(text: str) -> list[str]:
-    """What an address may mean: of files in folders that Label Studio serves, the path is in the query."""
+    """What an address may mean: of files in folders that Label Studio serves, the path is in the query, and so it may
+    be in any other address."""
     try:
         parts = urlsplit(text)
     except ValueError:  # brackets without an IPv6 address
         return [text]
-    return [*parse_qs(parts.query).get("d", []), unquote(parts.path)]
+    query = parse_qs(parts.query)
+    return [*query.pop("d", []), unquote(parts.path), *(one for found in query.values() for one in found)]
 
 
 def _shape(region: Mapping[str, object], height: int, width: int) -> DrawnShape | None:

@@ -252,7 +252,7 @@ def _parse_mask(value: object, points: Polygon, height: int, width: int) -> Draw
         data = base64.b64decode(value, validate=True)
     except ValueError as error:
         raise DatasetError(f"mask: {mismatch('base64', f'other characters ({error})')}") from error
-    with name_errors("mask"), Image.open(stored := io.BytesIO(data)) as image:
+    with name_errors("mask", data), Image.open(stored := io.BytesIO(data)) as image:
         check_last_row(image, stored)
         pixels = np.asarray(image.convert("L") if image.mode not in ("1", "L", "I", "I;16") else image) != 0
     (left, top), (right, bottom) = np.rint(points).astype(int).tolist()

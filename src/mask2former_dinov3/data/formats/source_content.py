@@ -131,6 +131,11 @@ class ContentBuilder:
         """Add a fault at a place, such as `labels/1.txt:3`; those of one kind are reported together."""
         self._causes.setdefault((severity, kind), []).append((place, reason))
 
+    @property
+    def has_errors(self) -> bool:
+        """Whether an error was added since the last `content`."""
+        return any(severity == "error" for severity, _ in self._causes)
+
     def content(self) -> dict[str, object]:
         """The content; all faults are now in the report."""
         for (severity, kind), found in self._causes.items():

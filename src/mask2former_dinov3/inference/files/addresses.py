@@ -9,8 +9,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ...atomic_files import make_folder, write_bytes
+from ...data.images import decode_header
 from ...errors import DatasetError
-from ..image_inputs import fetch_address, is_address, split_address
+from ..image_inputs import fetch_address, is_address, public_part, split_address
 
 FOLDER = "downloads"
 _SECONDS = 60.0  # for one image, which may be large
@@ -22,7 +23,7 @@ def fetch_addresses(
 ) -> list[str | Path]:
     """The inputs, with the file below `output` in the place of every address.
 
-    keep: files that an earlier run fetched are not fetched again. An address that gives no file within a minute, or
+    keep: files that an earlier run fetched are not fetched again. An address that gives no image within a minute, or
     more than 256 MiB, is left out, and appended to `failed` as (input, reason).
     """
     files: list[str | Path] = []
@@ -34,6 +35,7 @@ def fetch_addresses(
         try:
             if not (path in files or (keep and path.exists())):
                 data = fetch_address(str(given), _SECONDS)
+                decode_header(data, public_part(str(given)))  # what is no image is not kept
                 make_folder(path.parent)
                 write_bytes(path, data)
             files.append(path)
