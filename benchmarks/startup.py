@@ -15,14 +15,16 @@ from measure import alternate, options, show
 
 
 def parser() -> argparse.ArgumentParser:
-    return options("Seconds of the import and of every verb's --help.", repeat=5)
+    parser = options("Seconds of the import and of every verb's --help.", repeat=5)
+    parser.add_argument("--verbs", nargs="+", metavar="VERB", help="only these verbs (default: all)")
+    return parser
 
 
 def rows(argv: Sequence[str]) -> list[Row]:
     """One row per command, each run in a new process."""
     args = parser().parse_args(argv)
     commands = {"import mask2former_dinov3": ["-c", "import mask2former_dinov3"]}
-    commands |= {f"{verb} --help": ["-m", "mask2former_dinov3", verb, "--help"] for verb in verbs()}
+    commands |= {f"{verb} --help": ["-m", "mask2former_dinov3", verb, "--help"] for verb in args.verbs or verbs()}
 
     def command(words: list[str]) -> None:
         subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)

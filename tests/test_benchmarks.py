@@ -58,6 +58,7 @@ def test_run_all__quick_writes_every_row_with_finite_numbers(
 ) -> None:
     use_forks(script, tmp_path, monkeypatch)
     assert script("run_all").main(["--quick", "--output", str(tmp_path)]) == 0, capfd.readouterr().err
+    assert {"train", "predict", "serve"} <= {*script("startup").verbs()}  # of which the quick run starts one
     (table,), (raw,) = tmp_path.glob("*_quick.md"), tmp_path.glob("*_quick.json")
     content = json.loads(raw.read_text())
     expected = [f"{entry.work}: {target.what}" for entry in script("run_all").PLAN for target in entry.targets]

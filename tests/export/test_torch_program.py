@@ -32,7 +32,7 @@ IMAGE = SAMPLE / "valid" / "97126a9791f0c117.png"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with random weights and a canvas of 64 x 96."""
     path = tmp_path_factory.mktemp("model")
-    small_model("seeds", encoder_layers=1, decoder_layers=2).save_pretrained(path)
+    small_model("seeds", encoder_layers=1, decoder_layers=2, backbone_taps=[1, 1, 1, 2]).save_pretrained(path)
     Mask2FormerDinov3ImageProcessor({"height": 64, "width": 96}).save_pretrained(path)
     return path
 

@@ -29,8 +29,8 @@ def test_mixed_precision__trains_50_steps_close_to_float32() -> None:
 @pytest.mark.parametrize("neck", ["pyramid", "seeds"])
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_compile__pixels_to_predictions_are_one_graph(train: bool, neck: str) -> None:
-    # Every layer is compiled again: two blocks; the decoder has a layer for each feature map.
-    model = small_model(neck, encoder_layers=1, backbone_taps=[1, 1, 2, 2])
+    # Every layer is compiled again: two blocks, and a layer of the decoder for each of the three feature maps.
+    model = small_model(neck, encoder_layers=1, decoder_layers=3, backbone_taps=[1, 1, 2, 2])
     model.double()  # sums of squares have gradients in the thousands: float32 would only show rounding
     model.freeze_backbone()  # in train mode DINOv3 jitters its positions, and two calls would differ
     model.train(train)
