@@ -141,8 +141,8 @@ def is_number(value: object) -> TypeGuard[float]:
 _SCALARS: tuple[tuple[object, str, Any], ...] = (
     (str, "a text", lambda value: isinstance(value, str)),
     (bool, "true or false", lambda value: isinstance(value, bool)),
-    (int, "a whole number", is_integer),
-    (float, "a number", lambda value: is_number(value) and math.isfinite(value)),
+    (int, "a whole number up to 2^53", lambda value: is_integer(value) and abs(value) <= 2**53),
+    (float, "a number", lambda value: is_number(value) and abs(value) < math.inf),  # false for NaN
 )
 
 
@@ -165,10 +165,10 @@ def find_type_fault(value: object, kind: Any, place: str = "") -> tuple[str, str
         if not isinstance(value, Mapping):
             return place, "an object", value
         hints = dict.fromkeys(value, options[1]) if origin is dict else get_type_hints(kind, include_extras=True)
-        optional = {key for key, one in hints.items() if get_origin(one) is NotRequired or not _is_total(kind)}
-        if missing := [key for key in hints if key not in value and key not in optional]:
+        plain = {key: get_args(one)[0] if _may_be_missing(one) else one for key, one in hints.items()}
+        required = [key for key, one in hints.items() if getattr(kind, "__total__", True) and not _may_be_missing(one)]
+        if missing := [key for key in required if key not in value]:
             return place, f"an object with {missing[0]}", value
-        plain = {key: get_args(one)[0] if get_origin(one) is NotRequired else one for key, one in hints.items()}
         parts = [(str(key), value[key], one) for key, one in plain.items() if key in value]
     else:
         expected, is_right = next((words, test) for one, words, test in _SCALARS if one is kind)
@@ -177,9 +177,10 @@ def find_type_fault(value: object, kind: Any, place: str = "") -> tuple[str, str
     return next((fault for fault in faults if fault is not None), None)
 
 
-def _is_total(kind: Any) -> bool:
-    """Whether the keys of a TypedDict are required; true for other types."""
-    return bool(getattr(kind, "__total__", True))
+def _may_be_missing(hint: Any) -> bool:
+    """Whether this is the `NotRequired[...]` of a TypedDict."""
+    origin: Any = get_origin(hint)
+    return origin is NotRequired
 
 
 def describe(value: object) -> str:

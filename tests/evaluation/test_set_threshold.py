@@ -130,7 +130,8 @@ EDITS: list[tuple[str, object, str]] = [
     ("per_class/bar/threshold", 2, "per_class: bar: threshold: expected a number from 0 to 1, got 2"),
     ("per_class/bar/curves", {"x": {"thresholds": [], "right": [], "wrong": []}}, r"bar: curves: .*, got \[.x.\]"),
     ("why", None, "why: expected a text, got null"),
-    ("objects", 2.5, "objects: expected a whole number, got 2.5"),
+    ("objects", 2.5, r"objects: expected a whole number up to 2\^53, got 2.5"),
+    ("objects", 10**400, r"objects: expected a whole number up to 2\^53, got 10000.*"),
     ("intervals/recall", [0.1], r"intervals: recall: expected two numbers, got \[0.1\]"),
     ("copies/overlap", 7, "copies: overlap: expected a number from 0 to 1, got 7"),
     ("copies/gain_interval", [], r"copies: gain_interval: expected two numbers, got \[\]"),
@@ -138,7 +139,7 @@ EDITS: list[tuple[str, object, str]] = [
     ("calibration/before", [1], r"calibration: before: expected two numbers, got \[1\]"),
     ("calibration/before", [-1, 0], "calibration: before: 1: expected a number above 0, got -1"),
     ("curves/0.50/right", [1], r"curves: 0.50: expected lists of one length, got .*"),
-    ("curves/0.50/wrong/2", "many", 'curves: 0.50: wrong: 3: expected a whole number, got "many"'),
+    ("curves/0.50/wrong/2", "many", r'curves: 0.50: wrong: 3: expected a whole number up to 2\^53, got "many"'),
     (
         "curves/0.50",
         {"thresholds": [0, 1], "right": [1, 2], "wrong": [0, 0]},
