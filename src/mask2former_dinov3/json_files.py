@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
@@ -142,7 +142,7 @@ _SCALARS: tuple[tuple[object, str, Any], ...] = (
     (str, "a text", lambda value: isinstance(value, str)),
     (bool, "true or false", lambda value: isinstance(value, bool)),
     (int, "a whole number up to 2^53", lambda value: is_integer(value) and abs(value) <= 2**53),
-    (float, "a number", lambda value: is_number(value) and abs(value) < math.inf),  # false for NaN
+    (float, "a number", lambda value: is_number(value) and abs(value) <= sys.float_info.max),  # false for NaN
 )
 
 

@@ -132,6 +132,8 @@ EDITS: list[tuple[str, object, str]] = [
     ("why", None, "why: expected a text, got null"),
     ("objects", 2.5, r"objects: expected a whole number up to 2\^53, got 2.5"),
     ("objects", 10**400, r"objects: expected a whole number up to 2\^53, got 10000.*"),
+    ("calibration/scale", 10**400, "calibration: scale: expected a number, got 10000.*"),
+    ("iou", 0.6, "iou: expected 0.5, got 0.6"),
     ("intervals/recall", [0.1], r"intervals: recall: expected two numbers, got \[0.1\]"),
     ("copies/overlap", 7, "copies: overlap: expected a number from 0 to 1, got 7"),
     ("copies/gain_interval", [], r"copies: gain_interval: expected two numbers, got \[\]"),

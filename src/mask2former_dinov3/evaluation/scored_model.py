@@ -59,6 +59,8 @@ def _error(path: Path, fault: _Fault) -> DatasetError:
 def _find_value_faults(block: OperatingBlock) -> Iterator[_Fault]:
     """Values of the right type that cannot be."""
     fraction = "a number from 0 to 1"
+    if block["iou"] != CURVE_IOUS[0]:
+        yield "iou", f"{CURVE_IOUS[0]:g}", block["iou"]
     for name, overlap in (("threshold", block["threshold"]), ("copies: overlap", block["copies"]["overlap"])):
         if overlap is not None and not 0 <= overlap <= 1:
             yield name, fraction, overlap
