@@ -30,6 +30,7 @@ from mask2former_dinov3.data.check import check_data
 from mask2former_dinov3.data.coco import read_coco
 from mask2former_dinov3.data.layout import Split, find_splits
 from mask2former_dinov3.data.records import ImageTable, load_table
+from mask2former_dinov3.training.batches import start_workers
 from mask2former_dinov3.training.train import load_data
 
 IMAGES, INSTANCES, POINTS = 118_287, 862_903, 24  # of train2017; 24 is about its mean number of points
@@ -146,7 +147,7 @@ def measure_workers(path: Path) -> dict[str, float]:
     """PSS (GB) of this process and its workers together, after the first batch and at the end of an epoch."""
     data = read_coco(Split("train", path, path.parent))
     loader = DataLoader(_Records(data.images), batch_size=64, num_workers=WORKERS, multiprocessing_context="fork")
-    batches = iter(loader)
+    batches = start_workers(loader)
     next(batches)
     first = _pss()
     points, last = 0, first

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import torch.nn.functional as F
 from PIL import Image
 from pycocotools import mask as rle_codec
 
+from mask2former_dinov3.data import check as check_module
 from mask2former_dinov3.data.achievable_ap import mask_ceilings
 from mask2former_dinov3.data.check import Report, check_data
 from mask2former_dinov3.data.coco import read_coco
+from mask2former_dinov3.data.image_folders import PassedOver, image_names_in
 from mask2former_dinov3.data.layout import Split, find_splits
 from mask2former_dinov3.data.read_rules import ReadRules
 from mask2former_dinov3.errors import DatasetError
@@ -192,6 +195,30 @@ def test_check_data__a_split_all_of_whose_images_are_left_out(make_toy_dataset: 
     report = check_data(splits, full=False)
     assert found(report, "error", "valid") == ["valid: expected an image, got none: all are left out"]
     assert not [one for one in found(report, "warning", "valid") if "not in the annotations" in one]
+
+
+def test_check_data__a_folder_of_two_splits_is_listed_once(
+    make_toy_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not listed is reported with the first of its splits, what is passed over with both."""
+    root = make_toy_dataset()
+    shutil.rmtree(root / "valid")
+    (root / "train" / "notes.txt").touch()
+    Image.new("RGB", (8, 8)).save(root / "train" / "more.png")
+    listed: list[Path] = []
+
+    def list_folder(folder: Path, passed_over: PassedOver) -> Iterator[str]:
+        listed.append(folder)
+        return image_names_in(folder, passed_over)
+
+    monkeypatch.setattr(check_module, "image_names_in", list_folder)
+    report = check(root, full=False, valid_split=0.3)
+    assert list(report.splits) == ["train", "valid"]
+    assert listed == [root / "train"]
+    unlisted = [one for split in report.splits for one in found(report, "warning", split)]
+    assert unlisted == [f"{root / 'train' / 'more.png'}: in the image folder, not in the annotations"]
+    for split in report.splits:
+        assert f"{root / 'train'}: passed over: 1 file (.txt 1)" in found(report, "note", split)
 
 
 def test_check_data__files_that_are_not_listed_are_one_line(make_toy_dataset: Callable[..., Path]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask2former_dinov3.data import duplicates
 from mask2former_dinov3.data.check import Report, check_data
 from mask2former_dinov3.data.duplicates import near_pairs
 from mask2former_dinov3.data.layout import find_splits
@@ -191,3 +192,15 @@ def test_near_pairs__finds_every_pair_in_a_crowd() -> None:
     assert expected <= found
     assert {(10 * place, 10 * place + 1) for place in range(600)} <= found
     assert all((np.abs(boxes[i] - boxes[j]) <= np.maximum(slack[i], slack[j])).all() for i, j in found)
+
+
+def test_near_pairs__piece_by_piece_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 12, (400, 2)).astype(float)
+    boxes, image_of = np.concatenate([low, low + 6], axis=1), rng.integers(0, 30, 400)
+    whole = near_pairs(boxes, image_of)
+    assert len(whole) > 100
+    for at_once in (1, 7, 399):
+        monkeypatch.setattr(duplicates, "_AT_ONCE", at_once)
+        assert near_pairs(boxes, image_of).tolist() == whole.tolist()
+    assert near_pairs(boxes[:0], image_of[:0]).shape == (0, 2)

@@ -55,6 +55,7 @@ def found(data: CocoData) -> list[str]:
         ("a.png", "images/a.png", True, "images/a.png"),
         ("sub/a.png", "images/sub/a.png", True, "images/sub/a.png"),
         ("sub\\a.png", "images/sub/a.png", True, "images/sub/a.png"),
+        ("sub\\a.png", "images/sub\\a.png", True, "-"),  # a file of the whole name is none of a folder
         ("./a.png", "images/a.png", True, "images/a.png"),
         ("images/a.png", "images/a.png", True, "images/a.png"),  # the name below the folder above
         ("a.png", "a.png", False, "a.png"),  # beside the annotations

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask2former_dinov3.data import mask_checks
 from mask2former_dinov3.data.coco import parse_coco
 from mask2former_dinov3.data.faults import Fault
 from mask2former_dinov3.data.layout import Split
@@ -378,3 +379,27 @@ def test_find_filled_holes__are_parts_inside_parts(tmp_path: Path) -> None:
     assert fault.reason.startswith(
         "segmentation: 1 polygon with a part inside another part: COCO unites parts, so a hole"
     )
+
+
+def test_check_masks__piece_by_piece_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third box is wrong, every fourth mask lies outside, every fifth area is wrong, the last ones are shares."""
+    content = make(each=9)
+    for annotation in content["annotations"]:
+        number = annotation["id"]
+        if number % 3 == 0:
+            annotation["bbox"] = [1, 1, 3, 3]
+        elif number % 4 == 0:
+            annotation["segmentation"] = [(points_of(annotation) + 150).ravel().tolist()]
+            del annotation["bbox"]
+        elif number % 5 == 0:
+            annotation["area"] *= 3
+        elif number > 37:
+            annotation["segmentation"] = [(points_of(annotation) / 160).ravel().tolist()]
+            del annotation["bbox"]
+    whole = find(content, tmp_path)
+    assert {"box differs from mask", "mask outside the picture", "coordinates in another unit"} <= {
+        fault.kind for fault in whole
+    }
+    for at_once in (1, 4, 44):
+        monkeypatch.setattr(mask_checks, "_AT_ONCE", at_once)
+        assert find(content, tmp_path) == whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from mask2former_dinov3.errors import CheckpointError, DatasetError, OptionError
 from mask2former_dinov3.evaluation import evaluate
 from mask2former_dinov3.training import rehearsal, run
 from mask2former_dinov3.training import train as training
+from mask2former_dinov3.training.batches import start_workers
 from mask2former_dinov3.training.checkpoint import find_checkpoint, find_damage, list_checkpoints
 from mask2former_dinov3.training.train import train
 from support.crashes import PowerCuts, end_at
@@ -303,6 +305,24 @@ def test_train__refuses_a_folder_in_use(toy_dataset: Path, tmp_path: Path) -> No
     message = r"^output_dir: expected a folder that no other command is writing to, got .*/run, in use by"
     with hold_folder(tmp_path / "run", "output_dir", "train"), pytest.raises(OptionError, match=message):
         train(small_config(toy_dataset, tmp_path / "run"))
+
+
+class _Frozen(torch.utils.data.Dataset[int]):
+    """How many objects Python's collector leaves alone where a record is read."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        return gc.get_freeze_count()
+
+
+def test_start_workers__the_collector_leaves_alone_what_workers_share() -> None:
+    before = gc.get_freeze_count()
+    loader = torch.utils.data.DataLoader(_Frozen(), num_workers=1, multiprocessing_context="fork")
+    counts = [int(count) for count in start_workers(loader)]
+    assert min(counts) > 10_000  # all that was imported
+    assert gc.get_freeze_count() <= before  # this process collects as before
 
 
 def test_read_batches__a_dead_worker_ends_the_run_at_once(

@@ -340,17 +340,21 @@ def _find_unlisted_files(splits: Mapping[str, Split], reports: Mapping[str, Spli
         for path in (*report.data.images.path_texts, *map(str, report.data.elsewhere))
     }
     faults: dict[str, list[Fault]] = {}
+    listings: dict[str, PassedOver] = {}  # of the folders so far
     seen: set[str] = set()
     for name, split in splits.items():
         if reports[name].data is None or any(fault.kind in ENTRY_FAULTS for fault in reports[name].of("error")):
             continue  # its annotations, or some images in them, are unreadable: their files would be unlisted
         if split.format not in ("coco", "cvat", "label-studio"):
             continue  # other formats list the files themselves
-        passed_over = PassedOver()
         folder = os.path.abspath(split.images)
-        files = (os.path.join(folder, image) for image in image_names_in(split.images, passed_over))
-        new = [file for file in files if file not in listed and file not in seen]
-        seen.update(new)
+        new: list[str] = []
+        if folder not in listings:  # else all its files are listed or seen
+            listings[folder] = PassedOver()
+            files = (os.path.join(folder, image) for image in image_names_in(split.images, listings[folder]))
+            new = [file for file in files if file not in listed and file not in seen]
+            seen.update(new)
+        passed_over = listings[folder]
         faults[name] = []
         if new:
             names = [os.path.relpath(file, split.images) for file in new[:_NAMED]] + ["…"] * (len(new) > _NAMED)

@@ -30,6 +30,7 @@ SAME_MASK = 0.95
 """IoU from which two masks of a picture are the same object: objects beside or upon each other overlap less."""
 
 _NEIGHBOURS = 64  # masks of a picture compared with each: those whose left edges are nearest
+_AT_ONCE = 20_000  # masks whose boxes are compared together
 _MEASURED = 20_000  # pairs whose masks are compared in pixels; of further ones, box and area
 
 Pairs = npt.NDArray[np.intp]
@@ -39,8 +40,17 @@ Pairs = npt.NDArray[np.intp]
 def near_pairs(boxes: Floats, image_of: npt.NDArray[np.int64]) -> Pairs:
     """Pairs whose boxes (N, 4; left, top, right, bottom) are nearly equal: those that may be the same mask."""
     order = np.lexsort((boxes[:, 0], image_of))
+    image = image_of[order]
+    starts = np.unique(np.searchsorted(image, image[::_AT_ONCE]))  # of whole pictures, for little memory
+    pieces = [_near_in_order(boxes, image_of, some) for some in np.split(order, starts[1:])]
+    pairs = np.sort(np.concatenate(pieces), axis=1)
+    return np.asarray(pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))])
+
+
+def _near_in_order(boxes: Floats, image_of: npt.NDArray[np.int64], order: npt.NDArray[np.intp]) -> Pairs:
+    """As `near_pairs`, of the masks at `order` (n,), which is sorted by picture and left edge; in any order."""
     ordered, image = boxes[order], image_of[order]
-    slack = 1 + (1 - SAME_MASK) * (ordered[:, 2:] - ordered[:, :2])[:, [0, 1, 0, 1]]  # (N, 4) at each edge
+    slack = 1 + (1 - SAME_MASK) * (ordered[:, 2:] - ordered[:, :2])[:, [0, 1, 0, 1]]  # (n, 4) at each edge
     found = []
     first = np.arange(len(order))
     for offset in range(1, _NEIGHBOURS + 1):
@@ -52,9 +62,7 @@ def near_pairs(boxes: Floats, image_of: npt.NDArray[np.int64]) -> Pairs:
             break
         close = first[(np.abs(ordered[first + offset] - ordered[first]) <= slack[first]).all(axis=1)]
         found.append(np.stack([order[close], order[close + offset]], axis=1))
-    pairs = np.concatenate(found) if found else np.zeros((0, 2), dtype=np.intp)
-    pairs = np.sort(pairs, axis=1)
-    return np.asarray(pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))])
+    return np.concatenate(found) if found else np.zeros((0, 2), dtype=np.intp)
 
 
 def same_masks(

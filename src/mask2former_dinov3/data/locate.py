@@ -22,6 +22,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -130,10 +131,14 @@ class _Search:
         self._folders: dict[tuple[str, str, bool], str | None] = {}
         self._real: dict[str, str] = {}
         self._bare_names: Counter[str] | None = None
+        self._first = os.path.join(self._roots_of_bare_names[0], "")
 
     def find(self, name: str) -> tuple[str, bool] | None:
         """The path of a file, and whether it is spelled as in `name`; None if there is none."""
-        parent, slash, base = _slashes(name).rpartition("/")
+        name = _slashes(name)
+        if "/" not in name and self._first_entries.get(name) in ("file", "link"):  # a short way for most names
+            return self._first + name, True
+        parent, slash, base = name.rpartition("/")
         if not base:
             return None
         roots = self._roots if parent else self._roots_of_bare_names
@@ -144,6 +149,12 @@ class _Search:
                 if path is not None:
                     return path, exact
         return None
+
+    @cached_property
+    def _first_entries(self) -> Mapping[str, str]:
+        """The entries of the folder in which bare names are looked for first."""
+        folder = self._enter(self._roots_of_bare_names[0], "", True)
+        return {} if folder is None or os.sep != "/" else self._list(folder).entries
 
     def find_shortened(self, name: str) -> str | None:
         """The file in the image folder that has the most of the last parts of `name`; None if there is none."""
@@ -306,8 +317,9 @@ def _note_outside(
     found: Mapping[int, str], search: _Search, names: Mapping[int, str], split: Split, faults: FaultReport
 ) -> None:
     """A note for files that lie elsewhere, other than by an absolute path in the annotations."""
-    folders = {folder: search.is_inside(folder) for folder in {os.path.dirname(path) for path in found.values()}}
-    outside = {key: path for key, path in found.items() if not folders[os.path.dirname(path)]}
+    folder_of = {key: os.path.dirname(path) for key, path in found.items()}
+    outer = {folder for folder in set(folder_of.values()) if not search.is_inside(folder)}
+    outside = {key: path for key, path in found.items() if folder_of[key] in outer} if outer else {}
     places: list[Place] = [(key, None) for key, path in outside.items() if _slashes(names[key]) != path]
     if places:
         count, example = count_of(len(places), "image file"), outside[places[0][0] or 0]

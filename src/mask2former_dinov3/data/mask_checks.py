@@ -6,7 +6,8 @@ often the only sign that the masks lie elsewhere than the objects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -27,6 +28,8 @@ from .mask_causes import (
 )
 from .segmentation import Polygon, segmentation_area
 
+_Values = TypeVar("_Values", Flags, Floats)
+
 BOX_DIFFERS = "box differs from mask"
 LOOSE_BOX = "box larger than mask"
 AREA_DIFFERS = "area differs from mask"
@@ -44,6 +47,7 @@ _UNIT_SHARE = 0.05  # of the file's masks in 0..1: a stray sub-pixel part at the
 _CHANCE = 1e-4  # that all masks of all pictures lie within 0..100 although they are in pixels, taken as independent
 _TOP_LEFT = 0.75  # of the width and the height
 _REACH = 85.0  # percent coordinates of a whole file go as far as this; objects of one corner rarely do
+_AT_ONCE = 20_000  # masks that are compared together
 _RASTERISED = 5000  # masks whose area is counted in pixels before it is said to differ
 
 
@@ -73,8 +77,7 @@ def compare_masks(masks: MaskArrays) -> list[Fault]:
 def _check_boxes(masks: MaskArrays, report: FaultReport) -> Flags:
     """Compare the file's boxes with those of the masks; returns which differ, (N,)."""
     known = np.isfinite(masks.stated).all(axis=1)
-    stated = edges_of(masks.stated)
-    differs = known & ~boxes_agree(stated, masks.boxes)
+    differs = known & ~_in_pieces(masks, lambda some: boxes_agree(edges_of(masks.stated[some]), masks.boxes[some]))
     wrong = np.flatnonzero(differs)
     if not len(wrong):
         return differs
@@ -83,16 +86,17 @@ def _check_boxes(masks: MaskArrays, report: FaultReport) -> Flags:
     for cause in causes:
         reason = f"bbox: {len(cause.explains)} {what} lie elsewhere than their masks; likeliest cause: {cause.sentence}"
         report.add_group("warning", BOX_DIFFERS, masks.places_of(cause.explains), reason)
-    loose = _are_loose(stated[unexplained], masks.boxes[unexplained])
+    stated = edges_of(masks.stated[unexplained])
+    loose = _are_loose(stated, masks.boxes[unexplained])
     if loose.any():
         reason = (
             f"bbox: {int(loose.sum())} {what} are larger than their masks: usual for boxes of whole objects whose mask "
             "is the visible part, and for boxes turned with the picture; training takes the masks"
         )
         report.add_group("note", LOOSE_BOX, masks.places_of(unexplained[loose]), reason)
-        unexplained = unexplained[~loose]
+        unexplained, stated = unexplained[~loose], stated[~loose]
     if len(unexplained):
-        overlap = float(np.median(_overlap(stated[unexplained], masks.boxes[unexplained])))
+        overlap = float(np.median(_overlap(stated, masks.boxes[unexplained])))
         reason = (
             f"bbox: {len(unexplained)} {what} lie elsewhere than their masks (median IoU {overlap:.2f}) and no common "
             "cause was found (other units, forms, turned, scaled or shifted masks were tried); look at some of them: "
@@ -100,6 +104,11 @@ def _check_boxes(masks: MaskArrays, report: FaultReport) -> Flags:
         )
         report.add_group("warning", BOX_DIFFERS, masks.places_of(unexplained), reason)
     return differs
+
+
+def _in_pieces(masks: MaskArrays, function: Callable[[slice], _Values]) -> _Values:
+    """What a function gives for all masks, a part of them at a time: its steps would take 0.1 GB for COCO's size."""
+    return np.concatenate([function(slice(first, first + _AT_ONCE)) for first in range(0, len(masks), _AT_ONCE)])
 
 
 def _are_loose(stated: Floats, boxes: Floats) -> Flags:
@@ -124,9 +133,13 @@ def _check_units(masks: MaskArrays, rest: Flags, report: FaultReport) -> Flags:
     polygons = rest & masks.is_polygon
     if not polygons.any():
         return found
-    small = (masks.boxes >= -0.01).all(axis=1) & (masks.boxes <= 1.01).all(axis=1)
-    small &= (masks.boxes != np.round(masks.boxes)).any(axis=1) & (masks.sizes.min(axis=1) >= _SMALL_PICTURE)
-    small &= polygons
+
+    def is_small(some: slice) -> Flags:
+        boxes = masks.boxes[some]
+        small = (boxes >= -0.01).all(axis=1) & (boxes <= 1.01).all(axis=1) & (boxes != np.round(boxes)).any(axis=1)
+        return np.asarray(small & (masks.sizes[some].min(axis=1) >= _SMALL_PICTURE))
+
+    small = polygons & _in_pieces(masks, is_small)
     if small.sum() >= max(_UNIT_SHARE * polygons.sum(), 1):
         reason = (
             f"segmentation: all coordinates of {int(small.sum())} of {int(polygons.sum())} polygons lie within 0..1: "
@@ -183,11 +196,15 @@ def _box_areas(boxes: Floats) -> Floats:
 
 def _check_edges(masks: MaskArrays, rest: Flags, report: FaultReport) -> Flags:
     """Masks that go beyond their picture; returns which, (N,)."""
-    whole = masks.sizes[:, [1, 0]]
-    low, high = np.clip(masks.boxes[:, :2], 0, whole), np.clip(masks.boxes[:, 2:], 0, whole)
-    size = np.maximum(masks.boxes[:, 2:] - masks.boxes[:, :2], 1e-9)
-    share = 1 - np.clip(high - low, 0, None).prod(axis=1) / size.prod(axis=1)
-    beyond = np.maximum(-masks.boxes[:, :2], masks.boxes[:, 2:] - whole).max(axis=1)
+
+    def measure(some: slice) -> Floats:
+        boxes, whole = masks.boxes[some], masks.sizes[some][:, [1, 0]]
+        low, high = np.clip(boxes[:, :2], 0, whole), np.clip(boxes[:, 2:], 0, whole)
+        size = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-9)
+        share = 1 - np.clip(high - low, 0, None).prod(axis=1) / size.prod(axis=1)
+        return np.stack([share, np.maximum(-boxes[:, :2], boxes[:, 2:] - whole).max(axis=1)], axis=1)
+
+    share, beyond = _in_pieces(masks, measure).T
     outside = rest & (share > _OUTSIDE_SHARE) & (beyond > EDGE_SLACK)
     chosen = np.flatnonzero(outside)
     if len(chosen):

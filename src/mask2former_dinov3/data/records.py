@@ -159,12 +159,12 @@ class ImageTable(Sequence[ImageRecord]):
     @property
     def path_texts(self) -> list[str]:
         """The paths of the images as texts: 100,000 Path objects take seconds."""
-        return [_text(self.columns.paths, self.columns.path_offsets, row) for row in self.rows.tolist()]
+        return _texts(self.columns.paths, self.columns.path_offsets, self.rows)
 
     @property
     def file_names(self) -> list[str]:
         """The names of the images in the file."""
-        return [_text(self.columns.names, self.columns.name_offsets, row) for row in self.rows.tolist()]
+        return _texts(self.columns.names, self.columns.name_offsets, self.rows)
 
     def select(self, image_ids: frozenset[int]) -> ImageTable:
         """The images with these ids, in their order here."""
@@ -298,6 +298,13 @@ def indices_of(first: Ints, counts: Ints) -> Ints:
     before = np.cumsum(counts) - counts
     found: Ints = np.repeat(first - before, counts) + np.arange(counts.sum())
     return found
+
+
+def _texts(values: npt.NDArray[np.uint8], offsets: Ints, rows: Ints) -> list[str]:
+    """As `_text`, of many rows: without an array for each."""
+    whole = values.tobytes()
+    ranges = zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
+    return [whole[first:last].decode("utf-8", "surrogatepass") for first, last in ranges]
 
 
 def _text(values: npt.NDArray[np.uint8], offsets: Ints, row: int) -> str:

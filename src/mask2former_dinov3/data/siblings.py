@@ -44,7 +44,7 @@ number different pictures."""
 
 _JOINT = re.compile(r"[_.-]")
 
-_CHUNK = 4096  # bytes at either end of a file that are compared before the whole
+_CHUNK = 8192  # bytes at either end of a file that are compared before the whole; small files are read at once
 
 
 def sibling_keys(names: Sequence[str]) -> list[str]:
@@ -65,6 +65,8 @@ def sibling_keys(names: Sequence[str]) -> list[str]:
 
 def _stem_of(name: str) -> str:
     """A file name without its ending and without folders that name a split."""
+    if "/" not in name and "\\" not in name:  # most names
+        return os.path.splitext(name)[0]
     *folders, last = name.replace("\\", "/").split("/")
     kept = [folder for folder in folders if folder.lower() not in _SPLIT_FOLDERS]
     return "/".join([*kept, os.path.splitext(last)[0]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from .batch_parsing import PlainAnnotations
 from .coco_json import AnnotationEntry, Box
 from .records import Category, Columns, ImageTable, indices_of
 from .segmentation import Segmentation
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 class TableBuilder:
@@ -97,12 +100,15 @@ class TableBuilder:
         image_rows = _array(self.image_rows)
         order = np.lexsort((_array(self.positions), image_rows))
         order = order[kept[order]]
+        per_image = np.bincount(image_rows[order], minlength=len(self.image_ids))
+        labels = labels[order]
+        del image_rows, kept, self.image_rows, self.positions
         counts = _array(self.part_counts)
         part_counts = counts[order]
         part_offsets = _offsets(part_counts)
         first_part = (np.cumsum(counts) - counts)[order]
         parts = indices_of(first_part, part_counts)
-        per_image = np.bincount(image_rows[order], minlength=len(self.image_ids))
+        del counts, self.part_counts
         return ImageTable(
             Columns(
                 image_ids=_array(self.image_ids),
@@ -112,15 +118,15 @@ class TableBuilder:
                 paths=self.paths.bytes(),
                 path_offsets=self.paths.offsets(),
                 instance_offsets=_offsets(per_image),
-                ids=_array(self.ids)[order],
-                labels=labels[order],
-                category_ids=_array(self.category_ids)[order],
-                iscrowd=np.frombuffer(self.iscrowd, np.bool_)[order],
-                is_rle=np.frombuffer(self.is_rle, np.bool_)[order],
-                boxes=np.frombuffer(self.boxes, np.float64).reshape(-1, 4)[order],
-                areas=np.frombuffer(self.areas, np.float64)[order],
+                ids=_move(self.ids, np.int64, order),
+                labels=labels,
+                category_ids=_move(self.category_ids, np.int64, order),
+                iscrowd=_move(self.iscrowd, np.bool_, order),
+                is_rle=_move(self.is_rle, np.bool_, order),
+                boxes=_move(self.boxes, np.float64, order, 4),
+                areas=_move(self.areas, np.float64, order),
                 part_offsets=part_offsets,
-                part_ranges=_array(self.part_ranges).reshape(-1, 2)[parts],
+                part_ranges=_move(self.part_ranges, np.int64, parts, 2),
                 vertices=np.frombuffer(self.vertices, np.float64).reshape(-1, 2),
                 codes=np.frombuffer(self.codes, np.uint8),
             )
@@ -146,6 +152,15 @@ class _Texts:
 
 def _array(values: array[int]) -> Ints:
     return np.frombuffer(values, np.int64)
+
+
+def _move(
+    values: array[int] | array[float], dtype: type[_Number], order: npt.NDArray[np.intp], width: int = 0
+) -> npt.NDArray[_Number]:
+    """The values in this order, in rows of `width`; the source is emptied, for no memory to be taken twice."""
+    found: npt.NDArray[_Number] = np.frombuffer(values, dtype).reshape((-1, width) if width else -1)[order]
+    del values[:]
+    return found
 
 
 def _offsets(counts: Ints) -> Ints:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -69,7 +71,7 @@ def read_batches(run: Run) -> Iterator[Iterator[Batch]]:
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own, so that starting workers does not move the random points
     )
-    batches = iter(loader)
+    batches = start_workers(loader)
     try:
         yield batches
     except BaseException:
@@ -78,6 +80,19 @@ def read_batches(run: Run) -> Iterator[Iterator[Batch]]:
     finally:
         if config.dataloader_num_workers:
             batches._shutdown_workers()  # type: ignore[attr-defined]  # no public name for it
+
+
+def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The iterator of a loader. Its workers leave the objects they share with this process out of Python's collector.
+
+    A collection writes to every object that it looks at, and so copies its memory page, in every worker.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        return iter(loader)
+    finally:
+        gc.unfreeze()  # in this process alone
 
 
 def _kill_workers(batches: object) -> None:
