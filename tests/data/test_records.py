@@ -293,6 +293,32 @@ def test_image_table__stored_opened_pickled_and_sliced(tmp_path: Path) -> None:
         data.images[len(data.images)]
 
 
+@pytest.mark.parametrize("odd", [None, 3.125, 1 / 3, 1e-300, -0.005])
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "rare"])
+def test_image_table__vertices_are_the_numbers_of_the_file(tmp_path: Path, odd: float | None, plain: bool) -> None:
+    """Hundredths of a pixel, as integers, are exact; where one vertex is none, all are kept as they are."""
+    rng = np.random.default_rng(0)
+    polygons = [[float(f"{value:.2f}") for value in rng.uniform(-3, 99_999, 48)] for _ in range(200)]
+    if odd is not None:
+        polygons[120][7] = odd
+    annotations = [
+        {"id": number, "image_id": 1, "category_id": 1, "segmentation": [polygon]}
+        | ({} if plain else {"iscrowd": False})
+        for number, polygon in enumerate(polygons, 1)
+    ]
+    image = {"id": 1, "file_name": "a.png", "height": 100_000, "width": 100_000}
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}))
+    (tmp_path / "a.png").touch()
+    data, _ = parse_coco(Split("train", file, tmp_path))
+    assert data is not None
+    assert data.images.columns.vertices.dtype == (np.int32 if odd is None else np.float64)
+    stored = data.images.save(tmp_path / "index")
+    for table in (data.images, load_table(tmp_path / "index", stored.rows)):
+        found = [one.segmentation for one in table[0].annotations]
+        assert [part.ravel().tolist() for (part,) in found] == polygons  # type: ignore[union-attr]
+
+
 def test_image_table__of_records_and_its_counts(tmp_path: Path) -> None:
     data, _ = parse_coco(mixed_file(tmp_path))
     remade = make_table(list(data.images), data.categories)

@@ -146,7 +146,7 @@ def _measure_polygons(arrays: MaskArrays, columns: Columns, rows: Chosen) -> Non
         first = columns.part_offsets[rows[some]]
         number = columns.part_offsets[rows[some] + 1] - first
         begin, end = columns.part_ranges[indices_of(first, number)].T
-        points = columns.vertices[indices_of(begin, end - begin)]
+        points = columns.points(indices_of(begin, end - begin))
         arrays.boxes[some], arrays.areas[some] = boxes_and_areas(points, end - begin, number)
 
 

@@ -72,6 +72,9 @@ class LeftOut:
     box: Box | None
 
 
+HUNDREDTHS = 100  # of a pixel: COCO's own files have two decimals
+
+
 class Columns(NamedTuple):
     """The arrays of M images with A instances in P parts. An instance belongs to the image of its row range.
 
@@ -95,8 +98,13 @@ class Columns(NamedTuple):
     areas: Floats  # (A,)
     part_offsets: Ints  # (A + 1,) parts of each instance
     part_ranges: Ints  # (P, 2) first and last + 1 vertex, or byte
-    vertices: Floats  # (V, 2) x, y
+    vertices: Floats | npt.NDArray[np.int32]  # (V, 2) x, y in pixels, or in hundredths where all are whole ones
     codes: npt.NDArray[np.uint8]  # compressed counts of the RLEs
+
+    def points(self, chosen: slice | Ints) -> Floats:
+        """Some of the vertices, (v, 2) x, y in pixels: equal to the numbers of the file."""
+        found = self.vertices[chosen]
+        return np.asarray(found / HUNDREDTHS if found.dtype == np.int32 else found)
 
 
 class ImageTable(Sequence[ImageRecord]):
@@ -285,12 +293,12 @@ def with_class_order(data: CocoData, names: Sequence[str]) -> CocoData:
 
 
 def _segmentation(columns: Columns, row: int, size: tuple[int, int]) -> Segmentation:
-    """The segmentation in a row; polygons are views of the shared vertices."""
+    """The segmentation in a row."""
     ranges = columns.part_ranges[columns.part_offsets[row] : columns.part_offsets[row + 1]].tolist()
     if columns.is_rle[row]:
         ((first, last),) = ranges
         return CompressedRle(size=list(size), counts=columns.codes[first:last].tobytes())
-    return [np.asarray(columns.vertices[first:last]) for first, last in ranges]
+    return [columns.points(slice(first, last)) for first, last in ranges]
 
 
 def indices_of(first: Ints, counts: Ints) -> Ints:

@@ -9,10 +9,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .array_types import Ints
+from .array_types import Floats, Ints
 from .batch_parsing import PlainAnnotations
 from .coco_json import AnnotationEntry, Box
-from .records import Category, Columns, ImageTable, indices_of
+from .records import HUNDREDTHS, Category, Columns, ImageTable, indices_of
 from .segmentation import Segmentation
 
 _Number = TypeVar("_Number", bound=np.generic)
@@ -29,7 +29,7 @@ class TableBuilder:
         self.iscrowd, self.is_rle = array("B"), array("B")
         self.boxes, self.areas = array("d"), array("d")
         self.part_counts, self.part_ranges = array("q"), array("q")
-        self.vertices, self.codes = array("d"), bytearray()
+        self.vertices, self.codes = _Vertices(), bytearray()
 
     def add_image(self, image_id: int, file_name: str, path: str, height: int, width: int) -> None:
         """Add an image; its row is the number of images before it."""
@@ -53,8 +53,8 @@ class TableBuilder:
         if isinstance(shape, list):
             self.part_counts.append(len(shape))
             for part in shape:
-                first = len(self.vertices) // 2
-                self.vertices.frombytes(part.tobytes())
+                first = len(self.vertices)
+                self.vertices.append(part)
                 self.part_ranges.extend((first, first + len(part)))
         else:
             self.part_counts.append(1)
@@ -64,7 +64,8 @@ class TableBuilder:
 
     def add_plain(self, plain: PlainAnnotations) -> None:
         """Add many instances that are parsed together."""
-        first = len(self.vertices) // 2
+        first = len(self.vertices)
+        self.vertices.append(plain.vertices)
         ends = first + np.cumsum(plain.vertex_counts)
         number = len(plain.ids)
         for values, new in (
@@ -78,7 +79,6 @@ class TableBuilder:
             (self.areas, plain.areas),
             (self.part_counts, plain.part_counts),
             (self.part_ranges, np.stack([ends - plain.vertex_counts, ends], 1)),
-            (self.vertices, plain.vertices),
         ):
             values.frombytes(new.tobytes())
 
@@ -127,10 +127,37 @@ class TableBuilder:
                 areas=_move(self.areas, np.float64, order),
                 part_offsets=part_offsets,
                 part_ranges=_move(self.part_ranges, np.int64, parts, 2),
-                vertices=np.frombuffer(self.vertices, np.float64).reshape(-1, 2),
+                vertices=self.vertices.array(),
                 codes=np.frombuffer(self.codes, np.uint8),
             )
         )
+
+
+class _Vertices:
+    """Vertices of polygons: hundredths of a pixel (int32, half the memory) until one is no whole hundredth."""
+
+    def __init__(self) -> None:
+        self._values: array[int] | array[float] = array("i")
+
+    def __len__(self) -> int:
+        return len(self._values) // 2
+
+    def append(self, points: Floats) -> None:
+        """Add vertices (V, 2)."""
+        if self._values.typecode == "i":
+            hundredths = np.rint(points * HUNDREDTHS)
+            # A double divided by 100 is the double that is nearest to the decimal number: what the file's text gave.
+            if np.abs(hundredths).max(initial=0) < 2**31 and (hundredths / HUNDREDTHS == points).all():
+                self._values.frombytes(hundredths.astype(np.int32).tobytes())
+                return
+            self._values = array("d", (np.frombuffer(self._values, np.int32) / HUNDREDTHS).tobytes())
+        self._values.frombytes(np.asarray(points, np.float64).tobytes())
+
+    def array(self) -> Floats | npt.NDArray[np.int32]:
+        """All vertices, (V, 2)."""
+        if self._values.typecode == "i":
+            return np.frombuffer(self._values, np.int32).reshape(-1, 2)
+        return np.frombuffer(self._values, np.float64).reshape(-1, 2)
 
 
 class _Texts:
