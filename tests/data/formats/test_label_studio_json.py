@@ -170,8 +170,8 @@ def test_read_split__finds_images_by_their_address(tmp_path: Path) -> None:
     for address, told in (
         ("c/1.png", r'called "c/1\.png", but \["a/1\.png", "b/1\.png"\]'),
         ("x", "no path of an image"),
-        ("https://host/?token=", r'without the name of an image, "https://host/\?token="; give the file of each'),
-        ("https://host/get?id=7", r'without the name of an image, "https://host/get\?id=7"'),
+        ("https://host/?token=", r'without the name of an image, "https://host/"; give the file of each'),
+        ("https://host/get?id=7", r'without the name of an image, "https://host/get"'),
     ):
         (tmp_path / "export.json").write_text(json.dumps([task(1, [brush("cell")], image=address)]), encoding="utf-8")
         with pytest.raises(DatasetError, match=told):

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeGuard
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -215,7 +216,8 @@ class _Reading:
     def _why_no_file(self, data: Mapping[str, object]) -> str:
         given = next(_addresses(data), "")
         if PurePosixPath(given).suffix.lower() not in IMAGE_SUFFIXES:
-            if (address := next(filter(_is_web, data.values()), None)) is None:
+            addresses = (one.partition("?")[0] for one in data.values() if _is_web(one))  # a query may hold a token
+            if (address := next(addresses, None)) is None:
                 return "no path of an image in data"
             advice = "give the file of each image the name at the end of its address, or put its path into data"
             return f"an address without the name of an image, {quote(address)}; {advice}"
@@ -310,7 +312,7 @@ def _addresses(data: Mapping[str, object]) -> Iterator[str]:
         yield from named or ([] if not _is_web(text) else [path for path in paths if PurePosixPath(path).name])
 
 
-def _is_web(value: object) -> bool:
+def _is_web(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and value.lower().startswith(("http://", "https://"))
 
 
