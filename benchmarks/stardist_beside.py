@@ -9,8 +9,8 @@ Runs in an environment of its own, without this project (stardist, BSD-3-Clause,
 The network is that of StarDist's example for this data (`examples/2D/2_training.ipynb`: 32 rays, grid 2x2, patches of
 256x256, batches of 4, its flips, quarter turns and changes of brightness); the learning rate falls to 0 over the
 budget, as in `learning.py`. Every sixth training image chooses both thresholds; the weights are those of the last step.
-The clock runs in training alone. `predictions.json`, for `evaluate --predictions`, has objects with a
-probability from --lowest on, so that AP has a curve.
+The clock runs in training alone. `predictions.json`, for `evaluate --predictions`, has objects with a probability from
+--lowest on, so that AP has a curve.
 """
 
 from __future__ import annotations
@@ -99,8 +99,7 @@ def train_stardist(images: list[Any], labels: list[Any], output: Path, args: arg
     model.prepare_for_training()
     budget = Budget()
     model.callbacks = [budget]  # instead of StarDist's own: no checkpoint of the best validation loss is needed
-    steps = 10
-    model.train(images, labels, (images[:1], labels[:1]), augmenter=augment, epochs=100_000, steps_per_epoch=steps)
+    model.train(images, labels, (images[:1], labels[:1]), augmenter=augment, epochs=100_000, steps_per_epoch=10)
     return model, budget.spent
 
 

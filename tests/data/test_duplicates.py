@@ -201,6 +201,6 @@ def test_near_pairs__piece_by_piece_finds_the_same(monkeypatch: pytest.MonkeyPat
     whole = near_pairs(boxes, image_of)
     assert len(whole) > 100
     for at_once in (1, 7, 399):
-        monkeypatch.setattr(duplicates, "_AT_ONCE", at_once)
+        monkeypatch.setattr(duplicates, "MASKS_AT_ONCE", at_once)
         assert near_pairs(boxes, image_of).tolist() == whole.tolist()
     assert near_pairs(boxes[:0], image_of[:0]).shape == (0, 2)

@@ -401,5 +401,5 @@ def test_check_masks__piece_by_piece_finds_the_same(tmp_path: Path, monkeypatch:
         fault.kind for fault in whole
     }
     for at_once in (1, 4, 44):
-        monkeypatch.setattr(mask_checks, "_AT_ONCE", at_once)
+        monkeypatch.setattr(mask_checks, "MASKS_AT_ONCE", at_once)
         assert find(content, tmp_path) == whole

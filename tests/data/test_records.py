@@ -316,7 +316,7 @@ def test_image_table__vertices_are_the_numbers_of_the_file(tmp_path: Path, odd: 
     stored = data.images.save(tmp_path / "index")
     for table in (data.images, load_table(tmp_path / "index", stored.rows)):
         found = [one.segmentation for one in table[0].annotations]
-        assert [part.ravel().tolist() for (part,) in found] == polygons  # type: ignore[union-attr]
+        assert [np.ravel(part).tolist() for (part,) in found] == polygons
 
 
 def test_image_table__of_records_and_its_counts(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from .array_types import Floats
 from .coco import CocoData
 from .faults import Fault, FaultReport, Place, Severity
 from .locate import absolute_path
-from .mask_arrays import MaskArrays
+from .mask_arrays import MASKS_AT_ONCE, MaskArrays
 from .segmentation import CompressedRle, Segmentation, polygons_to_counts
 from .siblings import sibling_keys
 
@@ -30,7 +30,6 @@ SAME_MASK = 0.95
 """IoU from which two masks of a picture are the same object: objects beside or upon each other overlap less."""
 
 _NEIGHBOURS = 64  # masks of a picture compared with each: those whose left edges are nearest
-_AT_ONCE = 20_000  # masks whose boxes are compared together
 _MEASURED = 20_000  # pairs whose masks are compared in pixels; of further ones, box and area
 
 Pairs = npt.NDArray[np.intp]
@@ -41,7 +40,7 @@ def near_pairs(boxes: Floats, image_of: npt.NDArray[np.int64]) -> Pairs:
     """Pairs whose boxes (N, 4; left, top, right, bottom) are nearly equal: those that may be the same mask."""
     order = np.lexsort((boxes[:, 0], image_of))
     image = image_of[order]
-    starts = np.unique(np.searchsorted(image, image[::_AT_ONCE]))  # of whole pictures, for little memory
+    starts = np.unique(np.searchsorted(image, image[::MASKS_AT_ONCE]))  # of whole pictures, for little memory
     pieces = [_near_in_order(boxes, image_of, some) for some in np.split(order, starts[1:])]
     pairs = np.sort(np.concatenate(pieces), axis=1)
     return np.asarray(pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))])

@@ -24,7 +24,7 @@ from .segmentation import Segmentation, boxes_and_areas, polygons_to_runs
 Chosen: TypeAlias = npt.NDArray[np.intp]
 """Positions of masks among the N, (n,)."""
 
-_AT_ONCE = 20_000  # masks whose vertices are in memory together
+MASKS_AT_ONCE = 20_000  # masks that are measured or compared together, for little memory
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def collect_masks(data: CocoData) -> MaskArrays:
 def _measure_polygons(arrays: MaskArrays, columns: Columns, rows: Chosen) -> None:
     """Fill in boxes and areas of the polygons in the rows of a table."""
     polygons = np.flatnonzero(arrays.is_polygon[: len(rows)])
-    for start in range(0, len(polygons), _AT_ONCE):
-        some = polygons[start : start + _AT_ONCE]
+    for start in range(0, len(polygons), MASKS_AT_ONCE):
+        some = polygons[start : start + MASKS_AT_ONCE]
         first = columns.part_offsets[rows[some]]
         number = columns.part_offsets[rows[some] + 1] - first
         begin, end = columns.part_ranges[indices_of(first, number)].T
@@ -153,8 +153,8 @@ def _measure_polygons(arrays: MaskArrays, columns: Columns, rows: Chosen) -> Non
 def _measure_codes(arrays: MaskArrays) -> None:
     """Fill in boxes and areas of the run-length codes."""
     codes = np.flatnonzero(~arrays.is_polygon)
-    for start in range(0, len(codes), _AT_ONCE):
-        some = codes[start : start + _AT_ONCE]
+    for start in range(0, len(codes), MASKS_AT_ONCE):
+        some = codes[start : start + MASKS_AT_ONCE]
         for place, values in arrays._rle_boxes(some, side=0):
             arrays.boxes[some[place]] = values
         shapes = map(arrays.segmentation_at, some.tolist())

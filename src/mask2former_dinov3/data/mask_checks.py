@@ -15,7 +15,7 @@ import numpy as np
 from .array_types import Floats
 from .coco import CocoData
 from .faults import Fault, FaultReport, count_of
-from .mask_arrays import Chosen, MaskArrays, collect_masks
+from .mask_arrays import MASKS_AT_ONCE, Chosen, MaskArrays, collect_masks
 from .mask_causes import (
     EDGE_SLACK,
     EXIF_SENTENCE,
@@ -47,7 +47,6 @@ _UNIT_SHARE = 0.05  # of the file's masks in 0..1: a stray sub-pixel part at the
 _CHANCE = 1e-4  # that all masks of all pictures lie within 0..100 although they are in pixels, taken as independent
 _TOP_LEFT = 0.75  # of the width and the height
 _REACH = 85.0  # percent coordinates of a whole file go as far as this; objects of one corner rarely do
-_AT_ONCE = 20_000  # masks that are compared together
 _RASTERISED = 5000  # masks whose area is counted in pixels before it is said to differ
 
 
@@ -108,7 +107,8 @@ def _check_boxes(masks: MaskArrays, report: FaultReport) -> Flags:
 
 def _in_pieces(masks: MaskArrays, function: Callable[[slice], _Values]) -> _Values:
     """What a function gives for all masks, a part of them at a time: its steps would take 0.1 GB for COCO's size."""
-    return np.concatenate([function(slice(first, first + _AT_ONCE)) for first in range(0, len(masks), _AT_ONCE)])
+    starts = range(0, len(masks), MASKS_AT_ONCE)
+    return np.concatenate([function(slice(first, first + MASKS_AT_ONCE)) for first in starts])
 
 
 def _are_loose(stated: Floats, boxes: Floats) -> Flags:
